@@ -1,0 +1,28 @@
+"""Data sets, views of images as sequences, and the batch pipeline.
+
+``load`` is the one entrance: it builds the data set that a config section names and returns its
+train, validation and test splits, which ``make_train_iterator`` and ``eval_batches`` turn into
+batches. Nothing here starts a JAX device, and TensorFlow Datasets or scikit-learn are imported only
+when a data set needs them.
+"""
+
+from jaxeff.data import cifar, digits, idx, synthetic
+from jaxeff.data.base import DATASETS, Dataset, Request, Split
+from jaxeff.data.loading import load
+from jaxeff.data.pipeline import eval_batches, make_train_iterator
+from jaxeff.data.views import VIEWS
+
+__all__ = [
+    "DATASETS",
+    "VIEWS",
+    "Dataset",
+    "Request",
+    "Split",
+    "cifar",
+    "digits",
+    "eval_batches",
+    "idx",
+    "load",
+    "make_train_iterator",
+    "synthetic",
+]

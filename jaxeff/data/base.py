@@ -1,0 +1,199 @@
+"""What a data set is: three splits that give batches by index, and what a model must know."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxeff.data import counter_rng
+from jaxeff.errors import ConfigError
+from jaxeff.registry import Registry
+
+if TYPE_CHECKING:
+    from jaxeff.data.views import View
+
+#: Factories ``factory(request: Request, **options) -> Dataset``.
+DATASETS = Registry("data set")
+
+#: The number of each split in the seeds of everything drawn for it.
+STREAMS = {"train": 0, "validation": 1, "test": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What ``load`` was asked for, whatever the data set.
+
+    Attributes:
+      dir: folder of the data; "" means the default folder.
+      view: how images become sequences, or None for images unchanged.
+      view_label: the view in words, for descriptions.
+      validation_fraction: share of the train data held out for validation, in [0, 1).
+      split_seed: seed of that split, and of generated data.
+      download: whether a missing data set may be fetched from the network.
+    """
+
+    dir: str = ""
+    view: View | None = None
+    view_label: str = "images"
+    validation_fraction: float = 0.1
+    split_seed: int = 0
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_fraction < 1:
+            raise ConfigError(
+                "config.data.validation_fraction must be at least 0 and below 1,"
+                f" not {self.validation_fraction}"
+            )
+        if self.split_seed < 0:
+            raise ConfigError(f"config.data.split_seed must not be negative, not {self.split_seed}")
+
+    def refuse_view(self, name: str) -> None:
+        """Raises ConfigError if a view was asked of a data set that has no images."""
+        if self.view is not None:
+            raise ConfigError(
+                f"config.data.view: data set '{name}' has no images to view; leave it empty"
+            )
+
+
+class Split(abc.ABC):
+    """Examples that can be taken by index, a whole batch at a time.
+
+    Attributes:
+      stream: number that keeps the random draws of a data set's splits apart.
+    """
+
+    stream: int = 0
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Returns the number of examples."""
+
+    @abc.abstractmethod
+    def take(
+        self, indices: np.ndarray, rng: np.random.Generator | None = None
+    ) -> dict[str, np.ndarray]:
+        """Returns the examples ``indices`` as one batch.
+
+        Args:
+          indices: integers in [0, len), shape [batch].
+          rng: source of whatever is random in the examples (noise). None gives every example noise
+            of its own that never changes. A split that draws must take exactly one raw 64-bit word
+            per example, in order (``rng.bit_generator.random_raw(batch)``): then a process can
+            advance the generator to its part of a global batch.
+
+        Returns:
+          ``inputs`` float32 [batch, ...], and ``labels``: int32 [batch] (classification), float32
+          [batch, outputs] (regression) or int32 [batch, time] (tagging).
+        """
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArraySplit(Split):
+    """Images held in memory as uint8, scaled and viewed when taken.
+
+    Attributes:
+      images: uint8 [all examples, height, width, channels], shared by splits.
+      labels: int32 [all examples].
+      indices: rows of ``images`` that belong to this split, int64 [examples].
+      scale: float32 [channels]; an input is ``image * scale + offset``.
+      offset: float32 [channels].
+      view: how an image becomes a sequence, or None.
+      stream: see ``Split``.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+    scale: np.ndarray
+    offset: np.ndarray
+    view: View | None = None
+    stream: int = 0
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def take(
+        self, indices: np.ndarray, rng: np.random.Generator | None = None
+    ) -> dict[str, np.ndarray]:
+        """See ``Split.take``."""
+        rows = self.indices[indices]
+        inputs = np.multiply(self.images[rows], self.scale, dtype=np.float32)
+        if self.offset.any():
+            inputs += self.offset
+        if self.view is not None:
+            inputs = self.view(inputs, self._keys(np.asarray(indices), rng))
+        return {"inputs": inputs, "labels": self.labels[rows]}
+
+    def _keys(self, indices: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        if rng is None:
+            return counter_rng.example_keys(0, self.stream, indices)
+        return np.asarray(rng.bit_generator.random_raw(len(indices)), np.uint64)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GeneratedSplit(Split):
+    """Examples computed on the fly: example ``i`` is a function of ``(seed, stream, i)`` alone.
+
+    Attributes:
+      size: number of examples.
+      generate: maps keys uint64 [batch] to (inputs, labels).
+      seed: seed of the data set.
+      stream: see ``Split``.
+    """
+
+    size: int
+    generate: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    seed: int = 0
+    stream: int = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def take(
+        self, indices: np.ndarray, rng: np.random.Generator | None = None
+    ) -> dict[str, np.ndarray]:
+        """See ``Split.take``; ``rng`` is not used.
+
+        Raises:
+          IndexError: an index outside [0, size).
+        """
+        indices = np.asarray(indices)
+        if indices.size and not (indices.min() >= 0 and indices.max() < self.size):
+            raise IndexError(f"index outside [0, {self.size})")
+        inputs, labels = self.generate(counter_rng.example_keys(self.seed, self.stream, indices))
+        return {"inputs": inputs, "labels": labels}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set, ready to be batched.
+
+    Attributes:
+      name: its name in ``DATASETS``.
+      task: "classification", "regression" or "tagging" (a class at every step).
+      num_classes: number of classes; 0 for regression.
+      num_outputs: width of a model's output: the classes, or the regressed values.
+      input_shape: shape of one example, [time, features] or [height, width, channels].
+      splits: "train", "validation" and "test"; no example is in two of them.
+      description: one line that says source, sizes and view.
+      class_names: names of the classes, or ().
+    """
+
+    name: str
+    task: str
+    num_classes: int
+    num_outputs: int
+    input_shape: tuple[int, ...]
+    splits: dict[str, Split]
+    description: str
+    class_names: tuple[str, ...] = ()
+
+
+def sizes(splits: dict[str, Any]) -> str:
+    """Returns ``"1350 train, 150 validation, 297 test"`` for a description."""
+    return ", ".join(f"{len(split)} {name}" for name, split in splits.items())

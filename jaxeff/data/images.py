@@ -1,0 +1,144 @@
+"""From the arrays of an image data set to its three splits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from jaxeff.data.base import STREAMS, ArraySplit, Dataset, Request, Split, sizes
+from jaxeff.errors import ConfigError, DataError
+
+NORMALIZERS = ("unit", "standard")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageArrays:
+    """The decoded train and test parts of an image data set.
+
+    Attributes:
+      train_images: uint8 [examples, height, width, channels].
+      train_labels: integers [examples].
+      test_images: as ``train_images``.
+      test_labels: as ``train_labels``.
+      origin: where the data came from, a phrase for the description.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    origin: str
+
+
+def split_indices(examples: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the sorted train and validation rows of ``examples`` train examples.
+
+    The first ``round(fraction * examples)`` entries of numpy's
+    ``Generator(PCG64(seed)).permutation(examples)`` are the validation rows.
+    """
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(examples)
+    held_out = round(fraction * examples)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def moments(images: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and standard deviation per channel, float64 [channels], of rows ``indices``.
+
+    Counts byte values, so the result is exact and needs no float copy of the images.
+    """
+    channels = images.shape[-1]
+    counts = np.zeros((channels, 256), np.int64)
+    for start in range(0, len(indices), 4096):
+        block = images[indices[start : start + 4096]]
+        for channel in range(channels):
+            counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
+    values = np.arange(256)
+    total = counts.sum(1)
+    mean = counts @ values / total
+    return mean, np.sqrt(np.maximum(counts @ values**2 / total - mean**2, 0))
+
+
+def affine(
+    images: np.ndarray, train: np.ndarray, normalize: str, maximum: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns scale and offset, float32 [channels], that normalise the images.
+
+    Args:
+      images: uint8 [examples, height, width, channels].
+      train: rows to measure; never validation or test rows.
+      normalize: "unit" (values in [0, 1]) or "standard" (mean 0, standard deviation 1 per channel).
+      maximum: byte value that "unit" maps to 1.
+
+    Raises:
+      ConfigError: another ``normalize``.
+    """
+    channels = images.shape[-1]
+    if normalize == "unit":
+        return np.full(channels, 1 / maximum, np.float32), np.zeros(channels, np.float32)
+    if normalize != "standard":
+        raise ConfigError(
+            f"config.data.normalize must be one of {', '.join(NORMALIZERS)}, not '{normalize}'"
+        )
+    mean, deviation = moments(images, train)
+    scale = 1 / np.maximum(deviation, 1e-6)  # a constant channel stays finite
+    return scale.astype(np.float32), (-mean * scale).astype(np.float32)
+
+
+def image_dataset(
+    name: str,
+    arrays: ImageArrays,
+    request: Request,
+    *,
+    num_classes: int,
+    normalize: str = "unit",
+    maximum: int = 255,
+    class_names: tuple[str, ...] = (),
+) -> Dataset:
+    """Splits, normalises and views the arrays of an image data set.
+
+    Raises:
+      ConfigError: an impossible field.
+      DataError: a label outside [0, num_classes), or an empty part.
+    """
+    for part, labels in (("train", arrays.train_labels), ("test", arrays.test_labels)):
+        if not len(labels):
+            raise DataError(f"{name}: the {part} part of {arrays.origin} has no examples")
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise DataError(f"{name}: {arrays.origin} has a label outside 0..{num_classes - 1}")
+    train, validation = split_indices(
+        len(arrays.train_labels), request.validation_fraction, request.split_seed
+    )
+    if not len(train):
+        raise ConfigError(
+            f"config.data.validation_fraction={request.validation_fraction} leaves no train example"
+            f" of {len(arrays.train_labels)}"
+        )
+    scale, offset = affine(arrays.train_images, train, normalize, maximum)
+    shape = tuple(arrays.train_images.shape[1:])
+    input_shape = request.view.shape(shape) if request.view is not None else shape
+    train_part = (arrays.train_images, arrays.train_labels.astype(np.int32))
+    test_part = (arrays.test_images, arrays.test_labels.astype(np.int32))
+    rows = {
+        "train": (train_part, train),
+        "validation": (train_part, validation),
+        "test": (test_part, np.arange(len(arrays.test_labels))),
+    }
+    splits: dict[str, Split] = {
+        part: ArraySplit(*data, indices, scale, offset, request.view, STREAMS[part])
+        for part, (data, indices) in rows.items()
+    }
+    description = (
+        f"{name} from {arrays.origin}: {sizes(splits)}; {num_classes} classes;"
+        f" inputs {'x'.join(map(str, input_shape))} ({request.view_label}, {normalize})"
+    )
+    return Dataset(
+        name,
+        "classification",
+        num_classes,
+        num_classes,
+        input_shape,
+        splits,
+        description,
+        class_names,
+    )

@@ -1,0 +1,67 @@
+"""``load``: from the fields of a config section to a data set."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from jaxeff.data.base import DATASETS, Dataset, Request
+from jaxeff.data.views import VIEWS
+from jaxeff.errors import ConfigError
+from jaxeff.registry import closest
+
+
+def load(
+    name: str,
+    *,
+    dir: str = "",
+    view: str = "",
+    validation_fraction: float = 0.1,
+    split_seed: int = 0,
+    download: bool = False,
+    **options: Any,
+) -> Dataset:
+    """Builds a data set.
+
+    Args:
+      name: a name in ``DATASETS``.
+      dir: folder of the data; "" means ``$JAXEFF_DATA_DIR`` or ``~/.cache/jaxeff/data``.
+      view: a name in ``VIEWS``, or "" for images unchanged.
+      validation_fraction: share of the train data held out for validation, in [0, 1). Generated
+        data sets have ``num_validation`` instead.
+      split_seed: seed of the validation split, and of generated data.
+      download: whether a missing data set may be fetched from the network (needs TensorFlow).
+      **options: fields of the data set's factory and of the view.
+
+    Raises:
+      ConfigError: an unknown name or field, or an impossible value.
+      DataError: the data set is missing or damaged.
+    """
+    factory = _parameters(DATASETS, name, "name")
+    viewer = _parameters(VIEWS, view, "view") if view else set()
+    common = _keywords(load)
+    factory.discard("request")
+    for field in options:
+        if field not in factory | viewer:
+            known = sorted(common | factory | viewer)
+            shown = f"data set '{name}'" + (f" with view '{view}'" if view else "")
+            raise ConfigError(
+                f"config.data.{field}: {shown} has no such field{closest(field, known)}"
+            )
+    built = VIEWS[view](**{k: v for k, v in options.items() if k in viewer}) if view else None
+    label = " ".join([view or "images", *(f"{k}={getattr(built, k)}" for k in sorted(viewer))])
+    request = Request(dir, built, label, validation_fraction, split_seed, download)
+    return DATASETS[name](request, **{k: v for k, v in options.items() if k in factory})
+
+
+def _keywords(function: Any) -> set[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
+
+
+def _parameters(registry: Any, name: str, field: str) -> set[str]:
+    if name not in registry:
+        raise ConfigError(
+            f"config.data.{field}: unknown {registry.kind} '{name}'{closest(name, list(registry))}"
+        )
+    return _keywords(registry[name])

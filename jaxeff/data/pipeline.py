@@ -1,0 +1,179 @@
+"""Batches: an endless, shuffled, resumable stream for training and one exact pass for evaluation.
+
+Grain drives the training stream, over batch numbers rather than over examples: batch ``b`` is a
+pure function of ``(split, seed, b)``, gathered in one numpy call, so the state of the stream is one
+number and every process computes its own slice without talking to the others.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, SupportsIndex
+
+import numpy as np
+
+from jaxeff.data.base import Split
+from jaxeff.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import grain
+
+# First words of the seeds, so that no two uses of one seed share random numbers.
+_SHUFFLE, _TRAIN_NOISE, _EVAL_NOISE = 0, 1, 2
+
+
+def make_train_iterator(
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    shuffle: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 2,
+) -> grain.DatasetIterator[dict[str, np.ndarray]]:
+    """Returns an endless iterator over this process's part of the training batches.
+
+    Each epoch is a fresh permutation of the split. Epochs run on into each other inside a batch, so
+    every batch is full and every example is seen once per epoch. Random parts of the examples are
+    drawn afresh for every batch. The concatenation of the parts of all processes does not depend on
+    how many there are.
+
+    Args:
+      split: the examples.
+      batch_size: examples per batch over all processes.
+      seed: seed of the order and of the noise, not negative.
+      shuffle: False keeps the split's order.
+      process_index: which contiguous slice of each batch to give.
+      process_count: number of processes.
+      prefetch: batches to prepare ahead in a thread; 0 prepares in the calling thread.
+
+    Returns:
+      a grain iterator of dicts: ``inputs``, ``labels`` (see ``Split.take``) and ``weight``, ones
+      float32 [batch_size / process_count]. Its ``get_state`` and ``set_state`` resume it exactly;
+      Orbax saves and restores it as a checkpointable. It must be resumed with the same split,
+      ``batch_size`` and ``seed``.
+
+    Raises:
+      ConfigError: an impossible batch size, process or seed.
+      DataError: the split is empty.
+    """
+    import grain
+
+    part = _part(batch_size, process_index, process_count)
+    if not len(split):
+        raise DataError("the training split has no examples")
+    if seed < 0 or prefetch < 0:
+        raise ConfigError(f"seed ({seed}) and prefetch ({prefetch}) must not be negative")
+    source = _TrainBatches(split, batch_size, seed, shuffle, part)
+    options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
+    return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+
+
+def eval_batches(
+    split: Split,
+    batch_size: int,
+    seed: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields every example of a split exactly once, in order, in batches of one size.
+
+    The last batch is filled with copies of the last example whose ``weight`` is 0, so that a
+    compiled step sees one shape and no invented input can turn a masked sum into NaN.
+
+    Args:
+      split: the examples; an empty split yields nothing.
+      batch_size: examples per batch over all processes.
+      seed: seed of the examples' noise, which is the same in every pass and for every batch size.
+      process_index: which contiguous slice of each batch to give.
+      process_count: number of processes.
+
+    Raises:
+      ConfigError: an impossible batch size, process or seed.
+    """
+    part = _part(batch_size, process_index, process_count)
+    if seed < 0:
+        raise ConfigError(f"seed must not be negative, not {seed}")
+    return _eval_batches(split, batch_size, seed, part)
+
+
+def _eval_batches(
+    split: Split, batch_size: int, seed: int, part: slice
+) -> Iterator[dict[str, np.ndarray]]:
+    for start in range(0, len(split), batch_size):
+        positions = np.arange(start + part.start, start + part.stop)
+        rng = _generator([_EVAL_NOISE, seed, split.stream], skip=int(positions[0]))
+        batch = split.take(np.minimum(positions, len(split) - 1), rng)
+        yield {**batch, "weight": (positions < len(split)).astype(np.float32)}
+
+
+def _part(batch_size: int, process_index: int, process_count: int) -> slice:
+    """Returns the slice of a global batch that belongs to a process."""
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+    if not 0 <= process_index < process_count:
+        raise ConfigError(
+            f"process_index must be in [0, process_count={process_count}), not {process_index}"
+        )
+    if batch_size % process_count:
+        raise ConfigError(
+            f"batch_size {batch_size} must be a multiple of the {process_count} processes"
+        )
+    size = batch_size // process_count
+    return slice(process_index * size, (process_index + 1) * size)
+
+
+def _generator(words: list[int], skip: int = 0) -> np.random.Generator:
+    """Returns the generator of a seed, advanced by ``skip`` raw words (one per example)."""
+    bits = np.random.PCG64(np.random.SeedSequence(words))
+    return np.random.Generator(bits.advance(skip))
+
+
+class _TrainBatches:
+    """Batch ``b`` of the training stream by random access, as grain's sources are."""
+
+    def __init__(self, split: Split, batch_size: int, seed: int, shuffle: bool, part: slice):
+        self._split = split
+        self._batch_size = batch_size
+        self._seed = seed
+        self._shuffle = shuffle
+        self._part = part
+        self._orders: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return sys.maxsize // self._batch_size  # endless: positions must fit an int64
+
+    def __repr__(self) -> str:
+        return f"TrainBatches(examples={len(self._split)}, batch_size={self._batch_size})"
+
+    def __getitem__(self, number: SupportsIndex) -> dict[str, np.ndarray]:
+        number = int(number)
+        start = number * self._batch_size
+        positions = np.arange(start + self._part.start, start + self._part.stop)
+        rng = _generator([_TRAIN_NOISE, self._seed, number], skip=self._part.start)
+        batch = self._split.take(self._indices(positions), rng)
+        return {**batch, "weight": np.ones(len(positions), np.float32)}
+
+    def _indices(self, positions: np.ndarray) -> np.ndarray:
+        """Maps positions in the endless stream to examples."""
+        epochs, offsets = np.divmod(positions, len(self._split))
+        if not self._shuffle:
+            return offsets
+        indices = np.empty_like(offsets)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            here = epochs == epoch
+            indices[here] = self._order(epoch)[offsets[here]]
+        return indices
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Returns the permutation of an epoch; the two newest are kept, as batches straddle two."""
+        with self._lock:
+            if epoch not in self._orders:
+                order = _generator([_SHUFFLE, self._seed, epoch]).permutation(len(self._split))
+                kept = list(self._orders.items())[-1:]
+                self._orders = dict([*kept, (epoch, order)])
+            return self._orders[epoch]
