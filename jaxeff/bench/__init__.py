@@ -1,0 +1,22 @@
+"""Costs of a model: arithmetic, latency, memory, parameters, and the machine they belong to."""
+
+from jaxeff.bench.flops import Cost, cost_per_example, count, macs_per_example
+from jaxeff.bench.latency import Latency, compile_time, interleaved, measure
+from jaxeff.bench.memory import compiled_memory
+from jaxeff.bench.summary import count_parameters, environment, git_commit, parameter_table
+
+__all__ = [
+    "Cost",
+    "Latency",
+    "compile_time",
+    "compiled_memory",
+    "cost_per_example",
+    "count",
+    "count_parameters",
+    "environment",
+    "git_commit",
+    "interleaved",
+    "macs_per_example",
+    "measure",
+    "parameter_table",
+]

@@ -1,0 +1,151 @@
+"""Pictures of a run, drawn without pyplot so that a notebook's own figures are left alone."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+History = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
+Curves = dict[str, tuple[list[float], list[float]]]  # steps and values by split
+
+_SPLITS = {"train": "train", "training": "train", "validation": "validation", "test": "test"}
+_SPLITS |= {"valid": "validation", "val": "validation", "eval": "validation"}
+_STYLES: dict[str, dict[str, Any]] = {
+    "train": {"color": "#7f8ea3", "linewidth": 1.4},
+    "validation": {"color": "#0b6fb8", "linewidth": 2.0},
+    "test": {"color": "#c2571a", "linewidth": 2.0},
+}
+_INK = "#2b2f36"
+_FAINT = "#d9dde3"
+_BEST = {"loss": min, "accuracy": max}
+_LOG_RATIO = 50.0  # a loss that falls by more than this is shown on a logarithmic axis
+
+
+def learning_curve(
+    history: History,
+    path: str | os.PathLike[str],
+    *,
+    metrics: Sequence[str] = ("loss", "accuracy"),
+    title: str | None = None,
+) -> Path:
+    """Draws the values of a run over its steps into a PNG file, one panel per metric.
+
+    Args:
+      history: rows as :func:`jaxeff.eval.metrics_log.read_history` returns them, or columns of
+        equal length by name. Columns are named ``split/metric`` (or ``split_metric``); a bare
+        ``metric`` counts as train. Missing and non-finite values are skipped. Without a column
+        ``step``, points are numbered from 0.
+      path: the file to write; its folder is made if need be.
+      metrics: metrics to draw, in this order; those without any value have no panel.
+      title: heading of the picture.
+
+    Returns:
+      ``path``.
+
+    Raises:
+      ValueError: the history has no value of any of the metrics.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    rows = _rows(history)
+    panels = {metric: curves for metric in metrics if (curves := _curves(rows, metric))}
+    if not panels:
+        raise ValueError(f"the history has no value of {' or '.join(metrics)}")
+    # Inches around the panels: the engine's own are too tight for a picture in a page.
+    layout = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.12, wspace=0.03)
+    figure = Figure(figsize=(5.6 * len(panels), 3.8), dpi=144, layout=layout)
+    figure.set_facecolor("white")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (metric, curves) in zip(axes, panels.items(), strict=True):
+        _draw(axis, metric, curves)
+    if title:
+        figure.suptitle(title, fontsize=13, fontweight="bold", color=_INK)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.print_png(str(path))
+    return path
+
+
+def _rows(history: History) -> list[Mapping[str, Any]]:
+    if not isinstance(history, Mapping):
+        return list(history)
+    names = list(history)
+    columns = (history[name] for name in names)
+    return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _curves(rows: Sequence[Mapping[str, Any]], metric: str) -> Curves:
+    """Returns the finite values of a metric by split, train first."""
+    found: Curves = {}
+    for index, row in enumerate(rows):
+        for name, value in row.items():
+            split = _split_of(name, metric)
+            if split is None or value is None or not math.isfinite(value):
+                continue
+            steps, values = found.setdefault(split, ([], []))
+            steps.append(float(row.get("step", index)))
+            values.append(float(value))
+    return {split: found[split] for split in _STYLES if split in found}
+
+
+def _split_of(name: str, metric: str) -> str | None:
+    """Returns the split whose ``metric`` a column holds, or None if it holds something else."""
+    if name == metric:
+        return "train"
+    for separator in "/_.":
+        split, _, rest = name.partition(separator)
+        if rest == metric and split in _SPLITS:
+            return _SPLITS[split]
+    return None
+
+
+def _draw(axis: Any, metric: str, curves: Curves) -> None:
+    for split, (steps, values) in curves.items():
+        # Without a marker a curve of one point would not show.
+        marker = "o" if len(values) <= 25 else None
+        axis.plot(steps, values, label=split, marker=marker, markersize=4, **_STYLES[split])
+    _scale(axis, metric, curves)
+    _mark_best(axis, metric, curves)
+    is_log = axis.get_yscale() == "log"
+    axis.set_xlabel("step", fontsize=11, color=_INK)
+    axis.set_ylabel(f"{metric} (log scale)" if is_log else metric, fontsize=11, color=_INK)
+    axis.tick_params(colors=_INK, labelsize=9.5, length=0)
+    axis.grid(color=_FAINT, linewidth=0.8)
+    axis.set_axisbelow(True)
+    for side, spine in axis.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(_FAINT)
+    axis.legend(frameon=False, fontsize=9.5, labelcolor=_INK)
+
+
+def _scale(axis: Any, metric: str, curves: Curves) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    values = [value for _, curve in curves.values() for value in curve]
+    if metric == "loss" and min(values) > 0 and max(values) > _LOG_RATIO * min(values):
+        axis.set_yscale("log")
+    steps = {step for where, _ in curves.values() for step in where}
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if len(steps) == 1:  # no room for other whole steps
+        axis.set_xticks(list(steps))
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
+
+
+def _mark_best(axis: Any, metric: str, curves: Curves) -> None:
+    """Marks the best validation value, and states it above the panel."""
+    if "validation" not in curves or metric not in _BEST:
+        return
+    steps, values = curves["validation"]
+    best = _BEST[metric](values)
+    step = steps[values.index(best)]
+    ring = {"marker": "o", "markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.6}
+    axis.plot([step], [best], color=_STYLES["validation"]["color"], **ring)
+    text = f"best validation {metric} {best:.4g} at step {step:,.0f}"
+    axis.set_title(text, fontsize=10, color=_INK, loc="left")

@@ -1,0 +1,243 @@
+"""What a recurrent cell is: static sizes in a frozen dataclass, and pure functions of parameter trees.
+
+Two levels of the interface:
+
+* `Cell` is the whole contract: parameters, an initial carry, and one step. Any recurrence fits.
+* `ProductCell` is for recurrences whose step is one matrix product with the state (repeated
+  ``num_inner_steps`` times) followed by element-wise operations. Saying so in three small
+  functions lets `jaxeff.ode.unroll` keep only the pre-activations for the backward pass and form
+  the weight gradients in large products, which is what makes the package's recurrences fast.
+
+A cell knows nothing of time, losses or devices. Matrices multiply row vectors from the right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxeff.errors import ConfigError
+from jaxeff.ode import activations
+from jaxeff.registry import Registry, closest
+from jaxeff.typing import Array, Carry, Dtype, Params, PRNGKey
+
+CELLS = Registry("cell")
+
+Initializer = Callable[[PRNGKey, tuple[int, ...], Dtype], Array]
+
+
+class ParamSpec(NamedTuple):
+    """Shape of one parameter array and the initialiser that fills it."""
+
+    shape: tuple[int, ...]
+    init: Initializer
+
+
+class Kernels(NamedTuple):
+    """What a `ProductCell` computes from its parameters once per sequence.
+
+    Attributes:
+      recurrent: the kernel of the product with the state; an array ``[state, units]`` unless the
+        cell overrides `ProductCell.product`.
+      input: array ``[inputs, units]``.
+      bias: array ``[units]``.
+      coefficients: tree of the scalars and vectors that the element-wise part needs.
+    """
+
+    recurrent: Any
+    input: Array
+    bias: Array
+    coefficients: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A recurrence ``carry, y = step(params, carry, x)`` with ``x`` of shape ``[..., inputs]``.
+
+    Attributes:
+      features: width of the state and of the output.
+    """
+
+    features: int
+
+    def __post_init__(self):
+        require_positive(self, "features")
+
+    def param_specs(self, input_size: int) -> dict[str, ParamSpec]:
+        """Returns the shape and the initialiser of every parameter for inputs of that width."""
+        raise NotImplementedError
+
+    def init(self, key: PRNGKey, input_size: int, dtype: Dtype = jnp.float32) -> dict[str, Array]:
+        """Returns fresh parameters, a flat dict of arrays; equal keys give equal parameters."""
+        specs = self.param_specs(input_size)
+        keys = jax.random.split(key, len(specs))
+        return {
+            name: spec.init(k, spec.shape, dtype)
+            for k, (name, spec) in zip(keys, specs.items(), strict=True)
+        }
+
+    def initial_carry(self, batch_shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Carry:
+        """Returns the carry before the first step, zeros of shape ``[*batch_shape, features]``."""
+        return jnp.zeros((*batch_shape, self.features), dtype)
+
+    def step(self, params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
+        """Advances by one input; returns the new carry and the output ``[..., features]``."""
+        raise NotImplementedError
+
+    def output(self, carry: Carry) -> Array:
+        """Returns the part of the carry that is the output, ``[..., features]``."""
+        return carry
+
+    def check_length(self, length: int) -> None:
+        """Raises `ConfigError` if the cell cannot run over that many steps; most can."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProductCell(Cell):
+    """A cell whose step is a product with the state, then element-wise operations.
+
+    One step from ``carry`` with input ``x``, with ``k = prepare(params)``::
+
+        inner = begin(carry)
+        for i in range(num_inner_steps):
+            a = combine(product(k.recurrent, hidden(inner)), project(k, x))
+            inner = update(k.coefficients, inner, activate(a), i)
+        carry = end(inner)
+
+    `hidden`, `begin`, `end`, `combine` and `output` must be linear in their array arguments, and
+    `product` linear in the state. `update` is element-wise and should be cheap: it is computed
+    again in the backward pass, while the activated values are kept. Every array leaf of a carry is
+    floating point.
+    """
+
+    @property
+    def inner_steps(self) -> int:
+        """Products per step."""
+        return 1
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """Names of the activations of equally wide column blocks of the pre-activation."""
+        return ("tanh",)
+
+    @property
+    def product_form(self) -> bool:
+        """Whether `step` really has the form above; a solver option may change that."""
+        return True
+
+    def prepare(self, params: Params) -> Kernels:
+        """Returns what every step shares, computed once per sequence."""
+        raise NotImplementedError
+
+    def update(self, coefficients: Any, inner: Carry, t: Array, index: Array | int) -> Carry:
+        """Returns the next inner carry from the activated values ``t`` of shape ``[..., units]``."""
+        raise NotImplementedError
+
+    def begin(self, carry: Carry) -> Carry:
+        """Returns the inner carry at the start of a step."""
+        return carry
+
+    def end(self, inner: Carry) -> Carry:
+        """Returns the carry at the end of a step."""
+        return inner
+
+    def hidden(self, inner: Carry) -> Array:
+        """Returns the row vectors that multiply the recurrent kernel, ``[..., state]``."""
+        return inner
+
+    def product(self, recurrent: Any, hidden: Array) -> Array:
+        """Returns the state's share of the pre-activation."""
+        return hidden @ recurrent
+
+    def project(self, kernels: Kernels, x: Array) -> Array:
+        """Returns the input's share of the pre-activation, bias included."""
+        return x @ kernels.input + kernels.bias
+
+    def combine(self, from_state: Array, from_input: Array) -> Array:
+        """Returns the pre-activation from the two shares."""
+        return from_state + from_input
+
+    def step(self, params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
+        """Advances by one input; see the class for the equations."""
+        kernels = self.prepare(params)
+        return self.apply_kernels(kernels, carry, self.project(kernels, x))
+
+    def apply_kernels(
+        self, kernels: Kernels, carry: Carry, projected: Array
+    ) -> tuple[Carry, Array]:
+        """Advances by one input that is already projected, ``[..., units]``."""
+
+        def micro(inner, i):
+            a = self.combine(self.product(kernels.recurrent, self.hidden(inner)), projected)
+            t = activations.apply(self.activations, a)
+            return self.update(kernels.coefficients, inner, t, i), None
+
+        inner = self.begin(carry)
+        if self.inner_steps == 1:
+            inner, _ = micro(inner, 0)
+        else:
+            inner, _ = jax.lax.scan(micro, inner, jnp.arange(self.inner_steps))
+        carry = self.end(inner)
+        return carry, self.output(carry)
+
+
+def normal(stddev: float) -> Initializer:
+    """Returns an initialiser drawing from N(0, stddev^2)."""
+    return jax.nn.initializers.normal(stddev)
+
+
+def uniform(bound: float) -> Initializer:
+    """Returns an initialiser drawing uniformly from [-bound, bound)."""
+
+    def init(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def constant(value: float) -> Initializer:
+    """Returns an initialiser filling with one value."""
+    return jax.nn.initializers.constant(value)
+
+
+def uniform_fan(fan_in: int) -> Initializer:
+    """Returns the uniform initialiser of bound 1/sqrt(fan_in) that PyTorch's layers use."""
+    return uniform(1.0 / math.sqrt(fan_in))
+
+
+def blocks(count: int, init: Initializer) -> Initializer:
+    """Returns an initialiser that draws ``count`` column blocks of a kernel separately."""
+
+    def fill(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+        part = (*shape[:-1], shape[-1] // count)
+        return jnp.concatenate([init(k, part, dtype) for k in jax.random.split(key, count)], -1)
+
+    return fill
+
+
+def require_positive(cell: Any, *fields: str) -> None:
+    """Raises `ConfigError` unless every named field is a positive number of its kind."""
+    for field in fields:
+        value = getattr(cell, field)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise ConfigError(
+                f"{type(cell).__name__}.{field} must be a positive number, not {value!r}"
+            )
+        integral = {"features", "num_inner_steps", "num_solver_steps", "rank", "length"}
+        if field in integral and not isinstance(value, int):
+            raise ConfigError(f"{type(cell).__name__}.{field} must be an integer, not {value!r}")
+
+
+def require_choice(cell: Any, field: str, choices: Any) -> None:
+    """Raises `ConfigError` unless the field holds one of the choices."""
+    value = getattr(cell, field)
+    if value not in choices:
+        raise ConfigError(
+            f"{type(cell).__name__}.{field}: unknown choice {value!r}"
+            f"{closest(str(value), [str(c) for c in choices])}"
+        )

@@ -1,0 +1,171 @@
+"""The classic cells: vanilla RNN, LSTM and GRU, with the equations of Flax's own.
+
+References:
+  Elman, "Finding Structure in Time", Cognitive Science 1990.
+  Hochreiter and Schmidhuber, "Long Short-Term Memory", Neural Computation 1997.
+  Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder", EMNLP 2014.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxeff.ode import cells
+from jaxeff.ode.activations import ACTIVATIONS
+from jaxeff.ode.cells import Kernels, ParamSpec, ProductCell
+from jaxeff.typing import Array, Carry, Dtype, Params
+
+_input_init = jax.nn.initializers.lecun_normal()
+_recurrent_init = jax.nn.initializers.orthogonal()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Gated(ProductCell):
+    """Parameters of a cell with ``gates`` column blocks in W ``[d, gates D]``, U and b."""
+
+    @property
+    def gates(self) -> int:
+        return 1
+
+    def bias(self) -> cells.Initializer:
+        return cells.constant(0.0)
+
+    def param_specs(self, input_size: int) -> dict[str, ParamSpec]:
+        """Returns W, U and b, the gates' columns side by side."""
+        units = self.gates * self.features
+        return {
+            "W": ParamSpec((input_size, units), cells.blocks(self.gates, _input_init)),
+            "U": ParamSpec((self.features, units), cells.blocks(self.gates, _recurrent_init)),
+            "b": ParamSpec((units,), self.bias()),
+        }
+
+    def prepare(self, params: Params) -> Kernels:
+        """Gathers the kernels."""
+        return Kernels(params["U"], params["W"], params["b"], ())
+
+
+@cells.CELLS.register("rnn")
+@dataclasses.dataclass(frozen=True)
+class RNN(_Gated):
+    """Vanilla recurrent cell ``h = phi(x W + h U + b)``.
+
+    Attributes:
+      features: width D of the state.
+      activation: "tanh", "relu" or "sigmoid".
+    """
+
+    activation: str = "tanh"
+
+    def __post_init__(self):
+        super().__post_init__()
+        cells.require_choice(self, "activation", ACTIVATIONS)
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """One block, phi."""
+        return (self.activation,)
+
+    def update(self, coefficients: Any, inner: Carry, t: Array, index: Array | int) -> Carry:
+        """Returns phi(a)."""
+        return t
+
+
+@cells.CELLS.register("lstm")
+@dataclasses.dataclass(frozen=True)
+class LSTM(_Gated):
+    """Long short-term memory cell, gates in the order input, forget, candidate, output.
+
+    With ``a = x W + h U + b`` in four blocks: ``c = sigmoid(a_f) c + sigmoid(a_i) tanh(a_g)``,
+    ``h = sigmoid(a_o) tanh(c)``. The carry is ``(c, h)``, as in Flax.
+
+    Attributes:
+      features: width D of the state.
+      forget_bias: initial bias of the forget gate.
+    """
+
+    forget_bias: float = 0.0
+
+    @property
+    def gates(self) -> int:
+        """Four column blocks."""
+        return 4
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """The candidate is the one that is not a gate."""
+        return ("sigmoid", "sigmoid", "tanh", "sigmoid")
+
+    def bias(self) -> cells.Initializer:
+        """Returns zeros, but for the forget gate."""
+
+        def init(key, shape, dtype=jnp.float32):
+            return jnp.zeros((4, self.features), dtype).at[1].set(self.forget_bias).reshape(shape)
+
+        return init
+
+    def initial_carry(self, batch_shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Carry:
+        """Returns zeros (c, h)."""
+        zeros = jnp.zeros((*batch_shape, self.features), dtype)
+        return zeros, zeros
+
+    def output(self, carry: Carry) -> Array:
+        """Returns h."""
+        return carry[1]
+
+    def hidden(self, inner: Carry) -> Array:
+        """Returns h."""
+        return inner[1]
+
+    def update(self, coefficients: Any, inner: Carry, t: Array, index: Array | int) -> Carry:
+        """Updates the memory c and the output h."""
+        i, f, g, o = jnp.split(t, 4, axis=-1)
+        c = f * inner[0] + i * g
+        return c, o * jnp.tanh(c)
+
+
+@cells.CELLS.register("gru")
+@dataclasses.dataclass(frozen=True)
+class GRU(_Gated):
+    """Gated recurrent unit with the reset gate after the product, as in cuDNN and Flax.
+
+    ``r = sigmoid(x W_r + h U_r + b_r)``, ``z`` likewise, ``n = tanh(x W_n + b_n + r (h U_n + c_n))``,
+    ``h = (1 - z) n + z h``.
+
+    Attributes:
+      features: width D of the state.
+    """
+
+    @property
+    def gates(self) -> int:
+        """Three column blocks."""
+        return 3
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """The candidate's activation waits for the reset gate."""
+        return ("sigmoid", "sigmoid", "identity", "identity")
+
+    def param_specs(self, input_size: int) -> dict[str, ParamSpec]:
+        """Returns W, U, b and the candidate's recurrent bias b_n."""
+        specs = super().param_specs(input_size)
+        return {**specs, "b_n": ParamSpec((self.features,), cells.constant(0.0))}
+
+    def prepare(self, params: Params) -> Kernels:
+        """Gathers the kernels and the recurrent bias of the candidate."""
+        return Kernels(params["U"], params["W"], params["b"], params["b_n"])
+
+    def combine(self, from_state: Array, from_input: Array) -> Array:
+        """Adds the shares of r and z, and keeps those of the candidate apart: ``[..., 4 D]``."""
+        d = 2 * self.features
+        gates = from_state[..., :d] + from_input[..., :d]
+        return jnp.concatenate([gates, from_state[..., d:], from_input[..., d:]], axis=-1)
+
+    def update(self, coefficients: Any, inner: Carry, t: Array, index: Array | int) -> Carry:
+        """Mixes the candidate and the old state."""
+        r, z, state, given = jnp.split(t, 4, axis=-1)
+        n = jnp.tanh(given + r * (state + coefficients))
+        return (1.0 - z) * n + z * inner

@@ -1,0 +1,122 @@
+"""FastRNN and FastGRNN: a residual connection with two scalars, and its gated form.
+
+Reference:
+  Kusupati et al., "FastGRNN: A Fast, Accurate, Stable and Tiny Kilobyte Sized Gated Recurrent
+  Neural Network", NeurIPS 2018, equations 1 to 4; initial values as in the authors' code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxeff.ode import cells
+from jaxeff.ode.activations import ACTIVATIONS
+from jaxeff.ode.cells import Kernels, ParamSpec, ProductCell
+from jaxeff.typing import Array, Carry, Params
+
+
+@cells.CELLS.register("fastrnn")
+@dataclasses.dataclass(frozen=True)
+class FastRNN(ProductCell):
+    """``h = sigmoid(beta) h + sigmoid(alpha) phi(x W + h U + b)`` with scalars alpha, beta.
+
+    Attributes:
+      features: width D of the state.
+      activation: "tanh", "relu" or "sigmoid".
+      alpha_init: initial raw weight of the update.
+      beta_init: initial raw weight of the old state.
+    """
+
+    activation: str = "tanh"
+    alpha_init: float = -3.0
+    beta_init: float = 3.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        cells.require_choice(self, "activation", ACTIVATIONS)
+
+    def param_specs(self, input_size: int) -> dict[str, ParamSpec]:
+        """Returns W, U, b and the raw scalars."""
+        d = self.features
+        return {
+            "W": ParamSpec((input_size, d), cells.normal(0.1)),
+            "U": ParamSpec((d, d), cells.normal(0.1)),
+            "b": ParamSpec((d,), cells.constant(1.0)),
+            "alpha": ParamSpec((), cells.constant(self.alpha_init)),
+            "beta": ParamSpec((), cells.constant(self.beta_init)),
+        }
+
+    def prepare(self, params: Params) -> Kernels:
+        """Squashes the two scalars."""
+        scalars = jax.nn.sigmoid(params["alpha"]), jax.nn.sigmoid(params["beta"])
+        return Kernels(params["U"], params["W"], params["b"], scalars)
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """One block, phi."""
+        return (self.activation,)
+
+    def update(self, coefficients: Any, inner: Carry, t: Array, index: Array | int) -> Carry:
+        """Adds the weighted update to the weighted state."""
+        alpha, beta = coefficients
+        return beta * inner + alpha * t
+
+
+@cells.CELLS.register("fastgrnn")
+@dataclasses.dataclass(frozen=True)
+class FastGRNN(ProductCell):
+    """Gated FastRNN; the gate and the candidate share both matrices.
+
+    ``z = sigmoid(a + b_z)``, ``n = tanh(a + b_h)`` with ``a = x W + h U``,
+    ``h = (sigmoid(zeta) (1 - z) + sigmoid(nu)) n + z h``.
+
+    Attributes:
+      features: width D of the state.
+      zeta_init: initial raw zeta.
+      nu_init: initial raw nu.
+    """
+
+    zeta_init: float = 1.0
+    nu_init: float = -4.0
+
+    def param_specs(self, input_size: int) -> dict[str, ParamSpec]:
+        """Returns W, U, both biases and the raw scalars."""
+        d = self.features
+        return {
+            "W": ParamSpec((input_size, d), cells.normal(0.1)),
+            "U": ParamSpec((d, d), cells.normal(0.1)),
+            "b_z": ParamSpec((d,), cells.constant(1.0)),
+            "b_h": ParamSpec((d,), cells.constant(1.0)),
+            "zeta": ParamSpec((), cells.constant(self.zeta_init)),
+            "nu": ParamSpec((), cells.constant(self.nu_init)),
+        }
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """The gate, then the candidate."""
+        return ("sigmoid", "tanh")
+
+    def prepare(self, params: Params) -> Kernels:
+        """Squashes the two scalars and puts the biases side by side."""
+        scalars = jax.nn.sigmoid(params["zeta"]), jax.nn.sigmoid(params["nu"])
+        bias = jnp.concatenate([params["b_z"], params["b_h"]])
+        return Kernels(params["U"], params["W"], bias, scalars)
+
+    def project(self, kernels: Kernels, x: Array) -> Array:
+        """Returns the gate's and the candidate's share, which differ by the bias only."""
+        share = x @ kernels.input
+        return jnp.concatenate([share, share], axis=-1) + kernels.bias
+
+    def combine(self, from_state: Array, from_input: Array) -> Array:
+        """Adds the state's share to both."""
+        return jnp.concatenate([from_state, from_state], axis=-1) + from_input
+
+    def update(self, coefficients: Any, inner: Carry, t: Array, index: Array | int) -> Carry:
+        """Applies the gate."""
+        zeta, nu = coefficients
+        z, n = jnp.split(t, 2, axis=-1)
+        return (zeta * (1.0 - z) + nu) * n + z * inner

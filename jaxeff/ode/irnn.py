@@ -1,0 +1,256 @@
+"""The incremental RNN (iRNN): state increments on the equilibrium manifold of an ODE.
+
+References:
+  Kag, Zhang, Saligrama, "RNNs Incrementally Evolving on an Equilibrium Manifold: A Panacea for
+  Vanishing and Exploding Gradients?", ICLR 2020.
+  Kag, Zhang, Saligrama, "RNNs Evolving on an Equilibrium Manifold", arXiv:1908.08574, 2019.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxeff.errors import ConfigError
+from jaxeff.ode import cells
+from jaxeff.ode.activations import ACTIVATIONS
+from jaxeff.ode.cells import Kernels, ParamSpec, ProductCell
+from jaxeff.ode.solve import fixed_point
+from jaxeff.typing import Array, Carry, Dtype, Params
+
+STEP_SIZE_MODES = ("shared", "per_inner_step", "per_time_step")
+STEP_SIZE_PARAMS = ("bounded", "raw")
+SOLVERS = ("euler", "implicit")
+
+
+@cells.CELLS.register("irnn")
+@dataclasses.dataclass(frozen=True)
+class IRNN(ProductCell):
+    r"""Incremental RNN cell.
+
+    For every input the state follows :math:`\dot g = \phi(U(g+h_{k-1}) + W x_k + b) - \alpha
+    (g+h_{k-1})`. The Euler solver takes ``num_inner_steps`` steps from the warm start
+    :math:`g^0 = h_{k-1}`,
+
+    .. math:: g^{i+1} = g^i + \eta_i(\phi(U(g^i+h_{k-1})+Wx_k+b) - \alpha(g^i+h_{k-1})),
+              \quad h_k = g^K,
+
+    and the implicit solver finds the equilibrium :math:`\alpha s = \phi(Us + Wx_k + b)`,
+    :math:`h_k = s - h_{k-1}`, and differentiates it by the implicit function theorem, so that
+    its memory does not depend on the number of solver steps.
+
+    The gradient through a step is close to the identity while :math:`K\eta\alpha` is well below
+    0.35, and close to minus the identity at equilibrium; in between it passes through zero
+    (at :math:`K\eta\alpha \approx \ln 2` for :math:`U = 0`), so more inner steps can destroy it.
+
+    Attributes:
+      features: width D of the state.
+      num_inner_steps: Euler steps K per input, or iterations of the implicit solver.
+      activation: "tanh", "relu" or "sigmoid".
+      decay: the constant alpha; 1 in the authors' code.
+      step_size: initial Euler step eta; also the damping of the implicit solver's iterations.
+      step_size_mode: "shared" (one number), "per_inner_step" (K numbers) or "per_time_step"
+        (K x ``length`` numbers, which ties the cell to sequences of at most that length).
+      step_size_param: "bounded" learns a logit of eta in (0, ``max_step_size``); "raw" learns eta
+        itself, as the authors' code does, and may leave the stable range.
+      max_step_size: upper end of the bounded range.
+      learn_step_size: False keeps eta at ``step_size``.
+      length: number of time steps, for ``step_size_mode="per_time_step"`` only.
+      rank: 0 for a dense U; r > 0 for U = I + V2 V with V2 ``[D, r]`` and V ``[r, D]``.
+      solver: "euler" or "implicit".
+      init_scale: standard deviation of the entries of W and of a dense U (0.1 in the authors'
+        code); None draws uniformly from +-1/sqrt(D).
+      warm_start: False starts at g = 0; the one-step gradient then vanishes, kept to show that.
+
+    Raises:
+      ConfigError: a field has an impossible value.
+    """
+
+    num_inner_steps: int = 1
+    activation: str = "tanh"
+    decay: float = 1.0
+    step_size: float = 0.01
+    step_size_mode: str = "per_inner_step"
+    step_size_param: str = "bounded"
+    max_step_size: float = 1.0
+    learn_step_size: bool = True
+    length: int = 0
+    rank: int = 0
+    solver: str = "euler"
+    init_scale: float | None = None
+    warm_start: bool = True
+
+    def __post_init__(self):
+        cells.require_positive(
+            self, "features", "num_inner_steps", "decay", "step_size", "max_step_size"
+        )
+        cells.require_choice(self, "activation", ACTIVATIONS)
+        cells.require_choice(self, "step_size_mode", STEP_SIZE_MODES)
+        cells.require_choice(self, "step_size_param", STEP_SIZE_PARAMS)
+        cells.require_choice(self, "solver", SOLVERS)
+        if self.rank < 0:
+            raise ConfigError(f"IRNN.rank must be 0 (dense) or a positive rank, not {self.rank!r}")
+        if self.timed:
+            cells.require_positive(self, "length")
+        if self.bounded and self.step_size >= self.max_step_size:
+            raise ConfigError(
+                f"IRNN.step_size {self.step_size} must be below max_step_size {self.max_step_size}"
+            )
+
+    @property
+    def timed(self) -> bool:
+        """Whether step sizes differ between time steps, so that the carry counts them."""
+        return self.step_size_mode == "per_time_step"
+
+    @property
+    def bounded(self) -> bool:
+        """Whether a logit of the step size is learned."""
+        return self.learn_step_size and self.step_size_param == "bounded"
+
+    @property
+    def inner_steps(self) -> int:
+        """Products with the state per input."""
+        return self.num_inner_steps
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """One block, phi."""
+        return (self.activation,)
+
+    @property
+    def product_form(self) -> bool:
+        """True for the Euler solver."""
+        return self.solver == "euler"
+
+    def check_length(self, length: int) -> None:
+        """Raises `ConfigError` if there are fewer step sizes than time steps."""
+        if self.timed and length > self.length:
+            raise ConfigError(
+                f"IRNN has step sizes for length={self.length} time steps, but the sequence has "
+                f"{length}; raise length, or set step_size_mode='per_inner_step'"
+            )
+
+    def param_specs(self, input_size: int) -> dict[str, ParamSpec]:
+        """Returns W, U (or V2 and V), b and, if it is learned, step_size."""
+        d = self.features
+        init = cells.uniform_fan(d) if self.init_scale is None else cells.normal(self.init_scale)
+        specs = {"W": ParamSpec((input_size, d), init)}
+        if self.rank:
+            specs["V2"] = ParamSpec((d, self.rank), init)
+            specs["V"] = ParamSpec((self.rank, d), init)
+        else:
+            specs["U"] = ParamSpec((d, d), init)
+        specs["b"] = ParamSpec((d,), cells.constant(0.0))
+        if self.learn_step_size:
+            shapes = {
+                "shared": (),
+                "per_inner_step": (self.num_inner_steps,),
+                "per_time_step": (self.num_inner_steps, self.length),
+            }
+            value = self.step_size
+            if self.bounded:
+                value = math.log(value / (self.max_step_size - value))
+            specs["step_size"] = ParamSpec(shapes[self.step_size_mode], cells.constant(value))
+        return specs
+
+    def initial_carry(self, batch_shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Carry:
+        """Returns a zero state; with per-time step sizes also a step counter ``[*batch_shape, 1]``.
+
+        The counter is floating point, so that the carry stays differentiable throughout.
+        """
+        h = jnp.zeros((*batch_shape, self.features), dtype)
+        return (h, jnp.zeros((*batch_shape, 1), dtype)) if self.timed else h
+
+    def output(self, carry: Carry) -> Array:
+        """Returns the state ``[..., features]``."""
+        return carry[0] if self.timed else carry
+
+    def step_sizes(self, params: Params) -> Array:
+        """Returns eta of shape ``[]``, ``[K]`` or ``[K, length]``, in the units of the ODE's time."""
+        if not self.learn_step_size:
+            return jnp.asarray(self.step_size, params["b"].dtype)
+        raw = params["step_size"]
+        return self.max_step_size * jax.nn.sigmoid(raw) if self.bounded else raw
+
+    def prepare(self, params: Params) -> Kernels:
+        """Gathers the kernels and the step sizes."""
+        recurrent = (params["V2"], params["V"]) if self.rank else params["U"]
+        return Kernels(recurrent, params["W"], params["b"], self.step_sizes(params))
+
+    def product(self, recurrent: Any, hidden: Array) -> Array:
+        """Multiplies by U, or by I + V2 V without forming it."""
+        if self.rank:
+            left, right = recurrent
+            return hidden + (hidden @ left) @ right
+        return hidden @ recurrent
+
+    # With one inner step g and h_{k-1} are the same array, which need not be kept twice.
+    @property
+    def _single(self) -> bool:
+        return self.num_inner_steps == 1 and self.warm_start
+
+    def begin(self, carry: Carry) -> Carry:
+        """Returns (g, h, time) with g at the warm start."""
+        h, time = carry if self.timed else (carry, None)
+        if self._single:
+            return (h, None, time)
+        return (h if self.warm_start else jnp.zeros_like(h), h, time)
+
+    def end(self, inner: Carry) -> Carry:
+        """Returns g as the new state."""
+        g, _, time = inner
+        return (g, time) if self.timed else g
+
+    def hidden(self, inner: Carry) -> Array:
+        """Returns g + h."""
+        g, h, _ = inner
+        return g + g if h is None else g + h
+
+    def update(self, coefficients: Any, inner: Carry, t: Array, index: Array | int) -> Carry:
+        """Takes one Euler step of size eta_i."""
+        g, h, time = inner
+        eta = coefficients
+        if self.step_size_mode == "per_inner_step" and self.learn_step_size:
+            eta = eta[index]
+        elif self.timed:
+            at = jax.lax.stop_gradient(time[..., 0]).astype(jnp.int32)
+            eta = (eta[index][at] if self.learn_step_size else eta * jnp.ones_like(at))[..., None]
+            time = time + jnp.asarray(index == self.num_inner_steps - 1, time.dtype)
+        s = g + (g if h is None else h)
+        g = g + eta * (t - self.decay * s)
+        return (g, h, time)
+
+    def step(self, params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
+        """Advances by one input with the chosen solver."""
+        if self.product_form:
+            return super().step(params, carry, x)
+        h, time = carry if self.timed else (carry, None)
+        new = self.equilibrium(params, x, start=2.0 * h) - h
+        return ((new, time + 1) if self.timed else new), new
+
+    def equilibrium(self, params: Params, x: Array, start: Array | None = None) -> Array:
+        """Returns s with ``alpha s = phi(U s + W x + b)``, shape ``[..., features]``.
+
+        The iteration is Euler's from ``start`` (zeros if None) with step ``step_size``; the first
+        step size is not differentiated because the equilibrium does not depend on it. Converges
+        if the spectral norm of U times the Lipschitz constant of phi is below alpha and the step
+        is below about 2 / (alpha + that norm).
+        """
+        kernels = self.prepare(params)
+        phi = ACTIVATIONS[self.activation]
+        projected = self.project(kernels, x)
+        if start is None:
+            start = jnp.zeros_like(projected)
+
+        def update(args, s):
+            recurrent, v = args
+            return phi(self.product(recurrent, s) + v) / self.decay
+
+        damping = jax.lax.stop_gradient(jnp.ravel(kernels.coefficients)[0] * self.decay)
+        return fixed_point(
+            update, (kernels.recurrent, projected), start, self.num_inner_steps, damping
+        )

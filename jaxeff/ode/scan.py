@@ -1,0 +1,318 @@
+"""Runs a cell over a sequence: one driver for every cell, with a choice of backward pass.
+
+Why a backward pass of our own (``backward="stored"``): differentiating a plain scan keeps every
+intermediate array of every step and adds each step's weight gradient to an accumulator. For a
+`ProductCell` it is enough to keep the activated values, rebuild the states from them without any
+product, and form the weight gradient of a block of steps in one large product.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxeff.errors import ConfigError
+from jaxeff.ode import activations
+from jaxeff.ode.cells import Cell, Kernels, ProductCell
+from jaxeff.typing import Array, Carry, Params
+
+BACKWARDS = ("auto", "stored", "recomputed", "autodiff")
+BLOCK_SIZE = 16
+
+
+def unroll(
+    cell: Cell,
+    params: Params,
+    xs: Array,
+    carry: Carry | None = None,
+    *,
+    mask: Array | None = None,
+    return_sequence: bool = True,
+    backward: str = "auto",
+    block_size: int | None = None,
+    reverse: bool = False,
+) -> tuple[Carry, Array]:
+    """Runs ``cell`` over time-major inputs.
+
+    Args:
+      cell: the cell.
+      params: its parameter tree, from ``cell.init``.
+      xs: inputs ``[time, batch, features]`` (any number of batch axes, or none).
+      carry: carry before the first step; the cell's initial carry if None.
+      mask: ``[time, batch]``, non-zero where a step is real; at other steps the carry stays as
+        it is (and the output repeats), so padding at either end changes nothing.
+      return_sequence: True returns the outputs of all steps, False that of the last one.
+      backward: how gradients are computed; the values are the same up to rounding.
+        "stored" keeps the activated values ``[time, batch, units]`` and is the fastest;
+        "recomputed" keeps only one carry per block of steps and computes the rest again: its
+        memory is that of one block; "autodiff" leaves it to JAX and is the one to choose
+        for forward-mode derivatives; "auto" is "stored" for a `ProductCell`, else "recomputed".
+      block_size: time steps per block; 16 if None.
+      reverse: run from the last step to the first; outputs stay at their inputs' positions.
+
+    Returns:
+      The last carry, and the outputs ``[time, batch, features]`` or ``[batch, features]``.
+
+    Raises:
+      ValueError: xs or mask has the wrong shape.
+      ConfigError: unknown ``backward``, or more steps than the cell can run.
+    """
+    if backward not in BACKWARDS:
+        raise ConfigError(f"backward must be one of {', '.join(BACKWARDS)}, not {backward!r}")
+    if xs.ndim < 2 or xs.shape[0] == 0:
+        raise ValueError(f"xs must be [time, ..., features] with time >= 1, not {xs.shape}")
+    if mask is not None and mask.shape != xs.shape[:-1]:
+        raise ValueError(f"mask {mask.shape} must have the shape of xs without features {xs.shape}")
+    cell.check_length(xs.shape[0])
+    if carry is None:
+        carry = cell.initial_carry(xs.shape[1:-1], xs.dtype)
+    if mask is not None:
+        mask = (mask != 0)[..., None]
+    if reverse:
+        xs, mask = jax.tree.map(lambda a: jnp.flip(a, 0), (xs, mask))
+
+    fused = isinstance(cell, ProductCell) and cell.product_form
+    if backward == "autodiff" or not fused:
+        recompute = backward != "autodiff"
+        if backward == "stored":
+            raise ConfigError(f"backward='stored' needs a cell in product form, not {cell}")
+        carry, ys = _scan_cell(cell, params, carry, xs, mask, return_sequence, recompute, block_size)
+    else:
+        kernels = cell.prepare(params)
+        store = backward != "recomputed"
+        plan = _Plan(cell, store, return_sequence)
+        carry, ys = _in_blocks(
+            lambda c, x: _product_scan(plan, kernels, c, *x), carry, (xs, mask), block_size
+        )
+    if not return_sequence:
+        return carry, cell.output(carry)
+    return carry, jnp.flip(ys, 0) if reverse else ys
+
+
+def _in_blocks(run, carry, xs, block_size):
+    """Calls ``run(carry, xs[blocks, block, ...])`` on the whole blocks, then on the remainder."""
+    length = jax.tree.leaves(xs)[0].shape[0]
+    size = min(block_size or BLOCK_SIZE, length)
+    whole = length // size * size
+    outputs = []
+    for start, stop, per_block in ((0, whole, size), (whole, length, length - whole)):
+        if stop > start:
+            part = jax.tree.map(
+                lambda a: a[start:stop].reshape(-1, per_block, *a.shape[1:]),  # noqa: B023
+                xs,
+            )
+            carry, ys = run(carry, part)
+            outputs.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), ys))
+    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+
+
+def _keep(mask, new, old):
+    """Returns ``new`` where the mask says that the step is real, else ``old``."""
+    if mask is None:
+        return new
+    return jax.tree.map(lambda n, o: jnp.where(mask, n, o), new, old)
+
+
+def _scan_cell(cell, params, carry, xs, mask, return_sequence, recompute, block_size):
+    """Any cell: a plain scan, or one whose blocks are computed again in the backward pass."""
+
+    def step(carry, inputs):
+        x, m = inputs
+        new, _ = cell.step(params, carry, x)
+        carry = _keep(m, new, carry)
+        return carry, cell.output(carry) if return_sequence else None
+
+    if not recompute:
+        return jax.lax.scan(step, carry, (xs, mask))
+
+    @jax.checkpoint
+    def block(carry, inputs):
+        return jax.lax.scan(step, carry, inputs)
+
+    return _in_blocks(lambda c, x: jax.lax.scan(block, c, x), carry, (xs, mask), block_size)
+
+
+class _Plan:
+    """Static choices of one product scan; hashable, so that equal plans share compiled code."""
+
+    def __init__(self, cell: ProductCell, store: bool, sequence: bool):
+        self.cell, self.store, self.sequence = cell, store, sequence
+
+    def _key(self):
+        return self.cell, self.store, self.sequence
+
+    def __hash__(self):
+        return hash(self._key())
+
+    def __eq__(self, other):
+        return isinstance(other, _Plan) and self._key() == other._key()
+
+
+def _hoist(cell: ProductCell, kernels: Kernels, xs: Array) -> bool:
+    """Whether to project a block of inputs at once: not for inputs of a few features, where the
+    product is cheaper inside the loop than the traffic of its result.
+    """
+    return xs.shape[-1] > 4 or cell.inner_steps > 1
+
+
+def _block_forward(plan: _Plan, kernels: Kernels, carry: Carry, xs: Array, mask, keep: bool):
+    """Runs one block; returns the carry, the outputs and, if asked, the activated values."""
+    cell = plan.cell
+    hoist = _hoist(cell, kernels, xs)
+    if hoist:
+        xs = cell.project(kernels, xs)
+
+    def micro(inner, i, projected):
+        a = cell.combine(cell.product(kernels.recurrent, cell.hidden(inner)), projected)
+        # The barrier keeps the compiler from computing the activations once per use.
+        t = jax.lax.optimization_barrier(activations.apply(cell.activations, a))
+        return cell.update(kernels.coefficients, inner, t, i), t
+
+    def step(carry, inputs):
+        x, m = inputs
+        projected = x if hoist else cell.project(kernels, x)
+        inner, t = _inner_scan(
+            cell, lambda c, ix: micro(c, ix[0], projected), cell.begin(carry), ()
+        )
+        carry = _keep(m, cell.end(inner), carry)
+        return carry, (cell.output(carry) if plan.sequence else None, t if keep else None)
+
+    carry, (ys, t) = jax.lax.scan(step, carry, (xs, mask))
+    return carry, ys, t
+
+
+def _inner_scan(cell: ProductCell, body, init, xs: tuple, reverse: bool = False):
+    """Scans the inner steps with their index; a single one stays inline with a static index."""
+    if cell.inner_steps == 1:
+        carry, ys = body(init, (0, *jax.tree.map(lambda a: a[0], xs)))
+        return carry, jax.tree.map(lambda a: a[None], ys)
+    return jax.lax.scan(body, init, (jnp.arange(cell.inner_steps), *xs), reverse=reverse)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product_scan(plan: _Plan, kernels: Kernels, carry: Carry, xs: Array, mask):
+    """Runs blocks ``[blocks, block, batch, features]``; returns the carry and blocked outputs."""
+
+    def block(carry, inputs):
+        carry, ys, _ = _block_forward(plan, kernels, carry, *inputs, keep=False)
+        return carry, ys
+
+    return jax.lax.scan(block, carry, (xs, mask))
+
+
+def _product_scan_fwd(plan, kernels, carry, xs, mask):
+    def block(carry, inputs):
+        new, ys, t = _block_forward(plan, kernels, carry, *inputs, keep=plan.store)
+        return new, (ys, carry, t)
+
+    carry, (ys, starts, t) = jax.lax.scan(block, carry, (xs, mask))
+    return (carry, ys), (kernels, xs, mask, starts, t)
+
+
+def _product_scan_bwd(plan, residuals, cotangents):
+    kernels, xs, mask, starts, t = residuals
+    d_carry, d_ys = cotangents
+
+    def block(state, inputs):
+        d_carry, total = state
+        start, x, m, stored, d_y = inputs
+        if not plan.store:
+            _, _, stored = _block_forward(plan, kernels, start, x, m, keep=True)
+        d_carry, d_kernels, d_x = _block_backward(plan, kernels, start, x, m, stored, d_carry, d_y)
+        return (d_carry, jax.tree.map(jnp.add, total, d_kernels)), d_x
+
+    zeros = jax.tree.map(jnp.zeros_like, kernels)
+    (d_carry, d_kernels), d_xs = jax.lax.scan(
+        block, (d_carry, zeros), (starts, xs, mask, t, d_ys), reverse=True
+    )
+    return d_kernels, d_carry, d_xs, None
+
+
+def _block_backward(plan, kernels, start, xs, mask, stored, d_carry, d_ys):
+    """Returns the cotangents of a block's start, of the kernels and of its inputs."""
+    cell = plan.cell
+
+    # First pass, no products: the states again, from the activated values.
+    def rebuild(carry, inputs):
+        t, m = inputs
+
+        def micro(inner, it):
+            i, t = it
+            return cell.update(kernels.coefficients, inner, t, i), inner
+
+        inner, inners = _inner_scan(cell, micro, cell.begin(carry), (t,))
+        return _keep(m, cell.end(inner), carry), inners
+
+    _, inners = jax.lax.scan(rebuild, start, (stored, mask))
+
+    # Second pass, backward in time: one product per inner step carries the cotangent on.
+    carry_like = jax.tree.map(jnp.zeros_like, start)
+    inner_like = cell.begin(carry_like)
+    hidden_like = cell.hidden(inner_like)
+    projected_like = jax.eval_shape(lambda x: cell.project(kernels, x), xs[0])
+    projected_like = jnp.zeros(projected_like.shape, projected_like.dtype)
+    _, pull_output = jax.vjp(cell.output, carry_like)
+    _, pull_end = jax.vjp(cell.end, inner_like)
+    _, pull_begin = jax.vjp(cell.begin, carry_like)
+    _, pull_hidden = jax.vjp(cell.hidden, inner_like)
+    from_state, pull_product = jax.vjp(lambda s: cell.product(kernels.recurrent, s), hidden_like)
+    _, pull_combine = jax.vjp(cell.combine, from_state, projected_like)
+
+    def add(x, y):
+        return jax.tree.map(jnp.add, x, y)
+
+    def back(state, inputs):
+        d_carry, d_coefficients = state
+        t, inners, m, d_y = inputs
+        if d_y is not None:
+            d_carry = add(d_carry, pull_output(d_y)[0])
+        nothing = jax.tree.map(jnp.zeros_like, d_carry)
+        skipped = nothing if m is None else _keep(m, nothing, d_carry)
+        d_inner = pull_end(_keep(m, d_carry, nothing))[0]
+
+        def micro(state, inputs):
+            d_inner, d_coefficients = state
+            i, t, inner = inputs
+            _, pull = jax.vjp(
+                lambda c, z, t: cell.update(c, z, t, i), kernels.coefficients, inner, t
+            )
+            d_c, d_inner, d_t = pull(d_inner)
+            d_a = d_t * activations.slope(cell.activations, t)
+            d_state, _ = pull_combine(d_a)
+            d_inner = add(d_inner, pull_hidden(pull_product(d_state)[0])[0])
+            return (d_inner, add(d_coefficients, d_c)), d_a
+
+        (d_inner, d_coefficients), d_a = _inner_scan(
+            cell, micro, (d_inner, d_coefficients), (t, inners), reverse=True
+        )
+        d_carry = pull_begin(d_inner)[0]
+        return (add(skipped, d_carry), d_coefficients), d_a
+
+    zeros = jax.tree.map(jnp.zeros_like, kernels.coefficients)
+    (d_carry, d_coefficients), d_a = jax.lax.scan(
+        back, (d_carry, zeros), (stored, inners, mask, d_ys), reverse=True
+    )
+
+    # The weight gradients of the whole block, each in one product.
+    def flat(a):
+        return a.reshape(-1, a.shape[-1])
+
+    d_state, d_projected = jax.vmap(jax.vmap(pull_combine))(d_a)
+    d_projected = d_projected.sum(1)
+    hidden = flat(jax.vmap(jax.vmap(cell.hidden))(inners))
+    _, pull_recurrent = jax.vjp(lambda k: cell.product(k, hidden), kernels.recurrent)
+    (d_recurrent,) = pull_recurrent(flat(d_state))
+    d_kernels, d_x = _project_backward(cell, kernels, flat(xs), flat(d_projected))
+    d_kernels = d_kernels._replace(recurrent=d_recurrent, coefficients=d_coefficients)
+    return d_carry, d_kernels, d_x.reshape(xs.shape)
+
+
+def _project_backward(cell, kernels, xs, cotangent) -> tuple[Any, Array]:
+    _, pull = jax.vjp(cell.project, kernels, xs)
+    return pull(cotangent)
+
+
+_product_scan.defvjp(_product_scan_fwd, _product_scan_bwd)
