@@ -65,7 +65,9 @@ class Registry:
         """
         where = where or self.kind
         if "name" not in spec:
-            raise ConfigError(f"config.{where} needs a field 'name'; choose one of: {', '.join(self)}")
+            raise ConfigError(
+                f"config.{where} needs a field 'name'; choose one of: {', '.join(self)}"
+            )
         name = spec["name"]
         if name not in self._factories:
             raise ConfigError(

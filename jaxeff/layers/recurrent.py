@@ -83,12 +83,16 @@ def flax_cell(pure_class: type[ode.Cell], name: str) -> type[RecurrentCell]:
       name: name of the new class.
     """
     fields = dataclasses.fields(pure_class)
-    namespace: dict[str, Any] = {f.name: f.default for f in fields if f.default is not f.default_factory}
+    namespace: dict[str, Any] = {
+        f.name: f.default for f in fields if f.default is not f.default_factory
+    }
     namespace = {k: v for k, v in namespace.items() if v is not dataclasses.MISSING}
     namespace.update(dtype=None, param_dtype=jnp.float32)
     annotations: dict[str, Any] = {f.name: f.type for f in fields}
     annotations.update(dtype=Dtype | None, param_dtype=Dtype)
-    attributes = "\n      dtype: type of the computation; the inputs' and parameters' common type if None."
+    attributes = (
+        "\n      dtype: type of the computation; the inputs' and parameters' common type if None."
+    )
     attributes += "\n      param_dtype: type of the parameters."
     namespace.update(
         __annotations__=annotations,

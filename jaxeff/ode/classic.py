@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.ode import cells
-from jaxeff.ode.activations import ACTIVATIONS
+from jaxeff.ode.activations import ACTIVATIONS, Blocks
 from jaxeff.ode.cells import Kernels, ParamSpec, ProductCell
 from jaxeff.typing import Array, Carry, Dtype, Params
 
@@ -45,7 +45,7 @@ class _Gated(ProductCell):
 
     def prepare(self, params: Params) -> Kernels:
         """Gathers the kernels."""
-        return Kernels(params["U"], params["W"], params["b"], ())
+        return Kernels(*(cells.columns(params[name], self.gates) for name in ("U", "W", "b")))
 
 
 @cells.CELLS.register("rnn")
@@ -69,9 +69,9 @@ class RNN(_Gated):
         """One block, phi."""
         return (self.activation,)
 
-    def update(self, coefficients: Any, inner: Carry, t: Array, index: Array | int) -> Carry:
+    def update(self, coefficients: Any, inner: Carry, t: Blocks, index: Array | int) -> Carry:
         """Returns phi(a)."""
-        return t
+        return t[0]
 
 
 @cells.CELLS.register("lstm")
@@ -120,9 +120,9 @@ class LSTM(_Gated):
         """Returns h."""
         return inner[1]
 
-    def update(self, coefficients: Any, inner: Carry, t: Array, index: Array | int) -> Carry:
+    def update(self, coefficients: Any, inner: Carry, t: Blocks, index: Array | int) -> Carry:
         """Updates the memory c and the output h."""
-        i, f, g, o = jnp.split(t, 4, axis=-1)
+        i, f, g, o = t
         c = f * inner[0] + i * g
         return c, o * jnp.tanh(c)
 
@@ -156,16 +156,15 @@ class GRU(_Gated):
 
     def prepare(self, params: Params) -> Kernels:
         """Gathers the kernels and the recurrent bias of the candidate."""
-        return Kernels(params["U"], params["W"], params["b"], params["b_n"])
+        return super().prepare(params)._replace(coefficients=params["b_n"])
 
-    def combine(self, from_state: Array, from_input: Array) -> Array:
-        """Adds the shares of r and z, and keeps those of the candidate apart: ``[..., 4 D]``."""
-        d = 2 * self.features
-        gates = from_state[..., :d] + from_input[..., :d]
-        return jnp.concatenate([gates, from_state[..., d:], from_input[..., d:]], axis=-1)
+    def combine(self, from_state: Blocks, from_input: Blocks) -> Blocks:
+        """Adds the shares of r and z, and keeps those of the candidate apart."""
+        (r, z, state), (x_r, x_z, given) = from_state, from_input
+        return r + x_r, z + x_z, state, given
 
-    def update(self, coefficients: Any, inner: Carry, t: Array, index: Array | int) -> Carry:
+    def update(self, coefficients: Any, inner: Carry, t: Blocks, index: Array | int) -> Carry:
         """Mixes the candidate and the old state."""
-        r, z, state, given = jnp.split(t, 4, axis=-1)
+        r, z, state, given = t
         n = jnp.tanh(given + r * (state + coefficients))
         return (1.0 - z) * n + z * inner

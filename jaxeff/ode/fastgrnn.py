@@ -11,10 +11,9 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxeff.ode import cells
-from jaxeff.ode.activations import ACTIVATIONS
+from jaxeff.ode.activations import ACTIVATIONS, Blocks
 from jaxeff.ode.cells import Kernels, ParamSpec, ProductCell
 from jaxeff.typing import Array, Carry, Params
 
@@ -53,17 +52,17 @@ class FastRNN(ProductCell):
     def prepare(self, params: Params) -> Kernels:
         """Squashes the two scalars."""
         scalars = jax.nn.sigmoid(params["alpha"]), jax.nn.sigmoid(params["beta"])
-        return Kernels(params["U"], params["W"], params["b"], scalars)
+        return Kernels((params["U"],), (params["W"],), (params["b"],), scalars)
 
     @property
     def activations(self) -> tuple[str, ...]:
         """One block, phi."""
         return (self.activation,)
 
-    def update(self, coefficients: Any, inner: Carry, t: Array, index: Array | int) -> Carry:
+    def update(self, coefficients: Any, inner: Carry, t: Blocks, index: Array | int) -> Carry:
         """Adds the weighted update to the weighted state."""
         alpha, beta = coefficients
-        return beta * inner + alpha * t
+        return beta * inner + alpha * t[0]
 
 
 @cells.CELLS.register("fastgrnn")
@@ -101,22 +100,21 @@ class FastGRNN(ProductCell):
         return ("sigmoid", "tanh")
 
     def prepare(self, params: Params) -> Kernels:
-        """Squashes the two scalars and puts the biases side by side."""
+        """Squashes the two scalars."""
         scalars = jax.nn.sigmoid(params["zeta"]), jax.nn.sigmoid(params["nu"])
-        bias = jnp.concatenate([params["b_z"], params["b_h"]])
-        return Kernels(params["U"], params["W"], bias, scalars)
+        return Kernels((params["U"],), (params["W"],), (params["b_z"], params["b_h"]), scalars)
 
-    def project(self, kernels: Kernels, x: Array) -> Array:
+    def project(self, kernels: Kernels, x: Array) -> Blocks:
         """Returns the gate's and the candidate's share, which differ by the bias only."""
-        share = x @ kernels.input
-        return jnp.concatenate([share, share], axis=-1) + kernels.bias
+        share = x @ kernels.input[0]
+        return tuple(share + b for b in kernels.bias)
 
-    def combine(self, from_state: Array, from_input: Array) -> Array:
+    def combine(self, from_state: Blocks, from_input: Blocks) -> Blocks:
         """Adds the state's share to both."""
-        return jnp.concatenate([from_state, from_state], axis=-1) + from_input
+        return tuple(from_state[0] + x for x in from_input)
 
-    def update(self, coefficients: Any, inner: Carry, t: Array, index: Array | int) -> Carry:
+    def update(self, coefficients: Any, inner: Carry, t: Blocks, index: Array | int) -> Carry:
         """Applies the gate."""
         zeta, nu = coefficients
-        z, n = jnp.split(t, 2, axis=-1)
+        z, n = t
         return (zeta * (1.0 - z) + nu) * n + z * inner

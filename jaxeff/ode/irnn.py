@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
 from jaxeff.ode import cells
-from jaxeff.ode.activations import ACTIVATIONS
+from jaxeff.ode.activations import ACTIVATIONS, Blocks
 from jaxeff.ode.cells import Kernels, ParamSpec, ProductCell
 from jaxeff.ode.solve import fixed_point
 from jaxeff.typing import Array, Carry, Dtype, Params
@@ -178,15 +178,15 @@ class IRNN(ProductCell):
 
     def prepare(self, params: Params) -> Kernels:
         """Gathers the kernels and the step sizes."""
-        recurrent = (params["V2"], params["V"]) if self.rank else params["U"]
-        return Kernels(recurrent, params["W"], params["b"], self.step_sizes(params))
+        recurrent = (params["V2"], params["V"]) if self.rank else (params["U"],)
+        return Kernels(recurrent, (params["W"],), (params["b"],), self.step_sizes(params))
 
-    def product(self, recurrent: Any, hidden: Array) -> Array:
+    def product(self, recurrent: Any, hidden: Array) -> Blocks:
         """Multiplies by U, or by I + V2 V without forming it."""
         if self.rank:
             left, right = recurrent
-            return hidden + (hidden @ left) @ right
-        return hidden @ recurrent
+            return (hidden + (hidden @ left) @ right,)
+        return super().product(recurrent, hidden)
 
     # With one inner step g and h_{k-1} are the same array, which need not be kept twice.
     @property
@@ -210,7 +210,7 @@ class IRNN(ProductCell):
         g, h, _ = inner
         return g + g if h is None else g + h
 
-    def update(self, coefficients: Any, inner: Carry, t: Array, index: Array | int) -> Carry:
+    def update(self, coefficients: Any, inner: Carry, t: Blocks, index: Array | int) -> Carry:
         """Takes one Euler step of size eta_i."""
         g, h, time = inner
         eta = coefficients
@@ -221,7 +221,7 @@ class IRNN(ProductCell):
             eta = (eta[index][at] if self.learn_step_size else eta * jnp.ones_like(at))[..., None]
             time = time + jnp.asarray(index == self.num_inner_steps - 1, time.dtype)
         s = g + (g if h is None else h)
-        g = g + eta * (t - self.decay * s)
+        g = g + eta * (t[0] - self.decay * s)
         return (g, h, time)
 
     def step(self, params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
@@ -242,13 +242,13 @@ class IRNN(ProductCell):
         """
         kernels = self.prepare(params)
         phi = ACTIVATIONS[self.activation]
-        projected = self.project(kernels, x)
+        (projected,) = self.project(kernels, x)
         if start is None:
             start = jnp.zeros_like(projected)
 
         def update(args, s):
             recurrent, v = args
-            return phi(self.product(recurrent, s) + v) / self.decay
+            return phi(self.product(recurrent, s)[0] + v) / self.decay
 
         damping = jax.lax.stop_gradient(jnp.ravel(kernels.coefficients)[0] * self.decay)
         return fixed_point(

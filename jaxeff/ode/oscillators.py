@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxeff.ode import cells
+from jaxeff.ode.activations import Blocks
 from jaxeff.ode.cells import Kernels, ParamSpec, ProductCell
 from jaxeff.typing import Array, Carry, Dtype, Params
 
@@ -60,24 +61,24 @@ class Antisymmetric(ProductCell):
         rows, columns = np.triu_indices(d, 1)
         upper = jnp.zeros((d, d), params["A"].dtype).at[rows, columns].set(params["A"])
         matrix = upper - upper.T - self.diffusion * jnp.eye(d, dtype=upper.dtype)
-        return Kernels(matrix, params["V"], params["b"], ())
+        gates = 2 if self.gated else 1
+        inputs, bias = (cells.columns(params[name], gates) for name in ("V", "b"))
+        return Kernels((matrix,), inputs, bias)
 
-    def combine(self, from_state: Array, from_input: Array) -> Array:
-        """Adds the state's share to the candidate's and to the gate's columns."""
-        if not self.gated:
-            return from_state + from_input
-        return jnp.concatenate([from_state, from_state], axis=-1) + from_input
+    def combine(self, from_state: Blocks, from_input: Blocks) -> Blocks:
+        """Adds the state's share to the candidate's and to the gate's."""
+        return tuple(from_state[0] + x for x in from_input)
 
     @property
     def activations(self) -> tuple[str, ...]:
         """The candidate and, if there is one, the gate."""
         return ("tanh", "sigmoid") if self.gated else ("tanh",)
 
-    def update(self, coefficients: Any, inner: Carry, t: Array, index: Array | int) -> Carry:
+    def update(self, coefficients: Any, inner: Carry, t: Blocks, index: Array | int) -> Carry:
         """Takes the Euler step."""
         if not self.gated:
-            return inner + self.step_size * t
-        candidate, gate = jnp.split(t, 2, axis=-1)
+            return inner + self.step_size * t[0]
+        candidate, gate = t
         return inner + self.step_size * gate * candidate
 
 
@@ -116,7 +117,7 @@ class CoRNN(ProductCell):
 
     def prepare(self, params: Params) -> Kernels:
         """Gathers the kernels."""
-        return Kernels(params["U"], params["V"], params["b"], ())
+        return Kernels((params["U"],), (params["V"],), (params["b"],))
 
     def initial_carry(self, batch_shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Carry:
         """Returns zeros (y, z)."""
@@ -131,8 +132,8 @@ class CoRNN(ProductCell):
         """Returns y and z side by side."""
         return jnp.concatenate(inner, axis=-1)
 
-    def update(self, coefficients: Any, inner: Carry, t: Array, index: Array | int) -> Carry:
+    def update(self, coefficients: Any, inner: Carry, t: Blocks, index: Array | int) -> Carry:
         """Advances the velocities, then the positions."""
         y, z = inner
-        z = z + self.step_size * (t - self.gamma * y - self.epsilon * z)
+        z = z + self.step_size * (t[0] - self.gamma * y - self.epsilon * z)
         return y + self.step_size * z, z

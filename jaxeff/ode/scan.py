@@ -9,7 +9,6 @@ product, and form the weight gradient of a block of steps in one large product.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +78,9 @@ def unroll(
         recompute = backward != "autodiff"
         if backward == "stored":
             raise ConfigError(f"backward='stored' needs a cell in product form, not {cell}")
-        carry, ys = _scan_cell(cell, params, carry, xs, mask, return_sequence, recompute, block_size)
+        carry, ys = _scan_cell(
+            cell, params, carry, xs, mask, return_sequence, recompute, block_size
+        )
     else:
         kernels = cell.prepare(params)
         store = backward != "recomputed"
@@ -253,7 +254,7 @@ def _block_backward(plan, kernels, start, xs, mask, stored, d_carry, d_ys):
     inner_like = cell.begin(carry_like)
     hidden_like = cell.hidden(inner_like)
     projected_like = jax.eval_shape(lambda x: cell.project(kernels, x), xs[0])
-    projected_like = jnp.zeros(projected_like.shape, projected_like.dtype)
+    projected_like = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), projected_like)
     _, pull_output = jax.vjp(cell.output, carry_like)
     _, pull_end = jax.vjp(cell.end, inner_like)
     _, pull_begin = jax.vjp(cell.begin, carry_like)
@@ -261,11 +262,12 @@ def _block_backward(plan, kernels, start, xs, mask, stored, d_carry, d_ys):
     from_state, pull_product = jax.vjp(lambda s: cell.product(kernels.recurrent, s), hidden_like)
     _, pull_combine = jax.vjp(cell.combine, from_state, projected_like)
 
+    has_coefficients = bool(jax.tree.leaves(kernels.coefficients))
+
     def add(x, y):
         return jax.tree.map(jnp.add, x, y)
 
-    def back(state, inputs):
-        d_carry, d_coefficients = state
+    def back(d_carry, inputs):
         t, inners, m, d_y = inputs
         if d_y is not None:
             d_carry = add(d_carry, pull_output(d_y)[0])
@@ -273,46 +275,51 @@ def _block_backward(plan, kernels, start, xs, mask, stored, d_carry, d_ys):
         skipped = nothing if m is None else _keep(m, nothing, d_carry)
         d_inner = pull_end(_keep(m, d_carry, nothing))[0]
 
-        def micro(state, inputs):
-            d_inner, d_coefficients = state
+        def micro(d_new, inputs):
             i, t, inner = inputs
-            _, pull = jax.vjp(
-                lambda c, z, t: cell.update(c, z, t, i), kernels.coefficients, inner, t
-            )
-            d_c, d_inner, d_t = pull(d_inner)
-            d_a = d_t * activations.slope(cell.activations, t)
+            _, pull = jax.vjp(lambda z, t: cell.update(kernels.coefficients, z, t, i), inner, t)
+            d_inner, d_t = pull(d_new)
+            d_a = activations.backward(cell.activations, t, d_t)
             d_state, _ = pull_combine(d_a)
             d_inner = add(d_inner, pull_hidden(pull_product(d_state)[0])[0])
-            return (d_inner, add(d_coefficients, d_c)), d_a
+            return d_inner, (d_a, d_new if has_coefficients else None)
 
-        (d_inner, d_coefficients), d_a = _inner_scan(
-            cell, micro, (d_inner, d_coefficients), (t, inners), reverse=True
-        )
-        d_carry = pull_begin(d_inner)[0]
-        return (add(skipped, d_carry), d_coefficients), d_a
+        d_inner, saved = _inner_scan(cell, micro, d_inner, (t, inners), reverse=True)
+        return add(skipped, pull_begin(d_inner)[0]), saved
 
-    zeros = jax.tree.map(jnp.zeros_like, kernels.coefficients)
-    (d_carry, d_coefficients), d_a = jax.lax.scan(
-        back, (d_carry, zeros), (stored, inners, mask, d_ys), reverse=True
-    )
+    d_carry, (d_a, d_new) = jax.lax.scan(back, d_carry, (stored, inners, mask, d_ys), reverse=True)
 
-    # The weight gradients of the whole block, each in one product.
+    # The gradients of what all steps share, for the whole block at once: one product a kernel.
     def flat(a):
         return a.reshape(-1, a.shape[-1])
 
+    d_coefficients = kernels.coefficients
+    if has_coefficients:
+        _, pull_update = jax.vjp(
+            lambda c: _update_block(cell, c, inners, stored), kernels.coefficients
+        )
+        (d_coefficients,) = pull_update(d_new)
     d_state, d_projected = jax.vmap(jax.vmap(pull_combine))(d_a)
-    d_projected = d_projected.sum(1)
+    d_projected = jax.tree.map(lambda d: d.sum(1), d_projected)
     hidden = flat(jax.vmap(jax.vmap(cell.hidden))(inners))
     _, pull_recurrent = jax.vjp(lambda k: cell.product(k, hidden), kernels.recurrent)
-    (d_recurrent,) = pull_recurrent(flat(d_state))
-    d_kernels, d_x = _project_backward(cell, kernels, flat(xs), flat(d_projected))
+    (d_recurrent,) = pull_recurrent(jax.tree.map(flat, d_state))
+    _, pull_project = jax.vjp(cell.project, kernels, flat(xs))
+    d_kernels, d_x = pull_project(jax.tree.map(flat, d_projected))
     d_kernels = d_kernels._replace(recurrent=d_recurrent, coefficients=d_coefficients)
     return d_carry, d_kernels, d_x.reshape(xs.shape)
 
 
-def _project_backward(cell, kernels, xs, cotangent) -> tuple[Any, Array]:
-    _, pull = jax.vjp(cell.project, kernels, xs)
-    return pull(cotangent)
+def _update_block(cell: ProductCell, coefficients, inners, t):
+    """Applies the element-wise update to all steps of a block, ``[block, inner steps, ...]``."""
+
+    def update(inner, t, i):
+        return cell.update(coefficients, inner, t, i)
+
+    if cell.inner_steps == 1:
+        return jax.vmap(jax.vmap(functools.partial(update, i=0)))(inners, t)
+    per_step = jax.vmap(update, in_axes=(0, 0, 0))
+    return jax.vmap(per_step, in_axes=(0, 0, None))(inners, t, jnp.arange(cell.inner_steps))
 
 
 _product_scan.defvjp(_product_scan_fwd, _product_scan_bwd)
