@@ -1,0 +1,25 @@
+"""Training: objectives, algorithms, the loop, checkpoints and reports.
+
+``run(config, workdir)`` is the whole job; the parts are importable for use in notebooks.
+"""
+
+from jaxeff.train.algorithms import ALGORITHMS
+from jaxeff.train.defaults import base_config
+from jaxeff.train.experiment import Experiment, build
+from jaxeff.train.jobs import run
+from jaxeff.train.objectives import OBJECTIVES
+from jaxeff.train.optim import OPTIMIZERS
+from jaxeff.train.parallel import DeviceMap
+from jaxeff.train.state import TrainState
+
+__all__ = [
+    "ALGORITHMS",
+    "OBJECTIVES",
+    "OPTIMIZERS",
+    "DeviceMap",
+    "Experiment",
+    "TrainState",
+    "base_config",
+    "build",
+    "run",
+]

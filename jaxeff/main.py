@@ -1,0 +1,78 @@
+"""The command line: ``python -m jaxeff.main --config=configs/irnn.py``.
+
+Any field of the config can be overridden, ``--config.model.cell.features=64``. The same command
+continues a run that was stopped or killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from jaxeff.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment's config.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; runs/NAME-HASH, by the config's name and content, if unset."
+)
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "eval", "bench"],
+    "train: train and test; eval: test a trained run again; bench: measure speed and memory.",
+)
+flags.mark_flag_as_required("config")
+
+
+def default_workdir(config) -> str:
+    """Returns a folder of its own for every distinct config."""
+    text = json.dumps(json.loads(config.to_json_best_effort()), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"runs/{config.name or 'run'}-{digest}"
+
+
+def main(argv: list[str]) -> None:
+    """Runs the job that the flags ask for."""
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; options start with --")
+    from jaxeff.train.jobs import run
+
+    config = _CONFIG.value
+    run(config, _WORKDIR.value or default_workdir(config), _MODE.value)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags; a wrong config override is one sentence, not a traceback."""
+    try:
+        rest = app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        text = " ".join(str(a) for a in error.args) or type(error).__name__
+        _fail(" ".join(text.split()))
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    return rest
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def cli() -> None:
+    """Entry point of the installed command ``jaxeff``."""
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            main(argv)
+        except UserError as error:
+            _fail(str(error))
+
+    app.run(guarded, flags_parser=_parse)
+
+
+if __name__ == "__main__":
+    cli()

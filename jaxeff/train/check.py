@@ -1,0 +1,113 @@
+"""Checks of a config that need neither data nor devices; each complaint is one sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from jaxeff.errors import CheckpointError, ConfigError
+from jaxeff.registry import closest
+from jaxeff.train.defaults import base_config
+
+OPEN_SECTIONS = ("data", "model", "algorithm", "objective", "optim")
+POSITIVE = (
+    "train.batch_size",
+    "train.num_steps",
+    "train.log_every",
+    "train.eval_every",
+    "eval.batch_size",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "devices.num_processes",
+)
+SELECTIONS = ("best", "last")
+CONFIG_FILE = "config.json"
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises `ConfigError` for an unknown or missing field, a wrong type or an impossible number."""
+    _check_fields(config, base_config(), "config", is_open=False)
+    for field in POSITIVE:
+        section, name = field.split(".")
+        if config[section][name] < 1:
+            raise ConfigError(f"config.{field} must be at least 1, not {config[section][name]}")
+    if config.seed < 0:
+        raise ConfigError(f"config.seed must not be negative, not {config.seed}")
+    if config.devices.cpu < 0:
+        raise ConfigError(f"config.devices.cpu must not be negative, not {config.devices.cpu}")
+    if config.eval.select not in SELECTIONS:
+        raise ConfigError(
+            f"config.eval.select: unknown choice '{config.eval.select}'"
+            f"{closest(config.eval.select, list(SELECTIONS))}"
+        )
+
+
+def _check_fields(given: Mapping[str, Any], known: Mapping[str, Any], where: str, is_open: bool):
+    for name in known:
+        if name not in given:
+            raise ConfigError(f"{where}.{name} is missing; start from jaxeff.train.base_config()")
+    for name, value in given.items():
+        field = f"{where}.{name}"
+        if name not in known:
+            if is_open:
+                continue
+            raise ConfigError(f"{field} is no field of a config{closest(name, list(known))}")
+        if isinstance(known[name], Mapping):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{field} must be a section of fields, not {value!r}")
+            _check_fields(value, known[name], field, is_open=name in OPEN_SECTIONS)
+        elif not _fits(value, known[name]):
+            wanted = type(known[name]).__name__ if known[name] is not None else "text"
+            raise ConfigError(f"{field} must be of type {wanted}, not {value!r}")
+
+
+def _fits(value: Any, like: Any) -> bool:
+    if like is None:
+        return value is None or isinstance(value, str)
+    if isinstance(like, bool) or isinstance(value, bool):
+        return isinstance(like, bool) and isinstance(value, bool)
+    return isinstance(value, (int, float) if isinstance(like, float) else type(like))
+
+
+def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the config as plain dicts, lists, numbers and strings."""
+    return json.loads(config.to_json_best_effort())
+
+
+def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Makes the working directory this config's own, or checks that it already is.
+
+    Raises:
+      CheckpointError: another config wrote it; the message names the first field that differs.
+    """
+    path = workdir / CONFIG_FILE
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            before = None  # a kill while it was written, before there was anything to lose
+        if before is not None:
+            difference = first_difference(before, plain(config))
+            if difference:
+                raise CheckpointError(
+                    f"{workdir} was written by another config ({difference}); "
+                    "give another --workdir, or delete that one"
+                )
+            return
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(plain(config), indent=2, sort_keys=True), encoding="utf-8")
+
+
+def first_difference(before: Any, now: Any, where: str = "config") -> str | None:
+    """Returns a phrase that names the first field that differs between two plain configs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted({*before, *now}):
+            found = first_difference(before.get(name), now.get(name), f"{where}.{name}")
+            if found:
+                return found
+        return None
+    return None if before == now else f"{where} was {before!r} and is now {now!r}"

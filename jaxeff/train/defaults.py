@@ -1,0 +1,59 @@
+"""The fields that every experiment's config has, with their meaning and neutral values."""
+
+from __future__ import annotations
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def base_config() -> ml_collections.ConfigDict:
+    """Returns the config that each file in ``configs/`` starts from.
+
+    Sections ``data``, ``model``, ``algorithm``, ``objective`` and ``optim`` take any field that what
+    their ``name`` builds takes; the other sections have exactly the fields below.
+    """
+    return ml_collections.ConfigDict(
+        {
+            "name": "",  # of the experiment, for its report
+            "seed": 0,  # of the parameters, the order of the data and every random draw
+            "data": {
+                "name": "",  # see jaxeff.data.DATASETS
+                "dir": "",  # folder of the original files; the data cache if empty
+                "view": "",  # how images become sequences, see jaxeff.data.VIEWS
+                "validation_fraction": 0.1,  # of the training data
+                "split_seed": 0,  # of the validation split; the same for every seed
+                "download": False,  # let tensorflow-datasets fetch and prepare the data
+            },
+            "model": {"name": ""},  # see jaxeff.models.MODELS
+            "algorithm": {"name": "bptt"},  # see jaxeff.train.algorithms.ALGORITHMS
+            "objective": {"name": "auto"},  # see jaxeff.train.objectives.OBJECTIVES
+            "optim": {
+                "name": "adam",  # see jaxeff.train.optim.OPTIMIZERS
+                "learning_rate": 1e-3,
+                "schedule_name": "cosine",  # constant, cosine or step
+                "warmup_steps": 0,
+                "clip_norm": 0.0,  # 0 does not clip
+            },
+            "train": {
+                "batch_size": 128,  # examples per step over all devices
+                "num_steps": 1000,
+                "log_every": 50,  # steps
+                "eval_every": 200,  # steps
+            },
+            "eval": {
+                "batch_size": 256,
+                "select": "best",  # parameters for the test: best on validation, or last
+            },
+            "checkpoint": {
+                "every": 200,  # steps
+                "keep": 2,
+            },
+            "parallel": "shard_map",  # or pmap
+            "devices": {
+                "cpu": 0,  # CPU devices to make; 0 is one per core
+                "coordinator": config_dict.placeholder(str),  # host:port, for several processes
+                "num_processes": 1,
+                "process_id": 0,
+            },
+        }
+    )

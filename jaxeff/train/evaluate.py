@@ -1,0 +1,46 @@
+"""Exact averages of an objective over a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxeff import data
+from jaxeff.train.experiment import Experiment
+from jaxeff.typing import Params
+
+
+class Evaluator:
+    """Evaluates parameters on the splits of an experiment; compiles once.
+
+    Args:
+      experiment: what to evaluate.
+    """
+
+    def __init__(self, experiment: Experiment):
+        self._experiment = experiment
+        self._step: Callable[..., Any] = experiment.devices.map(
+            experiment.algorithm.evaluate, replicated=2
+        )
+
+    def __call__(self, params: Params, model_state: Any, split: str) -> dict[str, float]:
+        """Returns the weighted mean of every metric over all examples of a split.
+
+        An empty split gives an empty dict.
+        """
+        config, devices = self._experiment.config, self._experiment.devices
+        totals: dict[str, float] = {}
+        batches = data.eval_batches(
+            self._experiment.dataset.splits[split],
+            config.eval.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        for batch in batches:
+            sums = jax.device_get(self._step(params, model_state, devices.shard(batch)))
+            for name, value in sums.items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        weight = totals.pop("weight", 0.0)
+        return {name: total / weight for name, total in totals.items()}

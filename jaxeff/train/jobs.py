@@ -1,0 +1,174 @@
+"""The three jobs of the command line: train, evaluate a trained run, and measure a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from jaxeff import bench, data
+from jaxeff.errors import CheckpointError
+from jaxeff.train import check, experiment, report, runtime
+from jaxeff.train.console import say
+from jaxeff.train.loop import CHECKPOINTS, Training
+
+MODES = ("train", "eval", "bench")
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path, mode: str = "train") -> Any:
+    """Runs one job and returns its report, or None if a signal stopped the training.
+
+    Args:
+      config: as ``configs/*.py`` return it.
+      workdir: folder of the run; "train" continues what it finds there.
+      mode: "train", "eval" (the trained parameters on validation and test, into
+        ``workdir/eval``) or "bench" (speed, memory and counts, into ``workdir/bench``).
+
+    Raises:
+      UserError: something that the user can mend, in one sentence.
+    """
+    check.check(config)
+    workdir = Path(workdir)
+    runtime.prepare(batch_size=config.train.batch_size, cpu_devices=config.devices.cpu)
+    if config.devices.coordinator and not jax.distributed.is_initialized():
+        jax.distributed.initialize(
+            config.devices.coordinator, config.devices.num_processes, config.devices.process_id
+        )
+    return {"train": train, "eval": evaluate, "bench": measure}[mode](config, workdir)
+
+
+def _describe(built: experiment.Experiment, workdir: Path, job: str) -> None:
+    """Prints what is going to happen."""
+    if jax.process_index() != 0:
+        return
+    config, devices = built.config, built.devices
+    shapes = jax.eval_shape(built.algorithm.init_state, jax.random.key(0), built.example)
+    say(f"{job} {config.name} with seed {config.seed}; results go to {workdir}")
+    say(f"data     {built.dataset.description}")
+    say(
+        f"devices  {devices.size} x {devices.devices[0].device_kind}, "
+        f"{jax.process_count()} process(es), mapped by {devices.how}"
+    )
+    say(
+        f"training {config.train.num_steps} steps of {config.train.batch_size} examples with "
+        f"{config.algorithm.name} and {config.optim.name}"
+    )
+    say(bench.parameter_table(shapes.params))
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
+    """Trains to the end, evaluates the selected parameters once on the test split, reports."""
+    built = experiment.build(config)
+    check.claim_workdir(workdir, config)
+    _describe(built, workdir, "training")
+    training = Training(built, workdir)
+    try:
+        if not training.run():
+            return None
+        chosen, step = training.selected()
+        metrics = {"train": training.values["last_metrics"]}
+        for split in ("validation", "test"):
+            metrics[split] = training.evaluate(chosen["params"], chosen["model_state"], split)
+    finally:
+        training.close()
+    if not training.main_process:
+        return None
+    cost = report.inference_cost(built, chosen["params"], chosen["model_state"])
+    if training.memory:
+        cost["step_memory_bytes"] = report.memory_section(training.memory)
+        cost["compile_seconds"] = training.compile_seconds
+    seconds, steps = training.values["seconds"], config.train.num_steps
+    written = report.write(
+        built,
+        workdir,
+        metrics=metrics,
+        cost=cost,
+        training={
+            "steps": steps,
+            "epochs": steps * config.train.batch_size / len(built.dataset.splits["train"]),
+            "seconds": seconds,
+            "examples_per_second": steps * config.train.batch_size / max(seconds, 1e-9),
+            "best_step": step,
+            "resumed": training.values["resumed"],
+        },
+    )
+    _conclude(written, workdir)
+    return written
+
+
+def _conclude(written: dict[str, Any], workdir: Path) -> None:
+    for split in ("validation", "test"):
+        values = written["metrics"].get(split, {})
+        say(f"{split:10s} " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+    say(f"report     {workdir / 'report.md'}")
+
+
+def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
+    """Evaluates the selected parameters of the newest checkpoint on validation and test."""
+    if not (workdir / CHECKPOINTS).is_dir():
+        raise CheckpointError(
+            f"{workdir} holds no checkpoints to evaluate; run --mode=train with it first"
+        )
+    built = experiment.build(config)
+    check.claim_workdir(workdir, config)
+    training = Training(built, workdir)
+    try:
+        chosen, step = training.selected()
+        metrics = {
+            split: training.evaluate(chosen["params"], chosen["model_state"], split)
+            for split in ("validation", "test")
+        }
+    finally:
+        training.close()
+    if not training.main_process:
+        return None
+    cost = report.inference_cost(built, chosen["params"], chosen["model_state"])
+    written = report.write(
+        built,
+        workdir / "eval",
+        metrics=metrics,
+        cost=cost,
+        training={"steps": training.step, "seconds": 0.0, "best_step": step},
+        curve=False,
+    )
+    _conclude(written, workdir / "eval")
+    return written
+
+
+def measure(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
+    """Measures a fresh model: counts, inference latency, and time and memory of a training step."""
+    built = experiment.build(config)
+    _describe(built, workdir / "bench", "measuring")
+    state = built.init_state()
+    batches = data.make_train_iterator(
+        built.dataset.splits["train"],
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    batch = built.devices.shard(next(batches))
+    mapped: Any = built.devices.map(built.algorithm.update)
+    step, seconds = bench.compile_time(mapped, state, batch)
+    timing = bench.measure(step, state, batch, warmup=3, repeats=20)
+    if jax.process_index() != 0:
+        return None
+    cost = report.inference_cost(built, state.params, state.model_state)
+    cost["step_memory_bytes"] = report.memory_section(bench.compiled_memory(step))
+    cost["compile_seconds"] = seconds
+    written = report.write(
+        built,
+        workdir / "bench",
+        metrics={},
+        cost=cost,
+        training={"steps": 0, "seconds": 0.0},
+        extras={"training_step_ms": {"median": timing.median_ms, "p95": timing.p95_ms}},
+        curve=False,
+    )
+    say(f"training step {timing.median_ms:.2f} ms (median of {timing.repeats})")
+    for size, times in written["cost"]["latency_ms"].items():
+        say(f"inference {size.replace('_', ' ')}: {times['median']:.3f} ms (median)")
+    say(f"report     {workdir / 'bench' / 'report.md'}")
+    return written

@@ -1,0 +1,214 @@
+"""The training loop: steps, logs, evaluations, checkpoints, and an exact resume of all of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxeff import data
+from jaxeff.bench import compiled_memory
+from jaxeff.errors import TrainingError
+from jaxeff.eval import MetricsWriter
+from jaxeff.train.checkpoint import Checkpoints
+from jaxeff.train.console import Progress, say
+from jaxeff.train.evaluate import Evaluator
+from jaxeff.train.experiment import Experiment
+from jaxeff.train.interrupt import Interrupt
+
+CHECKPOINTS = "checkpoints"
+
+
+def better(new: dict[str, float], old: dict[str, float]) -> bool:
+    """Whether validation metrics improved: by accuracy, then by loss."""
+    if not old:
+        return True
+    return (new.get("accuracy", 0.0), -new["loss"]) > (old.get("accuracy", 0.0), -old["loss"])
+
+
+class Training:
+    """One run of an experiment in a working directory.
+
+    What a checkpoint holds: the training state and the best parameters so far, as arrays; and as
+    plain values the position of the data, metrics that are not logged yet, the best step and its
+    metrics, the seconds spent and the number of resumes.
+
+    Args:
+      experiment: what to train.
+      workdir: where checkpoints, metrics and the report go.
+    """
+
+    def __init__(self, experiment: Experiment, workdir: Path):
+        self.experiment, self.workdir = experiment, workdir
+        self.config, self.devices = experiment.config, experiment.devices
+        self.evaluate = Evaluator(experiment)
+        self.checkpoints = Checkpoints(
+            workdir / CHECKPOINTS, self.config.checkpoint.keep, self._say
+        )
+        self.memory: dict[str, int | None] = {}
+        self.compile_seconds = 0.0
+        self.state = experiment.init_state()
+        self.best = self._snapshot()
+        self.values: dict[str, Any] = {
+            "best_step": -1,
+            "best_metrics": {},
+            "pending": [],
+            "last_metrics": {},
+            "seconds": 0.0,
+            "resumed": 0,
+            "data": None,
+        }
+        self._restore()
+
+    @property
+    def main_process(self) -> bool:
+        """Whether this process writes logs and reports."""
+        return jax.process_index() == 0
+
+    @property
+    def step(self) -> int:
+        """Updates made so far."""
+        return int(self.state.step)
+
+    def _say(self, line: str) -> None:
+        if self.main_process:
+            say(line)
+
+    def _snapshot(self) -> dict[str, Any]:
+        """Returns a copy of what evaluation uses now; the state itself is donated to the step."""
+        params = self.experiment.algorithm.eval_params(self.state)
+        return jax.tree.map(jnp.copy, {"params": params, "model_state": self.state.model_state})
+
+    def _restore(self) -> None:
+        found = self.checkpoints.restore({"train": self.state, "best": self.best})
+        if found is None:
+            return
+        step, tree, self.values = found
+        self.state, self.best = tree["train"], tree["best"]
+        if step < self.config.train.num_steps:
+            self.values["resumed"] += 1
+            self._say(f"resuming at step {step} from {self.checkpoints.directory}")
+
+    def run(self) -> bool:
+        """Trains to the last step; returns False if a signal stopped it before.
+
+        Raises:
+          TrainingError: the loss is not finite.
+        """
+        config, total = self.config, self.config.train.num_steps
+        start = self.step
+        if start >= total:
+            return True
+        batches = self._batches()
+        first = next(batches)
+        train_step = self._compile(first)
+        writer = MetricsWriter(self.workdir, resume_step=start) if self.main_process else None
+        progress = Progress(total, start, self.main_process)
+        began, before = time.monotonic(), self.values["seconds"]
+        try:
+            with Interrupt() as interrupt:
+                for step in range(start + 1, total + 1):
+                    batch = self.devices.shard(first if step == start + 1 else next(batches))
+                    self.state, metrics = train_step(self.state, batch)
+                    if self.devices.must_wait:
+                        jax.block_until_ready(metrics)
+                    self.values["pending"].append(metrics)
+                    progress.advance(step)
+                    if step % config.train.log_every == 0 or step == total:
+                        self._log(step, writer, progress)
+                    if step % config.train.eval_every == 0 or step == total:
+                        self._validate(step, writer, progress)
+                    stop = interrupt.requested(step)
+                    if step % config.checkpoint.every == 0 or step == total or stop:
+                        self.values["seconds"] = before + time.monotonic() - began
+                        self._save(step, batches)
+                    if stop and step < total:
+                        self.checkpoints.wait()
+                        self._say(f"stopped at step {step}; the same command goes on from there")
+                        return False
+        finally:
+            progress.close()
+            if writer is not None:
+                writer.close()
+        self.checkpoints.wait()
+        return True
+
+    def _batches(self) -> Any:
+        """Returns the iterator over batches, at the position of the restored run."""
+        batches = data.make_train_iterator(
+            self.experiment.dataset.splits["train"],
+            batch_size=self.config.train.batch_size,
+            seed=self.config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        if self.values["data"] is not None:
+            batches.set_state(self.values["data"])
+        return batches
+
+    def _compile(self, batch: Any) -> Any:
+        began = time.monotonic()
+        mapped: Any = self.devices.map(self.experiment.algorithm.update, donate=True)
+        compiled = mapped.lower(self.state, self.devices.shard(batch)).compile()
+        self.compile_seconds = time.monotonic() - began
+        self.memory = compiled_memory(compiled)
+        return compiled
+
+    def _drain(self, step: int) -> list[dict[str, float]]:
+        """Fetches the metrics of the steps since the last log, and checks that they are finite."""
+        pending = self.values["pending"]
+        fetched = [{k: float(v) for k, v in m.items()} for m in jax.device_get(pending)]
+        for offset, metrics in enumerate(fetched):
+            if not math.isfinite(metrics["loss"]):
+                at = step - len(fetched) + 1 + offset
+                self.checkpoints.wait()
+                steps = self.checkpoints.steps
+                last = f"step {steps[-1]} in {self.checkpoints.directory}" if steps else "none yet"
+                raise TrainingError(
+                    f"the loss became {metrics['loss']} at step {at}; lower "
+                    f"config.optim.learning_rate (now {self.config.optim.learning_rate}) or set "
+                    f"config.optim.clip_norm (now {self.config.optim.clip_norm}); "
+                    f"last good checkpoint: {last}"
+                )
+        self.values["pending"] = fetched
+        return fetched
+
+    def _log(self, step: int, writer: MetricsWriter | None, progress: Progress) -> None:
+        """Logs the means over the steps since the last log."""
+        fetched = self._drain(step)
+        means = {name: math.fsum(m[name] for m in fetched) / len(fetched) for name in fetched[0]}
+        self.values["pending"] = []
+        self.values["last_metrics"] = means
+        progress.show(step, means)
+        if writer is not None:
+            writer.write(step, {f"train/{name}": value for name, value in means.items()})
+
+    def _validate(self, step: int, writer: MetricsWriter | None, progress: Progress) -> None:
+        """Evaluates on the validation split and keeps the parameters if they are the best."""
+        snapshot = self._snapshot()
+        metrics = self.evaluate(snapshot["params"], snapshot["model_state"], "validation")
+        if not metrics or better(metrics, self.values["best_metrics"]):
+            self.best, self.values["best_step"] = snapshot, step
+            self.values["best_metrics"] = metrics
+        progress.show(step, {f"validation {name}": value for name, value in metrics.items()})
+        if writer is not None and metrics:
+            writer.write(step, {f"validation/{name}": value for name, value in metrics.items()})
+
+    def _save(self, step: int, batches: Any) -> None:
+        self._drain(step)
+        values = {**self.values, "data": batches.get_state()}
+        self.checkpoints.save(step, {"train": self.state, "best": self.best}, values)
+
+    def selected(self) -> tuple[dict[str, Any], int]:
+        """Returns the parameters that the config selects for the test, and their step."""
+        if self.config.eval.select == "best" and self.values["best_step"] >= 0:
+            return self.best, self.values["best_step"]
+        return self._snapshot(), self.step
+
+    def close(self) -> None:
+        """Finishes the running save."""
+        self.checkpoints.close()

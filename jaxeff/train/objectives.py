@@ -1,0 +1,87 @@
+"""Objectives: per-example losses and metrics of a model's outputs.
+
+An objective maps ``(outputs, batch)`` to a dict of arrays ``[batch]`` with the entry ``"loss"``.
+Averages over a batch are weighted by ``batch["weight"]``, so that padded examples count nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxeff.errors import ConfigError
+from jaxeff.registry import Registry
+from jaxeff.typing import Array, Batch
+
+OBJECTIVES = Registry("objective")
+Objective = Callable[[Array, Batch], dict[str, Array]]
+
+TASK_OBJECTIVES = {
+    "classification": "cross_entropy",
+    "tagging": "cross_entropy",
+    "regression": "mean_squared_error",
+}
+
+
+def build(spec: Mapping[str, Any], task: str) -> Objective:
+    """Builds the objective of a config section; ``name="auto"`` takes the usual one of the task."""
+    if spec["name"] == "auto":
+        spec = {**spec, "name": TASK_OBJECTIVES[task]}
+    return OBJECTIVES.build(spec, "objective")
+
+
+def _per_example(values: Array) -> Array:
+    """Averages over every axis but the batch's."""
+    return values.reshape(values.shape[0], -1).mean(axis=1)
+
+
+@OBJECTIVES.register("cross_entropy")
+def cross_entropy(label_smoothing: float = 0.0) -> Objective:
+    """Cross entropy in nats and accuracy, of logits ``[batch, (time,) classes]``.
+
+    Args:
+      label_smoothing: share of the target spread evenly over the classes, in [0, 1).
+    """
+    if not 0 <= label_smoothing < 1:
+        raise ConfigError(
+            f"config.objective.label_smoothing must be in [0, 1), not {label_smoothing}"
+        )
+
+    def objective(outputs: Array, batch: Batch) -> dict[str, Array]:
+        logits, labels = outputs.astype(jnp.float32), batch["labels"]
+        if label_smoothing:
+            targets = jax.nn.one_hot(labels, logits.shape[-1])
+            targets = optax.smooth_labels(targets, label_smoothing)
+            losses = optax.softmax_cross_entropy(logits, targets)
+        else:
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        hits = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+        return {"loss": _per_example(losses), "accuracy": _per_example(hits)}
+
+    return objective
+
+
+@OBJECTIVES.register("mean_squared_error")
+def mean_squared_error() -> Objective:
+    """Squared error per output, of outputs shaped like the labels ``[batch, outputs]``."""
+
+    def objective(outputs: Array, batch: Batch) -> dict[str, Array]:
+        errors = outputs.astype(jnp.float32) - batch["labels"]
+        return {"loss": _per_example(jnp.square(errors))}
+
+    return objective
+
+
+def weighted_means(
+    values: Mapping[str, Array], weight: Array, axis_name: str | None = None
+) -> dict[str, Array]:
+    """Returns weighted averages of ``[batch]`` arrays, over all devices of ``axis_name`` if given."""
+    sums = {name: jnp.sum(value * weight) for name, value in values.items()}
+    total = jnp.sum(weight)
+    if axis_name is not None:
+        sums, total = jax.lax.psum((sums, total), axis_name)
+    return {name: value / total for name, value in sums.items()}

@@ -1,0 +1,109 @@
+"""Fills the report of a run: what it is, what it reached and what it costs."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxeff import bench
+from jaxeff.eval import learning_curve, read_history, write_report
+from jaxeff.train import check
+from jaxeff.train.experiment import Experiment
+from jaxeff.typing import Params
+
+CURVE = "learning_curve.png"
+
+
+def command() -> str:
+    """Returns the command line of this process, as a user would type it."""
+    module = Path(sys.argv[0]).name == "main.py"
+    program = "python -m jaxeff.main" if module else Path(sys.argv[0]).name
+    return " ".join([program, *map(shlex.quote, sys.argv[1:])])
+
+
+def inference_cost(experiment: Experiment, params: Params, model_state: Any) -> dict[str, Any]:
+    """Counts and times inference on one device, at batch 1 and at the training batch.
+
+    Returns:
+      the report's section ``cost``, but for the memory of the training step.
+    """
+    device = jax.local_devices()[0]
+    variables = jax.device_put(
+        jax.device_get({"params": params, **model_state}), device
+    )
+
+    def forward(variables, inputs):
+        return experiment.model.apply(variables, inputs, train=False)
+
+    jitted = jax.jit(forward)
+    latency = {}
+    for size in sorted({1, experiment.config.train.batch_size}):
+        inputs = np.zeros((size, *experiment.dataset.input_shape), np.float32)
+        inputs = jax.device_put(inputs, device)
+        timing = bench.measure(jitted, variables, inputs, warmup=3, repeats=20)
+        latency[f"batch_{size}"] = {
+            "median": timing.median_ms,
+            "p95": timing.p95_ms,
+            "min": timing.min_ms,
+            "repeats": timing.repeats,
+        }
+    cost = bench.cost_per_example(forward, variables, experiment.example)
+    return {
+        "parameters": bench.count_parameters(params),
+        "macs_per_example": cost.macs,
+        "flops_per_example": cost.flops,
+        "uncounted": list(cost.unknown),
+        "latency_ms": latency,
+    }
+
+
+def memory_section(memory: dict[str, int | None]) -> dict[str, int | None]:
+    """Renames the fields of `jaxeff.bench.compiled_memory` to the report's."""
+    return {name.removesuffix("_bytes"): size for name, size in memory.items()}
+
+
+def write(
+    experiment: Experiment,
+    workdir: Path,
+    *,
+    metrics: dict[str, dict[str, float]],
+    cost: dict[str, Any],
+    training: dict[str, Any],
+    extras: dict[str, Any] | None = None,
+    curve: bool = True,
+) -> dict[str, Any]:
+    """Writes ``report.json``, ``report.md`` and, if asked, the learning curve; returns the report."""
+    config, dataset = experiment.config, experiment.dataset
+    artifacts = {"config": check.CONFIG_FILE}
+    if curve:
+        learning_curve(read_history(workdir), workdir / CURVE, title=config.name)
+        artifacts |= {"learning_curve": CURVE, "metrics": "metrics.csv"}
+    report = {
+        "name": config.name,
+        "status": "completed",
+        "command": command(),
+        "seed": config.seed,
+        "data": {
+            "name": dataset.name,
+            "description": dataset.description,
+            "sizes": {name: len(split) for name, split in dataset.splits.items()},
+        },
+        "model": {
+            "name": config.model.name,
+            "parameters": cost["parameters"],
+            "macs_per_example": cost["macs_per_example"],
+        },
+        "metrics": metrics,
+        "cost": cost,
+        "training": training,
+        "environment": bench.environment(),
+        "config": check.plain(config),
+        "artifacts": artifacts if curve else {},
+        "extras": extras or {},
+    }
+    return write_report(workdir, report)

@@ -1,0 +1,31 @@
+"""Everything of a training run that lives on the devices and changes with every step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+
+from jaxeff.typing import Params, PRNGKey
+
+
+@flax.struct.dataclass
+class TrainState:
+    """State of a training run, replicated over the devices.
+
+    Attributes:
+      step: updates made so far, an integer scalar.
+      params: the model's parameters.
+      opt_state: the optimiser's state.
+      algo_state: the algorithm's own state, for example multipliers or a frozen teacher.
+      model_state: the model's other variable collections, for example batch statistics.
+      key: random key of the run; a step folds its number into it.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+    algo_state: Any
+    model_state: Any
+    key: PRNGKey
