@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: each message is one sentence that says what, where and what to do.
+"""Errors that are the user's to mend: one sentence that says what, where and what to do.
 
 The command line prints them without a traceback and leaves with exit status 2.
 """

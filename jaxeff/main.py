@@ -17,7 +17,9 @@ from jaxeff.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment's config.")
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; runs/NAME-HASH, by the config's name and content, if unset."
+    "workdir",
+    None,
+    "Folder of the run; runs/NAME-HASH of the config if unset.",
 )
 _MODE = flags.DEFINE_enum(
     "mode",

@@ -1,7 +1,19 @@
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+
+@contextlib.contextmanager
+def optimised(wanted):
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", not wanted)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
@@ -13,11 +25,9 @@ def x64():
 
 @pytest.fixture
 def quick_compile():
-    """Spends little on optimising programs that run once; not for tests of memory."""
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    """Spends little on optimising programs that run once; `temp_bytes` optimises all the same."""
+    with optimised(False):
+        yield
 
 
 @pytest.fixture
@@ -25,7 +35,8 @@ def temp_bytes():
     """Temporary memory of a compiled function, as the compiler plans it."""
 
     def measure(function, *args):
-        compiled = jax.jit(function).lower(*args).compile()
+        with optimised(True):
+            compiled = jax.jit(function).lower(*args).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     return measure

@@ -84,21 +84,23 @@ def flax_cell(pure_class: type[ode.Cell], name: str) -> type[RecurrentCell]:
     """
     fields = dataclasses.fields(pure_class)
     namespace: dict[str, Any] = {
-        f.name: f.default for f in fields if f.default is not f.default_factory
+        f.name: f.default for f in fields if f.default is not dataclasses.MISSING
     }
-    namespace = {k: v for k, v in namespace.items() if v is not dataclasses.MISSING}
-    namespace.update(dtype=None, param_dtype=jnp.float32)
-    annotations: dict[str, Any] = {f.name: f.type for f in fields}
-    annotations.update(dtype=Dtype | None, param_dtype=Dtype)
-    attributes = (
-        "\n      dtype: type of the computation; the inputs' and parameters' common type if None."
-    )
-    attributes += "\n      param_dtype: type of the parameters."
     namespace.update(
-        __annotations__=annotations,
+        dtype=None,
+        param_dtype=jnp.float32,
+        __annotations__={
+            **{f.name: f.type for f in fields},
+            "dtype": Dtype | None,
+            "param_dtype": Dtype,
+        },
         __module__=__name__,
         __qualname__=name,
-        __doc__=_with_attributes(pure_class.__doc__ or "", attributes),
+        __doc__=_with_attributes(
+            pure_class.__doc__ or "",
+            "\n      dtype: type of the computation; the inputs' and parameters' common type if None."
+            "\n      param_dtype: type of the parameters.",
+        ),
     )
     cls = type(name, (RecurrentCell,), namespace)
     cls.pure_class = pure_class  # type: ignore[attr-defined]
@@ -139,7 +141,7 @@ def from_pure(
     cell: ode.Cell, *, dtype: Dtype | None = None, param_dtype: Dtype = jnp.float32, **module: Any
 ) -> RecurrentCell:
     """Returns the Flax cell with the options of a pure cell; ``module`` may hold ``name``."""
-    cls = FLAX_CELLS.get(type(cell)) or flax_cell(type(cell), f"{type(cell).__name__}Cell")
+    cls: Any = FLAX_CELLS.get(type(cell)) or flax_cell(type(cell), f"{type(cell).__name__}Cell")
     options = {f.name: getattr(cell, f.name) for f in dataclasses.fields(cell)}
     return cls(**options, dtype=dtype, param_dtype=param_dtype, **module)
 

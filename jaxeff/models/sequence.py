@@ -40,7 +40,7 @@ class SequenceModel(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool = False, mask: Array | None = None) -> Array:
-        """Maps ``[batch, time, features]`` to outputs; ``mask`` ``[batch, time]`` marks real steps."""
+        """Maps ``[batch, time, features]`` to outputs; ``mask`` marks the real steps."""
         if inputs.ndim != 3:
             raise ValueError(
                 f"a sequence model takes [batch, time, features], not {inputs.shape}; "

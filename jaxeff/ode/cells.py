@@ -1,4 +1,4 @@
-"""What a recurrent cell is: static sizes in a frozen dataclass, and pure functions of parameter trees.
+"""What a recurrent cell is: static sizes in a frozen dataclass, pure functions of parameters.
 
 Two levels of the interface:
 

@@ -132,8 +132,8 @@ class LSTM(_Gated):
 class GRU(_Gated):
     """Gated recurrent unit with the reset gate after the product, as in cuDNN and Flax.
 
-    ``r = sigmoid(x W_r + h U_r + b_r)``, ``z`` likewise, ``n = tanh(x W_n + b_n + r (h U_n + c_n))``,
-    ``h = (1 - z) n + z h``.
+    ``r = sigmoid(x W_r + h U_r + b_r)``, ``z`` likewise,
+    ``n = tanh(x W_n + b_n + r (h U_n + c_n))``, ``h = (1 - z) n + z h``.
 
     Attributes:
       features: width D of the state.

@@ -170,7 +170,7 @@ class IRNN(ProductCell):
         return carry[0] if self.timed else carry
 
     def step_sizes(self, params: Params) -> Array:
-        """Returns eta of shape ``[]``, ``[K]`` or ``[K, length]``, in the units of the ODE's time."""
+        """Returns eta of shape ``[]``, ``[K]`` or ``[K, length]``, in units of the ODE's time."""
         if not self.learn_step_size:
             return jnp.asarray(self.step_size, params["b"].dtype)
         raw = params["step_size"]
@@ -228,9 +228,12 @@ class IRNN(ProductCell):
         """Advances by one input with the chosen solver."""
         if self.product_form:
             return super().step(params, carry, x)
-        h, time = carry if self.timed else (carry, None)
-        new = self.equilibrium(params, x, start=2.0 * h) - h
-        return ((new, time + 1) if self.timed else new), new
+        if self.timed:
+            h, time = carry
+            new = self.equilibrium(params, x, start=2.0 * h) - h
+            return (new, time + 1), new
+        new = self.equilibrium(params, x, start=2.0 * carry) - carry
+        return new, new
 
     def equilibrium(self, params: Params, x: Array, start: Array | None = None) -> Array:
         """Returns s with ``alpha s = phi(U s + W x + b)``, shape ``[..., features]``.

@@ -74,19 +74,17 @@ def unroll(
         xs, mask = jax.tree.map(lambda a: jnp.flip(a, 0), (xs, mask))
 
     fused = isinstance(cell, ProductCell) and cell.product_form
-    if backward == "autodiff" or not fused:
-        recompute = backward != "autodiff"
-        if backward == "stored":
-            raise ConfigError(f"backward='stored' needs a cell in product form, not {cell}")
-        carry, ys = _scan_cell(
-            cell, params, carry, xs, mask, return_sequence, recompute, block_size
-        )
+    if backward == "stored" and not fused:
+        raise ConfigError(f"backward='stored' needs a cell in product form, not {cell}")
+    size = block_size or BLOCK_SIZE
+    if backward == "autodiff" or not isinstance(cell, ProductCell) or not fused:
+        recompute = None if backward == "autodiff" else size
+        carry, ys = _scan_cell(cell, params, carry, (xs, mask), return_sequence, recompute)
     else:
         kernels = cell.prepare(params)
-        store = backward != "recomputed"
-        plan = _Plan(cell, store, return_sequence)
+        plan = _Plan(cell, backward != "recomputed", return_sequence)
         carry, ys = _in_blocks(
-            lambda c, x: _product_scan(plan, kernels, c, *x), carry, (xs, mask), block_size
+            lambda c, x: _product_scan(plan, kernels, c, *x), carry, (xs, mask), size
         )
     if not return_sequence:
         return carry, cell.output(carry)
@@ -96,7 +94,7 @@ def unroll(
 def _in_blocks(run, carry, xs, block_size):
     """Calls ``run(carry, xs[blocks, block, ...])`` on the whole blocks, then on the remainder."""
     length = jax.tree.leaves(xs)[0].shape[0]
-    size = min(block_size or BLOCK_SIZE, length)
+    size = min(block_size, length)
     whole = length // size * size
     outputs = []
     for start, stop, per_block in ((0, whole, size), (whole, length, length - whole)):
@@ -117,7 +115,7 @@ def _keep(mask, new, old):
     return jax.tree.map(lambda n, o: jnp.where(mask, n, o), new, old)
 
 
-def _scan_cell(cell, params, carry, xs, mask, return_sequence, recompute, block_size):
+def _scan_cell(cell, params, carry, xs, return_sequence, recompute_block):
     """Any cell: a plain scan, or one whose blocks are computed again in the backward pass."""
 
     def step(carry, inputs):
@@ -126,33 +124,25 @@ def _scan_cell(cell, params, carry, xs, mask, return_sequence, recompute, block_
         carry = _keep(m, new, carry)
         return carry, cell.output(carry) if return_sequence else None
 
-    if not recompute:
-        return jax.lax.scan(step, carry, (xs, mask))
+    if recompute_block is None:
+        return jax.lax.scan(step, carry, xs)
 
     @jax.checkpoint
     def block(carry, inputs):
         return jax.lax.scan(step, carry, inputs)
 
-    return _in_blocks(lambda c, x: jax.lax.scan(block, c, x), carry, (xs, mask), block_size)
+    return _in_blocks(lambda c, x: jax.lax.scan(block, c, x), carry, xs, recompute_block)
 
 
-class _Plan:
+class _Plan(NamedTuple):
     """Static choices of one product scan; hashable, so that equal plans share compiled code."""
 
-    def __init__(self, cell: ProductCell, store: bool, sequence: bool):
-        self.cell, self.store, self.sequence = cell, store, sequence
-
-    def _key(self):
-        return self.cell, self.store, self.sequence
-
-    def __hash__(self):
-        return hash(self._key())
-
-    def __eq__(self, other):
-        return isinstance(other, _Plan) and self._key() == other._key()
+    cell: ProductCell
+    store: bool
+    sequence: bool
 
 
-def _hoist(cell: ProductCell, kernels: Kernels, xs: Array) -> bool:
+def _hoist(cell: ProductCell, xs: Array) -> bool:
     """Whether to project a block of inputs at once: not for inputs of a few features, where the
     product is cheaper inside the loop than the traffic of its result.
     """
@@ -162,9 +152,8 @@ def _hoist(cell: ProductCell, kernels: Kernels, xs: Array) -> bool:
 def _block_forward(plan: _Plan, kernels: Kernels, carry: Carry, xs: Array, mask, keep: bool):
     """Runs one block; returns the carry, the outputs and, if asked, the activated values."""
     cell = plan.cell
-    hoist = _hoist(cell, kernels, xs)
-    if hoist:
-        xs = cell.project(kernels, xs)
+    hoist = _hoist(cell, xs)
+    inputs: Any = cell.project(kernels, xs) if hoist else xs
 
     def micro(inner, i, projected):
         a = cell.combine(cell.product(kernels.recurrent, cell.hidden(inner)), projected)
@@ -181,7 +170,7 @@ def _block_forward(plan: _Plan, kernels: Kernels, carry: Carry, xs: Array, mask,
         carry = _keep(m, cell.end(inner), carry)
         return carry, (cell.output(carry) if plan.sequence else None, t if keep else None)
 
-    carry, (ys, t) = jax.lax.scan(step, carry, (xs, mask))
+    carry, (ys, t) = jax.lax.scan(step, carry, (inputs, mask))
     return carry, ys, t
 
 
@@ -198,7 +187,8 @@ def _product_scan(plan: _Plan, kernels: Kernels, carry: Carry, xs: Array, mask):
     """Runs blocks ``[blocks, block, batch, features]``; returns the carry and blocked outputs."""
 
     def block(carry, inputs):
-        carry, ys, _ = _block_forward(plan, kernels, carry, *inputs, keep=False)
+        xs, mask = inputs
+        carry, ys, _ = _block_forward(plan, kernels, carry, xs, mask, keep=False)
         return carry, ys
 
     return jax.lax.scan(block, carry, (xs, mask))
@@ -206,7 +196,8 @@ def _product_scan(plan: _Plan, kernels: Kernels, carry: Carry, xs: Array, mask):
 
 def _product_scan_fwd(plan, kernels, carry, xs, mask):
     def block(carry, inputs):
-        new, ys, t = _block_forward(plan, kernels, carry, *inputs, keep=plan.store)
+        xs, mask = inputs
+        new, ys, t = _block_forward(plan, kernels, carry, xs, mask, keep=plan.store)
         return new, (ys, carry, t)
 
     carry, (ys, starts, t) = jax.lax.scan(block, carry, (xs, mask))

@@ -29,7 +29,7 @@ CONFIG_FILE = "config.json"
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises `ConfigError` for an unknown or missing field, a wrong type or an impossible number."""
+    """Raises `ConfigError` for an unknown field, a wrong type or an impossible number."""
     _check_fields(config, base_config(), "config", is_open=False)
     for field in POSITIVE:
         section, name = field.split(".")

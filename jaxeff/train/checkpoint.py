@@ -106,7 +106,9 @@ class Checkpoints:
         ):
             if (want.shape, want.dtype) != (got.shape, got.dtype):
                 name = jax.tree_util.keystr(path)
-                raise ValueError(f"{name} is {got.shape} {got.dtype}, not {want.shape} {want.dtype}")
+                raise ValueError(
+                    f"{name} is {got.shape} {got.dtype}, not {want.shape} {want.dtype}"
+                )
         return tree, loaded["values"]
 
     @property

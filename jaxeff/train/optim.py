@@ -94,9 +94,7 @@ def build(
     **options: float,
 ) -> optax.GradientTransformation:
     """Returns an optimiser with a schedule and, if ``clip_norm`` > 0, clipping by global norm."""
-    rate = schedule(
-        schedule_name, learning_rate, num_steps, warmup_steps, boundaries, decay_factor
-    )
+    rate = schedule(schedule_name, learning_rate, num_steps, warmup_steps, boundaries, decay_factor)
     optimizer = OPTIMIZERS.build({"name": name, **options}, "optim", learning_rate=rate)
     if clip_norm < 0:
         raise ConfigError(f"config.optim.clip_norm must not be negative, not {clip_norm}")

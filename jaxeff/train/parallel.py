@@ -66,9 +66,7 @@ class DeviceMap:
         if self.how == "pmap":
             local = sum(d.process_index == jax.process_index() for d in self.devices)
             return jax.tree.map(lambda a: a.reshape(local, -1, *a.shape[1:]), batch)
-        return jax.tree.map(
-            lambda a: jax.make_array_from_process_local_data(self.split, a), batch
-        )
+        return jax.tree.map(lambda a: jax.make_array_from_process_local_data(self.split, a), batch)
 
     def map(
         self, step: Callable[..., Any], replicated: int = 1, *, donate: bool = False

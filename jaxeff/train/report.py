@@ -33,9 +33,7 @@ def inference_cost(experiment: Experiment, params: Params, model_state: Any) -> 
       the report's section ``cost``, but for the memory of the training step.
     """
     device = jax.local_devices()[0]
-    variables = jax.device_put(
-        jax.device_get({"params": params, **model_state}), device
-    )
+    variables = jax.device_put(jax.device_get({"params": params, **model_state}), device)
 
     def forward(variables, inputs):
         return experiment.model.apply(variables, inputs, train=False)

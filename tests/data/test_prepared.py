@@ -59,7 +59,7 @@ def stock_dir(tmp_path_factory):
 
 
 def test_digits_are_scikit_learns_in_the_order_of_the_file():
-    dataset = data.load("digits", validation_fraction=0)
+    dataset = data.load("digits_file_order", validation_fraction=0)
     original = load_digits()
     images = (original.images / 16).astype(np.float32)[..., None]
     for part, rows in (("train", slice(1500)), ("test", slice(1500, None))):
@@ -68,6 +68,17 @@ def test_digits_are_scikit_learns_in_the_order_of_the_file():
         np.testing.assert_array_equal(batch["labels"], original.target[rows])
     assert batch["inputs"].dtype == np.float32
     assert batch["labels"].dtype == np.int32
+
+
+def test_shuffled_digits_are_the_same_digits_cut_after_the_published_permutation():
+    dataset = data.load("digits", validation_fraction=0)
+    original = load_digits()
+    order = np.random.Generator(np.random.PCG64(1797)).permutation(1797)
+    images = (original.images / 16).astype(np.float32)[..., None]
+    for part, rows in (("train", order[:1500]), ("test", order[1500:])):
+        batch = dataset.splits[part].take(np.arange(len(rows)))
+        np.testing.assert_array_equal(batch["inputs"], images[rows])
+        np.testing.assert_array_equal(batch["labels"], original.target[rows])
 
 
 def test_digits_are_a_tfds_data_set(data_dir):

@@ -16,7 +16,7 @@ from scipy.integrate import solve_ivp
 from jaxeff.errors import ConfigError
 from jaxeff.ode import IRNN, FastRNN, damped_iteration, fixed_point, unroll
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
 
 NUMPY_ACTIVATIONS = {
     "tanh": np.tanh,
@@ -209,9 +209,7 @@ def test_residual_shrinks_linearly():
     assert abs(early - late) < 0.1
 
 
-@pytest.mark.parametrize(
-    ("num_steps", "bound"), [(10, 0.1), (20, 1e-3), (50, 1e-9), (100, 1e-13)]
-)
+@pytest.mark.parametrize(("num_steps", "bound"), [(10, 0.1), (20, 1e-3), (50, 1e-9), (100, 1e-13)])
 def test_jacobian_tends_to_minus_identity(num_steps, bound):
     params, h, x = drawn()
     J, _ = jacobian(package_step, params, h, x, np.full(num_steps, 0.5))

@@ -92,5 +92,3 @@ def apply_gradients(
     return state.replace(  # type: ignore[attr-defined]
         step=state.step + 1, params=params, opt_state=opt_state, **changes
     )
-
-

@@ -1,0 +1,590 @@
+"""The driver: every backward pass of every cell against plain differentiation of a plain scan."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxeff.errors import ConfigError
+from jaxeff.ode import (
+    CELLS,
+    GRU,
+    IRNN,
+    LSTM,
+    RNN,
+    Antisymmetric,
+    Cell,
+    CoRNN,
+    FastGRNN,
+    FastRNN,
+    unroll,
+)
+
+FEATURES, INPUTS = 6, 3
+TIMED = {"step_size_mode": "per_time_step", "length": 16}
+
+CASES = {
+    "rnn": RNN(6),
+    "rnn_relu": RNN(6, activation="relu"),
+    "lstm": LSTM(6, forget_bias=1.0),
+    "gru": GRU(6),
+    "fastrnn": FastRNN(6, alpha_init=-1.0, beta_init=1.0),
+    "fastrnn_sigmoid": FastRNN(6, activation="sigmoid"),
+    "fastgrnn": FastGRNN(6, nu_init=-1.0),
+    "antisymmetric": Antisymmetric(6, step_size=0.3, diffusion=0.1),
+    "antisymmetric_plain": Antisymmetric(6, gated=False, step_size=0.3),
+    "cornn": CoRNN(6, step_size=0.3),
+    "irnn": IRNN(6, step_size=0.2),
+    "irnn_shared": IRNN(6, step_size=0.2, step_size_mode="shared", num_inner_steps=3, decay=0.7),
+    "irnn_three": IRNN(6, step_size=0.2, num_inner_steps=3, step_size_param="raw"),
+    "irnn_timed": IRNN(6, step_size=0.3, **TIMED),
+    "irnn_timed_three": IRNN(6, step_size=0.2, num_inner_steps=3, **TIMED),
+    "irnn_timed_fixed": IRNN(6, step_size=0.2, learn_step_size=False, **TIMED),
+    "irnn_rank": IRNN(6, step_size=0.2, num_inner_steps=2, rank=2, activation="relu", decay=1.5),
+    "irnn_cold": IRNN(6, step_size=0.2, num_inner_steps=2, warm_start=False),
+    "irnn_cold_one": IRNN(6, step_size=0.2, warm_start=False),
+    "irnn_implicit": IRNN(6, num_inner_steps=60, step_size=0.6, solver="implicit", decay=1.6),
+    "irnn_implicit_timed": IRNN(
+        6, num_inner_steps=60, step_size=0.6, solver="implicit", decay=1.6, **TIMED
+    ),
+}
+PRODUCT_CASES = [name for name in CASES if "implicit" not in name]
+STRUCTURES = ["lstm", "gru", "fastgrnn", "antisymmetric", "cornn", "irnn", "irnn_timed_three"]
+STRUCTURES += ["irnn_implicit"]
+
+in_double = pytest.mark.usefixtures("x64", "quick_compile")
+quick = pytest.mark.usefixtures("quick_compile")
+every_cell = pytest.mark.parametrize("name", CASES)
+
+
+def test_every_registered_cell_has_a_case():
+    assert {type(cell) for cell in CASES.values()} == {CELLS[name] for name in CELLS}
+
+
+def random(seed, *shape, dtype=jnp.float64):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+@pytest.fixture
+def example(jitter):
+    """Parameters, inputs and a non-zero first carry of a case."""
+
+    def make(cell, time=7, batch=(2,), inputs=INPUTS, dtype=jnp.float64):
+        params = jitter(cell.init(jax.random.key(0), inputs, dtype))
+        xs = random(1, time, *batch, inputs, dtype=dtype)
+        carry = jitter(cell.initial_carry(batch, dtype), seed=2)
+        if getattr(cell, "timed", False):
+            carry = carry[0], jnp.zeros((*batch, 1), dtype)
+        return params, xs, carry
+
+    return make
+
+
+def weighted(tree):
+    """A scalar that depends on every number of a tree, each in its own way."""
+    return sum(
+        jnp.sum(jnp.sin(a) * random(i, *a.shape, dtype=a.dtype))
+        for i, a in enumerate(jax.tree.leaves(tree))
+    )
+
+
+def results(cell, arguments, **options):
+    """Value, carry, outputs, and the gradients in params, xs and the first carry."""
+
+    def loss(params, xs, carry):
+        out = unroll(cell, params, xs, carry, **options)
+        return weighted(out), out
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*arguments)
+
+
+def assert_all_backwards_agree(cell, arguments, **options):
+    expected = results(cell, arguments, backward="autodiff", **options)
+    (_, out), grads = expected
+    chex.assert_tree_all_finite(expected)
+    assert np.abs(grads[1]).max() > 1e-4
+    modes = ["stored", "recomputed"] if cell.product_form else ["recomputed"]
+    for mode in modes:
+        actual = results(cell, arguments, backward=mode, **options)
+        chex.assert_trees_all_close(actual, expected, atol=1e-12, rtol=1e-12)
+        chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
+
+
+def loop(cell, params, xs, carry, mask=None):
+    """A plain loop over time."""
+    ys, step = [], jax.jit(cell.step)
+    for t, x in enumerate(xs):
+        new, _ = step(params, carry, x)
+        if mask is not None:
+            real = mask[t][..., None] != 0
+            new = jax.tree.map(lambda n, o: jnp.where(real, n, o), new, carry)  # noqa: B023
+        carry = new
+        ys.append(cell.output(carry))
+    return carry, jnp.stack(ys)
+
+
+# Every backward pass gives the same values and gradients.
+
+
+@in_double
+@every_cell
+def test_backwards_agree(name, example):
+    cell = CASES[name]
+    assert_all_backwards_agree(cell, example(cell), block_size=3)  # two blocks and a remainder
+
+
+@in_double
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_backwards_agree_masked_in_reverse(name, example):
+    cell = CASES[name]
+    mask = jnp.asarray([[1, 0], [1, 1], [0, 1], [1, 1], [0, 1]])
+    arguments = example(cell, time=5, inputs=5)  # inputs wide enough to be projected at once
+    assert_all_backwards_agree(cell, arguments, mask=mask, reverse=True, return_sequence=False)
+
+
+@in_double
+@settings(max_examples=12, deadline=None)
+@given(
+    name=st.sampled_from(["lstm", "irnn_three", "irnn_timed"]),
+    time=st.integers(1, 9),
+    block_size=st.sampled_from([1, 2, 4, None]),
+    batch=st.sampled_from([(), (2,), (2, 3)]),
+    masked=st.booleans(),
+    reverse=st.booleans(),
+    return_sequence=st.booleans(),
+    inputs=st.sampled_from([3, 5]),
+)
+def test_backwards_agree_for_any_lengths_and_options(
+    name, time, block_size, batch, masked, reverse, return_sequence, inputs
+):
+    cell = CASES[name]
+    params = cell.init(jax.random.key(0), inputs, jnp.float64)
+    xs, carry = random(1, time, *batch, inputs), cell.initial_carry(batch, jnp.float64)
+    options = dict(block_size=block_size, reverse=reverse, return_sequence=return_sequence)
+    if masked:
+        options["mask"] = jnp.asarray(np.random.default_rng(time).random(xs.shape[:-1]) < 0.6)
+    expected = results(cell, (params, xs, carry), backward="autodiff", **options)
+    actual = results(cell, (params, xs, carry), backward="stored", **options)
+    chex.assert_trees_all_close(actual, expected, atol=1e-12, rtol=1e-12)
+
+
+@in_double
+def test_auto_is_stored_for_products_and_recomputed_for_others(example):
+    def program(cell, backward):
+        arguments = example(cell)
+        return str(
+            jax.make_jaxpr(jax.grad(lambda *a: weighted(unroll(cell, *a, backward=backward))))(
+                *arguments
+            )
+        )
+
+    for cell, mode in ((CASES["lstm"], "stored"), (CASES["irnn_implicit"], "recomputed")):
+        size = {m: program(cell, m).count("=") for m in ("auto", mode, "autodiff")}
+        assert size["auto"] == size[mode] != size["autodiff"]
+
+
+@in_double
+@pytest.mark.parametrize("mode", ["stored", "recomputed"])
+def test_second_derivatives_agree(mode, example):
+    cell = CASES["irnn_three"]
+    arguments = example(cell, time=4)
+
+    def curvature(backward):
+        def slope(params, xs, carry):
+            options = dict(backward=backward, block_size=3)
+            grads = jax.grad(lambda p: weighted(unroll(cell, p, xs, carry, **options)))(params)
+            return weighted(grads)
+
+        return jax.jit(jax.grad(slope, (0, 1, 2)))(*arguments)
+
+    expected = curvature("autodiff")
+    assert np.abs(expected[1]).max() > 1e-3
+    chex.assert_trees_all_close(curvature(mode), expected, atol=1e-11, rtol=1e-11)
+
+
+# The scan is a loop over time, for each example by itself.
+
+
+@in_double
+@every_cell
+def test_unroll_is_a_loop_of_steps_and_a_map_over_examples(name, example):
+    cell = CASES[name]
+    params, xs, carry = example(cell)
+    mask = jnp.asarray(np.random.default_rng(0).random((7, 2)) < 0.7)
+    expected = loop(cell, params, xs, carry, mask)
+    options = dict(mask=mask, block_size=3)
+    chex.assert_trees_all_close(unroll(cell, params, xs, carry, **options), expected, atol=1e-13)
+
+    def single(xs, carry, mask):
+        return unroll(cell, params, xs, carry, mask=mask, block_size=3)
+
+    carries, ys = jax.vmap(single, in_axes=(1, 0, 1), out_axes=(0, 1))(xs, carry, mask)
+    chex.assert_trees_all_close((carries, ys), expected, atol=1e-13)
+
+
+@in_double
+@pytest.mark.parametrize("name", ["lstm", "irnn_timed"])
+def test_gradients_map_over_examples(name, example):
+    cell = CASES[name]
+    params, xs, carry = example(cell)
+
+    def loss(params, xs, carry):
+        return jnp.sum(jnp.sin(unroll(cell, params, xs, carry, block_size=3)[1]))
+
+    whole = jax.grad(loss, (0, 1))(params, xs, carry)
+    each = jax.vmap(jax.grad(loss, (0, 1)), in_axes=(None, 1, 0), out_axes=(0, 1))(
+        params, xs, carry
+    )
+    each = jax.tree.map(lambda g: g.sum(0), each[0]), each[1]
+    chex.assert_trees_all_close(each, whole, atol=1e-12)
+
+
+@in_double
+@pytest.mark.parametrize("backward", ["stored", "autodiff"])
+def test_reverse_is_forward_over_the_flipped_sequence(backward, example):
+    cell = CASES["lstm"]
+    params, xs, carry = example(cell)
+    mask = jnp.asarray(np.random.default_rng(0).random((7, 2)) < 0.7)
+    options = dict(backward=backward, block_size=3)
+    expected, ys = unroll(cell, params, xs[::-1], carry, mask=mask[::-1], **options)
+    actual = unroll(cell, params, xs, carry, mask=mask, reverse=True, **options)
+    chex.assert_trees_all_close(actual, (expected, ys[::-1]), atol=1e-14)
+
+
+@in_double
+@every_cell
+def test_last_output_is_that_of_the_sequence(name, example):
+    cell = CASES[name]
+    params, xs, carry = example(cell)
+    expected, ys = unroll(cell, params, xs, carry)
+    actual, last = unroll(cell, params, xs, carry, return_sequence=False)
+    chex.assert_trees_all_close((actual, last), (expected, ys[-1]), atol=1e-14)
+    chex.assert_shape(last, (2, FEATURES))
+
+
+@in_double
+def test_two_halves_make_the_whole(example):
+    cell = CASES["irnn_timed_three"]
+    params, xs, carry = example(cell)
+    expected, ys = unroll(cell, params, xs, carry)
+    middle, first = unroll(cell, params, xs[:3], carry)
+    actual, second = unroll(cell, params, xs[3:], middle)
+    chex.assert_trees_all_close(
+        (actual, jnp.concatenate([first, second])), (expected, ys), atol=1e-14
+    )
+
+
+# Masks.
+
+
+@in_double
+@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("end", ["start", "end"])
+def test_padding_changes_nothing(name, end, example):
+    cell = CASES[name]
+    params, xs, carry = example(cell, time=5)
+    garbage = 1e6 * random(9, 3, 2, INPUTS)
+    at_start = end == "start"
+    padded = jnp.concatenate([garbage, xs] if at_start else [xs, garbage])
+    mask = jnp.ones((8, 2)).at[slice(0, 3) if at_start else slice(5, 8)].set(0)
+    options = dict(return_sequence=False, block_size=3)
+    (value, out), grads = results(cell, (params, xs, carry), **options)
+    (value_, out_), grads_ = results(cell, (params, padded, carry), mask=mask, **options)
+    chex.assert_trees_all_close((value_, out_), (value, out), atol=1e-13)
+    chex.assert_trees_all_close((grads_[0], grads_[2]), (grads[0], grads[2]), atol=1e-12)
+    real = grads_[1][3:] if at_start else grads_[1][:5]
+    chex.assert_trees_all_close(real, grads[1], atol=1e-12)
+    assert np.count_nonzero(grads_[1]) == np.count_nonzero(real)
+
+
+@in_double
+@pytest.mark.parametrize("mode", ["stored", "recomputed", "autodiff"])
+def test_examples_of_unequal_lengths_in_one_batch(mode, example):
+    cell = CASES["gru"]
+    params, xs, carry = example(cell, batch=(3,))
+    lengths = (7, 4, 1)
+    mask = jnp.arange(7)[:, None] < jnp.asarray(lengths)
+    options = dict(backward=mode, block_size=3)
+
+    def last(params, xs, carry, **mask):
+        return unroll(cell, params, xs, carry, return_sequence=False, **options, **mask)[1]
+
+    def gradient(params, xs, carry, **mask):
+        loss = lambda p: jnp.sum(jnp.sin(last(p, xs, carry, **mask)))  # noqa: E731
+        return jax.grad(loss)(params)
+
+    ys = last(params, xs, carry, mask=mask)
+    total = jax.tree.map(jnp.zeros_like, params)
+    for i, length in enumerate(lengths):
+        alone = params, xs[:length, i], carry[i]
+        chex.assert_trees_all_close(ys[i], last(*alone), atol=1e-14)
+        total = jax.tree.map(jnp.add, total, gradient(*alone))
+    chex.assert_trees_all_close(gradient(params, xs, carry, mask=mask), total, atol=1e-12)
+
+
+@in_double
+def test_masked_outputs_repeat(example):
+    cell = CASES["lstm"]
+    params, xs, carry = example(cell, time=4, batch=())
+    _, ys = unroll(cell, params, xs, carry, mask=jnp.asarray([0, 1, 0, 0]))
+    np.testing.assert_array_equal(ys[0], carry[1])
+    np.testing.assert_array_equal(ys[2], ys[1])
+    np.testing.assert_array_equal(ys[3], ys[1])
+    assert np.abs(ys[1] - ys[0]).max() > 1e-3
+
+
+@in_double
+@pytest.mark.parametrize("dtype", [bool, jnp.int32, jnp.float32])
+def test_mask_of_any_type(dtype, example):
+    cell = CASES["rnn"]
+    arguments = example(cell)
+    mask = np.random.default_rng(0).random((7, 2)) < 0.6
+    expected = loop(cell, *arguments, mask)
+    actual = unroll(cell, *arguments, mask=jnp.asarray(mask, dtype))
+    chex.assert_trees_all_close(actual, expected, atol=1e-14)
+    np.testing.assert_array_equal(
+        unroll(cell, *arguments, mask=jnp.ones((7, 2), dtype))[1], unroll(cell, *arguments)[1]
+    )
+
+
+# What is refused.
+
+
+@pytest.fixture
+def tiny():
+    cell = RNN(4)
+    return cell, cell.init(jax.random.key(0), 2)
+
+
+def test_unknown_backward_is_refused(tiny):
+    with pytest.raises(ConfigError, match="backward must be one of .*stored.*not 'stord'"):
+        unroll(*tiny, jnp.ones((3, 2)), backward="stord")
+
+
+@pytest.mark.parametrize("shape", [(2,), (0, 2), (0, 5, 2)])
+def test_inputs_without_time_are_refused(tiny, shape):
+    with pytest.raises(ValueError, match=r"xs must be \[time, ..., features\]"):
+        unroll(*tiny, jnp.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 3), (3, 5), (5, 2, 1), (1, 2)])
+def test_mask_of_a_wrong_shape_is_refused(tiny, shape):
+    with pytest.raises(ValueError, match="mask .* must have the shape of xs without features"):
+        unroll(*tiny, jnp.ones((5, 2, 2)), mask=jnp.ones(shape))
+
+
+def test_stored_needs_a_product_form():
+    cell = CASES["irnn_implicit"]
+    with pytest.raises(ConfigError, match="backward='stored' needs a cell in product form"):
+        unroll(cell, cell.init(jax.random.key(0), 2), jnp.ones((3, 2)), backward="stored")
+
+
+def test_sequence_longer_than_the_step_sizes_is_refused():
+    cell = IRNN(4, **TIMED)
+    params = cell.init(jax.random.key(0), 2)
+    unroll(cell, params, jnp.ones((16, 2)))
+    with pytest.raises(ConfigError, match="length=16 .* has 17; raise length"):
+        unroll(cell, params, jnp.ones((17, 2)))
+
+
+# Types, compilation, memory.
+
+
+@quick
+@every_cell
+def test_bfloat16_runs_and_stays_close(name, example):
+    cell = CASES[name]
+    arguments = example(cell, dtype=jnp.float32)
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), arguments)
+    with jax.numpy_dtype_promotion("strict"):
+        (_, out), grads = results(cell, half, block_size=3)
+    for array in jax.tree.leaves((out, grads)):
+        assert array.dtype == jnp.bfloat16
+    chex.assert_tree_all_finite(grads)
+    _, expected = unroll(cell, *arguments)
+    np.testing.assert_allclose(out[1].astype(jnp.float32), expected, atol=0.12)
+
+
+@quick
+@every_cell
+def test_single_precision_is_close_to_double(name, example):
+    cell = CASES[name]
+    arguments = example(cell, dtype=jnp.float32)
+    carry, ys = unroll(cell, *arguments)
+    with jax.enable_x64(True):
+        double = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), arguments)
+        expected = unroll(cell, *double)
+        for array in jax.tree.leaves(expected):
+            assert array.dtype == jnp.float64
+        for actual, exact in zip(jax.tree.leaves((carry, ys)), jax.tree.leaves(expected)):
+            assert actual.dtype == jnp.float32
+            np.testing.assert_allclose(actual, exact, atol=5e-6)
+
+
+@quick
+@every_cell
+def test_step_leaks_no_tracers_and_is_the_same_without_jit(name, example):
+    cell = CASES[name]
+    params, xs, carry = example(cell, time=1, dtype=jnp.float32)
+    with jax.checking_leaks():
+        compiled = jax.jit(cell.step)(params, carry, xs[0])
+    if cell.product_form:  # the implicit solver takes long without compilation
+        with jax.disable_jit():
+            plain = cell.step(params, carry, xs[0])
+        chex.assert_trees_all_close(compiled, plain, atol=1e-6)
+    chex.assert_trees_all_equal_shapes_and_dtypes(compiled[0], carry)
+    np.testing.assert_array_equal(compiled[1], cell.output(compiled[0]))
+    chex.assert_shape(compiled[1], (2, FEATURES))
+
+
+@quick
+def test_gradient_leaks_no_tracers(example):
+    cell = CASES["irnn_timed_three"]
+    arguments = example(cell, dtype=jnp.float32)
+    with jax.checking_leaks():
+        results(cell, arguments, block_size=3)
+
+
+@quick
+@pytest.mark.parametrize("backward", ["stored", "recomputed", "autodiff"])
+def test_repeated_calls_compile_once(backward, example):
+    arguments = example(LSTM(6), dtype=jnp.float32)
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def gradient(params, xs, carry):
+        # A fresh cell each time: equal options must be as good as the same object.
+        return jax.grad(lambda p: weighted(unroll(LSTM(6), p, xs, carry, backward=backward)))(
+            params
+        )
+
+    first = gradient(*arguments)
+    chex.assert_trees_all_equal(gradient(*arguments), first)
+    with pytest.raises(AssertionError):
+        gradient(*example(LSTM(6), time=8, dtype=jnp.float32))
+
+
+def test_memory_stored_is_below_autodiff_and_recomputed_below_stored(temp_bytes):
+    for cell in (LSTM(32), IRNN(32, num_inner_steps=3)):
+        params, xs = cell.init(jax.random.key(0), 1), jnp.ones((256, 16, 1))
+        size = {}
+        for mode in ("autodiff", "stored", "recomputed"):
+
+            def loss(params, xs, mode=mode, cell=cell):
+                options = dict(backward=mode, return_sequence=False)
+                return jnp.sum(unroll(cell, params, xs, **options)[1])
+
+            size[mode] = temp_bytes(jax.grad(loss), params, xs)
+        assert size["recomputed"] < 0.5 * size["stored"]
+        assert size["stored"] < 0.9 * size["autodiff"]
+
+
+# Parameters.
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_init_is_a_function_of_the_key(name):
+    cell = CASES[name]
+    first, again, other = (cell.init(jax.random.key(k), INPUTS) for k in (0, 0, 1))
+    chex.assert_trees_all_equal(first, again)
+    assert np.abs(first[next(iter(first))] - other[next(iter(other))]).max() > 1e-3
+    chex.assert_tree_all_finite(first)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_init_in_half_precision(name):
+    cell = CASES[name]
+    half = cell.init(jax.random.key(0), INPUTS, jnp.bfloat16)
+    assert {a.dtype for a in half.values()} == {jnp.dtype(jnp.bfloat16)}
+
+
+DENSE = {"W": (3, 6), "U": (6, 6), "b": (6,)}
+LOW_RANK = {"W": (3, 6), "V2": (6, 2), "V": (2, 6), "b": (6,)}
+PARAMETERS = {
+    "rnn": DENSE,
+    "rnn_relu": DENSE,
+    "lstm": {"W": (3, 24), "U": (6, 24), "b": (24,)},
+    "gru": {"W": (3, 18), "U": (6, 18), "b": (18,), "b_n": (6,)},
+    "fastrnn": {**DENSE, "alpha": (), "beta": ()},
+    "fastrnn_sigmoid": {**DENSE, "alpha": (), "beta": ()},
+    "fastgrnn": {"W": (3, 6), "U": (6, 6), "b_z": (6,), "b_h": (6,), "zeta": (), "nu": ()},
+    "antisymmetric": {"A": (15,), "V": (3, 12), "b": (12,)},
+    "antisymmetric_plain": {"A": (15,), "V": (3, 6), "b": (6,)},
+    "cornn": {"U": (12, 6), "V": (3, 6), "b": (6,)},
+    "irnn": {**DENSE, "step_size": (1,)},
+    "irnn_shared": {**DENSE, "step_size": ()},
+    "irnn_three": {**DENSE, "step_size": (3,)},
+    "irnn_timed": {**DENSE, "step_size": (1, 16)},
+    "irnn_timed_three": {**DENSE, "step_size": (3, 16)},
+    "irnn_timed_fixed": DENSE,
+    "irnn_rank": {**LOW_RANK, "step_size": (2,)},
+    "irnn_cold": {**DENSE, "step_size": (2,)},
+    "irnn_cold_one": {**DENSE, "step_size": (1,)},
+    "irnn_implicit": {**DENSE, "step_size": (60,)},
+    "irnn_implicit_timed": {**DENSE, "step_size": (60, 16)},
+}
+
+
+@every_cell
+def test_parameter_names_and_shapes_do_not_drift(name):
+    params = CASES[name].init(jax.random.key(0), INPUTS)
+    assert {key: array.shape for key, array in params.items()} == PARAMETERS[name]
+
+
+def test_initial_values_are_those_of_the_papers():
+    def init(cell):
+        return cell.init(jax.random.key(0), 20)
+
+    lstm = init(LSTM(64, forget_bias=2.0))
+    np.testing.assert_array_equal(
+        lstm["b"].reshape(4, 64), [[0.0] * 64, [2.0] * 64] + 2 * [[0.0] * 64]
+    )
+    fast = init(FastRNN(64))
+    assert (fast["alpha"], fast["beta"]) == (-3.0, 3.0)
+    assert np.std(fast["U"]) == pytest.approx(0.1, rel=0.05)
+    np.testing.assert_array_equal(fast["b"], 1.0)
+    gated = init(FastGRNN(64))
+    assert (gated["zeta"], gated["nu"]) == (1.0, -4.0)
+    uniform = init(IRNN(64))["U"]
+    assert 0.12 < np.abs(uniform).max() <= 1 / 8
+    assert np.std(init(IRNN(64, init_scale=0.3))["W"]) == pytest.approx(0.3, rel=0.05)
+    assert np.std(init(Antisymmetric(64))["A"]) == pytest.approx(1 / 8, rel=0.05)
+    assert np.abs(init(CoRNN(64))["U"]).max() <= 148**-0.5
+    for block in np.split(np.asarray(init(GRU(64))["U"]), 3, axis=-1):  # each gate by itself
+        np.testing.assert_allclose(block @ block.T, np.eye(64), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cell", "options"),
+    [
+        (RNN, {"features": 0}),
+        (LSTM, {"features": "8"}),
+        (GRU, {"features": True}),
+        (RNN, {"features": 4, "activation": "gelu"}),
+        (FastRNN, {"features": 4, "activation": ""}),
+        (Antisymmetric, {"features": 4, "step_size": 0}),
+        (CoRNN, {"features": 4, "gamma": -1.0}),
+        (CoRNN, {"features": 4, "epsilon": 0.0}),
+    ],
+)
+def test_impossible_options_are_refused(cell, options):
+    with pytest.raises(ConfigError, match=cell.__name__):
+        cell(**options)
+
+
+def test_a_cell_of_ones_own_needs_three_methods():
+    class Sum(Cell):
+        def param_specs(self, input_size):
+            return {}
+
+        def step(self, params, carry, x):
+            new = carry + x
+            return new, new
+
+    carry, ys = unroll(Sum(2), {}, jnp.arange(6.0).reshape(3, 2), block_size=2)
+    np.testing.assert_array_equal(ys, [[0, 1], [2, 4], [6, 9]])
+    np.testing.assert_array_equal(carry, [6, 9])
