@@ -98,7 +98,7 @@ def flax_cell(pure_class: type[ode.Cell], name: str) -> type[RecurrentCell]:
         __qualname__=name,
         __doc__=_with_attributes(
             pure_class.__doc__ or "",
-            "\n      dtype: type of the computation; the inputs' and parameters' common type if None."
+            "\n      dtype: type of the computation; that of inputs and parameters if None."
             "\n      param_dtype: type of the parameters.",
         ),
     )

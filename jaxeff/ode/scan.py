@@ -9,6 +9,7 @@ product, and form the weight gradient of a block of steps in one large product.
 from __future__ import annotations
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp

@@ -9,8 +9,8 @@ from ml_collections import config_dict
 def base_config() -> ml_collections.ConfigDict:
     """Returns the config that each file in ``configs/`` starts from.
 
-    Sections ``data``, ``model``, ``algorithm``, ``objective`` and ``optim`` take any field that what
-    their ``name`` builds takes; the other sections have exactly the fields below.
+    Sections ``data``, ``model``, ``algorithm``, ``objective`` and ``optim`` take any field that
+    what their ``name`` builds takes; the other sections have exactly the fields below.
     """
     return ml_collections.ConfigDict(
         {

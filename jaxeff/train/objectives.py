@@ -79,7 +79,7 @@ def mean_squared_error() -> Objective:
 def weighted_means(
     values: Mapping[str, Array], weight: Array, axis_name: str | None = None
 ) -> dict[str, Array]:
-    """Returns weighted averages of ``[batch]`` arrays, over all devices of ``axis_name`` if given."""
+    """Returns weighted averages of ``[batch]`` arrays, over all devices of ``axis_name``."""
     sums = {name: jnp.sum(value * weight) for name, value in values.items()}
     total = jnp.sum(weight)
     if axis_name is not None:

@@ -75,7 +75,7 @@ def write(
     extras: dict[str, Any] | None = None,
     curve: bool = True,
 ) -> dict[str, Any]:
-    """Writes ``report.json``, ``report.md`` and, if asked, the learning curve; returns the report."""
+    """Writes ``report.json``, ``report.md`` and, if asked, the learning curve."""
     config, dataset = experiment.config, experiment.dataset
     artifacts = {"config": check.CONFIG_FILE}
     if curve:

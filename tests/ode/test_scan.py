@@ -91,14 +91,26 @@ def weighted(tree):
     )
 
 
-def results(cell, arguments, **options):
-    """Value, carry, outputs, and the gradients in params, xs and the first carry."""
+def results(cell, arguments, compiled=False, **options):
+    """Value, carry, outputs, and the gradients in params, xs and the first carry.
+
+    For a few steps compilation takes longer than running operation by operation.
+    """
 
     def loss(params, xs, carry):
         out = unroll(cell, params, xs, carry, **options)
         return weighted(out), out
 
-    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*arguments)
+    run = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
+    if compiled or not cell.product_form:
+        return jax.jit(run)(*arguments)
+    with jax.disable_jit():
+        return run(*arguments)
+
+
+def forward(cell, arguments):
+    with jax.disable_jit(cell.product_form):
+        return unroll(cell, *arguments)
 
 
 def assert_all_backwards_agree(cell, arguments, **options):
@@ -134,6 +146,18 @@ def loop(cell, params, xs, carry, mask=None):
 def test_backwards_agree(name, example):
     cell = CASES[name]
     assert_all_backwards_agree(cell, example(cell), block_size=3)  # two blocks and a remainder
+
+
+@in_double
+@pytest.mark.parametrize("name", ["lstm", "irnn_timed_three"])
+@pytest.mark.parametrize("mode", ["stored", "recomputed", "autodiff"])
+def test_compiled_results_are_the_same(name, mode, example):
+    cell = CASES[name]
+    arguments = example(cell)
+    mask = jnp.asarray(np.random.default_rng(0).random((7, 2)) < 0.7)
+    options = dict(mask=mask, reverse=True, block_size=3, backward=mode)
+    compiled = results(cell, arguments, compiled=True, **options)
+    chex.assert_trees_all_close(compiled, results(cell, arguments, **options), atol=1e-12)
 
 
 @in_double
@@ -198,7 +222,8 @@ def test_second_derivatives_agree(mode, example):
             grads = jax.grad(lambda p: weighted(unroll(cell, p, xs, carry, **options)))(params)
             return weighted(grads)
 
-        return jax.jit(jax.grad(slope, (0, 1, 2)))(*arguments)
+        with jax.disable_jit():
+            return jax.grad(slope, (0, 1, 2))(*arguments)
 
     expected = curvature("autodiff")
     assert np.abs(expected[1]).max() > 1e-3
@@ -210,13 +235,22 @@ def test_second_derivatives_agree(mode, example):
 
 @in_double
 @every_cell
-def test_unroll_is_a_loop_of_steps_and_a_map_over_examples(name, example):
+def test_unroll_is_a_loop_of_steps(name, example):
     cell = CASES[name]
     params, xs, carry = example(cell)
     mask = jnp.asarray(np.random.default_rng(0).random((7, 2)) < 0.7)
     expected = loop(cell, params, xs, carry, mask)
     options = dict(mask=mask, block_size=3)
     chex.assert_trees_all_close(unroll(cell, params, xs, carry, **options), expected, atol=1e-13)
+
+
+@in_double
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_unroll_is_a_map_over_examples(name, example):
+    cell = CASES[name]
+    params, xs, carry = example(cell)
+    mask = jnp.asarray(np.random.default_rng(0).random((7, 2)) < 0.7)
+    expected = unroll(cell, params, xs, carry, mask=mask, block_size=3)
 
     def single(xs, carry, mask):
         return unroll(cell, params, xs, carry, mask=mask, block_size=3)
@@ -234,10 +268,10 @@ def test_gradients_map_over_examples(name, example):
     def loss(params, xs, carry):
         return jnp.sum(jnp.sin(unroll(cell, params, xs, carry, block_size=3)[1]))
 
-    whole = jax.grad(loss, (0, 1))(params, xs, carry)
-    each = jax.vmap(jax.grad(loss, (0, 1)), in_axes=(None, 1, 0), out_axes=(0, 1))(
-        params, xs, carry
-    )
+    gradient = jax.grad(loss, (0, 1))
+    with jax.disable_jit():
+        whole = gradient(params, xs, carry)
+        each = jax.vmap(gradient, in_axes=(None, 1, 0), out_axes=(0, 1))(params, xs, carry)
     each = jax.tree.map(lambda g: g.sum(0), each[0]), each[1]
     chex.assert_trees_all_close(each, whole, atol=1e-12)
 
@@ -255,7 +289,7 @@ def test_reverse_is_forward_over_the_flipped_sequence(backward, example):
 
 
 @in_double
-@every_cell
+@pytest.mark.parametrize("name", STRUCTURES)
 def test_last_output_is_that_of_the_sequence(name, example):
     cell = CASES[name]
     params, xs, carry = example(cell)
@@ -314,7 +348,8 @@ def test_examples_of_unequal_lengths_in_one_batch(mode, example):
 
     def gradient(params, xs, carry, **mask):
         loss = lambda p: jnp.sum(jnp.sin(last(p, xs, carry, **mask)))  # noqa: E731
-        return jax.grad(loss)(params)
+        with jax.disable_jit():
+            return jax.grad(loss)(params)
 
     ys = last(params, xs, carry, mask=mask)
     total = jax.tree.map(jnp.zeros_like, params)
@@ -404,7 +439,7 @@ def test_bfloat16_runs_and_stays_close(name, example):
     for array in jax.tree.leaves((out, grads)):
         assert array.dtype == jnp.bfloat16
     chex.assert_tree_all_finite(grads)
-    _, expected = unroll(cell, *arguments)
+    _, expected = forward(cell, arguments)
     np.testing.assert_allclose(out[1].astype(jnp.float32), expected, atol=0.12)
 
 
@@ -413,10 +448,10 @@ def test_bfloat16_runs_and_stays_close(name, example):
 def test_single_precision_is_close_to_double(name, example):
     cell = CASES[name]
     arguments = example(cell, dtype=jnp.float32)
-    carry, ys = unroll(cell, *arguments)
+    carry, ys = forward(cell, arguments)
     with jax.enable_x64(True):
         double = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), arguments)
-        expected = unroll(cell, *double)
+        expected = forward(cell, double)
         for array in jax.tree.leaves(expected):
             assert array.dtype == jnp.float64
         for actual, exact in zip(jax.tree.leaves((carry, ys)), jax.tree.leaves(expected)):
@@ -469,7 +504,7 @@ def test_repeated_calls_compile_once(backward, example):
 
 
 def test_memory_stored_is_below_autodiff_and_recomputed_below_stored(temp_bytes):
-    for cell in (LSTM(32), IRNN(32, num_inner_steps=3)):
+    for cell in (RNN(32), IRNN(32, num_inner_steps=3)):
         params, xs = cell.init(jax.random.key(0), 1), jnp.ones((256, 16, 1))
         size = {}
         for mode in ("autodiff", "stored", "recomputed"):

@@ -55,7 +55,7 @@ class Algorithm:
     def init_state(self, key: PRNGKey, example: Array) -> TrainState:
         """Returns a fresh training state for inputs shaped like ``example`` ``[batch, ...]``."""
         init_key, run_key = jax.random.split(key)
-        variables = dict(self.model.init(init_key, example, train=False))
+        variables: Any = dict(self.model.init(init_key, example, train=False))
         params = variables.pop("params")
         return TrainState(
             step=jnp.zeros((), jnp.int32),
