@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import sys
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -43,23 +46,29 @@ def main(argv: list[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}; options start with --")
     from jaxeff.train.jobs import run
 
+    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    if not os.path.exists(path):
+        raise UserError(f"there is no config file {path}; configs/irnn.py is an example")
     config = _CONFIG.value
     run(config, _WORKDIR.value or default_workdir(config), _MODE.value)
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parses the flags; a wrong config override is one sentence, not a traceback."""
+    """Parses the flags; a wrong flag or override is one sentence, not a traceback."""
     try:
-        rest = app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         text = " ".join(str(a) for a in error.args) or type(error).__name__
-        _fail(" ".join(text.split()))
+        complaint = re.search(r"jaxeff\.errors\.\w+: (.+)", text)
+        if complaint is None and "Traceback" in text:
+            _fail(text)  # a mistake in the config file itself: show where
+        _fail(complaint[1] if complaint else " ".join(text.split()))
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     return rest
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(2)
 

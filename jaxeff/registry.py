@@ -84,4 +84,11 @@ class Registry:
                         f"config.{where}.{field}: {self.kind} '{name}' has no such field"
                         f"{closest(field, known)}"
                     )
-        return factory(**fields, **extra)
+        try:
+            return factory(**fields, **extra)
+        except ConfigError as error:
+            if str(error).startswith("config."):
+                raise
+            raise ConfigError(f"config.{where}: {error}") from error
+        except TypeError as error:
+            raise ConfigError(f"config.{where}: a field has the wrong type ({error})") from error

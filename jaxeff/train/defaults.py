@@ -5,6 +5,9 @@ from __future__ import annotations
 import ml_collections
 from ml_collections import config_dict
 
+from jaxeff.errors import ConfigError
+from jaxeff.registry import closest
+
 
 def base_config() -> ml_collections.ConfigDict:
     """Returns the config that each file in ``configs/`` starts from.
@@ -57,3 +60,33 @@ def base_config() -> ml_collections.ConfigDict:
             },
         }
     )
+
+
+def split_argument(
+    arg: str, settings: list[str], default: str, options: list[str]
+) -> tuple[str, dict[str, str]]:
+    """Splits the argument of a config file, ``configs/file.py:ARGUMENT``.
+
+    Args:
+      arg: comma-separated items: at most one setting, and options ``name`` or ``name=value``.
+      settings: the settings that the file knows.
+      default: the setting if none is given.
+      options: the option names that it knows.
+
+    Returns:
+      the setting, and the options with their values ("" where none was given).
+
+    Raises:
+      ConfigError: an item is neither.
+    """
+    setting, found = default, {}
+    for item in filter(None, arg.split(",")):
+        name, _, value = item.partition("=")
+        if name in options:
+            found[name] = value
+        elif item in settings:
+            setting = item
+        else:
+            known = [*settings, *options]
+            raise ConfigError(f"the config's argument '{item}' is unknown{closest(name, known)}")
+    return setting, found

@@ -62,10 +62,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     fields = config.data.to_dict()
     dataset = data.load(fields.pop("name"), **fields)
     num_outputs = dataset.num_classes or dataset.num_outputs
-    try:
-        model = MODELS.build(config.model, "model", num_outputs=num_outputs)
-    except TypeError as error:
-        raise ConfigError(f"config.model: {error}") from error
+    model = MODELS.build(config.model, "model", num_outputs=num_outputs)
     optimizer = optim.build(**config.optim.to_dict(), num_steps=config.train.num_steps)
     objective = objectives.build(config.objective.to_dict(), dataset.task)
     algorithm = ALGORITHMS.build(

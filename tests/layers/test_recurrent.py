@@ -1,0 +1,383 @@
+"""The Flax cells and the sequence wrapper against Flax's own and against the pure cells."""
+
+import dataclasses
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxeff import ode
+from jaxeff.layers import (
+    RNN,
+    AntisymmetricRNNCell,
+    CoRNNCell,
+    FastGRNNCell,
+    FastRNNCell,
+    GRUCell,
+    IRNNCell,
+    LSTMCell,
+    RNNCell,
+    from_pure,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+CELLS = {
+    "irnn": IRNNCell(5, num_inner_steps=2, step_size=0.3),
+    "rnn": RNNCell(5),
+    "lstm": LSTMCell(5),
+    "gru": GRUCell(5),
+    "fastrnn": FastRNNCell(5),
+    "fastgrnn": FastGRNNCell(5),
+    "antisymmetric": AntisymmetricRNNCell(5),
+    "cornn": CoRNNCell(5),
+}
+TWO_CARRIES = ("lstm", "cornn")
+BATCH, TIME, INPUTS, FEATURES = 2, 4, 3, 5
+
+every_cell = pytest.mark.parametrize("name", CELLS)
+
+
+def inputs(seed=0, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.normal(size=(BATCH, TIME, INPUTS)), dtype)
+
+
+def test_every_registered_cell_has_a_layer():
+    assert {type(cell.pure()) for cell in CELLS.values()} == {ode.CELLS[n] for n in ode.CELLS}
+    assert {ode.CELLS[name] for name in CELLS} == {ode.CELLS[n] for n in ode.CELLS}
+
+
+@every_cell
+def test_fields_and_defaults_are_those_of_the_pure_cell(name):
+    cls = type(CELLS[name])
+    pure = ode.CELLS[name]
+    theirs = {f.name: f.default for f in dataclasses.fields(pure)}
+    ours = {f.name: f.default for f in dataclasses.fields(cls)}
+    assert {key: ours[key] for key in theirs} == theirs
+    assert set(ours) - set(theirs) == {"dtype", "param_dtype", "parent", "name"}
+    assert list(ours)[: len(theirs)] == list(theirs)  # positional arguments too
+    assert cls(7).pure() == pure(7)
+    assert cls.__name__ == cls.__qualname__
+    for field in (*theirs, "dtype", "param_dtype"):
+        assert f"{field}:" in cls.__doc__
+
+
+@every_cell
+def test_options_reach_the_pure_cell(name):
+    changes = {
+        "irnn": {"decay": 0.5, "solver": "implicit"},
+        "rnn": {"activation": "relu"},
+        "lstm": {"forget_bias": 1.0},
+        "gru": {},
+        "fastrnn": {"alpha_init": 0.0},
+        "fastgrnn": {"nu_init": 0.0},
+        "antisymmetric": {"gated": False},
+        "cornn": {"gamma": 1.0},
+    }[name]
+    assert type(CELLS[name])(3, **changes).pure() == ode.CELLS[name](3, **changes)
+
+
+@every_cell
+def test_round_trip_from_the_pure_cell(name):
+    cell = CELLS[name]
+    assert from_pure(cell.pure()) == cell
+    assert from_pure(cell.pure(), dtype=jnp.bfloat16, name="x") == cell.clone(
+        dtype=jnp.bfloat16, name="x"
+    )
+
+
+def test_a_cell_of_ones_own_becomes_a_layer():
+    @dataclasses.dataclass(frozen=True)
+    class Leaky(ode.Cell):
+        """Leaky sum.
+
+        Attributes:
+          rate: leak.
+        """
+
+        rate: float = 0.5
+
+        def param_specs(self, input_size):
+            shape = (input_size, self.features)
+            return {"W": ode.ParamSpec(shape, jax.nn.initializers.ones)}
+
+        def step(self, params, carry, x):
+            new = self.rate * carry + x @ params["W"]
+            return new, new
+
+    layer = from_pure(Leaky(2, rate=0.25))
+    assert type(layer).__name__ == "LeakyCell"
+    ys, variables = RNN(layer).init_with_output(jax.random.key(0), jnp.ones((1, 2, 3)))
+    np.testing.assert_allclose(ys[0], [[3.0, 3.0], [3.75, 3.75]])
+    assert variables["params"]["cell"]["W"].shape == (3, 2)
+
+
+@every_cell
+def test_values_and_gradients_equal_flax_rnn(name, jitter):
+    cell, xs = CELLS[name], inputs()
+    own, peer = RNN(cell, return_carry=True), nn.RNN(cell, return_carry=True)
+    variables = jitter(own.init(jax.random.key(0), xs))
+    chex.assert_trees_all_equal_shapes(variables, peer.init(jax.random.key(0), xs))
+
+    def loss(variables, xs, module):
+        out = module.apply(variables, xs)
+        return jnp.sum(jnp.sin(out[1])), out
+
+    actual, expected = (
+        jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), static_argnums=2)(
+            variables, xs, module
+        )
+        for module in (own, peer)
+    )
+    chex.assert_trees_all_close(actual, expected, atol=2e-5, rtol=1e-5)
+    chex.assert_shape(actual[0][1][1], (BATCH, TIME, FEATURES))
+
+
+@pytest.mark.parametrize("name", ["irnn", "lstm"])
+def test_cells_work_in_flax_bidirectional(name):
+    cell, xs = CELLS[name], inputs()
+    both = nn.Bidirectional(nn.RNN(cell.clone(name="f")), nn.RNN(cell.clone(name="b")))
+    ys, variables = both.init_with_output(jax.random.key(0), xs)
+    chex.assert_shape(ys, (BATCH, TIME, 2 * FEATURES))
+    own = nn.Bidirectional(RNN(cell.clone(name="f")), RNN(cell.clone(name="b"), reverse=True))
+    forward, backward = (
+        RNN(cell, reverse=reverse).apply({"params": {"cell": leaf}}, xs)
+        for reverse, leaf in zip((False, True), _cell_trees(variables["params"]), strict=True)
+    )
+    np.testing.assert_allclose(ys, jnp.concatenate([forward, backward], -1), atol=1e-6)
+    del own
+
+
+def _cell_trees(params):
+    """The parameters of the forward and of the backward cell, wherever Flax put them."""
+    found = {}
+
+    def visit(tree, path):
+        if all(not isinstance(value, dict) for value in tree.values()):
+            found[path] = tree
+        else:
+            for key, value in tree.items():
+                visit(value, (*path, key))
+
+    visit(params, ())
+    forward = [tree for path, tree in found.items() if "f" in path]
+    backward = [tree for path, tree in found.items() if "b" in path]
+    return *forward, *backward
+
+
+@every_cell
+def test_parameters_live_under_the_cell_and_fit_the_pure_cell(name):
+    layer = RNN(CELLS[name])
+    params = layer.init(jax.random.key(0), inputs())["params"]
+    assert set(params) == {"cell"}
+    pure = CELLS[name].pure()
+    expected = jax.eval_shape(lambda k: pure.init(k, INPUTS), jax.random.key(0))
+    chex.assert_trees_all_equal_shapes_and_dtypes(params["cell"], expected)
+
+
+@pytest.mark.parametrize("name", ["irnn", "lstm"])
+def test_pure_step_takes_the_flax_parameters(name):
+    cell, xs = CELLS[name], inputs()
+    variables = RNN(cell).init(jax.random.key(0), xs)
+    pure = cell.pure()
+
+    def own_loop(params, xs):
+        """One example, by scan; batches by vmap."""
+        carry = pure.initial_carry(())
+        return jax.lax.scan(lambda c, x: pure.step(params, c, x), carry, xs)[1]
+
+    def loss(params, xs):
+        return jnp.sum(jnp.sin(jax.vmap(own_loop, in_axes=(None, 0))(params, xs)))
+
+    actual = jax.jit(jax.value_and_grad(loss))(variables["params"]["cell"], xs)
+    expected = jax.value_and_grad(lambda v: jnp.sum(jnp.sin(RNN(cell).apply(v, xs))))(variables)
+    chex.assert_trees_all_close(actual, (expected[0], expected[1]["params"]["cell"]), atol=1e-5)
+
+
+# Types.
+
+
+@every_cell
+def test_dtype_is_that_of_the_computation_only(name):
+    cell = CELLS[name].clone(dtype=jnp.bfloat16)
+    layer, xs = RNN(cell, return_carry=True), inputs()
+    variables = layer.init(jax.random.key(0), xs)
+
+    def loss(variables):
+        carry, ys = layer.apply(variables, xs)
+        return jnp.sum(ys.astype(jnp.float32)), (carry, ys)
+
+    grads, out = jax.jit(jax.grad(loss, has_aux=True))(variables)
+    assert {a.dtype for a in jax.tree.leaves(out)} == {jnp.dtype(jnp.bfloat16)}
+    assert {a.dtype for a in jax.tree.leaves((variables, grads))} == {jnp.dtype(jnp.float32)}
+    chex.assert_tree_all_finite(grads)
+
+
+@every_cell
+def test_param_dtype_is_that_of_the_parameters(name):
+    cell = CELLS[name].clone(param_dtype=jnp.float16, dtype=jnp.float32)
+    specs = cell.pure().param_specs(INPUTS)
+    draw = lambda: RNN(cell).init_with_output(jax.random.key(0), inputs())  # noqa: E731
+    ys, variables = jax.eval_shape(draw)
+    assert {a.dtype for a in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float16)}
+    assert len(jax.tree.leaves(variables)) == len(specs)
+    assert ys.dtype == jnp.float32
+
+
+def test_parameters_in_half_precision():
+    layer = RNN(LSTMCell(5, param_dtype=jnp.bfloat16))
+    ys, variables = layer.init_with_output(jax.random.key(0), inputs(dtype=jnp.bfloat16))
+    assert {a.dtype for a in jax.tree.leaves((ys, variables))} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_types_are_promoted_without_dtype():
+    layer = RNN(RNNCell(5, param_dtype=jnp.float32))
+    ys, _ = layer.init_with_output(jax.random.key(0), inputs(dtype=jnp.bfloat16))
+    assert ys.dtype == jnp.float32
+
+
+@every_cell
+def test_initial_carry_is_zero_and_fits_the_step(name):
+    cell = CELLS[name]
+    carry = cell.initialize_carry(jax.random.key(0), (7, 2, INPUTS))
+    assert [a.shape for a in jax.tree.leaves(carry)] == [(7, 2, 5)] * (1 + (name in TWO_CARRIES))
+    assert not any(np.any(a) for a in jax.tree.leaves(carry))
+    half = cell.clone(dtype=jnp.bfloat16).initialize_carry(jax.random.key(0), (7, INPUTS))
+    assert {a.dtype for a in jax.tree.leaves(half)} == {jnp.dtype(jnp.bfloat16)}
+    (new, y), _ = cell.init_with_output(jax.random.key(0), carry, jnp.ones((7, 2, INPUTS)))
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, carry)
+    chex.assert_shape(y, (7, 2, 5))
+    assert cell.num_feature_axes == 1
+
+
+# Options of the wrapper.
+
+
+@pytest.fixture(scope="module")
+def wrapped():
+    cell, xs = LSTMCell(5), inputs()
+    return cell, RNN(cell).init(jax.random.key(0), xs), xs
+
+
+def test_last_output(wrapped):
+    cell, variables, xs = wrapped
+    ys = RNN(cell).apply(variables, xs)
+    last = RNN(cell, return_sequence=False).apply(variables, xs)
+    np.testing.assert_allclose(last, ys[:, -1], atol=1e-7)
+
+
+def test_return_carry(wrapped):
+    cell, variables, xs = wrapped
+    (_, h), ys = RNN(cell, return_carry=True).apply(variables, xs)
+    np.testing.assert_allclose(h, ys[:, -1], atol=1e-7)
+
+
+def test_time_major(wrapped):
+    cell, variables, xs = wrapped
+    expected = RNN(cell).apply(variables, xs)
+    mask = jnp.asarray([[1, 1, 0, 0], [1, 1, 1, 1]])
+    ys = RNN(cell, time_major=True).apply(variables, xs.swapaxes(0, 1))
+    np.testing.assert_allclose(ys.swapaxes(0, 1), expected, atol=1e-7)
+    masked = RNN(cell, time_major=True, return_sequence=False).apply(
+        variables, xs.swapaxes(0, 1), mask=mask.T
+    )
+    np.testing.assert_allclose(
+        masked, RNN(cell, return_sequence=False).apply(variables, xs, mask=mask), atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("return_sequence", [True, False])
+def test_reverse_keeps_the_order(wrapped, return_sequence):
+    cell, variables, xs = wrapped
+    flipped = RNN(cell).apply(variables, xs[:, ::-1])[:, ::-1]
+    ys = RNN(cell, reverse=True, return_sequence=return_sequence).apply(variables, xs)
+    np.testing.assert_allclose(ys, flipped if return_sequence else flipped[:, 0], atol=1e-7)
+
+
+def test_initial_carry_continues_a_sequence(wrapped):
+    cell, variables, xs = wrapped
+    layer = RNN(cell, return_carry=True)
+    expected = layer.apply(variables, xs)
+    carry, first = layer.apply(variables, xs[:, :1])
+    carry, rest = layer.apply(variables, xs[:, 1:], initial_carry=carry)
+    actual = carry, jnp.concatenate([first, rest], 1)
+    chex.assert_trees_all_close(actual, expected, atol=1e-6)
+
+
+def test_mask_is_a_shorter_sequence(wrapped):
+    cell, variables, xs = wrapped
+    mask = jnp.asarray([[1, 1, 0, 0], [1, 1, 1, 1]])
+    last = RNN(cell, return_sequence=False).apply(variables, xs, mask=mask)
+    ys = RNN(cell).apply(variables, xs)
+    np.testing.assert_allclose(last, jnp.stack([ys[0, 1], ys[1, 3]]), atol=1e-6)
+
+
+@pytest.mark.parametrize("option", [{"backward": "stord"}, {"block_size": 2, "backward": "x"}])
+def test_backward_reaches_the_driver(wrapped, option):
+    cell, variables, xs = wrapped
+    with pytest.raises(ValueError, match="backward must be one of"):
+        RNN(cell, **option).apply(variables, xs)
+
+
+def test_block_size_reaches_the_driver(wrapped):
+    cell, variables, xs = wrapped
+
+    def program(block_size):
+        layer = RNN(cell, block_size=block_size)
+        return str(jax.make_jaxpr(lambda x: layer.apply(variables, x))(xs))
+
+    assert program(2) != program(4)
+
+
+# Flax's own cells in the wrapper.
+
+
+@pytest.mark.parametrize("options", [{}, {"reverse": True}, {"time_major": True}])
+def test_a_flax_cell_goes_through_flax_rnn(options):
+    cell, xs = nn.LSTMCell(5), inputs()
+    layer = RNN(cell, return_carry=True, **options)
+    variables = layer.init(jax.random.key(0), xs)
+    assert set(variables["params"]) == {"cell"}
+    actual = layer.apply(variables, xs)
+    peer = nn.RNN(cell, return_carry=True, keep_order=True, **options)
+    chex.assert_trees_all_close(actual, peer.apply(variables, xs), atol=1e-7)
+    last = RNN(cell, return_sequence=False, **options).apply(variables, xs)
+    np.testing.assert_allclose(last, actual[0][1], atol=1e-7)
+
+
+def test_a_flax_cell_takes_no_mask():
+    with pytest.raises(ValueError, match="mask works with the package's own cells only"):
+        RNN(nn.GRUCell(5)).init(jax.random.key(0), inputs(), mask=jnp.ones((BATCH, TIME)))
+
+
+def test_package_cell_equals_flax_cell_through_the_same_wrapper():
+    xs = inputs()
+    own, peer = RNN(RNNCell(5)), RNN(nn.SimpleCell(5))
+    params = own.init(jax.random.key(0), xs)["params"]["cell"]
+    converted = {
+        "i": {"kernel": params["W"], "bias": params["b"]},
+        "h": {"kernel": params["U"]},
+    }
+    np.testing.assert_allclose(
+        own.apply({"params": {"cell": params}}, xs),
+        peer.apply({"params": {"cell": converted}}, xs),
+        atol=1e-6,
+    )
+
+
+def test_nnx_bridge_runs_and_differentiates():
+    xs = inputs()
+    model = nnx.bridge.ToNNX(RNN(IRNNCell(5)), rngs=nnx.Rngs(0))
+    model.lazy_init(xs)
+    ys = model(xs)
+    params = nnx.state(model, nnx.Param)
+    plain = {"params": nnx.to_pure_dict(params)}
+    np.testing.assert_allclose(ys, RNN(IRNNCell(5)).apply(plain, xs), atol=1e-6)
+    grads = nnx.grad(lambda model: jnp.sum(model(xs) ** 2))(model)
+    expected = jax.grad(lambda v: jnp.sum(RNN(IRNNCell(5)).apply(v, xs) ** 2))(plain)
+    chex.assert_trees_all_close({"params": nnx.to_pure_dict(grads)}, expected, atol=1e-6)

@@ -1,0 +1,138 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxeff.errors import ConfigError
+from jaxeff.layers import RNN, LSTMCell
+from jaxeff.models import MODELS, SequenceModel
+from jaxeff.ode import GRU, IRNN, LSTM
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+XS = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)), jnp.float32)
+
+
+def build(**fields):
+    config = {"name": "sequence", "cell": {"name": "irnn", "features": 6}, **fields}
+    return MODELS.build(config, "model", num_outputs=4)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize(("readout", "shape"), [("last", (2, 4)), ("every_step", (2, 5, 4))])
+def test_output_shapes(readout, shape, num_layers):
+    model = build(readout=readout, num_layers=num_layers)
+    y, variables = model.init_with_output(jax.random.key(0), XS)
+    chex.assert_shape(y, shape)
+    assert y.dtype == jnp.float32
+    cells = {key for key in variables["params"] if key != "readout"}
+    assert len(cells) == num_layers
+    chex.assert_tree_all_finite(y)
+
+
+def test_model_is_its_layers_and_a_linear_readout():
+    model = SequenceModel(cell=LSTM(6), num_outputs=4, num_layers=2)
+    y, variables = model.init_with_output(jax.random.key(0), XS)
+    leaves = [
+        tree["cell"] if "cell" in tree else tree
+        for key, tree in sorted(variables["params"].items())
+        if key != "readout"
+    ]
+    states = XS
+    for leaf in leaves:
+        states = RNN(LSTMCell(6)).apply({"params": {"cell": leaf}}, states)
+    readout = variables["params"]["readout"]
+    expected = states[:, -1] @ readout["kernel"] + readout["bias"]
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+
+
+def test_last_readout_is_the_end_of_every_step():
+    last, every = (
+        SequenceModel(cell=GRU(6), num_outputs=4, readout=readout)
+        for readout in ("last", "every_step")
+    )
+    variables = last.init(jax.random.key(0), XS)
+    np.testing.assert_allclose(
+        last.apply(variables, XS), every.apply(variables, XS)[:, -1], atol=1e-6
+    )
+
+
+def test_layers_have_parameters_of_their_own():
+    variables = build(num_layers=2).init(jax.random.key(0), XS)["params"]
+    shapes = {
+        leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+        if path[-1].key == "W"
+    }
+    assert shapes == {(3, 6), (6, 6)}
+
+
+def test_dropout_is_active_in_training_only():
+    model = build(dropout=0.5)
+    variables = model.init(jax.random.key(0), XS)
+    plain = model.apply(variables, XS)
+    np.testing.assert_array_equal(model.apply(variables, XS), plain)
+    first, second = (
+        model.apply(variables, XS, train=True, rngs={"dropout": jax.random.key(k)}) for k in (1, 2)
+    )
+    assert np.abs(first - second).max() > 0
+    assert np.abs(first - plain).max() > 0
+    without = build().apply(variables, XS, train=True)  # no dropout needs no key
+    np.testing.assert_array_equal(without, plain)
+
+
+def test_mask_is_a_shorter_sequence():
+    model = build(num_layers=2)
+    variables = model.init(jax.random.key(0), XS)
+    mask = jnp.asarray([[1, 1, 1, 0, 0]] * 2)
+    np.testing.assert_allclose(
+        model.apply(variables, XS, mask=mask), model.apply(variables, XS[:, :3]), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (2, 28, 28, 1), (3,)])
+def test_wrong_rank_names_the_config_field(shape):
+    with pytest.raises(ValueError, match=r"\[batch, time, features\].*config.data.view"):
+        build().init(jax.random.key(0), jnp.ones(shape))
+
+
+def test_dtype_is_that_of_the_computation():
+    model = build(dtype="bfloat16")
+    y, variables = model.init_with_output(jax.random.key(0), XS)
+    assert y.dtype == jnp.bfloat16
+    assert {a.dtype for a in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+def test_backward_reaches_the_layers():
+    model = build(backward="stored", cell={"name": "irnn", "features": 6, "solver": "implicit"})
+    with pytest.raises(ConfigError, match="product form"):
+        model.init(jax.random.key(0), XS)
+
+
+def test_config_reaches_the_cell():
+    model = build(cell={"name": "irnn", "features": 6, "num_inner_steps": 3, "decay": 0.5})
+    assert model.cell == IRNN(6, num_inner_steps=3, decay=0.5)
+    assert model.num_outputs == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_layer": 2}, "config.model.num_layer: .* did you mean 'num_layers'"),
+        ({"readout": "lats"}, "readout: unknown choice 'lats'; did you mean 'last'"),
+        ({"num_layers": 0}, "num_layers must be a positive"),
+        ({"cell": {"name": "irn", "features": 6}}, "config.model.cell.name: .*mean 'irnn'"),
+        ({"cell": {"features": 6}}, "config.model.cell needs a field 'name'"),
+        (
+            {"cell": {"name": "irnn", "features": 6, "num_iner_steps": 2}},
+            "config.model.cell.num_iner_steps: .* did you mean 'num_inner_steps'",
+        ),
+        ({"name": "sequense"}, "config.model.name: unknown model 'sequense'; did you mean"),
+        ({"num_layers": 1.5}, "num_layers must be an integer"),
+        ({"dtype": "float33"}, "dtype"),
+    ],
+)
+def test_wrong_config_says_which_field(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        build(**fields)
