@@ -16,31 +16,21 @@ need no network; for Fashion-MNIST see the message that its absence gives.
 
 from jaxeff.train.defaults import base_config, split_argument
 
+_DIGITS = {"data": "digits", "features": 64, "batch": 64, "learning_rate": 1e-2}
+_FASHION = {"data": "fashion_mnist", "features": 128, "batch": 128, "learning_rate": 3e-3}
 SETTINGS = {
-    "rows": {"data": "digits", "view": "rows", "features": 64, "batch": 64, "steps": 2000},
-    "pixels": {"data": "digits", "view": "pixels", "features": 64, "batch": 64, "steps": 4000},
-    "fashion_rows": {
-        "data": "fashion_mnist",
-        "view": "rows",
-        "features": 128,
-        "batch": 128,
-        "steps": 4000,
-    },
-    "fashion_pixels": {
-        "data": "fashion_mnist",
-        "view": "pixels",
-        "features": 128,
-        "batch": 128,
-        "steps": 8000,
-    },
+    "rows": {**_DIGITS, "view": "rows", "steps": 2000},
+    "pixels": {**_DIGITS, "view": "pixels", "steps": 4000},
+    "fashion_rows": {**_FASHION, "view": "rows", "steps": 4000},
+    "fashion_pixels": {**_FASHION, "view": "pixels", "steps": 8000},
 }
 
 # K * step_size * decay stays below 0.35, where gradients through time keep most of their size.
 STEPPING = {
     "rows": {"step_size": 0.7, "decay": 0.3},
-    "pixels": {"step_size": 0.2, "decay": 0.3},
-    "fashion_rows": {"step_size": 0.4, "decay": 0.3},
-    "fashion_pixels": {"step_size": 0.05, "decay": 0.1},
+    "pixels": {"step_size": 0.3, "decay": 1.0},
+    "fashion_rows": {"step_size": 0.3, "decay": 1.0},
+    "fashion_pixels": {"step_size": 0.1, "decay": 1.0},
 }
 
 
@@ -73,7 +63,7 @@ def get_config(arg: str = ""):
             **STEPPING[setting],
         )
     config.optim.name = "adamw"
-    config.optim.learning_rate = 1e-2 if setting == "rows" else 3e-3
+    config.optim.learning_rate = chosen["learning_rate"]
     config.optim.weight_decay = 0.1
     config.optim.clip_norm = 1.0
     config.train.batch_size = chosen["batch"]

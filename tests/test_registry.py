@@ -52,7 +52,7 @@ def test_name_registered_twice_is_refused(shapes):
 
 
 def test_unknown_name_suggests_the_nearest(shapes):
-    with pytest.raises(ConfigError, match="unknown shape 'cirkle'; did you mean 'circle'?"):
+    with pytest.raises(ConfigError, match=r"unknown shape 'cirkle'; did you mean 'circle'\?"):
         shapes["cirkle"]
     with pytest.raises(
         ConfigError, match=r"config.canvas.name: unknown shape 'cirkle'; did you mean 'circle'\?"
@@ -66,7 +66,7 @@ def test_unknown_name_far_from_all_lists_the_choices(shapes):
 
 
 def test_missing_name_lists_the_choices(shapes):
-    with pytest.raises(ConfigError, match="config.shape needs a field 'name'.*circle, polygon"):
+    with pytest.raises(ConfigError, match=r"config.shape needs a field 'name'.*circle, polygon"):
         shapes.build({"radius": 1})
 
 

@@ -56,6 +56,12 @@ def _describe(built: experiment.Experiment, workdir: Path, job: str) -> None:
         f"{config.algorithm.name} and {config.optim.name}"
     )
     say(bench.parameter_table(shapes.params))
+    cost = bench.cost_per_example(
+        lambda variables, inputs: built.model.apply(variables, inputs, train=False),
+        {"params": shapes.params, **shapes.model_state},
+        built.example,
+    )
+    say(f"{cost.macs:,} multiply-adds per example")
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:

@@ -243,7 +243,9 @@ def test_slope_from_the_output_equals_the_derivative(name):
 )
 def test_activations_are_what_they_are_called(name, function):
     a = jnp.linspace(-4.0, 4.0, 38)
-    np.testing.assert_allclose(activations.ACTIVATIONS[name](a), function(np.asarray(a)), atol=1e-15)
+    np.testing.assert_allclose(
+        activations.ACTIVATIONS[name](a), function(np.asarray(a)), atol=1e-15
+    )
 
 
 def test_blocks_keep_their_own_activations():

@@ -357,7 +357,7 @@ def test_implicit_gradient_equals_the_unrolled_gradient(decay, rank):
     params["readout"] = rng.normal(size=(16, 4))
     params = jax.tree.map(jnp.asarray, params)
     xs, weights = (jnp.asarray(rng.normal(size=(12, 2, n))) for n in (5, 4))
-    options = dict(num_inner_steps=400, step_size=0.4, learn_step_size=False, decay=decay)
+    options = {"num_inner_steps": 400, "step_size": 0.4, "learn_step_size": False, "decay": decay}
     options["rank"] = rank
     grads = [
         jax.jit(jax.grad(sequence_loss(IRNN(16, solver=solver, **options), weights, xs)))(params)

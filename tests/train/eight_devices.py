@@ -1,4 +1,4 @@
-"""Measures training steps on eight forced CPU devices; prints one JSON object.
+"""Measures training steps on eight forced CPU devices; writes one JSON file.
 
 A program of its own, because the number of devices is fixed when JAX starts, and because a hang of
 collectives must not take the tests along. Started by the fixture ``eight_devices``.
@@ -8,7 +8,6 @@ import copy
 import dataclasses
 import json
 import re
-import runpy
 import sys
 import tempfile
 from pathlib import Path
@@ -20,19 +19,20 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxeff import data
-from jaxeff.train import DeviceMap, build
+from jaxeff.train import DeviceMap, base_config, build
 from jaxeff.train.algorithms import BPTT
 from jaxeff.train.checkpoint import Checkpoints
 from jaxeff.train.parallel import AXIS, METHODS
 
-CONFIG = Path(__file__).parents[2] / "configs" / "irnn.py"
 STEPS = 20
 
 
 def tiny_config():
-    config = runpy.run_path(str(CONFIG))["get_config"]("quick")
-    config.model.cell.features = 16
-    config.train.num_steps = STEPS
+    config = base_config()
+    config.data.update({"name": "digits", "view": "rows"})
+    config.model = {"name": "sequence", "cell": {"name": "irnn", "features": 16, "step_size": 0.1}}
+    config.optim.clip_norm = 1.0
+    config.train.update({"batch_size": 64, "num_steps": STEPS})
     return config
 
 
@@ -87,15 +87,23 @@ def with_algorithm(experiment, cls):
 
 
 def train(experiment, devices, batches):
-    experiment = dataclasses.replace(experiment, devices=devices)
+    """Returns parameters and losses, the program and which arrays the first step deleted."""
     traced = chex.assert_max_traces(n=1)(experiment.algorithm.update)
-    step = devices.map(traced, donate=devices.how == "shard_map")
-    state, losses = experiment.init_state(), []
     chex.clear_trace_counter()
+    mapped = devices.map(traced, donate=devices.how == "shard_map")
+    start = experiment.init_state()
+    state, losses, facts = devices.replicate(start), [], {}
     for batch in batches:
-        state, metrics = step(state, devices.shard(batch))
+        sharded, old = devices.shard(batch), state
+        if devices.how == "shard_map" and not facts:
+            facts["program"] = mapped.lower(state, sharded).compile().as_text()
+            chex.clear_trace_counter()
+        state, metrics = mapped(state, sharded)
         losses.append(float(metrics["loss"]))
-    return jax.device_get(state.params), losses
+        facts.setdefault("deleted", [x.is_deleted() for x in jax.tree.leaves(old)])
+        if devices.how == "shard_map":
+            facts.setdefault("batch_deleted", [x.is_deleted() for x in jax.tree.leaves(sharded)])
+    return jax.device_get(state.params), losses, facts
 
 
 def difference(a, b):
@@ -105,15 +113,16 @@ def difference(a, b):
     )
 
 
-def many_and_one(experiment, batches, how="shard_map", reference=None):
-    params, losses = train(experiment, DeviceMap(how), batches)
-    if reference is None:
-        reference = train(experiment, DeviceMap("shard_map", jax.devices()[:1]), batches)
-    return {
+def compare(experiment, batches, reference, how="shard_map"):
+    """Trains on all devices and says how far that is from the reference."""
+    params, losses, facts = train(experiment, DeviceMap(how), batches)
+    start = jax.device_get(experiment.init_state().params)
+    found = {
         "params": difference(params, reference[0]),
         "losses": difference(losses, reference[1]),
-        "step": difference(reference[0], jax.device_get(experiment.init_state().params)),
+        "step": difference(reference[0], start),
     }
+    return found, facts
 
 
 def all_reduces(text):
@@ -153,28 +162,21 @@ def all_reduces(text):
     return {"outside": outside, "inside": inside, "loops": len(looped)}
 
 
-def compiled_text(experiment, batch):
-    devices = experiment.devices
-    step = devices.map(experiment.algorithm.update, donate=True)
-    return step.lower(experiment.init_state(), devices.shard(batch)).compile().as_text()
+def automatic_text():
+    """A recurrence left to automatic partitioning, which reduces at every time step."""
+    devices = DeviceMap()
 
+    def loss(matrix, xs):
+        def step(state, x):
+            return jnp.tanh(state @ matrix + x), None
 
-def automatic_text(experiment, batch):
-    """The same step left to the automatic partitioning, which reduces at every time step."""
-    devices = experiment.devices
-    step = jax.jit(experiment.algorithm.update, out_shardings=devices.replicated)
-    return step.lower(experiment.init_state(), devices.shard(batch)).compile().as_text()
+        state, _ = jax.lax.scan(step, jnp.zeros(xs.shape[::2]), xs.swapaxes(0, 1))
+        return jnp.mean(state**2)
 
-
-def donation(experiment, batch):
-    devices = experiment.devices
-    step = devices.map(experiment.algorithm.update, donate=True)
-    state, sharded = experiment.init_state(), devices.shard(batch)
-    step(state, sharded)
-    return {
-        "state": [leaf.is_deleted() for leaf in jax.tree.leaves(state)],
-        "batch": [leaf.is_deleted() for leaf in jax.tree.leaves(sharded)],
-    }
+    matrix = devices.replicate(np.eye(16, dtype=np.float32))
+    xs = devices.shard(np.ones((64, 8, 16), np.float32))
+    step = jax.jit(jax.grad(loss), out_shardings=devices.replicated)
+    return step.lower(matrix, xs).compile().as_text()
 
 
 def restored_elsewhere(experiment):
@@ -218,11 +220,18 @@ def main():
         experiment.dataset.splits["train"], batch_size=64, seed=0, prefetch=0
     )
     batches = [next(stream) for _ in range(STEPS)]
-    reference = train(experiment, DeviceMap("shard_map", jax.devices()[:1]), batches)
-    result["adam"] = {how: many_and_one(experiment, batches, how, reference) for how in METHODS}
+    one_device = DeviceMap("shard_map", jax.devices()[:1])
+    reference = train(experiment, one_device, batches)
+    result["adam"] = {}
+    for how in METHODS:
+        result["adam"][how], facts = compare(experiment, batches, reference, how)
+        if how == "shard_map":
+            result["shard_map_program"] = all_reduces(facts["program"])
+            result["donation"] = {"state": facts["deleted"], "batch": facts["batch_deleted"]}
+    result["automatic_program"] = all_reduces(automatic_text())
     for wrong in (WithoutMean, MeanInside):
-        result[wrong.__name__] = many_and_one(
-            with_algorithm(experiment, wrong), batches, "shard_map", reference
+        result[wrong.__name__], _ = compare(
+            with_algorithm(experiment, wrong), batches[:5], train(experiment, one_device, batches[:5])
         )
 
     plain = build(sgd_config())
@@ -230,18 +239,14 @@ def main():
     weight[3:11] = 0  # parts of two shards
     weight[-8:] = 0  # a whole shard
     uneven = [{**batches[0], "weight": weight}]
-    one = train(plain, DeviceMap("shard_map", jax.devices()[:1]), uneven)
-    result["uneven"] = {how: many_and_one(plain, uneven, how, one) for how in METHODS}
-    weight[-8:] = 1e-3  # an own total must not be zero
+    one = train(plain, one_device, uneven)
+    result["uneven"] = {how: compare(plain, uneven, one, how)[0] for how in METHODS}
+    weight = np.maximum(weight, 1e-3)  # a total of zero would be no wrong gradient but none
     uneven = [{**batches[0], "weight": weight}]
-    one = train(plain, DeviceMap("shard_map", jax.devices()[:1]), uneven)
-    result["OwnTotal"] = many_and_one(with_algorithm(plain, OwnTotal), uneven, "shard_map", one)
-
-    result["shard_map_program"] = all_reduces(compiled_text(experiment, batches[0]))
-    result["automatic_program"] = all_reduces(automatic_text(experiment, batches[0]))
-    result["donation"] = donation(experiment, batches[0])
+    one = train(plain, one_device, uneven)
+    result["OwnTotal"], _ = compare(with_algorithm(plain, OwnTotal), uneven, one)
     result["restored"] = restored_elsewhere(experiment)
-    json.dump(result, sys.stdout)
+    Path(sys.argv[1]).write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,79 @@
+"""JAX's side of ``rnn_speed.py``: the package as training uses it, or Flax's own wrapper."""
+
+from __future__ import annotations
+
+import sys
+
+from workers import serve
+
+
+def jaxeff_variants(batch: int, time: int, inputs: int, features: int):
+    """Forward and backward of the package's cells, mapped over the devices as training does."""
+    from jaxeff.train import runtime
+
+    runtime.prepare(batch_size=batch)
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxeff import ode
+    from jaxeff.train import DeviceMap
+
+    devices = DeviceMap()
+    xs = devices.shard(np.random.default_rng(0).normal(size=(batch, time, inputs)).astype("f"))
+
+    def variant(cell):
+        params = devices.replicate(cell.init(jax.random.key(0), inputs))
+
+        def gradient(params, xs, axis_name):
+            def loss(params):
+                _, last = ode.unroll(cell, params, jnp.swapaxes(xs, 0, 1), return_sequence=False)
+                return jnp.mean(jnp.square(last))
+
+            return jax.lax.pmean(jax.value_and_grad(loss)(params), axis_name)
+
+        mapped = devices.map(gradient)
+        return lambda: jax.block_until_ready(mapped(params, xs))
+
+    cells = {
+        "irnn": ode.IRNN(features),
+        "irnn_k3": ode.IRNN(features, num_inner_steps=3),
+        "RNN": ode.RNN(features),
+        "LSTM": ode.LSTM(features),
+        "GRU": ode.GRU(features),
+    }
+    return {name: variant(cell) for name, cell in cells.items()}
+
+
+def flax_variants(batch: int, time: int, inputs: int, features: int):
+    """Forward and backward of Flax's cells in Flax's wrapper, under plain jit."""
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+
+    xs = jax.random.normal(jax.random.key(0), (batch, time, inputs))
+
+    def variant(cell):
+        model = nn.RNN(cell)
+        params = model.init(jax.random.key(0), xs)
+        gradient = jax.jit(
+            jax.value_and_grad(lambda p: jnp.mean(jnp.square(model.apply(p, xs)[:, -1])))
+        )
+        return lambda: jax.block_until_ready(gradient(params))
+
+    cells = {
+        "RNN": nn.SimpleCell(features),
+        "LSTM": nn.OptimizedLSTMCell(features),
+        "GRU": nn.GRUCell(features),
+    }
+    return {name: variant(cell) for name, cell in cells.items()}
+
+
+def main():
+    which, *sizes = sys.argv[1:]
+    make = {"jaxeff": jaxeff_variants, "flax": flax_variants}[which]
+    serve(make(*map(int, sizes)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Forward plus backward of recurrent layers: jaxeff, Flax's own, and PyTorch, taking turns.
+
+Writes ``results/rnn_speed.json``. PyTorch runs in an environment of its own, made on first use, once
+with the default allocator and once with one that keeps its pages. Run it on an idle machine:
+
+    python benchmarks/rnn_speed.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from workers import Worker, take_turns
+
+from jaxeff import bench
+from jaxeff.train.runtime import cpu_cores
+
+HERE = Path(__file__).parent
+TORCH = "2.13.0"
+KEEP_PAGES = {
+    "MALLOC_MMAP_THRESHOLD_": "10000000000",
+    "MALLOC_TRIM_THRESHOLD_": "10000000000",
+    "MALLOC_TOP_PAD_": "1000000000",
+}
+# What is compared with what: (theirs, ours).
+RATIOS = {
+    "torch.nn.RNN, allocator tuned, to iRNN": ("torch_tuned/RNN", "jaxeff/irnn"),
+    "torch.nn.RNN, default allocator, to iRNN": ("torch/RNN", "jaxeff/irnn"),
+    "PyTorch loop of the same cell, default allocator, to iRNN": (
+        "torch/irnn_loop",
+        "jaxeff/irnn",
+    ),
+    "PyTorch loop of the same cell, allocator tuned, to iRNN": (
+        "torch_tuned/irnn_loop",
+        "jaxeff/irnn",
+    ),
+    "torch.nn.RNN, allocator tuned, to RNN": ("torch_tuned/RNN", "jaxeff/RNN"),
+    "torch.nn.LSTM, allocator tuned, to LSTM": ("torch_tuned/LSTM", "jaxeff/LSTM"),
+    "torch.nn.LSTM, default allocator, to LSTM": ("torch/LSTM", "jaxeff/LSTM"),
+    "torch.nn.GRU, allocator tuned, to GRU": ("torch_tuned/GRU", "jaxeff/GRU"),
+    "Flax RNN to RNN": ("flax/RNN", "jaxeff/RNN"),
+    "Flax LSTM to LSTM": ("flax/LSTM", "jaxeff/LSTM"),
+    "Flax GRU to GRU": ("flax/GRU", "jaxeff/GRU"),
+}
+
+
+def torch_python(folder: Path) -> str:
+    """Returns the interpreter of an environment with PyTorch, making it if it is missing."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        pip = [str(python), "-m", "pip", "install", "-q", f"torch=={TORCH}", "numpy"]
+        subprocess.run(pip, check=True)
+    return str(python)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--time", type=int, default=784)
+    parser.add_argument("--inputs", type=int, default=1)
+    parser.add_argument("--features", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--calls", type=int, default=3)
+    parser.add_argument("--torch-env", type=Path, default=HERE.parent / ".venv-torch")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "rnn_speed.json")
+    args = parser.parse_args()
+
+    sizes = [str(n) for n in (args.batch, args.time, args.inputs, args.features)]
+    torch = [torch_python(args.torch_env), str(HERE / "torch_worker.py"), *sizes, str(cpu_cores())]
+    jax = [sys.executable, str(HERE / "jax_worker.py")]
+    workers = {
+        "jaxeff": Worker([*jax, "jaxeff", *sizes]),
+        "flax": Worker([*jax, "flax", *sizes]),
+        "torch": Worker(torch),
+        "torch_tuned": Worker(torch, KEEP_PAGES),
+    }
+    try:
+        results = take_turns(workers, args.rounds, args.calls)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    ratios = {
+        name: results[theirs]["ms"] / results[ours]["ms"]
+        for name, (theirs, ours) in RATIOS.items()
+    }
+    record = {
+        "command": "python benchmarks/rnn_speed.py",
+        "task": (
+            f"forward and backward, batch {args.batch}, {args.time} steps, {args.inputs} input(s), "
+            f"{args.features} units, {cpu_cores()} CPU cores"
+        ),
+        "method": (
+            f"median over {args.rounds} interleaved rounds of the fastest of {args.calls} calls"
+        ),
+        "environment": bench.environment() | {"torch": TORCH},
+        "results": results,
+        "ratios": ratios,
+    }
+    args.out.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for name, value in results.items():
+        print(f"{name:24s} {value['ms']:8.1f} ms")
+    for name, value in ratios.items():
+        print(f"{value:6.2f} x  {name}")
+
+
+if __name__ == "__main__":
+    main()

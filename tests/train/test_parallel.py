@@ -1,0 +1,110 @@
+"""Training on eight devices is training on one; measured by ``eight_devices.py``."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxeff import train
+from jaxeff.errors import ConfigError
+from jaxeff.train.parallel import METHODS, DeviceMap
+
+TOLERANCE = 1e-5
+WRONG = ("WithoutMean", "MeanInside")
+
+
+@pytest.mark.parametrize("how", METHODS)
+def test_twenty_steps_on_eight_devices_equal_twenty_on_one(eight_devices, how):
+    assert eight_devices["devices"] == 8
+    found = eight_devices["adam"][how]
+    assert found["step"] > 0.01  # the parameters did move
+    assert found["params"] < TOLERANCE
+    assert found["losses"] < TOLERANCE
+
+
+@pytest.mark.parametrize("algorithm", WRONG)
+def test_comparison_sees_an_update_that_does_not_average_gradients(eight_devices, algorithm):
+    assert eight_devices[algorithm]["params"] > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("how", METHODS)
+def test_examples_of_unequal_weight_give_the_gradient_of_one_device(eight_devices, how):
+    found = eight_devices["uneven"][how]
+    assert found["step"] > 0.01
+    assert found["params"] < TOLERANCE
+    assert found["losses"] < TOLERANCE
+
+
+def test_comparison_sees_an_average_of_the_devices_own_averages(eight_devices):
+    assert eight_devices["OwnTotal"]["params"] > 100 * TOLERANCE
+
+
+def test_compiled_step_reduces_gradients_once_and_outside_of_loops(eight_devices):
+    program = eight_devices["shard_map_program"]
+    assert program["loops"]
+    assert program["inside"] == []
+    assert len([shape for shape in program["outside"] if "f32[16,16]" in shape]) == 1
+    # What is left are scalars: the total weight, which the gradient needs, and the metrics.
+    assert len(program["outside"]) <= 3
+
+
+def test_count_of_reductions_sees_those_inside_a_loop(eight_devices):
+    assert eight_devices["automatic_program"]["inside"]
+
+
+def test_devices_of_a_cpu_are_waited_for(eight_devices):
+    assert eight_devices["must_wait"]
+    assert not DeviceMap(devices=jax.devices()[:1]).must_wait
+
+
+def test_step_takes_over_the_memory_of_its_state_and_leaves_the_batch(eight_devices):
+    assert all(eight_devices["donation"]["state"])
+    assert not any(eight_devices["donation"]["batch"])
+
+
+@pytest.mark.parametrize("how", METHODS)
+def test_training_traces_its_step_and_its_evaluation_once(tiny_config, tmp_path, how):
+    from jaxeff.train.loop import Training
+
+    tiny_config.parallel = how
+    tiny_config.train.num_steps = 6
+    tiny_config.train.eval_every = 2
+    experiment = train.build(tiny_config)
+    algorithm = experiment.algorithm
+    chex.clear_trace_counter()
+    algorithm.update = chex.assert_max_traces(algorithm.update, n=1)
+    algorithm.evaluate = chex.assert_max_traces(algorithm.evaluate, n=1)
+    training = Training(experiment, tmp_path)
+    assert training.run()
+    training.evaluate(*(training.best[k] for k in ("params", "model_state")), "test")
+    training.close()
+    assert training.step == 6
+
+
+def test_trace_limit_sees_a_second_shape(tiny_config):
+    experiment = train.build(tiny_config)
+    chex.clear_trace_counter()
+    limited = chex.assert_max_traces(experiment.algorithm.evaluate, n=1)
+    step = DeviceMap(devices=jax.devices()[:1]).map(limited, replicated=2)
+    state = experiment.init_state()
+    params = jax.device_put(state.params, jax.devices()[0])
+    with pytest.raises(AssertionError, match="trace"):
+        for size in (4, 8):
+            take = experiment.dataset.splits["train"].take(np.arange(size))
+            step(params, {}, {**take, "weight": np.ones(size, np.float32)})
+
+
+@pytest.mark.parametrize("how", METHODS)
+def test_sharded_batch_keeps_its_order(how):
+    devices = DeviceMap(how)
+    batch = np.arange(4 * devices.size, dtype=np.float32)
+    total = devices.map(
+        lambda scale, x, axis_name: jax.lax.all_gather(scale * x, axis_name, tiled=True)
+    )
+    np.testing.assert_array_equal(total(jnp.float32(2), devices.shard(batch)), 2 * batch)
+
+
+def test_unknown_mapping_names_the_choices():
+    with pytest.raises(ConfigError, match="config.parallel must be one of shard_map, pmap"):
+        DeviceMap("jit")

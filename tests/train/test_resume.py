@@ -1,0 +1,333 @@
+"""A run that was stopped, killed or damaged ends as one that was not, bit for bit."""
+
+import random
+import shutil
+import signal
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxeff import train
+from jaxeff.errors import CheckpointError
+from jaxeff.train import jobs
+from jaxeff.train.checkpoint import Checkpoints
+from jaxeff.train.loop import CHECKPOINTS, Training
+
+# Epochs of digits are 21 steps of 64 and six examples, so that no checkpoint is at a border.
+OPTIONS = (
+    "--config.train.num_steps=150",
+    "--config.train.log_every=7",
+    "--config.train.eval_every=25",
+    "--config.checkpoint.every=5",
+)
+
+
+@pytest.fixture(scope="module")
+def kept():
+    """What the tests of this module share, made by the first that needs it."""
+    return {}
+
+
+@pytest.fixture
+def uninterrupted(start_training, outcome, kept, tmp_path_factory):
+    if "command_line" not in kept:
+        workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+        program = start_training(workdir, *OPTIONS)
+        assert program.wait() == 0, program.output
+        kept["command_line"] = outcome(workdir)
+    return kept["command_line"]
+
+
+def finished_steps(workdir):
+    folder = workdir / CHECKPOINTS
+    return {int(p.name) for p in folder.iterdir() if p.name.isdigit()} if folder.exists() else set()
+
+
+def saving(workdir):
+    return any((workdir / CHECKPOINTS).glob("*.orbax-checkpoint-tmp"))
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [("saving", "saving", "saved"), ("saved", "later", "saving", "later")],
+    ids=["in_saves", "in_between"],
+)
+def test_killed_run_ends_as_if_it_had_not_been(
+    start_training, outcome, uninterrupted, tmp_path, moments
+):
+    workdir = tmp_path / "run"
+    draw = random.Random(0)
+    killed = 0
+    for moment in moments:
+        before = finished_steps(workdir)
+        program = start_training(workdir, *OPTIONS)
+        # A save of this run, not what a killed one left behind.
+        assert program.wait_until(lambda known=before: finished_steps(workdir) - known)
+        if moment == "saving":
+            program.wait_until(lambda: saving(workdir))
+        elif moment == "later":
+            lines = draw.randrange(1, 4) + program.output.count("\nstep ")
+            program.wait_until(lambda p=program, n=lines: p.output.count("\nstep ") >= n)
+        program.signal(signal.SIGKILL)
+        killed += program.wait() == -signal.SIGKILL
+    assert killed >= 2
+    program = start_training(workdir, *OPTIONS)
+    assert program.wait() == 0, program.output
+    assert "resuming at step" in program.output
+    assert outcome(workdir) == uninterrupted
+    assert uninterrupted["step"] == 150
+    assert uninterrupted["metrics"]["test"]["accuracy"] > 0
+
+
+def test_termination_saves_that_very_step_and_the_same_command_goes_on(
+    start_training, outcome, uninterrupted, tmp_path
+):
+    workdir = tmp_path / "run"
+    program = start_training(workdir, *OPTIONS)
+    assert program.wait_until(lambda: "\nstep " in program.output)
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0, program.output
+    last = program.output.strip().splitlines()[-1]
+    step = max(finished_steps(workdir))
+    assert last == f"stopped at step {step}; the same command goes on from there"
+    assert not (workdir / "report.json").exists()
+
+    program = start_training(workdir, *OPTIONS)
+    assert program.wait() == 0, program.output
+    assert f"resuming at step {step} " in program.output
+    assert outcome(workdir) == uninterrupted
+
+
+@pytest.fixture
+def finished(tiny_config, kept, outcome, tmp_path_factory, tmp_path):
+    """A copy of the folder of a finished run, its config, and what the run shows."""
+    if "in_process" not in kept:
+        workdir = tmp_path_factory.mktemp("finished") / "run"
+        jobs.train(tiny_config, workdir)
+        kept["in_process"] = workdir, outcome(workdir)
+    original, expected = kept["in_process"]
+    workdir = tmp_path / "copy"
+    shutil.copytree(original, workdir)
+    return workdir, tiny_config, expected
+
+
+def truncate_data(checkpoint):
+    biggest = max((checkpoint / "state").rglob("d/*"), key=lambda p: p.stat().st_size)
+    biggest.write_bytes(biggest.read_bytes()[: biggest.stat().st_size // 2])
+
+
+def flip_data(checkpoint):
+    for path in (checkpoint / "state").rglob("d/*"):
+        path.write_bytes(bytes(255 - byte for byte in path.read_bytes()))
+
+
+def delete_manifests(checkpoint):
+    for path in (checkpoint / "state").rglob("manifest.ocdbt"):
+        path.unlink()
+
+
+def empty_values(checkpoint):
+    for path in (checkpoint / "values").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+
+
+DAMAGES = (truncate_data, flip_data, delete_manifests, empty_values)
+
+
+def test_finished_run_stays_as_it_is(finished, outcome):
+    workdir, config, expected = finished
+    assert expected["step"] == 60
+    assert jobs.train(config, workdir)["metrics"] == expected["metrics"]
+    assert outcome(workdir) == expected
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_newest_checkpoint_gives_way_to_the_one_before(finished, outcome, capsys, damage):
+    workdir, config, expected = finished
+    damage(workdir / CHECKPOINTS / "60")
+    jobs.train(config, workdir)
+    printed = capsys.readouterr().out
+    warned = [line for line in printed.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 1
+    assert warned[0].startswith("warning: checkpoint of step 60 in ")
+    assert warned[0].endswith("; trying the one before")
+    assert "resuming at step 55" in printed
+    assert outcome(workdir) == expected
+
+
+def test_no_checkpoint_left_to_read_is_one_sentence(finished, capsys):
+    workdir, config, _ = finished
+    for step in (55, 60):
+        truncate_data(workdir / CHECKPOINTS / str(step))
+    with pytest.raises(CheckpointError) as caught:
+        jobs.train(config, workdir)
+    assert str(caught.value).startswith(f"no checkpoint in {workdir / CHECKPOINTS} can be read")
+    assert "\n" not in str(caught.value)
+    printed = capsys.readouterr().out
+    assert "checkpoint of step 60" in printed
+    assert "checkpoint of step 55" in printed
+
+
+def test_stop_between_two_logs_continues_within_an_epoch(
+    tiny_config, monkeypatch, outcome, kept, finished, tmp_path
+):
+    """The means that are logged next cover steps before and after the stop."""
+    _, _, expected = finished
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr("jaxeff.train.interrupt.Interrupt.requested", lambda _, step: step == 33)
+        assert jobs.train(tiny_config, workdir) is None
+    assert finished_steps(workdir) == {30, 33}
+    report = jobs.train(tiny_config, workdir)
+    assert report["training"]["resumed"] == 1
+    assert outcome(workdir) == expected
+
+
+def test_request_to_stop_at_the_last_step_still_finishes(tiny_config, monkeypatch, tmp_path):
+    tiny_config.train.num_steps = 5
+    monkeypatch.setattr("jaxeff.train.interrupt.Interrupt.requested", lambda _, step: step == 5)
+    assert jobs.train(tiny_config, tmp_path)["training"]["steps"] == 5
+
+
+def test_signal_handlers_are_put_back_after_training(tiny_config, tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    tiny_config.train.num_steps = 3
+    training = Training(train.build(tiny_config), tmp_path)
+    training.run()
+    training.close()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+@pytest.mark.parametrize("count", ["1", "2", "4"])
+def test_checkpoint_of_four_devices_is_restored_on_another_number(eight_devices, count):
+    found = eight_devices["restored"][count]
+    assert found["devices"] == int(count)
+    assert found["same"]
+    assert found["split"] == list(range(8))
+    assert found["split_spec"]
+    assert (found["step"], found["position"]) == (7, 3)
+
+
+@pytest.fixture
+def open_checkpoints(tmp_path):
+    opened = []
+
+    def open_checkpoints(**options):
+        opened.append(Checkpoints(tmp_path / "checkpoints", **options))
+        return opened[-1]
+
+    yield open_checkpoints
+    for checkpoints in opened:
+        checkpoints.close()
+
+
+def tree_of_everything():
+    return {
+        "float": jnp.arange(6.0).reshape(2, 3) / 7,
+        "half": jnp.ones(3, jnp.bfloat16) / 3,
+        "step": jnp.int32(41),
+        "flag": jnp.array([True, False]),
+        "key": jax.random.key(5),
+        "nothing": (),
+    }
+
+
+VALUES = {
+    "position": {"next_index": 12},
+    "pending": [{"loss": 0.1 + 0.2}, {"loss": 1 / 3}],
+    "none_yet": [],
+    "empty": {},
+    "best_step": -1,
+    "seconds": 1e-300,
+}
+
+
+def test_round_trip_keeps_arrays_keys_and_plain_values(open_checkpoints, named_arrays):
+    tree = tree_of_everything()
+    open_checkpoints().save(41, tree, VALUES, wait=True)
+    like = jax.tree.map(jnp.zeros_like, {**tree, "key": 0}) | {"key": jax.random.key(0)}
+    step, found, values = open_checkpoints().restore(like)
+    assert step == 41
+    assert jax.tree.structure(found) == jax.tree.structure(tree)
+    wanted, got = named_arrays(tree), named_arrays(found)
+    assert {k: (v.dtype, v.tobytes()) for k, v in got.items()} == {
+        k: (v.dtype, v.tobytes()) for k, v in wanted.items()
+    }
+    np.testing.assert_array_equal(
+        jax.random.normal(found["key"], (3,)), jax.random.normal(tree["key"], (3,))
+    )
+    assert values == VALUES
+    assert repr(values["pending"][0]["loss"]) == repr(0.1 + 0.2)
+
+
+def test_only_the_newest_checkpoints_are_kept(open_checkpoints):
+    checkpoints = open_checkpoints(keep=2)
+    for step in (5, 10, 15):
+        checkpoints.save(step, {"x": jnp.full(2, step)}, {"at": step})
+    checkpoints.wait()
+    assert checkpoints.steps == [10, 15]
+    assert checkpoints.restore({"x": jnp.zeros(2, jnp.int32)})[2] == {"at": 15}
+
+
+def test_step_can_be_saved_again(open_checkpoints):
+    checkpoints = open_checkpoints()
+    for value in (1.0, 2.0):
+        checkpoints.save(5, {"x": jnp.array(value)}, {}, wait=True)
+    assert float(checkpoints.restore({"x": jnp.zeros(())})[1]["x"]) == 2
+
+
+def test_nothing_saved_restores_nothing(open_checkpoints):
+    assert open_checkpoints().restore({"x": jnp.zeros(2)}) is None
+
+
+@pytest.mark.parametrize(
+    "like",
+    [
+        {"x": np.zeros(3, np.int32)},
+        {"x": np.zeros(3, np.float16)},
+        {"x": np.zeros(4, np.float32)},
+        {"x": np.zeros(3, np.float32), "y": np.zeros(3, np.float32)},
+    ],
+    ids=["integers", "half", "longer", "another_entry"],
+)
+def test_checkpoint_that_does_not_fit_is_not_cast_to_fit(open_checkpoints, like):
+    warned = []
+    checkpoints = open_checkpoints(warn=warned.append)
+    checkpoints.save(3, {"x": jnp.arange(3.0)}, {}, wait=True)
+    with pytest.raises(CheckpointError, match="can be read"):
+        checkpoints.restore(jax.tree.map(jnp.asarray, like))
+    assert len(warned) == 1
+    assert "step 3" in warned[0]
+
+
+def test_arrays_may_be_donated_as_soon_as_save_returns(open_checkpoints):
+    """The save runs on while the next step overwrites the memory of what it saves."""
+    size = 1 << 21
+    scramble = jax.jit(lambda x: {"x": -jnp.sin(x["x"]) - 7}, donate_argnums=0)
+    state = {"x": jnp.arange(size, dtype=jnp.float32)}
+    expected = np.asarray(state["x"]).copy()
+    scramble(jax.tree.map(jnp.copy, state))  # compiled before there is something to race with
+    checkpoints = open_checkpoints()
+    checkpoints.save(1, state, {})
+    old = state["x"]
+    for _ in range(3):
+        state = scramble(state)
+    jax.block_until_ready(state)
+    assert old.is_deleted()
+    checkpoints.wait()
+    _, found, _ = checkpoints.restore({"x": jnp.zeros(size)})
+    np.testing.assert_array_equal(found["x"], expected)
+
+
+def test_second_save_waits_for_the_first(open_checkpoints):
+    checkpoints = open_checkpoints(keep=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for step in range(1, 6):
+            checkpoints.save(step, {"x": jnp.full(1000, step)}, {})
+        checkpoints.wait()
+    assert checkpoints.steps == [1, 2, 3, 4, 5]
