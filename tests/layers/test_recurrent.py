@@ -165,7 +165,7 @@ def test_parameters_live_under_the_cell_and_fit_the_pure_cell(name):
     chex.assert_trees_all_equal_shapes_and_dtypes(params["cell"], expected)
 
 
-@pytest.mark.parametrize("name", ["irnn", "lstm"])
+@pytest.mark.parametrize("name", ["irnn", pytest.param("lstm", marks=pytest.mark.slow)])
 def test_pure_step_takes_the_flax_parameters(name):
     cell, xs = CELLS[name], inputs()
     variables = RNN(cell).init(jax.random.key(0), xs)
@@ -223,6 +223,24 @@ def test_types_are_promoted_without_dtype():
     layer = RNN(RNNCell(5, param_dtype=jnp.float32))
     ys, _ = layer.init_with_output(jax.random.key(0), inputs(dtype=jnp.bfloat16))
     assert ys.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("wrapper", [RNN, nn.RNN])
+def test_step_counter_survives_half_precision(wrapper):
+    time = 300
+    cell = IRNNCell(
+        2,
+        step_size_mode="per_time_step",
+        step_size_param="raw",
+        length=time,
+        dtype=jnp.bfloat16,
+    )
+    layer, xs = wrapper(cell), jnp.ones((1, time, 1))
+    params = layer.init(jax.random.key(0), xs)["params"]["cell"]
+    etas = jnp.zeros((1, time)).at[0, -1].set(0.5)
+    ys = layer.apply({"params": {"cell": {**params, "step_size": etas}}}, xs)
+    assert not np.any(ys[:, :-1])
+    assert np.all(ys[:, -1] != 0)
 
 
 @every_cell

@@ -231,7 +231,9 @@ def main():
     result["automatic_program"] = all_reduces(automatic_text())
     for wrong in (WithoutMean, MeanInside):
         result[wrong.__name__], _ = compare(
-            with_algorithm(experiment, wrong), batches[:5], train(experiment, one_device, batches[:5])
+            with_algorithm(experiment, wrong),
+            batches[:5],
+            train(experiment, one_device, batches[:5]),
         )
 
     plain = build(sgd_config())

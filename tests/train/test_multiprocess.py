@@ -97,6 +97,7 @@ def test_two_processes_train_as_one(start_pair, start_training, tiny_config, tmp
     assert [row[0] for row in histories[0]] == [row[0] for row in histories[1]]
 
 
+@pytest.mark.slow
 def test_termination_of_one_process_saves_and_ends_both(start_pair, tmp_path):
     options = ("--config.train.num_steps=100000", "--config.train.eval_every=100000")
     workdir = tmp_path / "run"

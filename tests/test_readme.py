@@ -1,0 +1,65 @@
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxeff.errors import ConfigError
+from jaxeff.train.check import check
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_snippets_of_the_readme_run():
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert snippets
+    for snippet in snippets:
+        scope = {}
+        exec(snippet, scope)
+        assert scope["logits"].shape == (8, 10)
+        assert scope["outputs"].shape == (28, 8, 64)
+
+
+def test_the_links_of_the_pages_lead_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target.strip("<>")).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+def test_configs_are_complete_and_name_their_command(path):
+    module = load(path)
+    check(module.get_config())
+    assert module.get_config("quick").train.num_steps <= 500
+    assert f"--config=configs/{path.name}" in module.__doc__
+    with pytest.raises(ConfigError, match="'nothing_like_it' is unknown"):
+        module.get_config("nothing_like_it")
+
+
+def test_tables_have_a_maker_and_the_check_sees_a_stale_one():
+    tables = load(ROOT / "docs" / "tables.py")
+    for page in tables.PAGES:
+        for name in re.findall(r"<!-- table ([a-z ]+) -->", (ROOT / page).read_text()):
+            assert name in tables.TABLES
+    stale = "<!-- table digits -->\n| old |\n<!-- end -->"
+    assert tables.fill(stale) != stale
+
+
+def test_workers_take_turns_and_tell_their_times(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from workers import Worker, take_turns
+
+    worker = str(ROOT / "benchmarks" / "jax_worker.py")
+    workers = {"a": Worker([sys.executable, worker, "flax", "2", "3", "1", "4"])}
+    results = take_turns(workers, rounds=2, calls=2)
+    workers["a"].close()
+    assert set(results) == {"a/RNN", "a/LSTM", "a/GRU"}
+    assert all(0 < r["min_ms"] <= r["ms"] <= r["max_ms"] for r in results.values())
