@@ -1,7 +1,7 @@
 """Forward plus backward of recurrent layers: jaxeff, Flax's own, and PyTorch, taking turns.
 
-Writes ``results/rnn_speed.json``. PyTorch runs in an environment of its own, made on first use, once
-with the default allocator and once with one that keeps its pages. Run it on an idle machine:
+Writes ``results/rnn_speed.json``. PyTorch runs in an environment of its own, made on first use,
+once with the default allocator and once with one that keeps its pages. Run it on an idle machine:
 
     python benchmarks/rnn_speed.py
 """
@@ -85,8 +85,7 @@ def main():
         for worker in workers.values():
             worker.close()
     ratios = {
-        name: results[theirs]["ms"] / results[ours]["ms"]
-        for name, (theirs, ours) in RATIOS.items()
+        name: results[theirs]["ms"] / results[ours]["ms"] for name, (theirs, ours) in RATIOS.items()
     }
     record = {
         "command": "python benchmarks/rnn_speed.py",

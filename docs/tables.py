@@ -71,11 +71,19 @@ def speed() -> str:
         return f"{results[key]['ms']:.0f}" if key in results else "–"
 
     rows = [
-        ["iRNN, K = 1", cell("jaxeff/irnn"), "–", cell("torch/irnn_loop"), cell("torch_tuned/irnn_loop")],
+        [
+            "iRNN, K = 1",
+            cell("jaxeff/irnn"),
+            "–",
+            cell("torch/irnn_loop"),
+            cell("torch_tuned/irnn_loop"),
+        ],
         ["iRNN, K = 3", cell("jaxeff/irnn_k3"), "–", "–", "–"],
     ]
     for kind in ("RNN", "LSTM", "GRU"):
-        rows.append([kind, *(cell(f"{who}/{kind}") for who in ("jaxeff", "flax", "torch", "torch_tuned"))])
+        rows.append(
+            [kind, *(cell(f"{who}/{kind}") for who in ("jaxeff", "flax", "torch", "torch_tuned"))]
+        )
     header = ["ms", "jaxeff", "Flax", "PyTorch", "PyTorch, allocator tuned"]
     return table(header, rows)
 

@@ -6,6 +6,7 @@ continues a run that was stopped or killed.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -35,7 +36,9 @@ flags.mark_flag_as_required("config")
 
 def default_workdir(config) -> str:
     """Returns a folder of its own for every distinct config."""
-    text = json.dumps(json.loads(config.to_json_best_effort()), sort_keys=True)
+    fields = json.loads(config.to_json_best_effort())
+    fields.pop("devices", None)  # where a run runs is not what it is
+    text = json.dumps(fields, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"runs/{config.name or 'run'}-{digest}"
 
@@ -58,7 +61,7 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        text = " ".join(str(a) for a in error.args) or type(error).__name__
+        text = " ".join(_unquoted(a) for a in error.args) or type(error).__name__
         complaint = re.search(r"jaxeff\.errors\.\w+: (.+)", text)
         if complaint is None and "Traceback" in text:
             _fail(text)  # a mistake in the config file itself: show where
@@ -66,6 +69,12 @@ def _parse(argv: list[str]) -> list[str]:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     return rest
+
+
+def _unquoted(argument: object) -> str:
+    """Returns the text of an exception's argument; a KeyError's may be the repr of the text."""
+    text = str(argument)
+    return str(ast.literal_eval(text)) if re.fullmatch(r"(['\"]).*\1", text, re.DOTALL) else text
 
 
 def _fail(message: str) -> NoReturn:

@@ -30,7 +30,7 @@ CONFIG_FILE = "config.json"
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises `ConfigError` for an unknown field, a wrong type or an impossible number."""
-    _check_fields(config, base_config(), "config", is_open=False)
+    _check_fields(config.to_dict(), base_config().to_dict(), "config", is_open=False)
     for field in POSITIVE:
         section, name = field.split(".")
         if config[section][name] < 1:
@@ -78,6 +78,11 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort())
 
 
+def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the plain config without its ``devices``: where a run runs is not what it is."""
+    return {name: value for name, value in plain(config).items() if name != "devices"}
+
+
 def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Makes the working directory this config's own, or checks that it already is.
 
@@ -91,7 +96,8 @@ def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
         except ValueError:
             before = None  # a kill while it was written, before there was anything to lose
         if before is not None:
-            difference = first_difference(before, plain(config))
+            before.pop("devices", None)
+            difference = first_difference(before, identity(config))
             if difference:
                 raise CheckpointError(
                     f"{workdir} was written by another config ({difference}); "

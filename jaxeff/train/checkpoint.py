@@ -17,6 +17,12 @@ from jaxeff.errors import CheckpointError
 Report = Callable[[str], None]
 
 
+def _types(tree: Any) -> dict[str, str]:
+    """Returns shape and type of every array by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): f"{leaf.shape} {leaf.dtype}" for path, leaf in leaves}
+
+
 class Checkpoints:
     """The checkpoints of a working directory, one folder per step.
 
@@ -53,7 +59,10 @@ class Checkpoints:
         self.wait()
         copies = jax.tree.map(jnp.copy, tree)
         self._pending = self._orbax.save_checkpointables_async(
-            step, {"state": copies, "values": values}, force=True, overwrite=True
+            step,
+            {"state": copies, "values": values, "types": _types(tree)},
+            force=True,
+            overwrite=True,
         )
         if wait:
             self.wait()
@@ -99,17 +108,14 @@ class Checkpoints:
         target = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like
         )
-        loaded = self._orbax.load_checkpointables(step, {"state": target, "values": None})
-        tree = loaded["state"]
-        for (path, want), got in zip(
-            jax.tree_util.tree_leaves_with_path(like), jax.tree.leaves(tree), strict=True
-        ):
-            if (want.shape, want.dtype) != (got.shape, got.dtype):
-                name = jax.tree_util.keystr(path)
-                raise ValueError(
-                    f"{name} is {got.shape} {got.dtype}, not {want.shape} {want.dtype}"
-                )
-        return tree, loaded["values"]
+        loaded = self._orbax.load_checkpointables(
+            step, {"state": target, "values": None, "types": None}
+        )
+        # Orbax casts to the target's types without a word.
+        for name, wanted in _types(like).items():
+            if loaded["types"].get(name) != wanted:
+                raise ValueError(f"{name} is {loaded['types'].get(name)}, not {wanted}")
+        return loaded["state"], loaded["values"]
 
     @property
     def _damaged(self) -> Path:

@@ -36,6 +36,7 @@ def base_config() -> ml_collections.ConfigDict:
                 "schedule_name": "cosine",  # constant, cosine or step
                 "warmup_steps": 0,
                 "clip_norm": 0.0,  # 0 does not clip
+                "weight_decay": 0.0,  # of kernels only
             },
             "train": {
                 "batch_size": 128,  # examples per step over all devices

@@ -43,9 +43,12 @@ class Experiment:
 
     def init_state(self) -> TrainState:
         """Returns the replicated training state before the first step."""
-        key = jax.random.key(self.config.seed)
-        init = jax.jit(self.algorithm.init_state)
-        return self.devices.replicate(init(key, self.example))
+
+        def init(example):
+            return self.algorithm.init_state(jax.random.key(self.config.seed), example)
+
+        # Made in place: an array of one process cannot be moved to the devices of all.
+        return jax.jit(init, out_shardings=self.devices.replicated)(self.example)
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
@@ -76,7 +79,7 @@ def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset)
     """Traces the model on abstract values, so that a misfit shows before anything is compiled."""
     example = jax.ShapeDtypeStruct((1, *dataset.input_shape), np.float32)
     try:
-        jax.eval_shape(algorithm.init_state, jax.random.key(0), example)
+        jax.eval_shape(lambda x: algorithm.init_state(jax.random.key(0), x), example)
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:

@@ -113,7 +113,8 @@ def _conclude(written: dict[str, Any], workdir: Path) -> None:
 
 def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
     """Evaluates the selected parameters of the newest checkpoint on validation and test."""
-    if not (workdir / CHECKPOINTS).is_dir():
+    folder = workdir / CHECKPOINTS
+    if not folder.is_dir() or not any(path.name.isdigit() for path in folder.iterdir()):
         raise CheckpointError(
             f"{workdir} holds no checkpoints to evaluate; run --mode=train with it first"
         )

@@ -30,6 +30,11 @@ def better(new: dict[str, float], old: dict[str, float]) -> bool:
     return (new.get("accuracy", 0.0), -new["loss"]) > (old.get("accuracy", 0.0), -old["loss"])
 
 
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
 class Training:
     """One run of an experiment in a working directory.
 
@@ -165,17 +170,18 @@ class Training:
         for offset, metrics in enumerate(fetched):
             if not math.isfinite(metrics["loss"]):
                 at = step - len(fetched) + 1 + offset
-                self.checkpoints.wait()
-                steps = self.checkpoints.steps
-                last = f"step {steps[-1]} in {self.checkpoints.directory}" if steps else "none yet"
-                raise TrainingError(
-                    f"the loss became {metrics['loss']} at step {at}; lower "
-                    f"config.optim.learning_rate (now {self.config.optim.learning_rate}) or set "
-                    f"config.optim.clip_norm (now {self.config.optim.clip_norm}); "
-                    f"last good checkpoint: {last}"
-                )
+                raise self._diverged(f"the loss became {metrics['loss']} at step {at}")
         self.values["pending"] = fetched
         return fetched
+
+    def _diverged(self, what: str) -> TrainingError:
+        self.checkpoints.wait()
+        steps, optim = self.checkpoints.steps, self.config.optim
+        last = f"step {steps[-1]} in {self.checkpoints.directory}" if steps else "none yet"
+        return TrainingError(
+            f"{what}; lower config.optim.learning_rate (now {optim.learning_rate}) or set "
+            f"config.optim.clip_norm (now {optim.clip_norm}); last good checkpoint: {last}"
+        )
 
     def _log(self, step: int, writer: MetricsWriter | None, progress: Progress) -> None:
         """Logs the means over the steps since the last log."""
@@ -200,6 +206,8 @@ class Training:
 
     def _save(self, step: int, batches: Any) -> None:
         self._drain(step)
+        if not _all_finite(self.state.params):
+            raise self._diverged(f"the parameters became infinite or NaN at step {step}")
         values = {**self.values, "data": batches.get_state()}
         self.checkpoints.save(step, {"train": self.state, "best": self.best}, values)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import optax
@@ -19,20 +20,12 @@ OPTIMIZERS.register("rmsprop")(optax.rmsprop)
 OPTIMIZERS.register("sgd")(optax.sgd)
 
 
-@OPTIMIZERS.register("adamw")
-def adamw(
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: float = 1e-4,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-) -> optax.GradientTransformation:
-    """AdamW that decays matrices and kernels only, not biases, scales or scalars."""
+OPTIMIZERS.register("adamw")(optax.adamw)
 
-    def mask(params):
-        return jax.tree.map(lambda p: p.ndim > 1, params)
 
-    return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
+def kernels_only(params: Any) -> Any:
+    """Marks what weight decay applies to: matrices and kernels, not biases, scales or scalars."""
+    return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def schedule(
@@ -58,7 +51,7 @@ def schedule(
     """
     if name not in SCHEDULES:
         raise ConfigError(
-            f"config.optim.schedule must be one of {', '.join(SCHEDULES)}, not {name!r}"
+            f"config.optim.schedule_name must be one of {', '.join(SCHEDULES)}, not {name!r}"
         )
     if learning_rate <= 0:
         raise ConfigError(f"config.optim.learning_rate must be positive, not {learning_rate}")
@@ -91,11 +84,34 @@ def build(
     boundaries: Sequence[float] = (0.5, 0.75, 0.9),
     decay_factor: float = 0.1,
     clip_norm: float = 0.0,
-    **options: float,
+    weight_decay: float = 0.0,
+    **options: Any,
 ) -> optax.GradientTransformation:
-    """Returns an optimiser with a schedule and, if ``clip_norm`` > 0, clipping by global norm."""
+    """Returns an optimiser with a schedule, clipping by global norm and weight decay of kernels.
+
+    Args:
+      name: a name in `OPTIMIZERS`.
+      num_steps: length of the run.
+      learning_rate: see `schedule`, as are the next four.
+      schedule_name: name of the schedule.
+      warmup_steps: steps of linear growth.
+      boundaries: of the "step" schedule.
+      decay_factor: of the "step" schedule.
+      clip_norm: largest global norm of the gradient; 0 does not clip.
+      weight_decay: for "adamw" decoupled from the gradient, else added to it as an L2 penalty.
+      **options: fields of the optax optimiser.
+
+    Raises:
+      ConfigError: a field is unknown or impossible.
+    """
+    for field, value in (("clip_norm", clip_norm), ("weight_decay", weight_decay)):
+        if value < 0:
+            raise ConfigError(f"config.optim.{field} must not be negative, not {value}")
     rate = schedule(schedule_name, learning_rate, num_steps, warmup_steps, boundaries, decay_factor)
-    optimizer = OPTIMIZERS.build({"name": name, **options}, "optim", learning_rate=rate)
-    if clip_norm < 0:
-        raise ConfigError(f"config.optim.clip_norm must not be negative, not {clip_norm}")
-    return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer) if clip_norm else optimizer
+    steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    if name == "adamw":
+        options |= {"weight_decay": weight_decay, "mask": kernels_only}
+    elif weight_decay:
+        steps.append(optax.add_decayed_weights(weight_decay, kernels_only))
+    steps.append(OPTIMIZERS.build({"name": name, **options}, "optim", learning_rate=rate))
+    return optax.chain(*steps)

@@ -118,7 +118,8 @@ def test_the_view_is_of_the_image():
 def test_the_description_says_it_all():
     dataset = data.load("digits", view="noise_padded_rows", padded_length=20, normalize="standard")
     assert dataset.description == (
-        "digits from TFDS sk_digits/1.0.0, shuffled: 1350 train, 150 validation, 297 test; 10 classes;"
+        "digits from TFDS sk_digits/1.0.0, shuffled: 1350 train, 150 validation, 297 test;"
+        " 10 classes;"
         " inputs 20x8 (noise_padded_rows padded_length=20, standard)"
     )
 

@@ -55,7 +55,8 @@ class Algorithm:
     def init_state(self, key: PRNGKey, example: Array) -> TrainState:
         """Returns a fresh training state for inputs shaped like ``example`` ``[batch, ...]``."""
         init_key, run_key = jax.random.split(key)
-        variables: Any = dict(self.model.init(init_key, example, train=False))
+        initial: Any = self.model.init(init_key, example, train=False)
+        variables = dict(initial)
         params = variables.pop("params")
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -70,7 +71,7 @@ class Algorithm:
         self, params: Params, model_state: Any, batch: Batch, axis_name: str | None = None
     ) -> dict[str, Array]:
         """Returns weighted sums of the batch's metrics and their weight, for exact averages."""
-        outputs = self.model.apply({"params": params, **model_state}, batch["inputs"], train=False)
+        outputs: Any = self.model.apply({"params": params, **model_state}, batch["inputs"], train=False)
         values = self.objective(outputs, batch)
         sums = {name: jnp.sum(value * batch["weight"]) for name, value in values.items()}
         sums["weight"] = jnp.sum(batch["weight"])
