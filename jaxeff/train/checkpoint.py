@@ -60,7 +60,7 @@ class Checkpoints:
         copies = jax.tree.map(jnp.copy, tree)
         self._pending = self._orbax.save_checkpointables_async(
             step,
-            {"state": copies, "values": values, "types": _types(tree)},
+            {"state": copies, "plain": {"values": values, "types": _types(tree)}},
             force=True,
             overwrite=True,
         )
@@ -108,14 +108,13 @@ class Checkpoints:
         target = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like
         )
-        loaded = self._orbax.load_checkpointables(
-            step, {"state": target, "values": None, "types": None}
-        )
+        loaded = self._orbax.load_checkpointables(step, {"state": target, "plain": None})
+        plain = loaded["plain"]
         # Orbax casts to the target's types without a word.
         for name, wanted in _types(like).items():
-            if loaded["types"].get(name) != wanted:
-                raise ValueError(f"{name} is {loaded['types'].get(name)}, not {wanted}")
-        return loaded["state"], loaded["values"]
+            if plain["types"].get(name) != wanted:
+                raise ValueError(f"{name} is {plain['types'].get(name)}, not {wanted}")
+        return loaded["state"], plain["values"]
 
     @property
     def _damaged(self) -> Path:

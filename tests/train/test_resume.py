@@ -145,7 +145,7 @@ def delete_manifests(checkpoint):
 
 
 def empty_values(checkpoint):
-    for path in (checkpoint / "values").rglob("*"):
+    for path in (checkpoint / "plain").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
 

@@ -71,7 +71,8 @@ class Algorithm:
         self, params: Params, model_state: Any, batch: Batch, axis_name: str | None = None
     ) -> dict[str, Array]:
         """Returns weighted sums of the batch's metrics and their weight, for exact averages."""
-        outputs: Any = self.model.apply({"params": params, **model_state}, batch["inputs"], train=False)
+        variables = {"params": params, **model_state}
+        outputs: Any = self.model.apply(variables, batch["inputs"], train=False)
         values = self.objective(outputs, batch)
         sums = {name: jnp.sum(value * batch["weight"]) for name, value in values.items()}
         sums["weight"] = jnp.sum(batch["weight"])
