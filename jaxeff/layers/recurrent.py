@@ -53,26 +53,26 @@ class RecurrentCell(nn.RNNCellBase):
     @nn.compact
     def __call__(self, carry: Carry, inputs: Array) -> tuple[Carry, Array]:
         """Advances by one step."""
-        params, carry, inputs = cast(
-            (self.parameters(inputs.shape[-1]), carry, inputs),
-            self.dtype,  # type: ignore[attr-defined]
-        )
+        params, carry, inputs = self._cast(inputs, carry)
         return self.pure().step(params, carry, inputs)
 
     @nn.compact
     def unroll(self, xs: Array, carry: Carry | None = None, **options: Any) -> tuple[Carry, Array]:
         """Runs over a time-major sequence; see `jaxeff.ode.unroll` for the options."""
-        params, carry, xs = cast(
-            (self.parameters(xs.shape[-1]), carry, xs),
-            self.dtype,  # type: ignore[attr-defined]
-        )
+        params, carry, xs = self._cast(xs, carry)
         return ode.unroll(self.pure(), params, xs, carry, **options)
 
-
-def cast(tree: Any, dtype: Dtype | None) -> Any:
-    """Casts every array of a tree to ``dtype``, or to their common type if None."""
-    leaves, treedef = jax.tree.flatten(tree)
-    return jax.tree.unflatten(treedef, promote_dtype(*leaves, dtype=dtype))
+    def _cast(self, inputs: Array, carry: Carry | None) -> tuple[Params, Carry | None, Array]:
+        """Returns parameters, carry and inputs in the type of the computation."""
+        params = self.parameters(inputs.shape[-1])
+        leaves, treedef = jax.tree.flatten((params, inputs))
+        dtype = self.dtype  # type: ignore[attr-defined]
+        params, inputs = jax.tree.unflatten(treedef, promote_dtype(*leaves, dtype=dtype))
+        if carry is not None:
+            # Not every leaf of a carry is of that type: a counter stays wide.
+            like = jax.eval_shape(lambda: self.pure().initial_carry((), inputs.dtype))
+            carry = jax.tree.map(lambda c, wanted: jnp.asarray(c, wanted.dtype), carry, like)
+        return params, carry, inputs
 
 
 def flax_cell(pure_class: type[ode.Cell], name: str) -> type[RecurrentCell]:

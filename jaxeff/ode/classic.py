@@ -17,10 +17,15 @@ import jax.numpy as jnp
 from jaxeff.ode import cells
 from jaxeff.ode.activations import ACTIVATIONS, Blocks
 from jaxeff.ode.cells import Kernels, ParamSpec, ProductCell
-from jaxeff.typing import Array, Carry, Dtype, Params
+from jaxeff.typing import Array, Carry, Dtype, Params, PRNGKey
 
 _input_init = jax.nn.initializers.lecun_normal()
-_recurrent_init = jax.nn.initializers.orthogonal()
+
+
+def _recurrent_init(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+    """Returns an orthogonal matrix; its factorisation needs at least single precision."""
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return jax.nn.initializers.orthogonal()(key, shape, wide).astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)

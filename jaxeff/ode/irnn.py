@@ -92,8 +92,8 @@ class IRNN(ProductCell):
         cells.require_choice(self, "step_size_mode", STEP_SIZE_MODES)
         cells.require_choice(self, "step_size_param", STEP_SIZE_PARAMS)
         cells.require_choice(self, "solver", SOLVERS)
-        if self.rank < 0:
-            raise ConfigError(f"IRNN.rank must be 0 (dense) or a positive rank, not {self.rank!r}")
+        if self.rank != 0:
+            cells.require_positive(self, "rank")
         if self.timed:
             cells.require_positive(self, "length")
         if self.bounded and self.step_size >= self.max_step_size:
@@ -160,10 +160,12 @@ class IRNN(ProductCell):
     def initial_carry(self, batch_shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Carry:
         """Returns a zero state; with per-time step sizes also a step counter ``[*batch_shape, 1]``.
 
-        The counter is floating point, so that the carry stays differentiable throughout.
+        The counter is floating point, so that the carry stays differentiable throughout, and in
+        at least single precision, so that it counts far.
         """
         h = jnp.zeros((*batch_shape, self.features), dtype)
-        return (h, jnp.zeros((*batch_shape, 1), dtype)) if self.timed else h
+        counter = jnp.zeros((*batch_shape, 1), jnp.promote_types(dtype, jnp.float32))
+        return (h, counter) if self.timed else h
 
     def output(self, carry: Carry) -> Array:
         """Returns the state ``[..., features]``."""
