@@ -40,7 +40,7 @@ LINES = {
     },
     **{
         f"fashion pixels, {cell}": (
-            f"configs/irnn.py:fashion_pixels,cell={cell} --config.train.num_steps=400"
+            f"configs/irnn.py:fashion_pixels,cell={cell} --config.train.num_steps=300"
         )
         for cell in ("irnn", "lstm")
     },
