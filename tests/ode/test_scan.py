@@ -472,7 +472,7 @@ def test_bfloat16_gradients_stay_close(name, example):
 
 
 @quick
-@every_cell
+@pytest.mark.parametrize("name", ["lstm", "gru", "cornn", "irnn_timed_three", "irnn_implicit"])
 def test_step_leaks_no_tracers_and_is_the_same_without_jit(name, example):
     cell = CASES[name]
     params, xs, carry = example(cell, time=1, dtype=jnp.float32)
@@ -539,7 +539,7 @@ def test_init_is_a_function_of_the_key(name):
     chex.assert_tree_all_finite(first)
 
 
-@every_cell
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "irnn_timed"])
 def test_init_in_half_precision(name):
     cell = CASES[name]
     half = cell.init(jax.random.key(0), INPUTS, jnp.bfloat16)
