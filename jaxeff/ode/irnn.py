@@ -219,8 +219,9 @@ class IRNN(ProductCell):
         if self.step_size_mode == "per_inner_step" and self.learn_step_size:
             eta = eta[index]
         elif self.timed:
-            at = jax.lax.stop_gradient(time[..., 0]).astype(jnp.int32)
-            eta = (eta[index][at] if self.learn_step_size else eta * jnp.ones_like(at))[..., None]
+            if self.learn_step_size:
+                at = jax.lax.stop_gradient(time[..., 0]).astype(jnp.int32)
+                eta = eta[index][at][..., None]
             time = time + jnp.asarray(index == self.num_inner_steps - 1, time.dtype)
         s = g + (g if h is None else h)
         g = g + eta * (t[0] - self.decay * s)
