@@ -36,7 +36,7 @@ class RecurrentCell(nn.RNNCellBase):
         """Returns the carry before the first step, for inputs of shape ``[..., inputs]``."""
         del rng
         dtype = self.dtype or self.param_dtype  # type: ignore[attr-defined]
-        return self.pure().initial_carry(input_shape[:-1], dtype)
+        return self.pure().initial_carry(input_shape[:-1], dtype, input_shape[-1])
 
     @property
     def num_feature_axes(self) -> int:
@@ -70,7 +70,8 @@ class RecurrentCell(nn.RNNCellBase):
         params, inputs = jax.tree.unflatten(treedef, promote_dtype(*leaves, dtype=dtype))
         if carry is not None:
             # Not every leaf of a carry is of that type: a counter stays wide.
-            like = jax.eval_shape(lambda: self.pure().initial_carry((), inputs.dtype))
+            width = inputs.shape[-1]
+            like = jax.eval_shape(lambda: self.pure().initial_carry((), inputs.dtype, width))
             carry = jax.tree.map(lambda c, wanted: jnp.asarray(c, wanted.dtype), carry, like)
         return params, carry, inputs
 

@@ -82,8 +82,17 @@ class Cell:
             for k, (name, spec) in zip(keys, specs.items(), strict=True)
         }
 
-    def initial_carry(self, batch_shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Carry:
-        """Returns the carry before the first step, zeros of shape ``[*batch_shape, features]``."""
+    def initial_carry(
+        self,
+        batch_shape: tuple[int, ...],
+        dtype: Dtype = jnp.float32,
+        input_size: int | None = None,
+    ) -> Carry:
+        """Returns the carry before the first step, zeros of shape ``[*batch_shape, features]``.
+
+        ``input_size`` is the width of the inputs, for cells that remember an input.
+        """
+        del input_size
         return jnp.zeros((*batch_shape, self.features), dtype)
 
     def step(self, params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
@@ -96,6 +105,27 @@ class Cell:
 
     def check_length(self, length: int) -> None:
         """Raises `ConfigError` if the cell cannot run over that many steps; most can."""
+
+    # A carry may hold what is a function of the inputs alone, such as the previous input. `enter`
+    # moves that into the inputs of a whole sequence at once, so that what remains to be stepped
+    # through is the recurrent core; `leave` puts it back.
+
+    def enter(self, carry: Carry, xs: Array, mask: Array | None = None) -> tuple[Carry, Array]:
+        """Returns the core's carry and its inputs ``[time, ..., inputs]`` for a sequence.
+
+        ``mask`` ``[time, ..., 1]`` is true at the real steps.
+        """
+        del mask
+        return carry, xs
+
+    def leave(self, core: Carry, carry: Carry, xs: Array, mask: Array | None = None) -> Carry:
+        """Returns the carry after a sequence, from the core's and from the carry before it."""
+        del carry, xs, mask
+        return core
+
+    def advance(self, params: Params, core: Carry, x: Array) -> Carry:
+        """Returns the core's carry one step later; ``x`` is one of the inputs of `enter`."""
+        return self.step(params, core, x)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +199,12 @@ class ProductCell(Cell):
 
     def step(self, params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
         """Advances by one input; see the class for the equations."""
+        core, xs = self.enter(carry, x[None])
+        carry = self.leave(self.advance(params, core, xs[0]), carry, x[None])
+        return carry, self.output(carry)
+
+    def advance(self, params: Params, core: Carry, x: Array) -> Carry:
+        """Returns the core's carry one step later."""
         kernels = self.prepare(params)
         projected = self.project(kernels, x)
 
@@ -177,13 +213,12 @@ class ProductCell(Cell):
             t = activations.apply(self.activations, a)
             return self.update(kernels.coefficients, inner, t, i), None
 
-        inner = self.begin(carry)
+        inner = self.begin(core)
         if self.inner_steps == 1:
             inner, _ = micro(inner, 0)
         else:
             inner, _ = jax.lax.scan(micro, inner, jnp.arange(self.inner_steps))
-        carry = self.end(inner)
-        return carry, self.output(carry)
+        return self.end(inner)
 
 
 def columns(packed: Array, count: int) -> Blocks:

@@ -112,7 +112,12 @@ class LSTM(_Gated):
 
         return init
 
-    def initial_carry(self, batch_shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Carry:
+    def initial_carry(
+        self,
+        batch_shape: tuple[int, ...],
+        dtype: Dtype = jnp.float32,
+        input_size: int | None = None,
+    ) -> Carry:
         """Returns zeros (c, h)."""
         zeros = jnp.zeros((*batch_shape, self.features), dtype)
         return zeros, zeros

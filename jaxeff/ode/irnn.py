@@ -157,7 +157,12 @@ class IRNN(ProductCell):
             specs["step_size"] = ParamSpec(shapes[self.step_size_mode], cells.constant(value))
         return specs
 
-    def initial_carry(self, batch_shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Carry:
+    def initial_carry(
+        self,
+        batch_shape: tuple[int, ...],
+        dtype: Dtype = jnp.float32,
+        input_size: int | None = None,
+    ) -> Carry:
         """Returns a zero state; with per-time step sizes also a step counter ``[*batch_shape, 1]``.
 
         The counter is floating point, so that the carry stays differentiable throughout, and in
@@ -227,16 +232,14 @@ class IRNN(ProductCell):
         g = g + eta * (t[0] - self.decay * s)
         return (g, h, time)
 
-    def step(self, params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
+    def advance(self, params: Params, core: Carry, x: Array) -> Carry:
         """Advances by one input with the chosen solver."""
         if self.product_form:
-            return super().step(params, carry, x)
+            return super().advance(params, core, x)
         if self.timed:
-            h, time = carry
-            new = self.equilibrium(params, x, start=2.0 * h) - h
-            return (new, time + 1), new
-        new = self.equilibrium(params, x, start=2.0 * carry) - carry
-        return new, new
+            h, time = core
+            return self.equilibrium(params, x, start=2.0 * h) - h, time + 1
+        return self.equilibrium(params, x, start=2.0 * core) - core
 
     def equilibrium(self, params: Params, x: Array, start: Array | None = None) -> Array:
         """Returns s with ``alpha s = phi(U s + W x + b)``, shape ``[..., features]``.

@@ -119,7 +119,12 @@ class CoRNN(ProductCell):
         """Gathers the kernels."""
         return Kernels((params["U"],), (params["V"],), (params["b"],))
 
-    def initial_carry(self, batch_shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Carry:
+    def initial_carry(
+        self,
+        batch_shape: tuple[int, ...],
+        dtype: Dtype = jnp.float32,
+        input_size: int | None = None,
+    ) -> Carry:
         """Returns zeros (y, z)."""
         zeros = jnp.zeros((*batch_shape, self.features), dtype)
         return zeros, zeros

@@ -68,7 +68,7 @@ def unroll(
         raise ValueError(f"mask {mask.shape} must have the shape of xs without features {xs.shape}")
     cell.check_length(xs.shape[0])
     if carry is None:
-        carry = cell.initial_carry(xs.shape[1:-1], xs.dtype)
+        carry = cell.initial_carry(xs.shape[1:-1], xs.dtype, xs.shape[-1])
     if mask is not None:
         mask = (mask != 0)[..., None]
     if reverse:
@@ -84,9 +84,11 @@ def unroll(
     else:
         kernels = cell.prepare(params)
         plan = _Plan(cell, backward != "recomputed", return_sequence)
-        carry, ys = _in_blocks(
-            lambda c, x: _product_scan(plan, kernels, c, *x), carry, (xs, mask), size
+        core, inputs = cell.enter(carry, xs, mask)
+        core, ys = _in_blocks(
+            lambda c, x: _product_scan(plan, kernels, c, *x), core, (inputs, mask), size
         )
+        carry = cell.leave(core, carry, xs, mask)
     if not return_sequence:
         return carry, cell.output(carry)
     return carry, jnp.flip(ys, 0) if reverse else ys
