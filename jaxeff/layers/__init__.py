@@ -4,6 +4,7 @@ from jaxeff.layers.recurrent import (
     RNN,
     AntisymmetricRNNCell,
     CoRNNCell,
+    DualODECell,
     FastGRNNCell,
     FastRNNCell,
     GRUCell,
@@ -11,6 +12,7 @@ from jaxeff.layers.recurrent import (
     LSTMCell,
     RecurrentCell,
     RNNCell,
+    TARNNCell,
     from_pure,
 )
 
@@ -18,6 +20,7 @@ __all__ = [
     "RNN",
     "AntisymmetricRNNCell",
     "CoRNNCell",
+    "DualODECell",
     "FastGRNNCell",
     "FastRNNCell",
     "GRUCell",
@@ -25,5 +28,6 @@ __all__ = [
     "LSTMCell",
     "RNNCell",
     "RecurrentCell",
+    "TARNNCell",
     "from_pure",
 ]

@@ -122,6 +122,8 @@ FastRNNCell = flax_cell(ode.FastRNN, "FastRNNCell")
 FastGRNNCell = flax_cell(ode.FastGRNN, "FastGRNNCell")
 AntisymmetricRNNCell = flax_cell(ode.Antisymmetric, "AntisymmetricRNNCell")
 CoRNNCell = flax_cell(ode.CoRNN, "CoRNNCell")
+TARNNCell = flax_cell(ode.TARNN, "TARNNCell")
+DualODECell = flax_cell(ode.DualODE, "DualODECell")
 
 FLAX_CELLS: dict[type[ode.Cell], type[RecurrentCell]] = {
     cls.pure_class: cls  # type: ignore[attr-defined]
@@ -134,6 +136,8 @@ FLAX_CELLS: dict[type[ode.Cell], type[RecurrentCell]] = {
         FastGRNNCell,
         AntisymmetricRNNCell,
         CoRNNCell,
+        TARNNCell,
+        DualODECell,
     )
 }
 

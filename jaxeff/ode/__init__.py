@@ -2,11 +2,14 @@
 
 from jaxeff.ode.cells import CELLS, Cell, Kernels, ParamSpec, ProductCell
 from jaxeff.ode.classic import GRU, LSTM, RNN
+from jaxeff.ode.convert import lstm_from_pytorch, tarnn_from_reference
+from jaxeff.ode.dual import DualODE
 from jaxeff.ode.fastgrnn import FastGRNN, FastRNN
 from jaxeff.ode.irnn import IRNN
 from jaxeff.ode.oscillators import Antisymmetric, CoRNN
 from jaxeff.ode.scan import unroll
 from jaxeff.ode.solve import damped_iteration, fixed_point
+from jaxeff.ode.tarnn import TARNN
 
 __all__ = [
     "CELLS",
@@ -14,9 +17,11 @@ __all__ = [
     "IRNN",
     "LSTM",
     "RNN",
+    "TARNN",
     "Antisymmetric",
     "Cell",
     "CoRNN",
+    "DualODE",
     "FastGRNN",
     "FastRNN",
     "Kernels",
@@ -24,5 +29,7 @@ __all__ = [
     "ProductCell",
     "damped_iteration",
     "fixed_point",
+    "lstm_from_pytorch",
+    "tarnn_from_reference",
     "unroll",
 ]

@@ -48,12 +48,14 @@ class Kernels(NamedTuple):
       input: kernel ``[inputs, units]`` of every block of the inputs' share.
       bias: vector ``[units]`` of every block of the inputs' share.
       coefficients: tree of the scalars and vectors that the element-wise part needs.
+      shared: what `ProductCell.share` multiplies the state with once per step, or ().
     """
 
     recurrent: Any
     input: Blocks
     bias: Blocks
     coefficients: Any = ()
+    shared: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +101,11 @@ class Cell:
         """Advances by one input; returns the new carry and the output ``[..., features]``."""
         raise NotImplementedError
 
+    @property
+    def product_form(self) -> bool:
+        """Whether a step has the form of `ProductCell`; a solver option may change that."""
+        return False
+
     def output(self, carry: Carry) -> Array:
         """Returns the part of the carry that is the output, ``[..., features]``."""
         return carry
@@ -135,8 +142,9 @@ class ProductCell(Cell):
     One step from ``carry`` with input ``x``, with ``k = prepare(params)``::
 
         inner = begin(carry)
+        given = project(k, x) + share(k.shared, hidden(inner))
         for i in range(inner_steps):
-            a = combine(product(k.recurrent, hidden(inner)), project(k, x))
+            a = combine(product(k.recurrent, hidden(inner)), given)
             inner = update(k.coefficients, inner, activate(a), i)
         carry = end(inner)
 
@@ -145,9 +153,9 @@ class ProductCell(Cell):
     costs an LSTM more than its products do.
 
     `hidden`, `begin`, `end`, `combine` and `output` must be linear in their array arguments, and
-    `product` linear in the state. `update` is element-wise and should be cheap: it is computed
-    again in the backward pass, while the activated values are kept. Every array leaf of a carry is
-    floating point.
+    `product` and `share` linear in the state. `update` is element-wise and should be cheap: it is
+    computed again in the backward pass, while the activated values are kept. Every array leaf of a
+    carry is floating point.
     """
 
     @property
@@ -162,7 +170,7 @@ class ProductCell(Cell):
 
     @property
     def product_form(self) -> bool:
-        """Whether `step` really has the form above; a solver option may change that."""
+        """Whether `step` really has the form above."""
         return True
 
     def prepare(self, params: Params) -> Kernels:
@@ -193,6 +201,20 @@ class ProductCell(Cell):
         """Returns the input's share of the pre-activation, bias included."""
         return tuple(x @ w + b for w, b in zip(kernels.input, kernels.bias, strict=True))
 
+    def share(self, shared: Any, hidden: Array) -> Blocks:
+        """Returns the state's share that all inner steps have in common, in blocks like `project`.
+
+        ``hidden`` is that of the step's start. Cells without such a share leave ``shared`` empty.
+        """
+        return tuple(hidden @ kernel for kernel in shared)
+
+    def given(self, kernels: Kernels, projected: Blocks, inner: Carry) -> Blocks:
+        """Returns what all inner steps have in common: the input's share and `share`."""
+        if not jax.tree.leaves(kernels.shared):
+            return projected
+        shared = self.share(kernels.shared, self.hidden(inner))
+        return tuple(p + s for p, s in zip(projected, shared, strict=True))
+
     def combine(self, from_state: Blocks, from_input: Blocks) -> Blocks:
         """Returns the pre-activation from the two shares."""
         return tuple(s + x for s, x in zip(from_state, from_input, strict=True))
@@ -206,14 +228,14 @@ class ProductCell(Cell):
     def advance(self, params: Params, core: Carry, x: Array) -> Carry:
         """Returns the core's carry one step later."""
         kernels = self.prepare(params)
-        projected = self.project(kernels, x)
+        inner = self.begin(core)
+        given = self.given(kernels, self.project(kernels, x), inner)
 
         def micro(inner, i):
-            a = self.combine(self.product(kernels.recurrent, self.hidden(inner)), projected)
+            a = self.combine(self.product(kernels.recurrent, self.hidden(inner)), given)
             t = activations.apply(self.activations, a)
             return self.update(kernels.coefficients, inner, t, i), None
 
-        inner = self.begin(core)
         if self.inner_steps == 1:
             inner, _ = micro(inner, 0)
         else:

@@ -9,27 +9,24 @@ References:
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxeff.errors import ConfigError
 from jaxeff.ode import cells
 from jaxeff.ode.activations import ACTIVATIONS, Blocks
 from jaxeff.ode.cells import Kernels, ParamSpec, ProductCell
 from jaxeff.ode.solve import fixed_point
+from jaxeff.ode.stepped import SteppedCell, step_counter
 from jaxeff.typing import Array, Carry, Dtype, Params
 
-STEP_SIZE_MODES = ("shared", "per_inner_step", "per_time_step")
-STEP_SIZE_PARAMS = ("bounded", "raw")
 SOLVERS = ("euler", "implicit")
 
 
 @cells.CELLS.register("irnn")
 @dataclasses.dataclass(frozen=True)
-class IRNN(ProductCell):
+class IRNN(SteppedCell, ProductCell):
     r"""Incremental RNN cell.
 
     For every input the state follows :math:`\dot g = \phi(U(g+h_{k-1}) + W x_k + b) - \alpha
@@ -70,51 +67,18 @@ class IRNN(ProductCell):
       ConfigError: a field has an impossible value.
     """
 
-    num_inner_steps: int = 1
-    activation: str = "tanh"
     decay: float = 1.0
-    step_size: float = 0.01
-    step_size_mode: str = "per_inner_step"
-    step_size_param: str = "bounded"
-    max_step_size: float = 1.0
-    learn_step_size: bool = True
-    length: int = 0
     rank: int = 0
     solver: str = "euler"
     init_scale: float | None = None
     warm_start: bool = True
 
     def __post_init__(self):
-        cells.require_positive(
-            self, "features", "num_inner_steps", "decay", "step_size", "max_step_size"
-        )
-        cells.require_choice(self, "activation", ACTIVATIONS)
-        cells.require_choice(self, "step_size_mode", STEP_SIZE_MODES)
-        cells.require_choice(self, "step_size_param", STEP_SIZE_PARAMS)
+        super().__post_init__()
+        cells.require_positive(self, "decay")
         cells.require_choice(self, "solver", SOLVERS)
         if self.rank != 0:
             cells.require_positive(self, "rank")
-        if self.timed:
-            cells.require_positive(self, "length")
-        if self.bounded and self.step_size >= self.max_step_size:
-            raise ConfigError(
-                f"IRNN.step_size {self.step_size} must be below max_step_size {self.max_step_size}"
-            )
-
-    @property
-    def timed(self) -> bool:
-        """Whether step sizes differ between time steps, so that the carry counts them."""
-        return self.step_size_mode == "per_time_step"
-
-    @property
-    def bounded(self) -> bool:
-        """Whether a logit of the step size is learned."""
-        return self.learn_step_size and self.step_size_param == "bounded"
-
-    @property
-    def inner_steps(self) -> int:
-        """Products with the state per input."""
-        return self.num_inner_steps
 
     @property
     def activations(self) -> tuple[str, ...]:
@@ -125,14 +89,6 @@ class IRNN(ProductCell):
     def product_form(self) -> bool:
         """True for the Euler solver."""
         return self.solver == "euler"
-
-    def check_length(self, length: int) -> None:
-        """Raises `ConfigError` if there are fewer step sizes than time steps."""
-        if self.timed and length > self.length:
-            raise ConfigError(
-                f"IRNN has step sizes for length={self.length} time steps, but the sequence has "
-                f"{length}; raise length, or set step_size_mode='per_inner_step'"
-            )
 
     def param_specs(self, input_size: int) -> dict[str, ParamSpec]:
         """Returns W, U (or V2 and V), b and, if it is learned, step_size."""
@@ -145,17 +101,7 @@ class IRNN(ProductCell):
         else:
             specs["U"] = ParamSpec((d, d), init)
         specs["b"] = ParamSpec((d,), cells.constant(0.0))
-        if self.learn_step_size:
-            shapes = {
-                "shared": (),
-                "per_inner_step": (self.num_inner_steps,),
-                "per_time_step": (self.num_inner_steps, self.length),
-            }
-            value = self.step_size
-            if self.bounded:
-                value = math.log(value / (self.max_step_size - value))
-            specs["step_size"] = ParamSpec(shapes[self.step_size_mode], cells.constant(value))
-        return specs
+        return specs | self.step_size_specs()
 
     def initial_carry(
         self,
@@ -163,25 +109,13 @@ class IRNN(ProductCell):
         dtype: Dtype = jnp.float32,
         input_size: int | None = None,
     ) -> Carry:
-        """Returns a zero state; with per-time step sizes also a step counter ``[*batch_shape, 1]``.
-
-        The counter is floating point, so that the carry stays differentiable throughout, and in
-        at least single precision, so that it counts far.
-        """
-        h = jnp.zeros((*batch_shape, self.features), dtype)
-        counter = jnp.zeros((*batch_shape, 1), jnp.promote_types(dtype, jnp.float32))
-        return (h, counter) if self.timed else h
+        """Returns a zero state; with per-time step sizes also a step counter."""
+        h = super().initial_carry(batch_shape, dtype, input_size)
+        return (h, step_counter(batch_shape, dtype)) if self.timed else h
 
     def output(self, carry: Carry) -> Array:
         """Returns the state ``[..., features]``."""
         return carry[0] if self.timed else carry
-
-    def step_sizes(self, params: Params) -> Array:
-        """Returns eta of shape ``[]``, ``[K]`` or ``[K, length]``, in units of the ODE's time."""
-        if not self.learn_step_size:
-            return jnp.asarray(self.step_size, params["b"].dtype)
-        raw = params["step_size"]
-        return self.max_step_size * jax.nn.sigmoid(raw) if self.bounded else raw
 
     def prepare(self, params: Params) -> Kernels:
         """Gathers the kernels and the step sizes."""
@@ -220,13 +154,8 @@ class IRNN(ProductCell):
     def update(self, coefficients: Any, inner: Carry, t: Blocks, index: Array | int) -> Carry:
         """Takes one Euler step of size eta_i."""
         g, h, time = inner
-        eta = coefficients
-        if self.step_size_mode == "per_inner_step" and self.learn_step_size:
-            eta = eta[index]
-        elif self.timed:
-            if self.learn_step_size:
-                at = jax.lax.stop_gradient(time[..., 0]).astype(jnp.int32)
-                eta = eta[index][at][..., None]
+        eta = self.step_size_at(coefficients, index, time)
+        if self.timed:
             time = time + jnp.asarray(index == self.num_inner_steps - 1, time.dtype)
         s = g + (g if h is None else h)
         g = g + eta * (t[0] - self.decay * s)

@@ -74,11 +74,10 @@ def unroll(
     if reverse:
         xs, mask = jax.tree.map(lambda a: jnp.flip(a, 0), (xs, mask))
 
-    fused = isinstance(cell, ProductCell) and cell.product_form
-    if backward == "stored" and not fused:
+    if backward == "stored" and not cell.product_form:
         raise ConfigError(f"backward='stored' needs a cell in product form, not {cell}")
     size = block_size or BLOCK_SIZE
-    if backward == "autodiff" or not isinstance(cell, ProductCell) or not fused:
+    if backward == "autodiff" or not isinstance(cell, ProductCell) or not cell.product_form:
         recompute = None if backward == "autodiff" else size
         carry, ys = _scan_cell(cell, params, carry, (xs, mask), return_sequence, recompute)
     else:
@@ -158,8 +157,8 @@ def _block_forward(plan: _Plan, kernels: Kernels, carry: Carry, xs: Array, mask,
     hoist = _hoist(cell, xs)
     inputs: Any = cell.project(kernels, xs) if hoist else xs
 
-    def micro(inner, i, projected):
-        a = cell.combine(cell.product(kernels.recurrent, cell.hidden(inner)), projected)
+    def micro(inner, i, given):
+        a = cell.combine(cell.product(kernels.recurrent, cell.hidden(inner)), given)
         # The barrier keeps the compiler from computing the activations once per use.
         t = jax.lax.optimization_barrier(activations.apply(cell.activations, a))
         return cell.update(kernels.coefficients, inner, t, i), t
@@ -167,9 +166,9 @@ def _block_forward(plan: _Plan, kernels: Kernels, carry: Carry, xs: Array, mask,
     def step(carry, inputs):
         x, m = inputs
         projected = x if hoist else cell.project(kernels, x)
-        inner, t = _inner_scan(
-            cell, lambda c, ix: micro(c, ix[0], projected), cell.begin(carry), ()
-        )
+        inner = cell.begin(carry)
+        given = cell.given(kernels, projected, inner)
+        inner, t = _inner_scan(cell, lambda c, ix: micro(c, ix[0], given), inner, ())
         carry = _keep(m, cell.end(inner), carry)
         return carry, (cell.output(carry) if plan.sequence else None, t if keep else None)
 
@@ -255,7 +254,9 @@ def _block_backward(plan, kernels, start, xs, mask, stored, d_carry, d_ys):
     _, pull_hidden = jax.vjp(cell.hidden, inner_like)
     from_state, pull_product = jax.vjp(lambda s: cell.product(kernels.recurrent, s), hidden_like)
     _, pull_combine = jax.vjp(cell.combine, from_state, projected_like)
+    _, pull_share = jax.vjp(lambda s: cell.share(kernels.shared, s), hidden_like)
 
+    has_shared = bool(jax.tree.leaves(kernels.shared))
     has_coefficients = bool(jax.tree.leaves(kernels.coefficients))
 
     def add(x, y):
@@ -279,6 +280,9 @@ def _block_backward(plan, kernels, start, xs, mask, stored, d_carry, d_ys):
             return d_inner, (d_a, d_new if has_coefficients else None)
 
         d_inner, saved = _inner_scan(cell, micro, d_inner, (t, inners), reverse=True)
+        if has_shared:
+            d_given = jax.tree.map(lambda d: d.sum(0), jax.vmap(pull_combine)(saved[0])[1])
+            d_inner = add(d_inner, pull_hidden(pull_share(d_given)[0])[0])
         return add(skipped, pull_begin(d_inner)[0]), saved
 
     d_carry, (d_a, d_new) = jax.lax.scan(back, d_carry, (stored, inners, mask, d_ys), reverse=True)
@@ -300,7 +304,14 @@ def _block_backward(plan, kernels, start, xs, mask, stored, d_carry, d_ys):
     (d_recurrent,) = pull_recurrent(jax.tree.map(flat, d_state))
     _, pull_project = jax.vjp(cell.project, kernels, flat(xs))
     d_kernels, d_x = pull_project(jax.tree.map(flat, d_projected))
-    d_kernels = d_kernels._replace(recurrent=d_recurrent, coefficients=d_coefficients)
+    d_shared = kernels.shared
+    if has_shared:
+        first = flat(jax.vmap(cell.hidden)(jax.tree.map(lambda a: a[:, 0], inners)))
+        _, pull_kernels = jax.vjp(lambda k: cell.share(k, first), kernels.shared)
+        (d_shared,) = pull_kernels(jax.tree.map(flat, d_projected))
+    d_kernels = d_kernels._replace(
+        recurrent=d_recurrent, coefficients=d_coefficients, shared=d_shared
+    )
     return d_carry, d_kernels, d_x.reshape(xs.shape)
 
 

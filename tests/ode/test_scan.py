@@ -15,9 +15,11 @@ from jaxeff.ode import (
     IRNN,
     LSTM,
     RNN,
+    TARNN,
     Antisymmetric,
     Cell,
     CoRNN,
+    DualODE,
     FastGRNN,
     FastRNN,
     unroll,
@@ -51,9 +53,22 @@ CASES = {
         6, num_inner_steps=60, step_size=0.6, solver="implicit", decay=1.6, **TIMED
     ),
 }
+TARNNS = {
+    "tarnn": TARNN(6, step_size=0.3, activation="tanh"),
+    "tarnn_outside": TARNN(6, step_size=0.3, variant="outside", gate_bias=0.0),
+    "tarnn_three": TARNN(6, step_size=0.3, num_inner_steps=3, previous_input="zero"),
+    "tarnn_outside_three": TARNN(
+        6, step_size=0.3, num_inner_steps=3, variant="outside", gate_bias=0.0
+    ),
+    "tarnn_timed_two": TARNN(6, step_size=0.3, num_inner_steps=2, **TIMED),
+    "dual_ode": DualODE(6, step_size=0.3, gate_bias=0.0),
+    "dual_ode_timed": DualODE(6, step_size=0.3, gate_bias=0.0, **TIMED),
+}
+CASES |= TARNNS
 # One case of each kind always runs; the rest are variations for the longer checks.
 CORE = ["rnn", "lstm", "gru", "fastrnn", "fastgrnn", "antisymmetric", "cornn"]
 CORE += ["irnn", "irnn_timed_three", "irnn_rank", "irnn_implicit"]
+CORE += ["tarnn", "tarnn_outside_three", "dual_ode"]
 
 in_double = pytest.mark.usefixtures("x64", "quick_compile")
 quick = pytest.mark.usefixtures("quick_compile")
@@ -77,9 +92,9 @@ def example(jitter):
     def make(cell, time=7, batch=(2,), inputs=INPUTS, dtype=jnp.float64):
         params = jitter(cell.init(jax.random.key(0), inputs, dtype))
         xs = random(1, time, *batch, inputs, dtype=dtype)
-        carry = jitter(cell.initial_carry(batch, dtype), seed=2)
-        if getattr(cell, "timed", False):
-            carry = carry[0], jnp.zeros((*batch, 1), dtype)
+        carry = jitter(cell.initial_carry(batch, dtype, inputs), seed=2)
+        if isinstance(cell, TARNN) or getattr(cell, "timed", False):
+            carry = (*carry[:-1], jnp.zeros((*batch, 1), dtype))  # the counter of steps
         return params, xs, carry
 
     return make
@@ -548,6 +563,10 @@ def test_init_in_half_precision(name):
 
 DENSE = {"W": (3, 6), "U": (6, 6), "b": (6,)}
 LOW_RANK = {"W": (3, 6), "V2": (6, 2), "V": (2, 6), "b": (6,)}
+GATED_ODE = dict.fromkeys(("W1", "W2", "B1", "Wg"), (3, 6))
+GATED_ODE |= dict.fromkeys(("U1", "U2", "B2", "Ug"), (6, 6)) | {"b1": (6,), "bg": (6,)}
+TWO_BLOCKS = dict.fromkeys(("W1", "W3", "Wg", "U1", "U2", "U4", "Ug"), (3, 3))
+TWO_BLOCKS |= dict.fromkeys(("b1", "b2", "bg"), (3,))
 PARAMETERS = {
     "rnn": DENSE,
     "rnn_relu": DENSE,
@@ -570,6 +589,13 @@ PARAMETERS = {
     "irnn_cold_one": {**DENSE, "step_size": (1,)},
     "irnn_implicit": {**DENSE, "step_size": (60,)},
     "irnn_implicit_timed": {**DENSE, "step_size": (60, 16)},
+    "tarnn": {**GATED_ODE, "step_size": (1,)},
+    "tarnn_outside": {**GATED_ODE, "step_size": (1,)},
+    "tarnn_three": {**GATED_ODE, "step_size": (3,)},
+    "tarnn_outside_three": {**GATED_ODE, "step_size": (3,)},
+    "tarnn_timed_two": {**GATED_ODE, "step_size": (2, 16)},
+    "dual_ode": {**TWO_BLOCKS, "beta": (), "step_size": (2,), "step_size_2": ()},
+    "dual_ode_timed": {**TWO_BLOCKS, "beta": (16,), "step_size": (2, 16), "step_size_2": (16,)},
 }
 
 

@@ -1,0 +1,194 @@
+"""The time-adaptive RNN (TARNN): an ODE per input, with time constants that the input controls.
+
+Reference:
+  Kag, Saligrama, "Time Adaptive Recurrent Neural Network", CVPR 2021. The equations are those of
+  the authors' code, whose two forms differ; the initial values are its too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxeff.ode import cells
+from jaxeff.ode.activations import Blocks
+from jaxeff.ode.cells import Kernels, ParamSpec, ProductCell
+from jaxeff.ode.previous_input import PreviousInputCell
+from jaxeff.ode.scan import unroll
+from jaxeff.ode.stepped import SteppedCell
+from jaxeff.typing import Array, Carry, Params
+
+VARIANTS = ("inside", "outside")
+OPEN, NEARLY_CLOSED = 0.0, -3.0
+
+
+@cells.CELLS.register("tarnn")
+@dataclasses.dataclass(frozen=True)
+class TARNN(SteppedCell, PreviousInputCell, ProductCell):
+    r"""Time-adaptive RNN cell.
+
+    With the state :math:`s = s_{m-1}`, the input :math:`x = x_m`, the one before
+    :math:`x' = x_{m-1}`, the gate :math:`q = \sigma(s U_g + x W_g + b_g)` and
+    :math:`a = s U_2 + x W_1 + x' W_2 + b_1`, K Euler steps start at :math:`z^0 = s`. The gate is an
+    element-wise inverse time constant, and where it stands is the variant:
+
+    .. math::
+       \text{inside:}\quad z^{k+1} &= z^k + \eta_k q (\phi(z^k U_1 + a) - z^k - s + x B_1 + s B_2),
+       \quad s_m = z^K \\
+       \text{outside:}\quad z^{k+1} &= (1 - \eta_k) z^k
+       + \eta_k (\phi(z^k U_1 + a) - z^k - s + x B_1 + s B_2), \quad s_m = (1-q) s + q z^K
+
+    The first is the equation of the paper; the second is the default of the authors' PyTorch file,
+    and decays twice as fast in :math:`z`. With step sizes that do not depend on the time step (the
+    default here) a model runs on sequences of any length.
+
+    Attributes:
+      features: width D of the state.
+      num_inner_steps: Euler steps K per input.
+      activation: phi, "relu", "tanh" or "sigmoid".
+      step_size: initial Euler step eta.
+      step_size_mode: "shared", "per_inner_step" or "per_time_step" (K x ``length`` numbers, which
+        ties the cell to sequences of at most that length, as in the authors' code).
+      step_size_param: "bounded" learns a logit of eta in (0, ``max_step_size``), "raw" eta itself.
+      max_step_size: upper end of the bounded range.
+      learn_step_size: False keeps eta at ``step_size``.
+      length: number of time steps, for ``step_size_mode="per_time_step"`` only.
+      variant: "inside" or "outside".
+      previous_input: what stands for the input before the first: "repeat" (the first itself, as in
+        the authors' PyTorch file) or "zero" (as in their TensorFlow file).
+      gate_bias: initial b_g; None is 0 inside and -3 (a nearly closed gate) outside.
+      init_scale: standard deviation of the entries of every matrix.
+
+    Raises:
+      ConfigError: a field has an impossible value.
+    """
+
+    activation: str = "relu"
+    variant: str = "inside"
+    previous_input: str = "repeat"
+    gate_bias: float | None = None
+    init_scale: float = 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        cells.require_positive(self, "init_scale")
+        cells.require_choice(self, "variant", VARIANTS)
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """The right-hand side's phi, the gate, and the linear term."""
+        return (self.activation, "sigmoid", "identity")
+
+    @property
+    def counted(self) -> bool:
+        """Whether the core counts time steps."""
+        return self.timed
+
+    def param_specs(self, input_size: int) -> dict[str, ParamSpec]:
+        """Returns the matrices and biases under the authors' names, and step_size if learned."""
+        d, init = self.features, cells.normal(self.init_scale)
+        specs = {name: ParamSpec((input_size, d), init) for name in ("W1", "W2", "B1", "Wg")}
+        specs |= {name: ParamSpec((d, d), init) for name in ("U1", "U2", "B2", "Ug")}
+        gate = self.gate_bias
+        if gate is None:
+            gate = OPEN if self.variant == "inside" else NEARLY_CLOSED
+        specs["b1"] = ParamSpec((d,), cells.constant(0.0))
+        specs["bg"] = ParamSpec((d,), cells.constant(gate))
+        return specs | self.step_size_specs()
+
+    # With one inner step z and s are the same array: one product serves both.
+    @property
+    def _single(self) -> bool:
+        return self.num_inner_steps == 1
+
+    def prepare(self, params: Params) -> Kernels:
+        """Gathers the kernels; with one inner step U1 and U2 become one."""
+        p = params
+        inputs = (p["W1"], p["W2"], p["Wg"], p["B1"])
+        biases, etas = (p["b1"], p["bg"]), self.step_sizes(p)
+        if self._single:
+            return Kernels((p["U1"] + p["U2"], p["Ug"], p["B2"]), inputs, biases, etas)
+        return Kernels((p["U1"],), inputs, biases, etas, (p["U2"], p["Ug"], p["B2"]))
+
+    def project(self, kernels: Kernels, x: Array) -> Blocks:
+        """Returns the shares of the input and of the one before, side by side in ``x``."""
+        now, before = jnp.split(x, 2, axis=-1)
+        w1, w2, wg, linear = kernels.input
+        b1, bg = kernels.bias
+        return now @ w1 + before @ w2 + b1, now @ wg + bg, now @ linear
+
+    def combine(self, from_state: Blocks, from_input: Blocks) -> Blocks:
+        """Adds the state's share to the blocks that have one."""
+        count = len(from_state)
+        added = (s + x for s, x in zip(from_state, from_input[:count], strict=True))
+        return (*added, *from_input[count:])
+
+    def begin(self, carry: Carry) -> Carry:
+        """Returns (z, s, time) with z at s."""
+        s, time = carry if self.timed else (carry, None)
+        return (s, None if self._single else s, time)
+
+    def end(self, inner: Carry) -> Carry:
+        """Returns z as the new state."""
+        z, _, time = inner
+        return (z, time) if self.timed else z
+
+    def hidden(self, inner: Carry) -> Array:
+        """Returns z."""
+        return inner[0]
+
+    def update(self, coefficients: Any, inner: Carry, t: Blocks, index: Array | int) -> Carry:
+        """Takes one Euler step and, outside, after the last one mixes by the gate."""
+        z, s, time = inner
+        eta = self.step_size_at(coefficients, index, time)
+        last = index == self.num_inner_steps - 1
+        if self.timed:
+            time = time + jnp.asarray(last, time.dtype)
+        phi, gate, linear = t
+        old = z if s is None else s
+        slope = phi - z - old + linear
+        if self.variant == "inside":
+            return z + eta * gate * slope, s, time
+        z = (1 - eta) * z + eta * slope
+        mixed = (1 - gate) * old + gate * z
+        return (mixed if self._single else jnp.where(last, mixed, z)), s, time
+
+    def gates(
+        self, params: Params, xs: Array, carry: Carry | None = None, mask: Array | None = None
+    ) -> Array:
+        """Returns the gate q at every step of a sequence, ``[time, ..., features]`` in (0, 1).
+
+        Args:
+          params: the cell's parameters.
+          xs: inputs ``[time, ..., inputs]``.
+          carry: carry before the first step; zeros if None.
+          mask: ``[time, ...]``, non-zero where a step is real.
+        """
+        if carry is None:
+            carry = self.initial_carry(xs.shape[1:-1], xs.dtype, xs.shape[-1])
+        _, states = unroll(self, params, xs, carry, mask=mask)
+        before = jnp.concatenate([self.output(carry)[None], states[:-1]])
+        return jax.nn.sigmoid(before @ params["Ug"] + xs @ params["Wg"] + params["bg"])
+
+    def time_constants(
+        self, params: Params, xs: Array, carry: Carry | None = None, mask: Array | None = None
+    ) -> Array:
+        """Returns how slowly each unit follows its input, ``[time, ..., features]`` in time steps.
+
+        Inside, a unit without feedback relaxes by the factor ``exp(-1/tau)`` per time step to
+        first order in the step size: ``tau = 1 / (q * sum_k eta_k)``. Outside, ``tau = 1 / q``.
+        Short where the network listens, long where it ignores. Arguments as for `gates`.
+        """
+        q = self.gates(params, xs, carry, mask)
+        if self.variant == "outside":
+            return 1.0 / q
+        etas = self.step_sizes(params)
+        if etas.ndim == 0:
+            return 1.0 / (q * etas * self.num_inner_steps)
+        rate = etas.sum(0)
+        if self.timed:
+            rate = rate[: xs.shape[0]].reshape(-1, *(1,) * (q.ndim - 1))
+        return 1.0 / (q * rate)
