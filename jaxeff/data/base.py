@@ -65,9 +65,13 @@ class Split(abc.ABC):
 
     Attributes:
       stream: number that keeps the random draws of a data set's splits apart.
+      ordered: its examples are consecutive windows of one long sequence, so that a model's state
+        may be carried from one to the next (see ``make_train_iterator``). An ordered split draws
+        nothing at random.
     """
 
     stream: int = 0
+    ordered: bool = False
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -87,8 +91,10 @@ class Split(abc.ABC):
             advance the generator to its part of a global batch.
 
         Returns:
-          ``inputs`` float32 [batch, ...], and ``labels``: int32 [batch] (classification), float32
-          [batch, outputs] (regression) or int32 [batch, time] (tagging).
+          ``inputs`` [batch, ...] of the data set's ``input_dtype``, and ``labels``: int32 [batch]
+          (classification), float32 [batch, outputs] (regression) or int32 [batch, time] (tagging).
+          Series of different lengths also have ``mask`` float32 [batch, time], 1 where a step is
+          real and 0 where it is padding.
         """
 
 
@@ -178,10 +184,12 @@ class Dataset:
       task: "classification", "regression" or "tagging" (a class at every step).
       num_classes: number of classes; 0 for regression.
       num_outputs: width of a model's output: the classes, or the regressed values.
-      input_shape: shape of one example, [time, features] or [height, width, channels].
+      input_shape: shape of one example: [time, features], [height, width, channels], or [time] for
+        symbols.
       splits: "train", "validation" and "test"; no example is in two of them.
       description: one line that says source, sizes and view.
       class_names: names of the classes, or ().
+      input_dtype: numpy's name of the inputs' type, "float32", or "int32" for symbols.
     """
 
     name: str
@@ -192,6 +200,7 @@ class Dataset:
     splits: dict[str, Split]
     description: str
     class_names: tuple[str, ...] = ()
+    input_dtype: str = "float32"
 
 
 def sizes(splits: dict[str, Any]) -> str:

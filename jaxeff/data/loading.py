@@ -28,9 +28,10 @@ def load(
       dir: folder of the data; "" means ``$JAXEFF_DATA_DIR`` or ``~/.cache/jaxeff/data``.
       view: a name in ``VIEWS``, or "" for images unchanged.
       validation_fraction: share of the train data held out for validation, in [0, 1). Generated
-        data sets have ``num_validation`` instead.
+        data sets have ``num_validation`` instead, and ``speech_commands`` a validation part.
       split_seed: seed of the validation split, and of generated data.
-      download: whether a missing data set may be fetched from the network (needs TensorFlow).
+      download: whether a missing data set may be fetched from the network (images and speech need
+        TensorFlow for it).
       **options: fields of the data set's factory and of the view.
 
     Raises:

@@ -41,30 +41,42 @@ def make_train_iterator(
     drawn afresh for every batch. The concatenation of the parts of all processes does not depend on
     how many there are.
 
+    An ordered split of N windows is read as ``batch_size`` streams of ``n = N // batch_size``
+    windows, and is not shuffled: row s of batch b is window ``s * n + b % n``, so that a row goes
+    on where the same row of the batch before ended. The ``N - batch_size * n`` windows at the end
+    are left out.
+
     Args:
       split: the examples.
       batch_size: examples per batch over all processes.
       seed: seed of the order and of the noise, not negative.
-      shuffle: False keeps the split's order.
+      shuffle: False keeps the split's order; ordered splits always keep it.
       process_index: which contiguous slice of each batch to give.
       process_count: number of processes.
       prefetch: batches to prepare ahead in a thread; 0 prepares in the calling thread.
 
     Returns:
       a grain iterator of dicts: ``inputs``, ``labels`` (see ``Split.take``) and ``weight``, ones
-      float32 [batch_size / process_count]. Its ``get_state`` and ``set_state`` resume it exactly;
-      Orbax saves and restores it as a checkpointable. It must be resumed with the same split,
-      ``batch_size`` and ``seed``.
+      float32 [batch_size / process_count]; ``mask`` for series of different lengths; and for
+      ordered splits ``start`` float32 [batch_size / process_count], 1 in the rows that do not go on
+      from the batch before, where a model's state is to be reset. Its ``get_state`` and
+      ``set_state`` resume it exactly; Orbax saves and restores it as a checkpointable. It must be
+      resumed with the same split, ``batch_size`` and ``seed``.
 
     Raises:
       ConfigError: an impossible batch size, process or seed.
-      DataError: the split is empty.
+      DataError: the split is empty, or ordered with fewer windows than ``batch_size``.
     """
     import grain
 
     part = _part(batch_size, process_index, process_count)
     if not len(split):
         raise DataError("the training split has no examples")
+    if split.ordered and len(split) < batch_size:
+        raise DataError(
+            f"the training split has {len(split)} windows in order, too few for batch_size"
+            f" {batch_size}: every row of a batch needs a window of its own"
+        )
     if seed < 0 or prefetch < 0:
         raise ConfigError(f"seed ({seed}) and prefetch ({prefetch}) must not be negative")
     source = _TrainBatches(split, batch_size, seed, shuffle, part)
@@ -83,6 +95,10 @@ def eval_batches(
 
     The last batch is filled with copies of the last example whose ``weight`` is 0, so that a
     compiled step sees one shape and no invented input can turn a masked sum into NaN.
+
+    An ordered split of N windows is read as ``batch_size`` streams of ``n = ceil(N / batch_size)``
+    windows: row s of batch b is window ``s * n + b``, and rows past the last window are filled in
+    the same way. ``start`` (see ``make_train_iterator``) is 1 in the first batch only.
 
     Args:
       split: the examples; an empty split yields nothing.
@@ -103,11 +119,33 @@ def eval_batches(
 def _eval_batches(
     split: Split, batch_size: int, seed: int, part: slice
 ) -> Iterator[dict[str, np.ndarray]]:
+    if split.ordered:
+        steps = -(-len(split) // batch_size)
+        for number in range(steps):
+            yield _ordered_batch(split, number, steps, part)
+        return
     for start in range(0, len(split), batch_size):
         positions = np.arange(start + part.start, start + part.stop)
         rng = _generator([_EVAL_NOISE, seed, split.stream], skip=int(positions[0]))
         batch = split.take(np.minimum(positions, len(split) - 1), rng)
-        yield {**batch, "weight": (positions < len(split)).astype(np.float32)}
+        checked = _finite(batch, f"evaluation batch {start // batch_size}")
+        yield {**checked, "weight": (positions < len(split)).astype(np.float32)}
+
+
+def _finite(batch: dict[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
+    """Returns the batch, or raises DataError if an input is not a number or infinite."""
+    if batch["inputs"].dtype.kind == "f" and not np.isfinite(batch["inputs"]).all():
+        raise DataError(f"{what} has NaN or infinite inputs; clean the data before training on it")
+    return batch
+
+
+def _ordered_batch(split: Split, number: int, steps: int, part: slice) -> dict[str, np.ndarray]:
+    """Returns batch ``number`` of streams of ``steps`` consecutive windows, one stream a row."""
+    step = number % steps
+    windows = np.arange(part.start, part.stop) * steps + step
+    batch = split.take(np.minimum(windows, len(split) - 1))
+    start = np.full(len(windows), step == 0, np.float32)
+    return {**batch, "start": start, "weight": (windows < len(split)).astype(np.float32)}
 
 
 def _part(batch_size: int, process_index: int, process_count: int) -> slice:
@@ -152,11 +190,15 @@ class _TrainBatches:
 
     def __getitem__(self, number: SupportsIndex) -> dict[str, np.ndarray]:
         number = int(number)
+        if self._split.ordered:
+            steps = len(self._split) // self._batch_size
+            return _ordered_batch(self._split, number, steps, self._part)
         start = number * self._batch_size
         positions = np.arange(start + self._part.start, start + self._part.stop)
         rng = _generator([_TRAIN_NOISE, self._seed, number], skip=self._part.start)
         batch = self._split.take(self._indices(positions), rng)
-        return {**batch, "weight": np.ones(len(positions), np.float32)}
+        checked = _finite(batch, f"training batch {number}")
+        return {**checked, "weight": np.ones(len(positions), np.float32)}
 
     def _indices(self, positions: np.ndarray) -> np.ndarray:
         """Maps positions in the endless stream to examples."""

