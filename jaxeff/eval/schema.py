@@ -97,6 +97,8 @@ REPORT_SCHEMA: Schema = _object(
         seconds=_AMOUNT,
         examples_per_second=_AMOUNT,
         best_step=_COUNT_OR_NULL,
+        updates=_COUNT,
+        weights=_TEXT,
         resumed=_COUNT,
     ),
     environment=_object(("python", "jax"), others=_ANYTHING),

@@ -12,7 +12,7 @@ from jaxeff.layers.recurrent import RNN, from_pure
 from jaxeff.models.base import MODELS
 from jaxeff.ode import CELLS, Cell
 from jaxeff.ode.cells import require_choice, require_positive
-from jaxeff.typing import Array, Dtype
+from jaxeff.typing import Array, Carry, Dtype
 
 READOUTS = ("last", "every_step")
 
@@ -27,6 +27,8 @@ class SequenceModel(nn.Module):
       readout: "last" gives ``[batch, num_outputs]``, "every_step" ``[batch, time, num_outputs]``.
       dropout: rate at which states are dropped before the read-out, in training.
       backward: how gradients through time are computed, see `jaxeff.ode.unroll`.
+      embedding: width of the learned vectors that stand for integer inputs, whose vocabulary is
+        that of the outputs.
       dtype: type of the computation.
     """
 
@@ -36,26 +38,61 @@ class SequenceModel(nn.Module):
     readout: str = "last"
     dropout: float = 0.0
     backward: str = "auto"
+    embedding: int = 64
     dtype: Dtype = jnp.float32
 
+    @nn.nowrap
+    def initial_carry(self, inputs: Array) -> tuple[Carry, ...]:
+        """Returns the state before the first step for inputs like these, one entry per layer."""
+        width = inputs.shape[-1] if inputs.ndim == 3 else self.embedding
+        widths = [width] + [self.cell.features] * (self.num_layers - 1)
+        batch = inputs.shape[:1]
+        return tuple(self.cell.initial_carry(batch, self.dtype, width) for width in widths)
+
     @nn.compact
-    def __call__(self, inputs: Array, *, train: bool = False, mask: Array | None = None) -> Array:
-        """Maps ``[batch, time, features]`` to outputs; ``mask`` marks the real steps."""
-        if inputs.ndim != 3:
+    def __call__(
+        self,
+        inputs: Array,
+        *,
+        train: bool = False,
+        mask: Array | None = None,
+        carry: tuple[Carry, ...] | None = None,
+        return_carry: bool = False,
+    ) -> Any:
+        """Maps a batch of sequences to outputs.
+
+        Args:
+          inputs: ``[batch, time, features]``, or integers ``[batch, time]`` to embed.
+          train: whether to drop states.
+          mask: ``[batch, time]``, non-zero where a step is real.
+          carry: state to go on from, as `initial_carry` or an earlier call gave it.
+          return_carry: True returns ``(outputs, carry)``.
+
+        Raises:
+          ValueError: inputs of another shape.
+        """
+        if jnp.issubdtype(inputs.dtype, jnp.integer) and inputs.ndim == 2:
+            states = nn.Embed(self.num_outputs, self.embedding, dtype=self.dtype)(inputs)
+        elif inputs.ndim == 3:
+            states = jnp.asarray(inputs, self.dtype)
+        else:
             raise ValueError(
-                f"a sequence model takes [batch, time, features], not {inputs.shape}; "
-                "set config.data.view, for example to 'rows'"
+                f"a sequence model takes [batch, time, features] or integers [batch, time], not "
+                f"{inputs.shape} of {inputs.dtype}; set config.data.view, for example to 'rows'"
             )
-        states = jnp.asarray(inputs, self.dtype)
+        carries = []
         for layer in range(self.num_layers):
-            states = RNN(
+            after, states = RNN(
                 from_pure(self.cell, dtype=self.dtype, name=f"cell_{layer}"),
                 return_sequence=layer + 1 < self.num_layers or self.readout == "every_step",
+                return_carry=True,
                 backward=self.backward,
                 name=f"layer_{layer}",
-            )(states, mask=mask)
+            )(states, initial_carry=None if carry is None else carry[layer], mask=mask)
+            carries.append(after)
         states = nn.Dropout(self.dropout, deterministic=not train)(states)
-        return nn.Dense(self.num_outputs, dtype=self.dtype, name="readout")(states)
+        outputs = nn.Dense(self.num_outputs, dtype=self.dtype, name="readout")(states)
+        return (outputs, tuple(carries)) if return_carry else outputs
 
 
 @MODELS.register("sequence")
@@ -67,6 +104,7 @@ def sequence(
     readout: str = "last",
     dropout: float = 0.0,
     backward: str = "auto",
+    embedding: int = 64,
     dtype: str = "float32",
 ) -> SequenceModel:
     """Builds a `SequenceModel` from a config section whose ``cell`` names a registered cell."""
@@ -77,8 +115,9 @@ def sequence(
         readout=readout,
         dropout=dropout,
         backward=backward,
+        embedding=embedding,
         dtype=jnp.dtype(dtype),
     )
-    require_positive(model, "num_layers")
+    require_positive(model, "num_layers", "embedding")
     require_choice(model, "readout", READOUTS)
     return model

@@ -290,7 +290,7 @@ def require_positive(cell: Any, *fields: str) -> None:
             raise ConfigError(
                 f"{type(cell).__name__}.{field} must be a positive number, not {value!r}"
             )
-        integral = {"features", "num_inner_steps", "num_layers", "rank", "length"}
+        integral = {"features", "num_inner_steps", "num_layers", "rank", "length", "embedding"}
         if field in integral and not isinstance(value, int):
             raise ConfigError(f"{type(cell).__name__}.{field} must be an integer, not {value!r}")
 

@@ -22,7 +22,7 @@ class Evaluator:
     def __init__(self, experiment: Experiment):
         self._experiment = experiment
         self._step: Callable[..., Any] = experiment.devices.map(
-            experiment.algorithm.evaluate, replicated=2
+            experiment.algorithm.evaluate_window, replicated=3
         )
 
     def __call__(self, params: Params, model_state: Any, split: str) -> dict[str, float]:
@@ -32,6 +32,7 @@ class Evaluator:
         """
         config, devices = self._experiment.config, self._experiment.devices
         totals: dict[str, float] = {}
+        carry = devices.replicate(self._experiment.initial_carry(split, config.eval.batch_size))
         batches = data.eval_batches(
             self._experiment.dataset.splits[split],
             config.eval.batch_size,
@@ -39,8 +40,8 @@ class Evaluator:
             process_count=jax.process_count(),
         )
         for batch in batches:
-            sums = jax.device_get(self._step(params, model_state, devices.shard(batch)))
-            for name, value in sums.items():
+            sums, carry = self._step(params, model_state, carry, devices.shard(batch))
+            for name, value in jax.device_get(sums).items():
                 totals[name] = totals.get(name, 0.0) + float(value)
         weight = totals.pop("weight", 0.0)
         return {name: total / weight for name, total in totals.items()}

@@ -8,14 +8,16 @@ import flax.linen as nn
 import jax
 import ml_collections
 import numpy as np
+import optax
 
 from jaxeff import data
 from jaxeff.errors import ConfigError
 from jaxeff.models import MODELS
 from jaxeff.train import check, objectives, optim
-from jaxeff.train.algorithms import ALGORITHMS, Algorithm
+from jaxeff.train.algorithms import ALGORITHMS, Algorithm, Task
 from jaxeff.train.parallel import DeviceMap
 from jaxeff.train.state import TrainState
+from jaxeff.typing import Carry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +41,27 @@ class Experiment:
     @property
     def example(self) -> np.ndarray:
         """One zero input ``[1, ...]``, for shapes."""
-        return np.zeros((1, *self.dataset.input_shape), np.float32)
+        return np.zeros((1, *self.dataset.input_shape), self.dataset.input_dtype)
+
+    def initial_carry(self, split: str, batch_size: int) -> Carry:
+        """Returns the model's state before the first batch of a split.
+
+        It is () where batches do not go on from each other.
+        """
+        if not self.dataset.splits[split].ordered:
+            return ()
+        inputs = jax.ShapeDtypeStruct(
+            (batch_size, *self.dataset.input_shape), self.dataset.input_dtype
+        )
+        return self.model.initial_carry(inputs)
 
     def init_state(self) -> TrainState:
         """Returns the replicated training state before the first step."""
 
         def init(example):
-            return self.algorithm.init_state(jax.random.key(self.config.seed), example)
+            state = self.algorithm.init_state(jax.random.key(self.config.seed), example)
+            carry = self.initial_carry("train", self.config.train.batch_size)
+            return state.replace(carry=carry)  # type: ignore[attr-defined]
 
         # Made in place: an array of one process cannot be moved to the devices of all.
         return jax.jit(init, out_shardings=self.devices.replicated)(self.example)
@@ -66,20 +82,42 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     dataset = data.load(fields.pop("name"), **fields)
     num_outputs = dataset.num_classes or dataset.num_outputs
     model = MODELS.build(config.model, "model", num_outputs=num_outputs)
-    optimizer = optim.build(**config.optim.to_dict(), num_steps=config.train.num_steps)
-    objective = objectives.build(config.objective.to_dict(), dataset.task)
     algorithm = ALGORITHMS.build(
-        config.algorithm, "algorithm", model=model, objective=objective, optimizer=optimizer
+        config.algorithm,
+        "algorithm",
+        model=model,
+        objective=objectives.build(config.objective.to_dict(), dataset.task),
+        optimizer=optax.identity(),
+        task=_task(dataset, config.train.batch_size),
     )
+    # The schedule spans all updates of the run, whose number the algorithm alone knows.
+    updates = config.train.num_steps * algorithm.updates_per_batch
+    algorithm.optimizer = optim.build(**config.optim.to_dict(), num_steps=updates)
     _check_shapes(model, algorithm, dataset)
     return Experiment(config, dataset, model, algorithm, devices)
 
 
+def _task(dataset: data.Dataset, batch_size: int) -> Task:
+    """Returns what an algorithm may know of a data set."""
+    sequence = len(dataset.input_shape) < 3
+    return Task(
+        kind=dataset.task,
+        num_classes=dataset.num_classes,
+        length=dataset.input_shape[0] if sequence else 0,
+        steps_per_epoch=max(1, len(dataset.splits["train"]) // batch_size),
+    )
+
+
 def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset) -> None:
     """Traces the model on abstract values, so that a misfit shows before anything is compiled."""
-    example = jax.ShapeDtypeStruct((1, *dataset.input_shape), np.float32)
+    example = jax.ShapeDtypeStruct((1, *dataset.input_shape), dataset.input_dtype)
+
+    def outputs(x):
+        state = algorithm.init_state(jax.random.key(0), x)
+        return model.apply({"params": state.params, **state.model_state}, x, train=False)
+
     try:
-        jax.eval_shape(lambda x: algorithm.init_state(jax.random.key(0), x), example)
+        found = jax.eval_shape(outputs, example).shape
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
@@ -88,3 +126,11 @@ def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset)
             f"config.model does not fit inputs {dataset.input_shape} of data '{dataset.name}': "
             f"{reason}"
         ) from error
+    steps = dataset.input_shape[:1] if dataset.task == "tagging" else ()
+    wanted = (1, *steps, dataset.num_outputs)
+    if found != wanted:
+        readout = "every_step" if steps else "last"
+        raise ConfigError(
+            f"config.model gives outputs {found[1:]}, but data '{dataset.name}' ({dataset.task}) "
+            f"needs {wanted[1:]}; a sequence model does so with config.model.readout='{readout}'"
+        )

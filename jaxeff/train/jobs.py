@@ -93,6 +93,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
         cost=cost,
         training={
             "steps": steps,
+            "updates": steps * built.algorithm.updates_per_batch,
+            "weights": training.selected_weights,
             "epochs": steps * config.train.batch_size / len(built.dataset.splits["train"]),
             "seconds": seconds,
             "examples_per_second": steps * config.train.batch_size / max(seconds, 1e-9),
@@ -137,7 +139,12 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]
         workdir / "eval",
         metrics=metrics,
         cost=cost,
-        training={"steps": training.step, "seconds": 0.0, "best_step": step},
+        training={
+            "steps": training.step,
+            "seconds": 0.0,
+            "best_step": step,
+            "weights": training.selected_weights,
+        },
         curve=False,
     )
     _conclude(written, workdir / "eval")

@@ -23,10 +23,12 @@ from jaxeff.train.interrupt import Interrupt
 CHECKPOINTS = "checkpoints"
 
 
-def better(new: dict[str, float], old: dict[str, float]) -> bool:
-    """Whether validation metrics improved: by accuracy, then by loss."""
+def better(new: dict[str, float], old: dict[str, float], by: str = "accuracy") -> bool:
+    """Whether validation metrics improved: by accuracy, then by loss; or by the loss alone."""
     if not old:
         return True
+    if by == "loss":
+        return new["loss"] < old["loss"]
     return (new.get("accuracy", 0.0), -new["loss"]) > (old.get("accuracy", 0.0), -old["loss"])
 
 
@@ -57,8 +59,12 @@ class Training:
         self.memory: dict[str, int | None] = {}
         self.compile_seconds = 0.0
         self.state = experiment.init_state()
-        self.best = self._snapshot()
+        self.by = "accuracy" if experiment.dataset.task == "classification" else "loss"
+        first = next(iter(experiment.algorithm.candidates(self.state)))
+        self.best = self._snapshot(first)
         self.values: dict[str, Any] = {
+            "weights": first,  # that the last validation chose
+            "best_weights": first,
             "best_step": -1,
             "best_metrics": {},
             "pending": [],
@@ -83,9 +89,9 @@ class Training:
         if self.main_process:
             say(line)
 
-    def _snapshot(self) -> dict[str, Any]:
-        """Returns a copy of what evaluation uses now; the state itself is donated to the step."""
-        params = self.experiment.algorithm.eval_params(self.state)
+    def _snapshot(self, weights: str) -> dict[str, Any]:
+        """Returns a copy of the named weights; the state itself is donated to the step."""
+        params = self.experiment.algorithm.candidates(self.state)[weights]
         return jax.tree.map(jnp.copy, {"params": params, "model_state": self.state.model_state})
 
     def _restore(self) -> None:
@@ -194,15 +200,33 @@ class Training:
             writer.write(step, {f"train/{name}": value for name, value in means.items()})
 
     def _validate(self, step: int, writer: MetricsWriter | None, progress: Progress) -> None:
-        """Evaluates on the validation split and keeps the parameters if they are the best."""
-        snapshot = self._snapshot()
-        metrics = self.evaluate(snapshot["params"], snapshot["model_state"], "validation")
-        if not metrics or better(metrics, self.values["best_metrics"]):
-            self.best, self.values["best_step"] = snapshot, step
-            self.values["best_metrics"] = metrics
+        """Evaluates on the validation split and keeps the parameters if they are the best.
+
+        Where the algorithm has several kinds of weights, the best of them counts.
+        """
+        named = self.experiment.algorithm.candidates(self.state)
+        found = {
+            name: self.evaluate(params, self.state.model_state, "validation")
+            for name, params in named.items()
+        }
+        chosen = next(iter(found))
+        for name, values in found.items():
+            if values and better(values, found[chosen], self.by):
+                chosen = name
+        metrics, self.values["weights"] = found[chosen], chosen
+        if not metrics or better(metrics, self.values["best_metrics"], self.by):
+            self.best, self.values["best_step"] = self._snapshot(chosen), step
+            self.values["best_metrics"], self.values["best_weights"] = metrics, chosen
         progress.show(step, {f"validation {name}": value for name, value in metrics.items()})
         if writer is not None and metrics:
-            writer.write(step, {f"validation/{name}": value for name, value in metrics.items()})
+            rows = {f"validation/{name}": value for name, value in metrics.items()}
+            if len(found) > 1:
+                rows |= {
+                    f"validation/{metric}_{name}": value
+                    for name, values in found.items()
+                    for metric, value in values.items()
+                }
+            writer.write(step, rows)
 
     def _save(self, step: int, batches: Any) -> None:
         self._drain(step)
@@ -215,7 +239,13 @@ class Training:
         """Returns the parameters that the config selects for the test, and their step."""
         if self.config.eval.select == "best" and self.values["best_step"] >= 0:
             return self.best, self.values["best_step"]
-        return self._snapshot(), self.step
+        return self._snapshot(self.values["weights"]), self.step
+
+    @property
+    def selected_weights(self) -> str:
+        """Which kind of weights `selected` returns, for example "live" or "running"."""
+        best = self.config.eval.select == "best" and self.values["best_step"] >= 0
+        return self.values["best_weights" if best else "weights"]
 
     def close(self) -> None:
         """Finishes the running save."""

@@ -34,8 +34,11 @@ def build(spec: Mapping[str, Any], task: str) -> Objective:
     return OBJECTIVES.build(spec, "objective")
 
 
-def _per_example(values: Array) -> Array:
-    """Averages over every axis but the batch's."""
+def _per_example(values: Array, batch: Batch) -> Array:
+    """Averages over every axis but the batch's, and over the real steps where there is a mask."""
+    if values.ndim > 1 and "mask" in batch:
+        mask = batch["mask"].astype(values.dtype)
+        return jnp.sum(values * mask, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1)
     return values.reshape(values.shape[0], -1).mean(axis=1)
 
 
@@ -60,7 +63,7 @@ def cross_entropy(label_smoothing: float = 0.0) -> Objective:
         else:
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         hits = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
-        return {"loss": _per_example(losses), "accuracy": _per_example(hits)}
+        return {"loss": _per_example(losses, batch), "accuracy": _per_example(hits, batch)}
 
     return objective
 
@@ -71,17 +74,26 @@ def mean_squared_error() -> Objective:
 
     def objective(outputs: Array, batch: Batch) -> dict[str, Array]:
         errors = outputs.astype(jnp.float32) - batch["labels"]
-        return {"loss": _per_example(jnp.square(errors))}
+        return {"loss": jnp.square(errors).reshape(errors.shape[0], -1).mean(axis=1)}
 
     return objective
 
 
 def weighted_means(
-    values: Mapping[str, Array], weight: Array, axis_name: str | None = None
+    values: Mapping[str, Array],
+    weight: Array,
+    axis_name: str | None = None,
+    *,
+    safe: bool = False,
 ) -> dict[str, Array]:
-    """Returns weighted averages of ``[batch]`` arrays, over all devices of ``axis_name``."""
+    """Returns weighted averages of ``[batch]`` arrays, over all devices of ``axis_name``.
+
+    ``safe`` gives 0 instead of NaN where there is no weight at all.
+    """
     sums = {name: jnp.sum(value * weight) for name, value in values.items()}
     total = jnp.sum(weight)
     if axis_name is not None:
         sums, total = jax.lax.psum((sums, total), axis_name)
+    if safe:
+        total = jnp.where(total == 0, 1, total)
     return {name: value / total for name, value in sums.items()}

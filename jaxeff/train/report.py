@@ -41,7 +41,7 @@ def inference_cost(experiment: Experiment, params: Params, model_state: Any) -> 
     jitted = jax.jit(forward)
     latency = {}
     for size in sorted({1, experiment.config.train.batch_size}):
-        inputs = np.zeros((size, *experiment.dataset.input_shape), np.float32)
+        inputs = np.zeros((size, *experiment.dataset.input_shape), experiment.dataset.input_dtype)
         inputs = jax.device_put(inputs, device)
         timing = bench.measure(jitted, variables, inputs, warmup=3, repeats=20)
         latency[f"batch_{size}"] = {

@@ -7,7 +7,7 @@ from typing import Any
 import flax.struct
 import jax
 
-from jaxeff.typing import Params, PRNGKey
+from jaxeff.typing import Carry, Params, PRNGKey
 
 
 @flax.struct.dataclass
@@ -15,12 +15,14 @@ class TrainState:
     """State of a training run, replicated over the devices.
 
     Attributes:
-      step: updates made so far, an integer scalar.
+      step: batches trained on so far, an integer scalar.
       params: the model's parameters.
       opt_state: the optimiser's state.
       algo_state: the algorithm's own state, for example multipliers or a frozen teacher.
       model_state: the model's other variable collections, for example batch statistics.
       key: random key of the run; a step folds its number into it.
+      carry: recurrent state ``[batch, ...]`` that the next batch goes on from, for data whose
+        batches are consecutive windows of long sequences; () for any other.
     """
 
     step: jax.Array
@@ -29,3 +31,4 @@ class TrainState:
     algo_state: Any
     model_state: Any
     key: PRNGKey
+    carry: Carry = ()

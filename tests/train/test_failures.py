@@ -8,6 +8,7 @@ import pytest
 
 import jaxeff.train.experiment
 from jaxeff import train
+from jaxeff.data import Split
 from jaxeff.errors import CheckpointError, ConfigError, DataError, TrainingError
 from jaxeff.train import check, jobs
 from jaxeff.train.loop import CHECKPOINTS, Training
@@ -177,11 +178,17 @@ def test_evaluation_with_an_empty_checkpoint_folder_is_refused(tiny_config, tmp_
         jobs.evaluate(tiny_config, tmp_path)
 
 
-class SpoiledSplit:
-    """A split whose examples turn into NaN from some batch on."""
+class SpoiledSplit(Split):
+    """A split that is spoiled from some batch on: labels of no class make the loss NaN."""
 
-    def __init__(self, split, good_batches):
-        self._split, self._left, self.stream = split, good_batches, split.stream
+    def __init__(self, split, good_batches, what, value):
+        self._what, self._value, self._split, self._left, self.stream = (
+            what,
+            value,
+            split,
+            good_batches,
+            split.stream,
+        )
 
     def __len__(self):
         return len(self._split)
@@ -190,18 +197,20 @@ class SpoiledSplit:
         batch = self._split.take(indices, rng)
         self._left -= 1
         if self._left < 0:
-            batch["inputs"] = np.full_like(batch["inputs"], np.nan)
+            batch[self._what] = np.full_like(batch[self._what], self._value)
         return batch
 
 
 @pytest.fixture
 def spoil(monkeypatch):
-    def spoil(good_batches):
+    def spoil(good_batches, what="labels", value=99):
         load = jaxeff.train.experiment.data.load
 
         def loading(*args, **kwargs):
             dataset = load(*args, **kwargs)
-            dataset.splits["train"] = SpoiledSplit(dataset.splits["train"], good_batches)
+            dataset.splits["train"] = SpoiledSplit(
+                dataset.splits["train"], good_batches, what, value
+            )
             return dataset
 
         monkeypatch.setattr(jaxeff.train.experiment.data, "load", loading)
@@ -233,6 +242,15 @@ def test_loss_of_nan_names_its_step_and_the_last_good_checkpoint(tiny_config, tm
     assert "config.optim.clip_norm (now 0.0)" in text
     assert text.endswith(f"last good checkpoint: step 10 in {folder}")
     assert steps_in(folder) == [5, 10]  # nothing of step 15, when it was noticed
+
+
+def test_inputs_of_nan_name_their_batch(tiny_config, tmp_path, spoil):
+    spoil(good_batches=3, what="inputs", value=np.nan)
+    training = Training(train.build(tiny_config), tmp_path)
+    with pytest.raises(DataError, match=r"batch 3 .*NaN or infinite inputs.*clean the data") as e:
+        training.run()
+    training.close()
+    assert_is_a_sentence(e.value, DataError)
 
 
 def test_loss_of_nan_before_the_first_checkpoint(tiny_config, tmp_path, spoil):

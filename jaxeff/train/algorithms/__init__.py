@@ -1,6 +1,8 @@
 """Training algorithms, found by name."""
 
-from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, Task
 from jaxeff.train.algorithms.bptt import BPTT
+from jaxeff.train.algorithms.fptt import FPTT, TruncatedBPTT
+from jaxeff.train.algorithms.parts import PartwiseAlgorithm
 
-__all__ = ["ALGORITHMS", "BPTT", "Algorithm"]
+__all__ = ["ALGORITHMS", "BPTT", "FPTT", "Algorithm", "PartwiseAlgorithm", "Task", "TruncatedBPTT"]

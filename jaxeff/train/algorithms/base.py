@@ -8,6 +8,7 @@ Averaging inside the differentiated function gives wrong gradients without an er
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -15,32 +16,83 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxeff.registry import Registry
+from jaxeff.errors import ConfigError
+from jaxeff.registry import Registry, closest
 from jaxeff.train.objectives import Objective
 from jaxeff.train.state import TrainState
-from jaxeff.typing import Array, Batch, Params, PRNGKey
+from jaxeff.typing import Array, Batch, Carry, Params, PRNGKey
 
 ALGORITHMS = Registry("algorithm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What an algorithm may know of the data.
+
+    Attributes:
+      kind: "classification", "regression" or "tagging" (a class at every step).
+      num_classes: number of classes; 0 for regression.
+      length: time steps of an example; 0 if unknown.
+      steps_per_epoch: batches in an epoch; 0 if there are no epochs.
+    """
+
+    kind: str = "classification"
+    num_classes: int = 0
+    length: int = 0
+    steps_per_epoch: int = 0
 
 
 class Algorithm:
     """Base of the algorithms.
 
     Args:
-      model: a Flax module called with ``(inputs, train=...)``.
+      model: a Flax module called with ``(inputs, train=...)``; with ``mask=`` too where batches
+        have one. To keep its state over batches or parts of a sequence it also has
+        ``initial_carry(inputs)`` and takes ``carry=..., return_carry=True``.
       objective: see `jaxeff.train.objectives`.
       optimizer: an optax transformation.
+      task: what to know of the data.
+      average_decay: keeps an exponential average of the weights with this decay per update, as a
+        candidate for evaluation; 0 keeps none.
+      evaluate_at: which weights evaluation uses: one of `weights`, or "best" to choose among them
+        on the validation split each time.
+
+    Raises:
+      ConfigError: a field has an impossible value.
     """
 
-    def __init__(
-        self, model: nn.Module, objective: Objective, optimizer: optax.GradientTransformation
-    ):
-        self.model, self.objective, self.optimizer = model, objective, optimizer
+    #: Names of the weights that can be evaluated, the usual ones first.
+    weights: tuple[str, ...] = ("live", "average")
+    #: Updates of the parameters per batch.
+    updates_per_batch: int = 1
 
-    def init(self, params: Params) -> Any:
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        task: Task | None = None,
+        average_decay: float = 0.0,
+        evaluate_at: str = "best",
+    ):
+        if not 0 <= average_decay < 1:
+            raise ConfigError(f"average_decay must be in [0, 1), not {average_decay}")
+        choices = [w for w in self.weights if w != "average" or average_decay] + ["best"]
+        if evaluate_at not in choices:
+            unset = evaluate_at == "average" and "; set average_decay"
+            hint = unset or closest(evaluate_at, choices)
+            raise ConfigError(f"evaluate_at: unknown choice '{evaluate_at}'{hint}")
+        self.model, self.objective, self.optimizer = model, objective, optimizer
+        self.task = task or Task()
+        self.average_decay, self.evaluate_at = average_decay, evaluate_at
+
+    def init(self, params: Params) -> dict[str, Any]:
         """Returns the algorithm's own state."""
-        del params
-        return ()
+        return {"average": jax.tree.map(jnp.copy, params)} if self.average_decay else {}
+
+    def init_optimizer(self, params: Params) -> Any:
+        """Returns the optimiser's state."""
+        return self.optimizer.init(params)
 
     def update(
         self, state: TrainState, batch: Batch, axis_name: str | None = None
@@ -48,9 +100,15 @@ class Algorithm:
         """Makes one step of training; returns the new state and the batch's average metrics."""
         raise NotImplementedError
 
-    def eval_params(self, state: TrainState) -> Params:
-        """Returns the parameters that evaluation uses."""
-        return state.params
+    def candidates(self, state: TrainState) -> dict[str, Params]:
+        """Returns the weights that evaluation may use, by name, as ``evaluate_at`` allows."""
+        named = self.all_weights(state)
+        return named if self.evaluate_at == "best" else {self.evaluate_at: named[self.evaluate_at]}
+
+    def all_weights(self, state: TrainState) -> dict[str, Params]:
+        """Returns every kind of weights that the state holds, by name."""
+        average = {"average": state.algo_state["average"]} if self.average_decay else {}
+        return {"live": state.params, **average}
 
     def init_state(self, key: PRNGKey, example: Array) -> TrainState:
         """Returns a fresh training state for inputs shaped like ``example`` ``[batch, ...]``."""
@@ -61,22 +119,112 @@ class Algorithm:
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            opt_state=self.optimizer.init(params),
+            opt_state=self.init_optimizer(params),
             algo_state=self.init(params),
             model_state=variables,
             key=run_key,
         )
 
+    def forward(self, variables: Any, batch: Batch, carry: Carry = (), **options: Any) -> Any:
+        """Applies the model to a batch; see `run` for the carry."""
+        return run(self.model, variables, batch, carry, **options)
+
     def evaluate(
         self, params: Params, model_state: Any, batch: Batch, axis_name: str | None = None
     ) -> dict[str, Array]:
         """Returns weighted sums of the batch's metrics and their weight, for exact averages."""
+        return self.evaluate_window(params, model_state, (), batch, axis_name)[0]
+
+    def evaluate_window(
+        self,
+        params: Params,
+        model_state: Any,
+        carry: Carry,
+        batch: Batch,
+        axis_name: str | None = None,
+    ) -> tuple[dict[str, Array], Carry]:
+        """Evaluates a batch that goes on from ``carry``; returns the sums and the next carry."""
         variables = {"params": params, **model_state}
-        outputs: Any = self.model.apply(variables, batch["inputs"], train=False)
+        own = starting_carry(self.model, carry, batch, axis_name)
+        outputs, own, _ = self.forward(variables, batch, own, train=False)
         values = self.objective(outputs, batch)
         sums = {name: jnp.sum(value * batch["weight"]) for name, value in values.items()}
         sums["weight"] = jnp.sum(batch["weight"])
-        return jax.lax.psum(sums, axis_name) if axis_name else sums
+        sums = jax.lax.psum(sums, axis_name) if axis_name else sums
+        return sums, whole_carry(own, axis_name)
+
+    def averaged(self, algo_state: dict[str, Any], params: Params) -> dict[str, Any]:
+        """Returns the algorithm's state with the average moved towards ``params``."""
+        if not self.average_decay:
+            return algo_state
+        average = optax.incremental_update(params, algo_state["average"], 1 - self.average_decay)
+        return {**algo_state, "average": average}
+
+
+def run(
+    model: nn.Module,
+    variables: Any,
+    batch: Batch,
+    carry: Carry = (),
+    *,
+    train: bool,
+    key: PRNGKey | None = None,
+) -> tuple[Array, Carry, Any]:
+    """Applies a model to a batch's inputs, with its mask if there is one.
+
+    Args:
+      model: see `Algorithm`.
+      variables: parameters and other collections.
+      batch: ``inputs`` and perhaps ``mask``.
+      carry: recurrent state to start from; () starts anew and asks for none back.
+      train: training or evaluation.
+      key: random key of the step, for training.
+
+    Returns:
+      outputs, the next carry (or ()), and the updated collections other than the parameters.
+    """
+    options: dict[str, Any] = {"train": train}
+    rngs: Any = {"dropout": key}
+    if "mask" in batch:
+        options["mask"] = batch["mask"]
+    stateful = bool(jax.tree.leaves(carry))
+    if stateful:
+        options |= {"carry": carry, "return_carry": True}
+    if not train:
+        found: Any = model.apply(variables, batch["inputs"], **options)
+        return (*found, {}) if stateful else (found, (), {})
+    collections = [name for name in variables if name != "params"]
+    found, collected = model.apply(
+        variables, batch["inputs"], rngs=rngs, mutable=collections, **options
+    )
+    return (*found, collected) if stateful else (found, (), collected)
+
+
+def starting_carry(model: Any, carry: Carry, batch: Batch, axis_name: str | None = None) -> Carry:
+    """Returns this device's part of ``carry``, anew where the batch says that a sequence starts.
+
+    The carry of a training state is whole on every device, because what is replicated can be saved,
+    restored and moved to another number of devices like everything else.
+    """
+    if not jax.tree.leaves(carry):
+        return carry
+    size = batch["inputs"].shape[0]
+    first = jax.lax.axis_index(axis_name) * size if axis_name else 0
+    own = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, size), carry)
+    fresh = model.initial_carry(batch["inputs"])
+
+    def choose(new: Array, old: Array) -> Array:
+        starts = batch["start"].reshape(-1, *(1,) * (old.ndim - 1))
+        return jnp.where(starts > 0, new, old)
+
+    return jax.tree.map(choose, fresh, own)
+
+
+def whole_carry(own: Carry, axis_name: str | None) -> Carry:
+    """Returns the carry of the whole batch from the parts of all devices."""
+    if axis_name is None or not jax.tree.leaves(own):
+        return own
+    return jax.tree.map(lambda a: jax.lax.all_gather(a, axis_name, tiled=True), own)
 
 
 def step_key(state: TrainState, axis_name: str | None) -> PRNGKey:
@@ -85,12 +233,11 @@ def step_key(state: TrainState, axis_name: str | None) -> PRNGKey:
     return jax.random.fold_in(key, jax.lax.axis_index(axis_name)) if axis_name else key
 
 
-def apply_gradients(
-    optimizer: optax.GradientTransformation, state: TrainState, grads: Params, **changes: Any
-) -> TrainState:
-    """Returns the state after one update of the parameters by the optimiser."""
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return state.replace(  # type: ignore[attr-defined]
-        step=state.step + 1, params=params, opt_state=opt_state, **changes
-    )
+def total_weight(weight: Array, axis_name: str | None) -> Array:
+    """Returns what each device divides by.
+
+    It is the mean total weight over the devices, so that averaging the devices' gradients gives the
+    gradient of the global weighted mean.
+    """
+    total = jnp.sum(weight)
+    return total if axis_name is None else jax.lax.pmean(total, axis_name)

@@ -2,43 +2,100 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
-from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, apply_gradients, step_key
-from jaxeff.train.objectives import weighted_means
+from jaxeff.errors import ConfigError
+from jaxeff.train.algorithms.base import (
+    ALGORITHMS,
+    Algorithm,
+    Task,
+    starting_carry,
+    step_key,
+    total_weight,
+    whole_carry,
+)
+from jaxeff.train.objectives import Objective, weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch
 
 
 @ALGORITHMS.register("bptt")
 class BPTT(Algorithm):
-    """One gradient of the objective's weighted mean over the whole batch, then one update."""
+    """One gradient of the objective's weighted mean over the whole batch per update.
+
+    Args:
+      model: see `Algorithm`, as are the next three and the last two.
+      objective: the objective.
+      optimizer: the optimiser.
+      task: facts of the data.
+      repeats: updates on each batch, one after the other; more than one equals the number of
+        updates of an algorithm that updates within the sequence.
+      average_decay: decay of an average of the weights.
+      evaluate_at: which weights to evaluate.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        task: Task | None = None,
+        repeats: int = 1,
+        average_decay: float = 0.0,
+        evaluate_at: str = "best",
+    ):
+        super().__init__(model, objective, optimizer, task, average_decay, evaluate_at)
+        if repeats < 1:
+            raise ConfigError(f"repeats must be at least 1, not {repeats}")
+        self.updates_per_batch = repeats
 
     def update(
         self, state: TrainState, batch: Batch, axis_name: str | None = None
     ) -> tuple[TrainState, dict[str, Array]]:
-        """Makes one update; see `Algorithm.update`."""
+        """Makes the updates of one batch; see `Algorithm.update`."""
         weight, key = batch["weight"], step_key(state, axis_name)
-        # Each device divides by the mean total weight over devices, so that averaging the
-        # gradients gives the gradient of the global weighted mean.
-        total = jnp.sum(weight)
-        if axis_name is not None:
-            total = jax.lax.pmean(total, axis_name)
+        total = total_weight(weight, axis_name)
+        start = starting_carry(self.model, state.carry, batch, axis_name)
 
-        def loss_fn(params):
-            outputs, model_state = self.model.apply(
-                {"params": params, **state.model_state},
-                batch["inputs"],
-                train=True,
-                rngs={"dropout": key},
-                mutable=list(state.model_state),
+        def one(loop, number):
+            params, opt_state, model_state, algo_state = loop
+            # The first repeat's key is the step's own.
+            own_key = key if self.updates_per_batch == 1 else jax.random.fold_in(key, number)
+
+            def loss_fn(params):
+                variables = {"params": params, **model_state}
+                outputs, carry, collected = self.forward(
+                    variables, batch, start, train=True, key=own_key
+                )
+                values = self.objective(outputs, batch)
+                return jnp.sum(values["loss"] * weight) / total, (values, carry, collected)
+
+            (_, (values, carry, collected)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+                params
             )
-            values = self.objective(outputs, batch)
-            return jnp.sum(values["loss"] * weight) / total, (values, model_state)
+            if axis_name is not None:
+                grads, collected = jax.lax.pmean((grads, collected), axis_name)
+            updates, opt_state = self.optimizer.update(grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
+            loop = params, opt_state, collected, self.averaged(algo_state, params)
+            return loop, (values, carry)
 
-        (_, (values, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        if axis_name is not None:
-            grads, model_state = jax.lax.pmean((grads, model_state), axis_name)
-        metrics = weighted_means(values, weight, axis_name)
-        return apply_gradients(self.optimizer, state, grads, model_state=model_state), metrics
+        loop = state.params, state.opt_state, state.model_state, state.algo_state
+        if self.updates_per_batch == 1:
+            loop, (values, carry) = one(loop, 0)
+        else:
+            loop, seen = jax.lax.scan(one, loop, jnp.arange(self.updates_per_batch))
+            values, carry = jax.tree.map(lambda a: a[0], seen)
+        params, opt_state, model_state, algo_state = loop
+        new = state.replace(  # type: ignore[attr-defined]
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            model_state=model_state,
+            algo_state=algo_state,
+            carry=whole_carry(carry, axis_name),
+        )
+        return new, weighted_means(values, weight, axis_name)

@@ -1,0 +1,262 @@
+"""Updates within a sequence: a sweep over its parts, each with a local objective and an update.
+
+The state passes from part to part, but no gradient does, so the memory of a sweep is that of one
+part, whatever the length of the sequence.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxeff.errors import ConfigError
+from jaxeff.train.algorithms.base import (
+    Algorithm,
+    Task,
+    run,
+    starting_carry,
+    step_key,
+    total_weight,
+    whole_carry,
+)
+from jaxeff.train.objectives import Objective, weighted_means
+from jaxeff.train.state import TrainState
+from jaxeff.typing import Array, Batch, Carry, Params
+
+PER_STEP = ("tagging",)
+
+
+class Sweep(NamedTuple):
+    """What a sweep over the parts of a sequence carries from part to part."""
+
+    params: Params
+    opt_state: Any
+    model_state: Any
+    algo_state: Any
+    carry: Carry
+
+
+class PartwiseAlgorithm(Algorithm):
+    """Base of the algorithms that update the parameters several times within a sequence.
+
+    A sequence of T steps is cut into ``parts`` parts of ``T // parts`` steps; what remains is one
+    more part. For every part the model goes on from the state that the part before left, the local
+    objective is differentiated inside the part only, and the optimiser makes an update.
+
+    Args:
+      model: see `Algorithm`, as are the next three and the last two; it must be able to keep its
+        state over parts.
+      objective: the objective.
+      optimizer: the optimiser.
+      task: facts of the data; "tagging" has a label at every step, the others one per sequence, for
+        which the model's output at the end of every part is judged.
+      parts: number of parts; 1 is back-propagation through time.
+      average_decay: decay of an average of the weights.
+      evaluate_at: which weights to evaluate.
+
+    Raises:
+      ConfigError: a field has an impossible value, or the sequence has fewer steps than parts.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        task: Task | None = None,
+        parts: int = 10,
+        average_decay: float = 0.0,
+        evaluate_at: str = "best",
+    ):
+        super().__init__(model, objective, optimizer, task, average_decay, evaluate_at)
+        if parts < 1:
+            raise ConfigError(f"parts must be at least 1, not {parts}")
+        if not hasattr(model, "initial_carry"):
+            raise ConfigError(
+                f"parts need a model that keeps its state, which {type(model).__name__} does not; "
+                "use algorithm 'bptt', or a model with initial_carry"
+            )
+        self.parts = parts
+        if self.task.length:
+            self.part_length(self.task.length)
+
+    @property
+    def per_step(self) -> bool:
+        """Whether there is a label at every step."""
+        return self.task.kind in PER_STEP
+
+    @property
+    def updates_per_batch(self) -> int:  # type: ignore[override]
+        """The parts, with the remainder's."""
+        return self.count(self.task.length) if self.task.length else self.parts
+
+    def part_length(self, length: int) -> int:
+        """Returns the steps of a part.
+
+        Raises:
+          ConfigError: fewer steps than parts.
+        """
+        if length < self.parts:
+            raise ConfigError(
+                f"parts={self.parts} needs sequences of at least as many steps, but they have "
+                f"{length}; lower config.algorithm.parts"
+            )
+        return length // self.parts
+
+    def count(self, length: int) -> int:
+        """Returns the number of parts of a sequence, the remainder's counted."""
+        return -(-length // self.part_length(length))
+
+    def local_objective(
+        self, outputs: Array, batch: Batch, algo_state: Any, number: Array | int, count: int
+    ) -> tuple[dict[str, Array], Array]:
+        """Returns the metrics of a part's end and the loss to differentiate, arrays ``[batch]``.
+
+        Args:
+          outputs: the model's, of the part.
+          batch: the part of the batch; ``weight`` is 0 where an example has no step in it.
+          algo_state: the algorithm's own state.
+          number: which part.
+          count: how many parts there are.
+        """
+        del algo_state, number, count
+        values = self.objective(outputs, batch)
+        return values, values["loss"]
+
+    def observe(
+        self, outputs: Array, batch: Batch, number: Array | int, axis_name: str | None
+    ) -> Any:
+        """Returns what a part's outputs add to the algorithm's own state, see `absorb`."""
+        del outputs, batch, number, axis_name
+        return ()
+
+    def absorb(self, algo_state: Any, observed: Any, axis_name: str | None) -> Any:
+        """Returns the algorithm's state after a sweep; ``observed`` is stacked over the parts."""
+        del observed, axis_name
+        return algo_state
+
+    def step_optimizer(
+        self, grads: Params, opt_state: Any, params: Params, gradient: Any
+    ) -> tuple[Params, Any]:
+        """Returns parameters and optimiser state after an update; ``gradient`` is the function."""
+        del gradient
+        updates, opt_state = self.optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    def end_batch(self, state: TrainState) -> TrainState:
+        """Returns the state after a batch, for what happens between batches or epochs."""
+        return state
+
+    def update(
+        self, state: TrainState, batch: Batch, axis_name: str | None = None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """Sweeps over the parts of the batch; see `Algorithm.update`.
+
+        Metrics are those of the whole sequence for labels at every step, else those of its end;
+        ``local_loss`` is the mean of what was minimised.
+        """
+        length = batch["inputs"].shape[1]
+        size, count = self.part_length(length), self.count(length)
+        carry = starting_carry(self.model, state.carry, batch, axis_name)
+        if not jax.tree.leaves(carry):
+            carry = self.model.initial_carry(batch["inputs"])  # type: ignore[operator]
+        start = Sweep(state.params, state.opt_state, state.model_state, state.algo_state, carry)
+        key = step_key(state, axis_name)
+
+        def sweep(loop: Sweep, number: Array | int, steps: int):
+            part = self._part(batch, number * size, steps)
+            rng = jax.random.fold_in(key, number)
+            return self._update_part(loop, part, number, count, rng, axis_name)
+
+        whole = length // size
+        end, seen = jax.lax.scan(
+            lambda loop, number: sweep(loop, number, size), start, jnp.arange(whole)
+        )
+        if whole < count:
+            end, last = sweep(end, whole, length - whole * size)
+            seen = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), seen, last)
+        metrics, observed = seen
+        new = state.replace(  # type: ignore[attr-defined]
+            step=state.step + 1,
+            params=end.params,
+            opt_state=end.opt_state,
+            algo_state=self.absorb(end.algo_state, observed, axis_name),
+            model_state=end.model_state,
+            carry=whole_carry(end.carry, axis_name) if jax.tree.leaves(state.carry) else (),
+        )
+        return self.end_batch(new), self._summary(metrics, batch, size)
+
+    def _summary(self, metrics: dict[str, Array], batch: Batch, size: int) -> dict[str, Array]:
+        """Returns the metrics of a batch from those of its parts ``[parts]``."""
+        local = metrics.pop("local_loss").mean()
+        weight = metrics.pop("part_weight")
+        if self.per_step or "mask" in batch:
+            shares = weight / weight.sum()
+            summary = {name: jnp.sum(value * shares) for name, value in metrics.items()}
+        else:
+            summary = {name: value[-1] for name, value in metrics.items()}
+        return {**summary, "local_loss": local}
+
+    def _part(self, batch: Batch, first: Array | int, steps: int) -> dict[str, Array]:
+        """Returns steps ``[first, first + steps)`` of a batch."""
+
+        def cut(a: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(a, first, steps, axis=1)
+
+        timed = {"inputs", "mask"} | ({"labels"} if self.per_step else set())
+        part = {name: cut(a) if name in timed else a for name, a in batch.items()}
+        if "mask" in part:
+            lengths = batch["mask"].sum(1)
+            # What is left of the sweep after an example's last step is no part of it.
+            part["weight"] = part["weight"] * (part["mask"].sum(1) > 0)
+            part["parts"] = jnp.ceil(lengths / (batch["inputs"].shape[1] // self.parts))
+        return part
+
+    def _update_part(
+        self,
+        loop: Sweep,
+        part: dict[str, Array],
+        number: Array | int,
+        count: int,
+        rng: Array,
+        axis_name: str | None,
+    ) -> tuple[Sweep, Any]:
+        """Makes the update of one part; returns the loop's state, metrics and observations."""
+        weight = part["weight"]
+        total = total_weight(weight, axis_name)
+        # A part in which no example has a step divides nothing by nothing.
+        safe = jnp.maximum(total, jnp.finfo(total.dtype).tiny)
+
+        def loss_fn(params: Params):
+            outputs, carry, collected = run(
+                self.model,
+                {"params": params, **loop.model_state},
+                part,
+                loop.carry,
+                train=True,
+                key=rng,
+            )
+            values, losses = self.local_objective(outputs, part, loop.algo_state, number, count)
+            return jnp.sum(losses * weight) / safe, (values, losses, carry, collected, outputs)
+
+        def gradient(params: Params) -> Params:
+            grads = jax.grad(loss_fn, has_aux=True)(params)[0]
+            return jax.lax.pmean(grads, axis_name) if axis_name else grads
+
+        (_, found), grads = jax.value_and_grad(loss_fn, has_aux=True)(loop.params)
+        values, losses, carry, collected, outputs = found
+        if axis_name is not None:
+            grads, collected = jax.lax.pmean((grads, collected), axis_name)
+        params, opt_state = self.step_optimizer(grads, loop.opt_state, loop.params, gradient)
+        if "mask" in part:
+            new, old = (params, opt_state), (loop.params, loop.opt_state)
+            params, opt_state = jax.tree.map(lambda n, o: jnp.where(total > 0, n, o), new, old)
+        metrics = weighted_means({**values, "local_loss": losses}, weight, axis_name, safe=True)
+        metrics["part_weight"] = total
+        observed = self.observe(outputs, part, number, axis_name)
+        algo_state = self.averaged(loop.algo_state, params)
+        return Sweep(params, opt_state, collected, algo_state, carry), (metrics, observed)
