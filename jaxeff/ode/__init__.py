@@ -7,6 +7,7 @@ from jaxeff.ode.dual import DualODE
 from jaxeff.ode.fastgrnn import FastGRNN, FastRNN
 from jaxeff.ode.irnn import IRNN
 from jaxeff.ode.oscillators import Antisymmetric, CoRNN
+from jaxeff.ode.parallel import ParallelInfo, unroll_parallel
 from jaxeff.ode.scan import unroll
 from jaxeff.ode.solve import damped_iteration, fixed_point
 from jaxeff.ode.tarnn import TARNN
@@ -25,6 +26,7 @@ __all__ = [
     "FastGRNN",
     "FastRNN",
     "Kernels",
+    "ParallelInfo",
     "ParamSpec",
     "ProductCell",
     "damped_iteration",
@@ -32,4 +34,5 @@ __all__ = [
     "lstm_from_pytorch",
     "tarnn_from_reference",
     "unroll",
+    "unroll_parallel",
 ]
