@@ -15,9 +15,13 @@ def jaxeff_variants(batch: int, time: int, inputs: int, features: int):
     import jax
     import jax.numpy as jnp
     import numpy as np
+    import optax
 
     from jaxeff import ode
+    from jaxeff.models import SequenceModel
     from jaxeff.train import DeviceMap
+    from jaxeff.train.algorithms import FPTT, Task
+    from jaxeff.train.objectives import cross_entropy
 
     devices = DeviceMap()
     xs = devices.shard(np.random.default_rng(0).normal(size=(batch, time, inputs)).astype("f"))
@@ -35,14 +39,39 @@ def jaxeff_variants(batch: int, time: int, inputs: int, features: int):
         mapped = devices.map(gradient)
         return lambda: jax.block_until_ready(mapped(params, xs))
 
+    def fptt(cell):
+        """One batch of training, updates included, as the training loop makes it."""
+        optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+        task = Task("classification", 10, time, steps_per_epoch=469)
+        algorithm = FPTT(
+            SequenceModel(cell, 10), cross_entropy(), optimizer, task, auxiliary="uniform"
+        )
+        example = np.zeros((1, time, inputs), np.float32)
+        state = devices.replicate(algorithm.init_state(jax.random.key(0), example))
+        labels, weight = np.arange(batch) % 10, np.ones(batch, np.float32)
+        batch_of = {"inputs": xs, **devices.shard({"labels": labels, "weight": weight})}
+        step = devices.map(algorithm.update, donate=True)
+        kept = [state]
+
+        def call():
+            kept[0], metrics = step(kept[0], batch_of)
+            jax.block_until_ready((kept[0], metrics))
+
+        return call
+
     cells = {
         "irnn": ode.IRNN(features),
         "irnn_k3": ode.IRNN(features, num_inner_steps=3),
+        "tarnn": ode.TARNN(features),
+        "tarnn_k2": ode.TARNN(features, num_inner_steps=2),
         "RNN": ode.RNN(features),
         "LSTM": ode.LSTM(features),
         "GRU": ode.GRU(features),
     }
-    return {name: variant(cell) for name, cell in cells.items()}
+    trained = {"fptt_lstm": ode.LSTM(features), "fptt_tarnn": ode.TARNN(features)}
+    return {name: variant(cell) for name, cell in cells.items()} | {
+        name: fptt(cell) for name, cell in trained.items()
+    }
 
 
 def flax_variants(batch: int, time: int, inputs: int, features: int):

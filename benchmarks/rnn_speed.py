@@ -42,6 +42,30 @@ RATIOS = {
     "torch.nn.LSTM, allocator tuned, to LSTM": ("torch_tuned/LSTM", "jaxeff/LSTM"),
     "torch.nn.LSTM, default allocator, to LSTM": ("torch/LSTM", "jaxeff/LSTM"),
     "torch.nn.GRU, allocator tuned, to GRU": ("torch_tuned/GRU", "jaxeff/GRU"),
+    "PyTorch loop of the same cell, default allocator, to TARNN": (
+        "torch/tarnn_loop",
+        "jaxeff/tarnn",
+    ),
+    "PyTorch loop of the same cell, allocator tuned, to TARNN": (
+        "torch_tuned/tarnn_loop",
+        "jaxeff/tarnn",
+    ),
+    "PyTorch FPTT of a TARNN loop, default allocator, to FPTT": (
+        "torch/fptt_tarnn",
+        "jaxeff/fptt_tarnn",
+    ),
+    "PyTorch FPTT of a TARNN loop, allocator tuned, to FPTT": (
+        "torch_tuned/fptt_tarnn",
+        "jaxeff/fptt_tarnn",
+    ),
+    "PyTorch FPTT of torch.nn.LSTM, default allocator, to FPTT": (
+        "torch/fptt_lstm",
+        "jaxeff/fptt_lstm",
+    ),
+    "PyTorch FPTT of torch.nn.LSTM, allocator tuned, to FPTT": (
+        "torch_tuned/fptt_lstm",
+        "jaxeff/fptt_lstm",
+    ),
     "Flax RNN to RNN": ("flax/RNN", "jaxeff/RNN"),
     "Flax LSTM to LSTM": ("flax/LSTM", "jaxeff/LSTM"),
     "Flax GRU to GRU": ("flax/GRU", "jaxeff/GRU"),

@@ -27,6 +27,89 @@ def loop(features: int, inputs: int, xs: torch.Tensor):
     return call
 
 
+def tarnn_parameters(features: int, inputs: int) -> dict[str, torch.nn.Parameter]:
+    """The time-adaptive cell's parameters, drawn as the authors do."""
+    shapes = dict.fromkeys(("W1", "W2", "B1", "Wg"), (inputs, features))
+    shapes |= dict.fromkeys(("U1", "U2", "B2", "Ug"), (features, features))
+    drawn = {name: torch.nn.Parameter(0.1 * torch.randn(shape)) for name, shape in shapes.items()}
+    zeros = {name: torch.nn.Parameter(torch.zeros(features)) for name in ("b1", "bg")}
+    return {**drawn, **zeros, "eta": torch.nn.Parameter(torch.tensor(0.01))}
+
+
+def tarnn_sequence(p, xs: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    """Runs the time-adaptive cell, K = 1 and the gate inside, over time-major inputs."""
+    before = None
+    for x in torch.unbind(xs):
+        before = x if before is None else before
+        gate = torch.sigmoid(h @ p["Ug"] + x @ p["Wg"] + p["bg"])
+        given = h @ p["U2"] + x @ p["W1"] + before @ p["W2"] + p["b1"]
+        slope = torch.relu(h @ p["U1"] + given) - h - h + x @ p["B1"] + h @ p["B2"]
+        h = h + p["eta"] * gate * slope
+        before = x
+    return h
+
+
+def tarnn_loop(features: int, inputs: int, xs: torch.Tensor):
+    """The time-adaptive cell as a Python loop over time."""
+    p = tarnn_parameters(features, inputs)
+
+    def call():
+        for parameter in p.values():
+            parameter.grad = None
+        h = torch.zeros(xs.shape[1], features)
+        tarnn_sequence(p, xs, h).square().mean().backward()
+
+    return call
+
+
+def fptt(kind: str, features: int, inputs: int, xs: torch.Tensor, parts: int = 10):
+    """Forward propagation through time on one batch: 10 parts and the remainder, Adam, clipping.
+
+    The updates of the authors' code: the regulariser is a part of the loss, multipliers and running
+    weights are kept per parameter.
+    """
+    alpha, beta, classes, batch = 0.1, 0.5, 10, xs.shape[1]
+    head = torch.nn.Linear(features, classes)
+    labels = torch.arange(batch) % classes
+    if kind == "LSTM":
+        layer = torch.nn.LSTM(inputs, features)
+        parameters = [*layer.parameters(), *head.parameters()]
+    else:
+        p = tarnn_parameters(features, inputs)
+        parameters = [*p.values(), *head.parameters()]
+    running = [parameter.detach().clone() for parameter in parameters]
+    multiplier = [torch.zeros_like(parameter) for parameter in parameters]
+    optimizer = torch.optim.Adam(parameters, lr=1e-3)
+    size = xs.shape[0] // parts
+    pieces = torch.split(xs, size)
+
+    def call():
+        h = torch.zeros(batch, features)
+        state = (h[None], torch.zeros(1, batch, features))
+        for number, piece in enumerate(pieces):
+            if kind == "LSTM":
+                _, state = layer(piece, tuple(s.detach() for s in state))
+                last = state[0][0]
+            else:
+                h = last = tarnn_sequence(p, piece, h.detach())
+            log_p = torch.log_softmax(head(last), -1)
+            share = (number + 1) / len(pieces)
+            loss = share * torch.nn.functional.nll_loss(log_p, labels)
+            loss = loss - (1 - share) * (log_p / classes).mean()
+            for w, mean, lam in zip(parameters, running, multiplier, strict=True):
+                loss = loss - (w * lam).sum() + 0.5 * alpha * (w - mean).square().sum()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            with torch.no_grad():
+                for w, mean, lam in zip(parameters, running, multiplier, strict=True):
+                    lam -= alpha * (w - mean)
+                    mean.mul_(1 - beta).add_(w, alpha=beta).sub_(lam, alpha=beta / alpha)
+
+    return call
+
+
 def module(kind: str, features: int, inputs: int, xs: torch.Tensor):
     """One of PyTorch's own recurrent layers."""
     layer = getattr(torch.nn, kind)(inputs, features)
@@ -45,7 +128,13 @@ def main():
     torch.manual_seed(0)
     xs = torch.randn(time, batch, inputs)
     variants = {kind: module(kind, features, inputs, xs) for kind in ("RNN", "LSTM", "GRU")}
-    serve({"irnn_loop": loop(features, inputs, xs), **variants})
+    loops = {
+        "irnn_loop": loop(features, inputs, xs),
+        "tarnn_loop": tarnn_loop(features, inputs, xs),
+        "fptt_lstm": fptt("LSTM", features, inputs, xs),
+        "fptt_tarnn": fptt("TARNN", features, inputs, xs),
+    }
+    serve(loops | variants)
 
 
 if __name__ == "__main__":

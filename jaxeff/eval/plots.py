@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 History = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
 Curves = dict[str, tuple[list[float], list[float]]]  # steps and values by split
 
@@ -48,28 +50,100 @@ def learning_curve(
     Raises:
       ValueError: the history has no value of any of the metrics.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     rows = _rows(history)
     panels = {metric: curves for metric in metrics if (curves := _curves(rows, metric))}
     if not panels:
         raise ValueError(f"the history has no value of {' or '.join(metrics)}")
-    # Inches around the panels: the engine's own are too tight for a picture in a page.
-    layout = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.12, wspace=0.03)
-    figure = Figure(figsize=(5.6 * len(panels), 3.8), dpi=144, layout=layout)
-    figure.set_facecolor("white")
-    canvas = FigureCanvasAgg(figure)
+    figure = _figure(5.6 * len(panels), 3.8)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (metric, curves) in zip(axes, panels.items(), strict=True):
         _draw(axis, metric, curves)
     if title:
         figure.suptitle(title, fontsize=13, fontweight="bold", color=_INK)
+    return _save(figure, path)
+
+
+def time_constants(
+    inputs: Any,
+    constants: Any,
+    path: str | os.PathLike[str],
+    *,
+    title: str | None = None,
+) -> Path:
+    """Draws where a time-adaptive network listens: its time constants over one sequence.
+
+    Above, the inputs; below, a row per unit (the quick ones on top) and a column per time step,
+    bright where the unit follows its input within a few steps and dark where it holds its state.
+
+    Args:
+      inputs: ``[time, features]``; with more than eight features their mean is drawn.
+      constants: time constants ``[time, units]`` in time steps, positive.
+      path: the PNG file to write; its folder is made if need be.
+      title: heading of the picture.
+
+    Returns:
+      ``path``.
+    """
+    from matplotlib.colors import LogNorm
+
+    signal, constants = np.asarray(inputs, np.float64), np.asarray(constants, np.float64)
+    order = np.argsort(np.median(constants, axis=0))
+    figure = _figure(8.4, 4.8)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2.6))
+    if signal.shape[1] > 8:
+        signal = signal.mean(1, keepdims=True)
+    above.plot(signal, linewidth=1.3, color=_INK if signal.shape[1] == 1 else None)
+    above.set_ylabel("input", fontsize=11, color=_INK)
+    _plain(above)
+    low, high = np.percentile(constants, [1, 99])
+    image = below.imshow(
+        constants[:, order].T,
+        aspect="auto",
+        interpolation="nearest",
+        cmap="magma_r",
+        norm=LogNorm(low, max(high, 1.01 * low)),
+        extent=(-0.5, len(constants) - 0.5, constants.shape[1], 0),
+    )
+    below.set_xlabel("time step", fontsize=11, color=_INK)
+    below.set_ylabel("unit", fontsize=11, color=_INK)
+    below.tick_params(colors=_INK, labelsize=9.5, length=0)
+    bar = figure.colorbar(image, ax=below, pad=0.01)
+    bar.set_label("time constant, steps", fontsize=10, color=_INK)
+    bar.ax.tick_params(colors=_INK, labelsize=9)
+    if title:
+        figure.suptitle(title, fontsize=13, fontweight="bold", color=_INK)
+    return _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Any:
+    """Returns an empty white figure of that size in inches, with a canvas of its own."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    # Inches around the panels: the engine's own are too tight for a picture in a page.
+    layout = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.12, wspace=0.03)
+    figure = Figure(figsize=(width, height), dpi=144, layout=layout)
+    figure.set_facecolor("white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.print_png(str(path))
+    figure.canvas.print_png(str(path))
     return path
+
+
+def _plain(axis: Any) -> None:
+    """Takes away what distracts from the data."""
+    axis.tick_params(colors=_INK, labelsize=9.5, length=0)
+    axis.grid(color=_FAINT, linewidth=0.8)
+    axis.set_axisbelow(True)
+    for side, spine in axis.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(_FAINT)
 
 
 def _rows(history: History) -> list[Mapping[str, Any]]:
@@ -115,12 +189,7 @@ def _draw(axis: Any, metric: str, curves: Curves) -> None:
     is_log = axis.get_yscale() == "log"
     axis.set_xlabel("step", fontsize=11, color=_INK)
     axis.set_ylabel(f"{metric} (log scale)" if is_log else metric, fontsize=11, color=_INK)
-    axis.tick_params(colors=_INK, labelsize=9.5, length=0)
-    axis.grid(color=_FAINT, linewidth=0.8)
-    axis.set_axisbelow(True)
-    for side, spine in axis.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_FAINT)
+    _plain(axis)
     axis.legend(frameon=False, fontsize=9.5, labelcolor=_INK)
 
 

@@ -177,7 +177,12 @@ class RNN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Array, *, initial_carry: Carry | None = None, mask: Array | None = None
+        self,
+        inputs: Array,
+        *,
+        initial_carry: Carry | None = None,
+        mask: Array | None = None,
+        seq_lengths: Array | None = None,
     ) -> Any:
         """Runs over the inputs.
 
@@ -185,10 +190,16 @@ class RNN(nn.Module):
           inputs: ``[batch, time, features]``.
           initial_carry: carry before the first step; the cell's own if None.
           mask: ``[batch, time]``, non-zero where a step is real; the package's cells only.
+          seq_lengths: ``[batch]``, in place of a mask the number of real steps at the beginning.
 
         Returns:
           outputs ``[batch, time, features]`` or ``[batch, features]``; see ``return_carry``.
         """
+        if seq_lengths is not None:
+            if mask is not None:
+                raise ValueError("give either mask or seq_lengths, not both")
+            mask = ode.length_mask(seq_lengths, inputs.shape[0 if self.time_major else 1])
+            mask = mask if self.time_major else jnp.swapaxes(mask, 0, 1)
         if isinstance(self.cell, RecurrentCell):
             carry, outputs = self._unroll(inputs, initial_carry, mask)
         else:

@@ -12,7 +12,7 @@ from jaxeff.layers.recurrent import RNN, from_pure
 from jaxeff.models.base import MODELS
 from jaxeff.ode import CELLS, Cell
 from jaxeff.ode.cells import require_choice, require_positive
-from jaxeff.typing import Array, Carry, Dtype
+from jaxeff.typing import Array, Carry, Dtype, Params
 
 READOUTS = ("last", "every_step")
 
@@ -48,6 +48,19 @@ class SequenceModel(nn.Module):
         widths = [width] + [self.cell.features] * (self.num_layers - 1)
         batch = inputs.shape[:1]
         return tuple(self.cell.initial_carry(batch, self.dtype, width) for width in widths)
+
+    @property
+    def time_adaptive(self) -> bool:
+        """Whether the cell has time constants that depend on its input."""
+        return hasattr(self.cell, "time_constants")
+
+    @nn.nowrap
+    def time_constants(self, params: Params, inputs: Array, mask: Array | None = None) -> Array:
+        """Returns the first layer's time constants ``[batch, time, features]``, in time steps."""
+        xs = jnp.swapaxes(jnp.asarray(inputs, self.dtype), 0, 1)
+        mask = None if mask is None else jnp.swapaxes(mask, 0, 1)
+        found = self.cell.time_constants(params["cell_0"], xs, mask=mask)  # type: ignore
+        return jnp.swapaxes(found, 0, 1)
 
     @nn.compact
     def __call__(

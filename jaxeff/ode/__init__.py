@@ -8,7 +8,7 @@ from jaxeff.ode.fastgrnn import FastGRNN, FastRNN
 from jaxeff.ode.irnn import IRNN
 from jaxeff.ode.oscillators import Antisymmetric, CoRNN
 from jaxeff.ode.parallel import ParallelInfo, unroll_parallel
-from jaxeff.ode.scan import unroll
+from jaxeff.ode.scan import length_mask, unroll
 from jaxeff.ode.solve import damped_iteration, fixed_point
 from jaxeff.ode.tarnn import TARNN
 
@@ -31,6 +31,7 @@ __all__ = [
     "ProductCell",
     "damped_iteration",
     "fixed_point",
+    "length_mask",
     "lstm_from_pytorch",
     "tarnn_from_reference",
     "unroll",

@@ -93,6 +93,29 @@ def unroll(
     return carry, jnp.flip(ys, 0) if reverse else ys
 
 
+def length_mask(lengths: Array, time: int) -> Array:
+    """Returns the mask ``[time, batch]`` of sequences that are padded at the end.
+
+    Args:
+      lengths: number of real steps of every sequence, integers ``[batch]``.
+      time: steps of the padded sequences.
+
+    Raises:
+      ValueError: a length is negative or above ``time`` (where the lengths are known).
+    """
+    lengths = jnp.asarray(lengths)
+    if not isinstance(lengths, jax.core.Tracer) and lengths.size:
+        least, most = int(lengths.min()), int(lengths.max())
+        if least < 0 or most > time:
+            wrong = least if least < 0 else most
+            raise ValueError(
+                f"a sequence length of {wrong} does not fit inputs of {time} steps; pad the inputs "
+                "further, or mend the lengths"
+            )
+    steps = jnp.arange(time).reshape(-1, *(1,) * lengths.ndim)
+    return steps < lengths
+
+
 def _in_blocks(run, carry, xs, block_size):
     """Calls ``run(carry, xs[blocks, block, ...])`` on the whole blocks, then on the remainder."""
     length = jax.tree.leaves(xs)[0].shape[0]

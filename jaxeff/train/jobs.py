@@ -101,6 +101,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
             "best_step": step,
             "resumed": training.values["resumed"],
         },
+        more_artifacts=report.pictures(built, workdir, chosen["params"]),
     )
     _conclude(written, workdir)
     return written

@@ -11,12 +11,13 @@ import jax
 import numpy as np
 
 from jaxeff import bench
-from jaxeff.eval import learning_curve, read_history, write_report
+from jaxeff.eval import learning_curve, read_history, time_constants, write_report
 from jaxeff.train import check
 from jaxeff.train.experiment import Experiment
 from jaxeff.typing import Params
 
 CURVE = "learning_curve.png"
+TIME_CONSTANTS = "time_constants.png"
 
 
 def command() -> str:
@@ -60,6 +61,25 @@ def inference_cost(experiment: Experiment, params: Params, model_state: Any) -> 
     }
 
 
+def pictures(experiment: Experiment, workdir: Path, params: Params) -> dict[str, str]:
+    """Draws what the model shows of itself on the first test example; returns files by name."""
+    model: Any = experiment.model
+    if not getattr(model, "time_adaptive", False) or experiment.dataset.input_dtype != "float32":
+        return {}
+    example = experiment.dataset.splits["test"].take(np.arange(1))
+    params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
+    found = model.time_constants(params, example["inputs"], example.get("mask"))
+    length = int(example["mask"].sum()) if "mask" in example else found.shape[1]
+    title = f"Time constants of {experiment.config.name} on a test example"
+    time_constants(
+        example["inputs"][0, :length],
+        found[0, :length],
+        workdir / TIME_CONSTANTS,
+        title=title,
+    )
+    return {"time_constants": TIME_CONSTANTS}
+
+
 def memory_section(memory: dict[str, int | None]) -> dict[str, int | None]:
     """Renames the fields of `jaxeff.bench.compiled_memory` to the report's."""
     return {name.removesuffix("_bytes"): size for name, size in memory.items()}
@@ -74,10 +94,11 @@ def write(
     training: dict[str, Any],
     extras: dict[str, Any] | None = None,
     curve: bool = True,
+    more_artifacts: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Writes ``report.json``, ``report.md`` and, if asked, the learning curve."""
     config, dataset = experiment.config, experiment.dataset
-    artifacts = {"config": check.CONFIG_FILE}
+    artifacts = {"config": check.CONFIG_FILE, **(more_artifacts or {})}
     if curve:
         learning_curve(read_history(workdir), workdir / CURVE, title=config.name)
         artifacts |= {"learning_curve": CURVE, "metrics": "metrics.csv"}

@@ -395,3 +395,27 @@ def test_nnx_bridge_runs_and_differentiates():
     grads = nnx.grad(lambda model: jnp.sum(model(xs) ** 2))(model)
     expected = jax.grad(lambda v: jnp.sum(RNN(IRNNCell(5)).apply(v, xs) ** 2))(plain)
     chex.assert_trees_all_close({"params": nnx.to_pure_dict(grads)}, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("time_major", [False, True])
+def test_lengths_are_a_mask(time_major):
+    layer = RNN(GRUCell(5), time_major=time_major)
+    xs = jnp.swapaxes(inputs(), 0, 1) if time_major else inputs()
+    variables = layer.init(jax.random.key(0), xs)
+    mask = jnp.asarray([[1, 1, 0, 0], [1, 1, 1, 1]])
+    expected = layer.apply(variables, xs, mask=mask.T if time_major else mask)
+    actual = layer.apply(variables, xs, seq_lengths=jnp.asarray([2, 4]))
+    np.testing.assert_array_equal(actual, expected)
+    jitted = jax.jit(lambda lengths: layer.apply(variables, xs, seq_lengths=lengths))
+    np.testing.assert_allclose(jitted(jnp.asarray([2, 4])), expected, atol=1e-6)
+
+
+def test_lengths_that_do_not_fit_are_one_sentence():
+    layer = RNN(GRUCell(5))
+    variables = layer.init(jax.random.key(0), inputs())
+    with pytest.raises(ValueError, match="length of 5 does not fit inputs of 4 steps"):
+        layer.apply(variables, inputs(), seq_lengths=jnp.asarray([2, 5]))
+    with pytest.raises(ValueError, match="length of -1 does not fit"):
+        layer.apply(variables, inputs(), seq_lengths=jnp.asarray([-1, 3]))
+    with pytest.raises(ValueError, match="either mask or seq_lengths"):
+        layer.apply(variables, inputs(), mask=jnp.ones((2, 4)), seq_lengths=jnp.asarray([2, 3]))

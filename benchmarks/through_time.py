@@ -1,0 +1,154 @@
+"""Compares ways of training through time: every cell with every algorithm on every task.
+
+Writes ``results/through_time.json``. Lines that are there already with the same command are kept,
+so an interrupted run goes on where it stopped, and several may run side by side:
+
+    python benchmarks/through_time.py                 # all lines
+    python benchmarks/through_time.py pixels lstm     # lines whose name contains the words
+    python benchmarks/through_time.py --shard=0/2     # every second line; 1/2 beside it
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import io
+import json
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+HERE = Path(__file__).parent
+OUT = HERE / "results" / "through_time.json"
+SEEDS = (0, 1, 2)
+
+MAIN_CELLS = ("irnn", "tarnn", "lstm", "gru")
+OTHERS = ("rnn", "fastrnn", "fastgrnn", "antisymmetric", "cornn", "dual_ode")
+ALGORITHMS = ("bptt", "tbptt", "fptt")
+ABLATIONS = ("fptt_no_regularizer", "fptt_no_auxiliary", "bptt_repeated")
+
+
+def lines() -> dict[str, tuple[str, list[str]]]:
+    """Returns config argument and overrides of every line, by ``task, cell, algorithm``."""
+    found: dict[str, tuple[str, list[str]]] = {}
+
+    def add(task: str, cells, algorithms, overrides=(), label: str = ""):
+        for cell in cells:
+            for algorithm in algorithms:
+                name = f"{label or task}, {cell}, {algorithm}"
+                found[name] = (f"{task},cell={cell},algorithm={algorithm}", list(overrides))
+
+    add("pixels", MAIN_CELLS, ALGORITHMS)
+    for task in ("vowels", "motions", "text", "permuted"):
+        add(task, MAIN_CELLS[:3], ALGORITHMS)
+    add("pixels", ("lstm", "tarnn"), ABLATIONS)
+    add("pixels", OTHERS, ALGORITHMS)
+    return found
+
+
+def config_of(argument: str, overrides: list[str]) -> Any:
+    """Returns the config of ``configs/fptt.py`` with ``section.field=value`` overrides."""
+    path = HERE.parent / "configs" / "fptt.py"
+    spec = importlib.util.spec_from_file_location("fptt_config", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(argument)
+    for override in overrides:
+        field, _, value = override.partition("=")
+        config.update_from_flattened_dict({field: json.loads(value)})
+    return config
+
+
+def train(config: Any, workdir: Path) -> dict[str, Any]:
+    """Runs one training in this process, quietly, and returns its report."""
+    from jaxeff.train import jobs
+
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return jobs.run(config, workdir)
+
+
+def line(name: str, argument: str, overrides: list[str]) -> dict[str, Any]:
+    """Returns one line over all seeds."""
+    reports = []
+    for seed in SEEDS:
+        config = config_of(argument, overrides)
+        config.seed, config.devices.cpu = seed, 1
+        folder = HERE.parent / "runs" / "through_time" / name.replace(", ", "-") / str(seed)
+        reports.append(train(config, folder))
+    first = reports[0]
+    metric = "accuracy" if first["config"]["data"]["name"] not in ("adding", "text") else "loss"
+    test = [report["metrics"]["test"][metric] for report in reports]
+    return {
+        "command": command(argument, overrides),
+        "seeds": list(SEEDS),
+        "data": first["data"]["description"],
+        "metric": metric,
+        "test": test,
+        "test_mean": mean(test),
+        "test_deviation": stdev(test),
+        "validation_mean": mean(r["metrics"]["validation"][metric] for r in reports),
+        "weights": [report["training"]["weights"] for report in reports],
+        "parameters": first["cost"]["parameters"],
+        "macs_per_example": first["cost"]["macs_per_example"],
+        "step_temp_bytes": first["cost"]["step_memory_bytes"]["temp"],
+        "epochs": first["training"]["epochs"],
+        "steps": first["training"]["steps"],
+        "updates": first["training"]["updates"],
+        "seconds_per_epoch": mean(
+            r["training"]["seconds"] / r["training"]["epochs"] for r in reports
+        ),
+        "training_seconds": mean(report["training"]["seconds"] for report in reports),
+    }
+
+
+def command(argument: str, overrides: list[str]) -> str:
+    options = " ".join(f"--config.{override}" for override in overrides)
+    return f"python -m jaxeff.main --config=configs/fptt.py:{argument} {options}".rstrip()
+
+
+@contextlib.contextmanager
+def locked_record(out: Path):
+    """Gives the record to change while no other process does."""
+    out.parent.mkdir(exist_ok=True)
+    with (out.with_suffix(".lock")).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        record = json.loads(out.read_text()) if out.exists() else {"lines": {}}
+        yield record
+        out.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def run(all_lines: dict[str, tuple[str, list[str]]], out: Path, script: str) -> None:
+    """Runs the lines that the command line asks for and that are not in the record yet."""
+    import jax
+
+    from jaxeff import bench
+
+    cache = HERE.parent / "runs" / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    shards = [a.partition("=")[2] for a in sys.argv[1:] if a.startswith("--shard=")]
+    words = [a for a in sys.argv[1:] if not a.startswith("--")]
+    number, count = map(int, (shards or ["0/1"])[0].split("/"))
+    chosen = [n for n in all_lines if all(word in n.split(", ") for word in words)]
+    for name in chosen[number::count]:
+        argument, overrides = all_lines[name]
+        known = json.loads(out.read_text())["lines"].get(name, {}) if out.exists() else {}
+        if known.get("command") != command(argument, overrides):
+            found = line(name, argument, overrides)
+            with locked_record(out) as record:
+                record["command"] = f"python benchmarks/{script}"
+                record["environment"] = bench.environment()
+                record["lines"][name] = known = found
+        print(
+            f"{name:40s} {known['metric']} {known['test_mean']:.4f} +- "
+            f"{known['test_deviation']:.4f}  {known['training_seconds']:.0f} s",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    run(lines(), OUT, "through_time.py")
