@@ -44,6 +44,7 @@ def lines() -> dict[str, tuple[str, list[str]]]:
     for task in ("vowels", "motions", "text", "permuted"):
         add(task, MAIN_CELLS[:3], ALGORITHMS)
     add("pixels", ("lstm", "tarnn"), ABLATIONS)
+    add("adding", ("lstm", "tarnn"), ALGORITHMS)
     add("pixels", OTHERS, ALGORITHMS)
     return found
 
@@ -73,12 +74,13 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
 
 def line(name: str, argument: str, overrides: list[str]) -> dict[str, Any]:
     """Returns one line over all seeds."""
-    reports = []
+    reports, curves = [], []
     for seed in SEEDS:
         config = config_of(argument, overrides)
         config.seed, config.devices.cpu = seed, 1
         folder = HERE.parent / "runs" / "through_time" / name.replace(", ", "-") / str(seed)
         reports.append(train(config, folder))
+        curves.append(curve(folder))
     first = reports[0]
     metric = "accuracy" if first["config"]["data"]["name"] not in ("adding", "text") else "loss"
     test = [report["metrics"]["test"][metric] for report in reports]
@@ -88,6 +90,7 @@ def line(name: str, argument: str, overrides: list[str]) -> dict[str, Any]:
         "data": first["data"]["description"],
         "metric": metric,
         "test": test,
+        "validation_curves": curves,
         "test_mean": mean(test),
         "test_deviation": stdev(test),
         "validation_mean": mean(r["metrics"]["validation"][metric] for r in reports),
@@ -103,6 +106,17 @@ def line(name: str, argument: str, overrides: list[str]) -> dict[str, Any]:
         ),
         "training_seconds": mean(report["training"]["seconds"] for report in reports),
     }
+
+
+def curve(folder: Path) -> list[list[float]]:
+    """Returns step, loss and (or None) accuracy of every validation of a run."""
+    from jaxeff.eval import read_history
+
+    return [
+        [row["step"], row["validation/loss"], row.get("validation/accuracy")]
+        for row in read_history(folder)
+        if "validation/loss" in row
+    ]
 
 
 def command(argument: str, overrides: list[str]) -> str:

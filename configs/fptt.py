@@ -44,9 +44,15 @@ TASKS: dict[str, dict[str, Any]] = {
     },
     "adding": {
         "data": {"name": "adding", "length": 500, "num_validation": 1024, "num_test": 2048},
-        "model": {"features": 64},
+        "model": {"features": 32},
+        # A memory of hundreds of steps from the start, for both algorithms alike.
+        "cells": {
+            "lstm": {"forget_bias": 3.0},
+            "tarnn": {"step_size": 0.5, "gate_bias": -4.0},
+        },
+        "learning_rate": 1e-2,
         "parts": 10,
-        "train": {"batch_size": 128, "num_steps": 2000, "eval_every": 100},
+        "train": {"batch_size": 64, "num_steps": 2500, "eval_every": 250},
     },
     "copy": {
         "data": {"name": "copy", "length": 60, "num_validation": 1024, "num_test": 2048},
@@ -128,7 +134,12 @@ def get_config(arg: str = ""):
     sizes = dict(chosen["model"])
     config.model = {
         "name": "sequence",
-        "cell": {"name": cell, "features": sizes.pop("features"), **CELLS.get(cell, {})},
+        "cell": {
+            "name": cell,
+            "features": sizes.pop("features"),
+            **CELLS.get(cell, {}),
+            **chosen.get("cells", {}).get(cell, {}),
+        },
         "num_layers": 1,
         "dropout": 0.0,
         **sizes,
@@ -147,7 +158,7 @@ def get_config(arg: str = ""):
     if algorithm == "bptt_repeated":
         config.algorithm.repeats = chosen["parts"]
     config.optim.update({"name": "adam", "schedule_name": "cosine", "clip_norm": 1.0})
-    config.optim.learning_rate = RATES.get(algorithm, RATES["fptt"])
+    config.optim.learning_rate = chosen.get("learning_rate", RATES.get(algorithm, RATES["fptt"]))
     config.train.update({**chosen["train"], "log_every": 50})
     if "quick" in options:
         config.train.update({"num_steps": 100, "eval_every": 50})
