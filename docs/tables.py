@@ -8,7 +8,9 @@ A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``.
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -64,6 +66,131 @@ def short_accuracy() -> str:
     return table(["64 units", "test accuracy, %", "parameters", "MACs per image"], rows)
 
 
+ALGORITHMS = {
+    "bptt": "BPTT",
+    "tbptt": "truncated BPTT",
+    "fptt": "FPTT",
+    "bptt_repeated": "BPTT, repeated updates",
+    "bptt_small_batches": "BPTT, small batches",
+    "fptt_no_regularizer": "FPTT without regulariser",
+    "fptt_no_auxiliary": "FPTT without auxiliary loss",
+}
+
+
+def through_time_lines(*tasks: str) -> dict[tuple[str, str, str], dict]:
+    lines = read("through_time")["lines"]
+    split = {tuple(name.split(", ")): line for name, line in lines.items()}
+    return {key: line for key, line in split.items() if key[0] in tasks}
+
+
+def score(line: dict) -> str:
+    value, deviation = line["test_mean"], line["test_deviation"]
+    if line["metric"] == "accuracy":
+        return f"{100 * value:.1f} ± {100 * deviation:.1f}"
+    if line["command"].startswith("python -m jaxeff.main --config=configs/fptt.py:text"):
+        return f"{value / math.log(2):.3f} ± {deviation / math.log(2):.3f}"
+    return f"{value:.4f} ± {deviation:.4f}"
+
+
+def grid(task: str, algorithms=("bptt", "tbptt", "fptt")) -> str:
+    """Returns a row per cell with the scores of the algorithms side by side, and their costs."""
+    lines = through_time_lines(task)
+    cells = sorted({cell for _, cell, _ in lines}, key=lambda c: lines_order(c))
+    rows = []
+    for cell in cells:
+        found = [lines.get((task, cell, algorithm)) for algorithm in algorithms]
+        known = next((line for line in found if line), None)
+        if known is None:
+            continue
+        seconds = " / ".join(f"{li['seconds_per_epoch']:.1f}" if li else "–" for li in found)
+        memory = " / ".join(f"{li['step_temp_bytes'] / 2**20:.1f}" if li else "–" for li in found)
+        rows.append(
+            [
+                cell,
+                *(score(line) if line else "–" for line in found),
+                f"{known['parameters']:,}",
+                f"{known['macs_per_example']:,}",
+                seconds,
+                memory,
+            ]
+        )
+    header = ["cell", *(ALGORITHMS[a] for a in algorithms), "parameters", "MACs"]
+    return table([*header, "seconds per epoch", "step memory, MiB"], rows)
+
+
+def lines_order(cell: str) -> tuple[int, str]:
+    first = ("tarnn", "irnn", "lstm", "gru")
+    return (first.index(cell) if cell in first else len(first), cell)
+
+
+def ablations() -> str:
+    lines, rows = through_time_lines("pixels"), []
+    for cell in ("lstm", "tarnn"):
+        for algorithm in ALGORITHMS:
+            line = lines.get(("pixels", cell, algorithm))
+            if line:
+                name, updates = ALGORITHMS[algorithm], f"{line['updates']:,}"
+                seconds = f"{line['seconds_per_epoch']:.2f}"
+                rows.append([cell, name, score(line), updates, seconds])
+    header = ["cell", "training", "test accuracy, %", "updates", "seconds per epoch"]
+    return table(header, rows)
+
+
+def fashion() -> str:
+    rows = []
+    for (_, cell, algorithm), line in sorted(through_time_lines("fashion_pixels").items()):
+        rows.append(
+            [
+                cell,
+                ALGORITHMS[algorithm],
+                score(line),
+                f"{line['epochs']:.2f}",
+                f"{line['updates']:,}",
+                f"{line['parameters']:,}",
+                f"{line['training_seconds']:.0f}",
+                f"{line['step_temp_bytes'] / 2**20:.0f}",
+            ]
+        )
+    header = ["cell", "training", "test accuracy, %", "epochs", "updates", "parameters"]
+    return table([*header, "seconds", "step memory, MiB"], rows)
+
+
+def memory() -> str:
+    found = {
+        (e["cell"], e["length"], e["algorithm"]): e["temp_bytes"]
+        for e in read("fptt_memory")["entries"]
+    }
+    rows = []
+    for cell, length in dict.fromkeys((c, n) for c, n, _ in found):
+        fptt, bptt, scan = (
+            found[cell, length, a] for a in ("fptt", "bptt", "bptt, differentiated scan")
+        )
+        sizes = (f"{size / 2**20:.1f}" for size in (fptt, bptt, scan))
+        rows.append([cell, f"{length:,}", *sizes, f"{bptt / fptt:.0f}", f"{scan / fptt:.0f}"])
+    header = ["cell", "steps", "FPTT, MiB", "BPTT, MiB", "BPTT by a differentiated scan, MiB"]
+    return table([*header, "BPTT / FPTT", "scan / FPTT"], rows)
+
+
+def parallel() -> str:
+    entries = {
+        (e["cell"], e["width"], e["length"], e["batch"], e["task"], e["method"]): e
+        for e in read("parallel_in_time")["entries"]
+    }
+    rows = []
+    for key in dict.fromkeys(k[:4] for k in entries):
+        cells = []
+        for method in ("dense", "diagonal"):
+            both = [
+                entries.get((*key, task, method)) for task in ("forward", "forward and backward")
+            ]
+            cells.append(" / ".join(f"{e['loop_over_this']:.2f}" for e in both if e) or "–")
+            cells.append(str(both[0]["iterations"]) if both[0] else "–")
+        loop = [entries[(*key, task, "loop")] for task in ("forward", "forward and backward")]
+        rows.append([*map(str, key), " / ".join(f"{e['ms']:.1f}" for e in loop), *cells])
+    header = ["cell", "width", "steps", "batch", "loop, ms", "dense: speed-up", "iterations"]
+    return table([*header, "diagonal: speed-up", "iterations"], rows)
+
+
 def speed() -> str:
     results = read("rnn_speed")["results"]
 
@@ -79,6 +206,21 @@ def speed() -> str:
             cell("torch_tuned/irnn_loop"),
         ],
         ["iRNN, K = 3", cell("jaxeff/irnn_k3"), "–", "–", "–"],
+        *(
+            [
+                label,
+                cell(f"jaxeff/{ours}"),
+                "–",
+                cell(f"torch/{theirs}"),
+                cell(f"torch_tuned/{theirs}"),
+            ]
+            for label, ours, theirs in (
+                ("TARNN, K = 1", "tarnn", "tarnn_loop"),
+                ("TARNN, K = 2", "tarnn_k2", ""),
+                ("FPTT, TARNN: a batch of training", "fptt_tarnn", "fptt_tarnn"),
+                ("FPTT, LSTM: a batch of training", "fptt_lstm", "fptt_lstm"),
+            )
+        ),
     ]
     for kind in ("RNN", "LSTM", "GRU"):
         rows.append(
@@ -109,6 +251,17 @@ TABLES = {
     "digits": short_accuracy,
     "accuracy": accuracy,
     "accuracy conditions": lambda: conditions("rnn_accuracy"),
+    **{
+        f"through time {task}": functools.partial(grid, task)
+        for task in ("pixels", "permuted", "vowels", "motions", "text", "adding")
+    },
+    "ablations": ablations,
+    "fashion": fashion,
+    "memory": memory,
+    "memory conditions": lambda: conditions("fptt_memory"),
+    "parallel": parallel,
+    "parallel conditions": lambda: conditions("parallel_in_time"),
+    "through time conditions": lambda: conditions("through_time"),
     "speed": speed,
     "speed ratios": ratios,
     "speed conditions": lambda: conditions("rnn_speed"),

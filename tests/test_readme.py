@@ -3,6 +3,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxeff.errors import ConfigError
@@ -21,11 +22,13 @@ def load(path):
 def test_the_snippets_of_the_readme_run():
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert snippets
+    scope = {}  # a reader goes on from the snippet before
     for snippet in snippets:
-        scope = {}
         exec(snippet, scope)
-        assert scope["logits"].shape == (8, 10)
-        assert scope["outputs"].shape == (28, 8, 64)
+    assert scope["logits"].shape == (8, 10)
+    assert scope["outputs"].shape == (28, 8, 64)
+    assert scope["fptt"].updates_per_batch == 4
+    assert np.isfinite(scope["metrics"]["loss"])
 
 
 def test_the_links_of_the_pages_lead_somewhere():

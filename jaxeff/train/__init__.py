@@ -3,8 +3,9 @@
 ``run(config, workdir)`` is the whole job; the parts are importable for use in notebooks.
 """
 
-from jaxeff.train.algorithms import ALGORITHMS
+from jaxeff.train.algorithms import ALGORITHMS, BPTT, FPTT, Task, TruncatedBPTT
 from jaxeff.train.defaults import base_config
+from jaxeff.train.dynamic import dynamic_regularizer
 from jaxeff.train.experiment import Experiment, build
 from jaxeff.train.jobs import run
 from jaxeff.train.objectives import OBJECTIVES
@@ -14,12 +15,17 @@ from jaxeff.train.state import TrainState
 
 __all__ = [
     "ALGORITHMS",
+    "BPTT",
+    "FPTT",
     "OBJECTIVES",
     "OPTIMIZERS",
     "DeviceMap",
     "Experiment",
+    "Task",
     "TrainState",
+    "TruncatedBPTT",
     "base_config",
     "build",
+    "dynamic_regularizer",
     "run",
 ]
