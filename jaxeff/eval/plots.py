@@ -83,10 +83,19 @@ def time_constants(
 
     Returns:
       ``path``.
+
+    Raises:
+      ValueError: the two differ in length, or a time constant is not positive.
     """
     from matplotlib.colors import LogNorm
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     signal, constants = np.asarray(inputs, np.float64), np.asarray(constants, np.float64)
+    if len(signal) != len(constants) or not (constants > 0).all():
+        raise ValueError(
+            f"{len(signal)} inputs and {len(constants)} time constants, which must be as many and "
+            "positive"
+        )
     order = np.argsort(np.median(constants, axis=0))
     figure = _figure(8.4, 4.8)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2.6))
@@ -110,6 +119,9 @@ def time_constants(
     bar = figure.colorbar(image, ax=below, pad=0.01)
     bar.set_label("time constant, steps", fontsize=10, color=_INK)
     bar.ax.tick_params(colors=_INK, labelsize=9)
+    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
     if title:
         figure.suptitle(title, fontsize=13, fontweight="bold", color=_INK)
     return _save(figure, path)

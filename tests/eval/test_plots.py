@@ -114,3 +114,26 @@ def test_pyplot_is_not_touched(tmp_path):
     before = "matplotlib.pyplot" in sys.modules
     learning_curve(HISTORY, tmp_path / "curve.png")
     assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+def test_time_constants_have_a_row_per_unit_quick_ones_first(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    shown = []
+    draw = Axes.imshow
+
+    def imshow(axis, values, **options):
+        shown.append(np.asarray(values))
+        return draw(axis, values, **options)
+
+    monkeypatch.setattr(Axes, "imshow", imshow)
+    constants = np.array([[30.0, 2.0, 9.0]] * 4) * np.linspace(1, 2, 4)[:, None]
+    path = plots.time_constants(np.zeros((4, 1)), constants, tmp_path / "a" / "b.png", title="t")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    np.testing.assert_array_equal(shown[0], constants[:, [1, 2, 0]].T)
+
+
+@pytest.mark.parametrize("constants", [np.ones((3, 2)), np.zeros((4, 2))])
+def test_time_constants_that_do_not_fit_are_refused(constants, tmp_path):
+    with pytest.raises(ValueError, match="4 inputs and"):
+        plots.time_constants(np.zeros((4, 1)), constants, tmp_path / "b.png")

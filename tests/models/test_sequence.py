@@ -127,3 +127,39 @@ def test_config_reaches_the_cell():
 def test_wrong_config_says_which_field(fields, message):
     with pytest.raises(ConfigError, match=message):
         build(**fields)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("cell", ["lstm", "tarnn"])
+def test_parts_with_a_carried_state_equal_the_whole(cell, num_layers):
+    fields = {"cell": {"name": cell, "features": 6}, "readout": "every_step"}
+    model = build(num_layers=num_layers, **fields)
+    whole, variables = model.init_with_output(jax.random.key(0), XS)
+    start = model.initial_carry(XS)
+    first, carry = model.apply(variables, XS[:, :2], carry=start, return_carry=True)
+    second, end = model.apply(variables, XS[:, 2:], carry=carry, return_carry=True)
+    chex.assert_trees_all_close(jnp.concatenate([first, second], 1), whole, atol=1e-6)
+    chex.assert_trees_all_equal_shapes_and_dtypes(end, start)
+
+
+def test_integers_are_embedded():
+    model = build(embedding=5, readout="every_step")
+    tokens = jnp.asarray([[0, 3, 1], [2, 2, 0]])
+    y, variables = model.init_with_output(jax.random.key(0), tokens)
+    chex.assert_shape(y, (2, 3, 4))
+    table = variables["params"].pop("Embed_0")["embedding"]
+    chex.assert_shape(table, (4, 5))
+    np.testing.assert_allclose(model.apply(variables, table[tokens]), y, atol=1e-6)
+    assert model.initial_carry(tokens)[0].shape == (2, 6)
+    with pytest.raises(ValueError, match=r"takes \[batch, time, features\] or integers"):
+        model.init(jax.random.key(0), XS[..., 0])
+
+
+def test_time_constants_of_a_model_are_those_of_its_first_cell():
+    model = build(cell={"name": "tarnn", "features": 6}, num_layers=2)
+    variables = model.init(jax.random.key(0), XS)
+    found = model.time_constants(variables["params"], XS)
+    expected = model.cell.time_constants(variables["params"]["cell_0"], jnp.swapaxes(XS, 0, 1))
+    np.testing.assert_array_equal(found, jnp.swapaxes(expected, 0, 1))
+    assert model.time_adaptive
+    assert not build().time_adaptive
