@@ -15,9 +15,11 @@ example: where the network listens, and where it holds its state. To train by fo
 through time see ``configs/fptt.py``.
 """
 
+from typing import Any
+
 from jaxeff.train.defaults import base_config, split_argument
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "rows": {
         "data": {"name": "digits", "view": "rows"},
         "features": 64,

@@ -16,8 +16,8 @@ from jaxeff.errors import ConfigError
 from jaxeff.ode import cells
 from jaxeff.ode.activations import ACTIVATIONS
 from jaxeff.ode.cells import ParamSpec
-from jaxeff.ode.stepped import SteppedCell, step_counter
-from jaxeff.typing import Array, Carry, Dtype, Params
+from jaxeff.ode.stepped import SteppedCell
+from jaxeff.typing import Array, Carry, Params
 
 
 @cells.CELLS.register("dual_ode")
@@ -74,20 +74,6 @@ class DualODE(SteppedCell):
         for name, spec in self.step_size_specs().items():
             specs |= {name: spec, f"{name}_2": ParamSpec(per_step, spec.init)}
         return specs
-
-    def initial_carry(
-        self,
-        batch_shape: tuple[int, ...],
-        dtype: Dtype = jnp.float32,
-        input_size: int | None = None,
-    ) -> Carry:
-        """Returns a zero state; with per-time step sizes also a step counter."""
-        h = super().initial_carry(batch_shape, dtype, input_size)
-        return (h, step_counter(batch_shape, dtype)) if self.timed else h
-
-    def output(self, carry: Carry) -> Array:
-        """Returns both blocks ``[..., features]``."""
-        return carry[0] if self.timed else carry
 
     def step(self, params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
         """Advances by one input; see the class for the equations."""

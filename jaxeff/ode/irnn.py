@@ -18,8 +18,8 @@ from jaxeff.ode import cells
 from jaxeff.ode.activations import ACTIVATIONS, Blocks
 from jaxeff.ode.cells import Kernels, ParamSpec, ProductCell
 from jaxeff.ode.solve import fixed_point
-from jaxeff.ode.stepped import SteppedCell, step_counter
-from jaxeff.typing import Array, Carry, Dtype, Params
+from jaxeff.ode.stepped import SteppedCell
+from jaxeff.typing import Array, Carry, Params
 
 SOLVERS = ("euler", "implicit")
 
@@ -102,20 +102,6 @@ class IRNN(SteppedCell, ProductCell):
             specs["U"] = ParamSpec((d, d), init)
         specs["b"] = ParamSpec((d,), cells.constant(0.0))
         return specs | self.step_size_specs()
-
-    def initial_carry(
-        self,
-        batch_shape: tuple[int, ...],
-        dtype: Dtype = jnp.float32,
-        input_size: int | None = None,
-    ) -> Carry:
-        """Returns a zero state; with per-time step sizes also a step counter."""
-        h = super().initial_carry(batch_shape, dtype, input_size)
-        return (h, step_counter(batch_shape, dtype)) if self.timed else h
-
-    def output(self, carry: Carry) -> Array:
-        """Returns the state ``[..., features]``."""
-        return carry[0] if self.timed else carry
 
     def prepare(self, params: Params) -> Kernels:
         """Gathers the kernels and the step sizes."""

@@ -18,6 +18,7 @@ from jaxeff.errors import ConfigError
 from jaxeff.ode import newton
 from jaxeff.ode.cells import Cell
 from jaxeff.ode.linearise import Plan, advance, join, linearise, split
+from jaxeff.ode.scan import prepare_arguments
 from jaxeff.typing import Array, Carry, Params
 
 JACOBIANS = ("auto", "dense", "diagonal")
@@ -104,16 +105,7 @@ def unroll_parallel(
       ConfigError: unknown ``jacobian``, an impossible number, or more steps than the cell can run.
     """
     _check(jacobian, tolerance, max_iterations, damping)
-    if xs.ndim < 2 or xs.shape[0] == 0:
-        raise ValueError(f"xs must be [time, ..., features] with time >= 1, not {xs.shape}")
-    if mask is not None and mask.shape != xs.shape[:-1]:
-        raise ValueError(f"mask {mask.shape} must have the shape of xs without features {xs.shape}")
-    cell.check_length(xs.shape[0])
-    if carry is None:
-        carry = cell.initial_carry(xs.shape[1:-1], xs.dtype, xs.shape[-1])
-    if mask is not None:
-        mask = (mask != 0)[..., None]
-
+    carry, mask = prepare_arguments(cell, xs, carry, mask)
     core, inputs = cell.enter(carry, xs, mask)
     dtypes = jax.tree.map(lambda a: a.dtype, core)
     params, core, inputs = jax.tree.map(_at_least_single, (params, core, inputs))

@@ -52,7 +52,7 @@ class PreviousInputCell(Cell):
                 f"{type(self).__name__}.initial_carry needs input_size, because the carry holds "
                 "the previous input"
             )
-        state = super().initial_carry(batch_shape, dtype, input_size)
+        state = Cell.initial_carry(self, batch_shape, dtype)
         previous = jnp.zeros((*batch_shape, input_size), dtype)
         return state, previous, step_counter(batch_shape, dtype)
 

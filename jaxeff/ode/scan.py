@@ -62,15 +62,7 @@ def unroll(
     """
     if backward not in BACKWARDS:
         raise ConfigError(f"backward must be one of {', '.join(BACKWARDS)}, not {backward!r}")
-    if xs.ndim < 2 or xs.shape[0] == 0:
-        raise ValueError(f"xs must be [time, ..., features] with time >= 1, not {xs.shape}")
-    if mask is not None and mask.shape != xs.shape[:-1]:
-        raise ValueError(f"mask {mask.shape} must have the shape of xs without features {xs.shape}")
-    cell.check_length(xs.shape[0])
-    if carry is None:
-        carry = cell.initial_carry(xs.shape[1:-1], xs.dtype, xs.shape[-1])
-    if mask is not None:
-        mask = (mask != 0)[..., None]
+    carry, mask = prepare_arguments(cell, xs, carry, mask)
     if reverse:
         xs, mask = jax.tree.map(lambda a: jnp.flip(a, 0), (xs, mask))
 
@@ -91,6 +83,25 @@ def unroll(
     if not return_sequence:
         return carry, cell.output(carry)
     return carry, jnp.flip(ys, 0) if reverse else ys
+
+
+def prepare_arguments(
+    cell: Cell, xs: Array, carry: Carry | None, mask: Array | None
+) -> tuple[Carry, Array | None]:
+    """Checks the arguments of `unroll`; returns the first carry and the mask ``[time, ..., 1]``.
+
+    Raises:
+      ValueError: xs or mask has the wrong shape.
+      ConfigError: more steps than the cell can run.
+    """
+    if xs.ndim < 2 or xs.shape[0] == 0:
+        raise ValueError(f"xs must be [time, ..., features] with time >= 1, not {xs.shape}")
+    if mask is not None and mask.shape != xs.shape[:-1]:
+        raise ValueError(f"mask {mask.shape} must have the shape of xs without features {xs.shape}")
+    cell.check_length(xs.shape[0])
+    if carry is None:
+        carry = cell.initial_carry(xs.shape[1:-1], xs.dtype, xs.shape[-1])
+    return carry, None if mask is None else (mask != 0)[..., None]
 
 
 def length_mask(lengths: Array, time: int) -> Array:

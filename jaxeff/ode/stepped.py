@@ -12,7 +12,7 @@ from jaxeff.errors import ConfigError
 from jaxeff.ode import cells
 from jaxeff.ode.activations import ACTIVATIONS
 from jaxeff.ode.cells import Cell, ParamSpec
-from jaxeff.typing import Array, Dtype, Params
+from jaxeff.typing import Array, Carry, Dtype, Params
 
 STEP_SIZE_MODES = ("shared", "per_inner_step", "per_time_step")
 STEP_SIZE_PARAMS = ("bounded", "raw")
@@ -74,6 +74,20 @@ class SteppedCell(Cell):
     def inner_steps(self) -> int:
         """Euler steps per input."""
         return self.num_inner_steps
+
+    def initial_carry(
+        self,
+        batch_shape: tuple[int, ...],
+        dtype: Dtype = jnp.float32,
+        input_size: int | None = None,
+    ) -> Carry:
+        """Returns a zero state; with per-time step sizes also a step counter."""
+        h = super().initial_carry(batch_shape, dtype, input_size)
+        return (h, step_counter(batch_shape, dtype)) if self.timed else h
+
+    def output(self, carry: Carry) -> Array:
+        """Returns the state ``[..., features]``."""
+        return carry[0] if self.timed else carry
 
     def check_length(self, length: int) -> None:
         """Raises `ConfigError` if there are fewer step sizes than time steps."""

@@ -27,7 +27,7 @@ OPEN, NEARLY_CLOSED = 0.0, -3.0
 
 @cells.CELLS.register("tarnn")
 @dataclasses.dataclass(frozen=True)
-class TARNN(SteppedCell, PreviousInputCell, ProductCell):
+class TARNN(PreviousInputCell, SteppedCell, ProductCell):
     r"""Time-adaptive RNN cell.
 
     With the state :math:`s = s_{m-1}`, the input :math:`x = x_m`, the one before
