@@ -127,6 +127,89 @@ def time_constants(
     return _save(figure, path)
 
 
+Runs = Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]]
+Scores = Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]
+_COLORS = ("#0b6fb8", "#c2571a", "#2e8b57", "#7b4fa3", "#7f8ea3")
+
+
+def comparison(
+    panels: Mapping[str, Runs],
+    path: str | os.PathLike[str],
+    *,
+    xlabel: str,
+    ylabel: str,
+    level: tuple[str, float] | None = None,
+) -> Path:
+    """Draws the curves of several runs per label, one panel per title, on a logarithmic axis.
+
+    Args:
+      panels: title, then label, then the runs of that label as (x, y) of equal length, y positive.
+      path: the PNG file to write; its folder is made if need be.
+      xlabel: what x is.
+      ylabel: what y is.
+      level: name and height of a line to compare with.
+
+    Returns:
+      ``path``.
+    """
+    figure = _figure(4.6 * len(panels), 3.6)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        for color, (label, runs) in zip(_COLORS, curves.items(), strict=False):
+            for number, (x, y) in enumerate(runs):
+                options = {"label": label} if number == 0 else {}
+                axis.plot(x, y, color=color, linewidth=1.6, alpha=0.85, **options)
+        if level:
+            axis.axhline(level[1], color=_INK, linewidth=0.8, linestyle=":", label=level[0])
+        axis.set_yscale("log")
+        axis.set_title(title, fontsize=11, color=_INK, loc="left")
+        axis.set_xlabel(xlabel, fontsize=11, color=_INK)
+        _plain(axis)
+    axes[0].set_ylabel(ylabel, fontsize=11, color=_INK)
+    axes[-1].legend(frameon=False, fontsize=9.5, labelcolor=_INK)
+    return _save(figure, path)
+
+
+def scores(panels: Scores, path: str | os.PathLike[str], *, xlabel: str) -> Path:
+    """Draws means and deviations side by side: a panel per task, a row per model, a dot per way.
+
+    Args:
+      panels: task, then model, then way of training, to (mean, deviation).
+      path: the PNG file to write; its folder is made if need be.
+      xlabel: what the numbers are.
+
+    Returns:
+      ``path``.
+    """
+    ways = list(dict.fromkeys(w for rows in panels.values() for row in rows.values() for w in row))
+    figure = _figure(3.4 * len(panels), 3.8)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (task, rows) in zip(axes, panels.items(), strict=True):
+        for place, row in enumerate(rows.values()):
+            for number, way in enumerate(ways):
+                if way in row:
+                    y = place + 0.2 * (number - (len(ways) - 1) / 2)
+                    mean, deviation = row[way]
+                    options = {"label": way} if place == 0 else {}
+                    axis.errorbar(
+                        *([mean], [y]),
+                        xerr=[deviation],
+                        fmt="o",
+                        color=_COLORS[number % len(_COLORS)],
+                        capsize=2,
+                        markersize=5,
+                        **options,
+                    )
+        axis.set_yticks(range(len(rows)), list(rows))
+        axis.invert_yaxis()
+        axis.set_title(task, fontsize=11, color=_INK, loc="left")
+        axis.set_xlabel(xlabel, fontsize=10, color=_INK)
+        _plain(axis)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, ncols=len(ways), loc="outside upper center")
+    return _save(figure, path)
+
+
 def _figure(width: float, height: float) -> Any:
     """Returns an empty white figure of that size in inches, with a canvas of its own."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -20,8 +20,9 @@ from jax.sharding import PartitionSpec
 
 from jaxeff import data
 from jaxeff.train import DeviceMap, base_config, build
-from jaxeff.train.algorithms import BPTT
+from jaxeff.train.algorithms import BPTT, FPTT
 from jaxeff.train.checkpoint import Checkpoints
+from jaxeff.train.evaluate import Evaluator
 from jaxeff.train.parallel import AXIS, METHODS
 
 STEPS = 20
@@ -42,6 +43,41 @@ def sgd_config():
     config.optim.update({"name": "sgd", "schedule_name": "constant", "learning_rate": 1.0})
     config.optim.clip_norm = 0.0
     return config
+
+
+def fptt_config():
+    """Two epochs of three batches; parts of three steps of eight, and a remainder."""
+    config = tiny_config()
+    config.model.cell = {"name": "lstm", "features": 8}
+    config.algorithm = {"name": "fptt", "parts": 3, "auxiliary": "oracle", "alpha": 0.1}
+    config.optim.update({"name": "sgd", "schedule_name": "constant", "learning_rate": 0.3})
+    config.train.update({"batch_size": 448, "num_steps": 7})
+    return config
+
+
+def text_config(folder):
+    """Three windows a stream, so that seven steps begin anew twice."""
+    path = Path(folder) / "text.txt"
+    characters = np.random.default_rng(0).choice(list("abcdef \n"), 16 * 6 * 3 * 10 // 8 + 20)
+    path.write_text("".join(characters), "utf-8")
+    config = tiny_config()
+    config.data = {**config.data.to_dict(), "name": "text", "file": str(path), "window": 6}
+    config.data.view = ""
+    config.model = {"name": "sequence", "readout": "every_step", "embedding": 4}
+    config.model.cell = {"name": "tarnn", "features": 8, "activation": "tanh"}
+    config.algorithm = {"name": "fptt", "parts": 2, "alpha": 0.1, "reset": "epoch_weights"}
+    config.optim.update({"name": "sgd", "schedule_name": "constant", "learning_rate": 0.3})
+    config.train.update({"batch_size": 16, "num_steps": 7})
+    config.eval.batch_size = 8
+    return config
+
+
+class OwnPredictions(FPTT):
+    """Every device keeps to the oracle of its own examples."""
+
+    def absorb(self, algo_state, observed, axis_name):
+        del axis_name
+        return super().absorb(algo_state, observed, None)
 
 
 class WithoutMean(BPTT):
@@ -123,6 +159,81 @@ def compare(experiment, batches, reference, how="shard_map"):
         "step": difference(reference[0], start),
     }
     return found, facts
+
+
+def train_whole(experiment, devices, batches):
+    """Returns all but the keys of the last state, and the metrics of every step."""
+    mapped = devices.map(experiment.algorithm.update)
+    state, seen = devices.replicate(experiment.init_state()), []
+    for batch in batches:
+        state, metrics = mapped(state, devices.shard(batch))
+        seen.append(jax.device_get(metrics))
+    return jax.device_get(state.replace(key=())), seen
+
+
+def compare_whole(experiment, batches, wrong=None):
+    """Says how far training on eight devices is from training on one, part by part."""
+    one = DeviceMap("shard_map", jax.devices()[:1])
+    reference, seen = train_whole(experiment, one, batches)
+    start = jax.device_get(experiment.init_state())
+    result = {"step": difference(reference.params, start.params)}
+
+    def compare(experiment, how):
+        state, metrics = train_whole(experiment, DeviceMap(how), batches)
+        dynamic, expected = state.opt_state, reference.opt_state
+        found = {
+            "params": difference(state.params, reference.params),
+            "running": difference(dynamic.running, expected.running),
+            "multiplier": difference(dynamic.multiplier, expected.multiplier),
+            "metrics": difference(metrics, seen),
+        }
+        if jax.tree.leaves(reference.algo_state):
+            found["oracle"] = difference(state.algo_state, reference.algo_state)
+        if jax.tree.leaves(reference.carry):
+            found["carry"] = difference(state.carry, reference.carry)
+        return found
+
+    result |= {how: compare(experiment, how) for how in METHODS}
+    if wrong is not None:
+        changed = copy.copy(experiment.algorithm)
+        changed.__class__ = wrong
+        result["wrong"] = compare(dataclasses.replace(experiment, algorithm=changed), "shard_map")
+    sizes = {
+        "multiplier": reference.opt_state.multiplier,
+        "oracle": jax.tree.map(lambda a: a - a.mean(), reference.algo_state),
+        "carry": reference.carry,
+    }
+    for name, tree in sizes.items():
+        leaves = jax.tree.leaves(tree)
+        result["size_" + name] = max((float(np.abs(a).max()) for a in leaves), default=0.0)
+    return result
+
+
+def streamed(experiment, steps):
+    split, size = experiment.dataset.splits["train"], experiment.config.train.batch_size
+    batches = data.make_train_iterator(split, batch_size=size, seed=0, prefetch=0)
+    return [next(batches) for _ in range(steps)]
+
+
+def part_by_part():
+    """Updates within sequences, and batches that go on from each other."""
+    jax.config.update("jax_disable_most_optimizations", True)  # what is compiled runs for moments
+    result = {}
+    experiment = build(fptt_config())
+    result["oracle"] = compare_whole(experiment, streamed(experiment, 7), OwnPredictions)
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = build(text_config(folder))
+        batches = streamed(experiment, 7)
+        result["text"] = compare_whole(experiment, batches)
+        result["text"]["starts"] = [float(batch["start"].mean()) for batch in batches]
+        one = dataclasses.replace(experiment, devices=DeviceMap("shard_map", jax.devices()[:1]))
+        params = jax.device_get(experiment.init_state().params)
+        found = [
+            Evaluator(each)(each.devices.replicate(params), {}, "validation")
+            for each in (experiment, one)
+        ]
+        result["text"]["evaluation"] = difference(*found)
+    return result
 
 
 def all_reduces(text):
@@ -248,6 +359,7 @@ def main():
     one = train(plain, one_device, uneven)
     result["OwnTotal"], _ = compare(with_algorithm(plain, OwnTotal), uneven, one)
     result["restored"] = restored_elsewhere(experiment)
+    result["part_by_part"] = part_by_part()  # the last, for it changes how programs are compiled
     Path(sys.argv[1]).write_text(json.dumps(result))
 
 

@@ -23,6 +23,36 @@ def test_twenty_steps_on_eight_devices_equal_twenty_on_one(eight_devices, how):
     assert found["losses"] < TOLERANCE
 
 
+STATES = {
+    "oracle": ("params", "running", "multiplier", "oracle", "metrics"),
+    "text": ("params", "running", "multiplier", "carry", "metrics"),
+}
+
+
+@pytest.mark.parametrize("how", METHODS)
+@pytest.mark.parametrize("run", STATES)
+def test_updates_within_sequences_are_the_same_on_eight_devices(eight_devices, run, how):
+    found = eight_devices["part_by_part"][run]
+    assert found["step"] > 0.01
+    assert found["size_multiplier"] > 1e-3
+    assert set(found[how]) == set(STATES[run])
+    for name in STATES[run]:
+        assert found[how][name] < TOLERANCE, name
+
+
+def test_comparison_sees_an_oracle_of_a_device_of_its_own(eight_devices):
+    found = eight_devices["part_by_part"]["oracle"]
+    assert found["size_oracle"] > 0.01
+    assert found["wrong"]["oracle"] > 100 * TOLERANCE
+
+
+def test_streams_are_carried_over_and_started_anew_on_eight_devices(eight_devices):
+    found = eight_devices["part_by_part"]["text"]
+    assert found["size_carry"] > 0.01
+    assert found["starts"] == [1, 0, 0, 1, 0, 0, 1]
+    assert found["evaluation"] < TOLERANCE
+
+
 @pytest.mark.parametrize("algorithm", WRONG)
 def test_comparison_sees_an_update_that_does_not_average_gradients(eight_devices, algorithm):
     assert eight_devices[algorithm]["params"] > 100 * TOLERANCE
@@ -74,7 +104,7 @@ def test_training_traces_its_step_and_its_evaluation_once(tiny_config, tmp_path,
     algorithm = experiment.algorithm
     chex.clear_trace_counter()
     algorithm.update = chex.assert_max_traces(algorithm.update, n=1)
-    algorithm.evaluate = chex.assert_max_traces(algorithm.evaluate, n=1)
+    algorithm.evaluate_window = chex.assert_max_traces(algorithm.evaluate_window, n=1)
     training = Training(experiment, tmp_path)
     assert training.run()
     training.evaluate(*(training.best[k] for k in ("params", "model_state")), "test")

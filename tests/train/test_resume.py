@@ -343,3 +343,78 @@ def test_second_save_waits_for_the_first(open_checkpoints):
             checkpoints.save(step, {"x": jnp.full(1000, step)}, {"at": step})
         checkpoints.wait()
     assert checkpoints.steps == [1, 2, 3, 4, 5]
+
+
+@pytest.fixture
+def fptt_config(tiny_config):
+    """The oracle is renewed after 21 steps; the run stops with sums for the next one."""
+    tiny_config.model.cell = {"name": "lstm", "features": 8}
+    tiny_config.algorithm = {
+        "name": "fptt",
+        "parts": 3,
+        "alpha": 0.1,
+        "auxiliary": "oracle",
+        "average_decay": 0.9,
+    }
+    tiny_config.train.update({"num_steps": 28, "eval_every": 8})
+    return tiny_config
+
+
+@pytest.fixture
+def text_config(tiny_config, tmp_path):
+    """Fourteen windows a stream, so that the run stops within one."""
+    path = tmp_path / "text.txt"
+    path.write_text("".join(random.Random(0).choices("abcdef \n", k=1200)), "utf-8")
+    config = train.base_config()
+    config.name = "text"
+    config.data.update({"name": "text", "file": str(path), "window": 8})
+    config.model = {
+        "name": "sequence",
+        "cell": {"name": "tarnn", "features": 6, "activation": "tanh", "step_size": 0.3},
+        "readout": "every_step",
+        "embedding": 4,
+        "dropout": 0.2,
+    }
+    config.algorithm = {"name": "fptt", "parts": 2, "alpha": 0.1, "reset": "epoch_weights"}
+    config.optim.learning_rate = 1e-2
+    config.train.update({"batch_size": 8, "num_steps": 28, "log_every": 7, "eval_every": 8})
+    config.eval.batch_size = 8
+    config.checkpoint.every = 10
+    return config
+
+
+def last_state(config, workdir, named_arrays):
+    """The last checkpoint's arrays, bit by bit, with its plain values and the history."""
+    training = Training(train.build(config), workdir)
+    training.close()
+    arrays = named_arrays({"train": training.state, "best": training.best})
+    values = {k: v for k, v in training.values.items() if k not in ("seconds", "resumed")}
+    written = {name: array.tobytes() for name, array in arrays.items()}
+    return training, written, values, (workdir / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize("which", ["fptt_config", "text_config"])
+def test_stop_between_updates_within_sequences(
+    request, quick_compile, monkeypatch, named_arrays, tmp_path, which
+):
+    config = request.getfixturevalue(which)
+    assert finish(config, tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr("jaxeff.train.interrupt.Interrupt.requested", lambda _, step: step == 24)
+        assert not finish(config, tmp_path / "stopped")
+    stopped, *_ = last_state(config, tmp_path / "stopped", named_arrays)
+    assert stopped.step == 24
+    nonzero = [stopped.state.opt_state.multiplier]
+    if which == "fptt_config":
+        targets, sums = (stopped.state.algo_state[name] for name in ("targets", "sums"))
+        assert float(jnp.ptp(targets)) > 1e-3
+        nonzero += [sums, stopped.state.algo_state["average"]]
+    else:
+        nonzero += [stopped.state.carry]
+    assert all(leaf.any() for leaf in jax.tree.leaves(nonzero))
+    assert finish(config, tmp_path / "stopped")
+    whole, *expected = last_state(config, tmp_path / "whole", named_arrays)
+    resumed, *found = last_state(config, tmp_path / "stopped", named_arrays)
+    assert (whole.step, whole.values["resumed"]) == (28, 0)
+    assert (resumed.step, resumed.values["resumed"]) == (28, 1)
+    assert found == expected

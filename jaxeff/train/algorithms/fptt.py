@@ -63,9 +63,9 @@ class FPTT(PartwiseAlgorithm):
       form: "feddyn" (the authors' code) or "printed" (the paper's square).
       multiplier: "running" or "gradient", see `dynamic_regularizer`.
       reset: what happens to the running weights and the multipliers. "epoch": at the end of an
-        epoch the parameters become the running weights and the multipliers vanish; "epoch_weights": the
-        same, but the multipliers stay (the authors' language models); "sequence": both start anew
-        with every batch; "none": nothing.
+        epoch the parameters become the running weights and the multipliers vanish;
+        "epoch_weights": the same, but the multipliers stay (the authors' language models);
+        "sequence": both start anew with every batch; "none": nothing.
       auxiliary: Q of labels that come once per sequence: "oracle" is the average prediction in the
         epoch before for examples of that class at that part, "uniform" is 1 / classes, "none"
         leaves the second term out.

@@ -214,6 +214,7 @@ class PartwiseAlgorithm(Algorithm):
             # What is left of the sweep after an example's last step is no part of it.
             part["weight"] = part["weight"] * (part["mask"].sum(1) > 0)
             part["parts"] = jnp.ceil(lengths / (batch["inputs"].shape[1] // self.parts))
+            part["share"] = part["mask"].sum(1) / jnp.maximum(lengths, 1)
         return part
 
     def _update_part(
@@ -252,11 +253,17 @@ class PartwiseAlgorithm(Algorithm):
         if axis_name is not None:
             grads, collected = jax.lax.pmean((grads, collected), axis_name)
         params, opt_state = self.step_optimizer(grads, loop.opt_state, loop.params, gradient)
-        if "mask" in part:
-            new, old = (params, opt_state), (loop.params, loop.opt_state)
-            params, opt_state = jax.tree.map(lambda n, o: jnp.where(total > 0, n, o), new, old)
-        metrics = weighted_means({**values, "local_loss": losses}, weight, axis_name, safe=True)
-        metrics["part_weight"] = total
-        observed = self.observe(outputs, part, number, axis_name)
         algo_state = self.averaged(loop.algo_state, params)
-        return Sweep(params, opt_state, collected, algo_state, carry), (metrics, observed)
+        end = Sweep(params, opt_state, collected, algo_state, carry)
+        if "mask" in part:
+            end = jax.tree.map(lambda new, old: jnp.where(total > 0, new, old), end, loop)
+        judged = weight
+        if self.per_step:
+            judged = weight * part.get("share", part["inputs"].shape[1])
+        elif "mask" in part:
+            judged = weight * (number + 1 == part["parts"])
+        metrics = weighted_means(values, judged, axis_name, safe=True)
+        metrics |= weighted_means({"local_loss": losses}, weight, axis_name, safe=True)
+        metrics["part_weight"] = total_weight(judged, axis_name)
+        observed = self.observe(outputs, part, number, axis_name)
+        return end, (metrics, observed)

