@@ -1,0 +1,54 @@
+"""Draws the pictures of the pages from the records in benchmarks/results.
+
+python docs/pictures.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tables import ALGORITHMS, lines_order, through_time_lines
+
+from jaxeff.eval.plots import comparison, scores
+
+HERE = Path(__file__).resolve().parent
+LABELS = {"pixels": "digits by pixel", "vowels": "Japanese vowels", "motions": "basic motions"}
+
+
+def adding() -> None:
+    """Validation error of every run of the adding task over the batches."""
+    panels: dict = {}
+    for (_, cell, algorithm), line in sorted(through_time_lines("adding").items()):
+        runs = [([s for s, *_ in c], [e for _, e, *_ in c]) for c in line["validation_curves"]]
+        panels.setdefault(cell, {})[ALGORITHMS[algorithm]] = runs
+    comparison(
+        {f"{cell}, T = 500": runs for cell, runs in panels.items()},
+        HERE / "adding.png",
+        xlabel="batches",
+        ylabel="validation error (mean squared)",
+        level=("constant answer", 1 / 6),
+    )
+
+
+def classification() -> None:
+    """Test accuracies of cells and algorithms, a panel per task."""
+    panels: dict = {}
+    for task, label in LABELS.items():
+        lines = through_time_lines(task)
+        for cell in sorted({c for _, c, _ in lines}, key=lines_order):
+            row = {
+                ALGORITHMS[a]: (
+                    100 * lines[task, cell, a]["test_mean"],
+                    100 * lines[task, cell, a]["test_deviation"],
+                )
+                for a in ("bptt", "tbptt", "fptt")
+                if (task, cell, a) in lines
+            }
+            if row:
+                panels.setdefault(label, {})[cell] = row
+    scores(panels, HERE / "through_time.png", xlabel="test accuracy, %")
+
+
+if __name__ == "__main__":
+    adding()
+    classification()
