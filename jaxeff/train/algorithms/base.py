@@ -125,9 +125,42 @@ class Algorithm:
             key=run_key,
         )
 
-    def forward(self, variables: Any, batch: Batch, carry: Carry = (), **options: Any) -> Any:
-        """Applies the model to a batch; see `run` for the carry."""
-        return run(self.model, variables, batch, carry, **options)
+    def forward(
+        self,
+        variables: Any,
+        batch: Batch,
+        carry: Carry = (),
+        *,
+        train: bool,
+        key: PRNGKey | None = None,
+    ) -> tuple[Array, Carry, Any]:
+        """Applies the model to a batch's inputs, with its mask if there is one.
+
+        Args:
+          variables: parameters and other collections.
+          batch: ``inputs`` and perhaps ``mask``.
+          carry: recurrent state to start from; () starts anew and asks for none back.
+          train: training or evaluation.
+          key: random key of the step, for training.
+
+        Returns:
+          outputs, the next carry (or ()), and the updated collections other than the parameters.
+        """
+        options: dict[str, Any] = {"train": train}
+        if "mask" in batch:
+            options["mask"] = batch["mask"]
+        stateful = bool(jax.tree.leaves(carry))
+        if stateful:
+            options |= {"carry": carry, "return_carry": True}
+        if not train:
+            found: Any = self.model.apply(variables, batch["inputs"], **options)
+            return (*found, {}) if stateful else (found, (), {})
+        rngs: Any = {"dropout": key}
+        collections = [name for name in variables if name != "params"]
+        found, collected = self.model.apply(
+            variables, batch["inputs"], rngs=rngs, mutable=collections, **options
+        )
+        return (*found, collected) if stateful else (found, (), collected)
 
     def evaluate(
         self, params: Params, model_state: Any, batch: Batch, axis_name: str | None = None
@@ -159,45 +192,6 @@ class Algorithm:
             return algo_state
         average = optax.incremental_update(params, algo_state["average"], 1 - self.average_decay)
         return {**algo_state, "average": average}
-
-
-def run(
-    model: nn.Module,
-    variables: Any,
-    batch: Batch,
-    carry: Carry = (),
-    *,
-    train: bool,
-    key: PRNGKey | None = None,
-) -> tuple[Array, Carry, Any]:
-    """Applies a model to a batch's inputs, with its mask if there is one.
-
-    Args:
-      model: see `Algorithm`.
-      variables: parameters and other collections.
-      batch: ``inputs`` and perhaps ``mask``.
-      carry: recurrent state to start from; () starts anew and asks for none back.
-      train: training or evaluation.
-      key: random key of the step, for training.
-
-    Returns:
-      outputs, the next carry (or ()), and the updated collections other than the parameters.
-    """
-    options: dict[str, Any] = {"train": train}
-    rngs: Any = {"dropout": key}
-    if "mask" in batch:
-        options["mask"] = batch["mask"]
-    stateful = bool(jax.tree.leaves(carry))
-    if stateful:
-        options |= {"carry": carry, "return_carry": True}
-    if not train:
-        found: Any = model.apply(variables, batch["inputs"], **options)
-        return (*found, {}) if stateful else (found, (), {})
-    collections = [name for name in variables if name != "params"]
-    found, collected = model.apply(
-        variables, batch["inputs"], rngs=rngs, mutable=collections, **options
-    )
-    return (*found, collected) if stateful else (found, (), collected)
 
 
 def starting_carry(model: Any, carry: Carry, batch: Batch, axis_name: str | None = None) -> Carry:

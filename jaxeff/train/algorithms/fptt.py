@@ -113,8 +113,8 @@ class FPTT(PartwiseAlgorithm):
                 f"auxiliary='{auxiliary}' needs one class label per sequence, but the task is "
                 f"{self.task.kind}; set config.algorithm.auxiliary='none'"
             )
-        epochs = reset.startswith("epoch") or auxiliary == "oracle"
-        if epochs and self.task.kind and not self.task.steps_per_epoch and task is not None:
+        by_epoch = reset.startswith("epoch") or auxiliary == "oracle"
+        if task is not None and by_epoch and not task.steps_per_epoch:
             raise ConfigError("reset='epoch' and auxiliary='oracle' need task.steps_per_epoch")
         if uniform_epochs < 1:
             raise ConfigError(f"uniform_epochs must be at least 1, not {uniform_epochs}")

@@ -17,7 +17,6 @@ from jaxeff.errors import ConfigError
 from jaxeff.train.algorithms.base import (
     Algorithm,
     Task,
-    run,
     starting_carry,
     step_key,
     total_weight,
@@ -233,13 +232,9 @@ class PartwiseAlgorithm(Algorithm):
         safe = jnp.maximum(total, jnp.finfo(total.dtype).tiny)
 
         def loss_fn(params: Params):
-            outputs, carry, collected = run(
-                self.model,
-                {"params": params, **loop.model_state},
-                part,
-                loop.carry,
-                train=True,
-                key=rng,
+            variables = {"params": params, **loop.model_state}
+            outputs, carry, collected = self.forward(
+                variables, part, loop.carry, train=True, key=rng
             )
             values, losses = self.local_objective(outputs, part, loop.algo_state, number, count)
             return jnp.sum(losses * weight) / safe, (values, losses, carry, collected, outputs)
