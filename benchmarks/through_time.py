@@ -34,19 +34,17 @@ def lines() -> dict[str, tuple[str, list[str]]]:
     """Returns config argument and overrides of every line, by ``task, cell, algorithm``."""
     found: dict[str, tuple[str, list[str]]] = {}
 
-    def add(task: str, cells, algorithms, overrides=(), label: str = ""):
+    def add(task: str, cells, algorithms, overrides=()):
         for cell in cells:
             for algorithm in algorithms:
-                name = f"{label or task}, {cell}, {algorithm}"
+                name = f"{task}, {cell}, {algorithm}"
                 found[name] = (f"{task},cell={cell},algorithm={algorithm}", list(overrides))
 
     add("pixels", MAIN_CELLS, ALGORITHMS)
-    for task in ("text", "vowels", "motions"):
+    for task in ("vowels", "motions", "text"):
         add(task, MAIN_CELLS[:3], ALGORITHMS)
     add("pixels", ("lstm", "tarnn"), ABLATIONS)
     add("adding", ("lstm", "tarnn"), ("fptt", "bptt"))
-    bias = ["model.cell.forget_bias=1.0"]
-    add("adding", ("lstm",), ("fptt", "bptt"), bias, "adding with forget bias 1")
     # A subset: 80 batches of 128 images. Batches of 16 make as many updates in as many epochs.
     short = ["train.num_steps=80", "train.eval_every=40", "data.validation_fraction=0.02"]
     small = ["train.batch_size=16", "train.num_steps=640", "train.eval_every=320", short[2]]
