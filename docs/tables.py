@@ -253,7 +253,7 @@ TABLES = {
     "accuracy conditions": lambda: conditions("rnn_accuracy"),
     **{
         f"through time {task}": functools.partial(grid, task)
-        for task in ("pixels", "permuted", "vowels", "motions", "text", "adding")
+        for task in ("pixels", "vowels", "motions", "text", "adding")
     },
     "ablations": ablations,
     "fashion": fashion,
