@@ -118,7 +118,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     "argument",
     [
-        "vowels",
+        pytest.param("vowels", marks=SLOW),
         *(pytest.param(task, marks=SLOW) for task in keys("fptt", *SETTINGS) if task != "vowels"),
         *(pytest.param(f"vowels,cell={cell}", marks=SLOW) for cell in keys("fptt", "CELLS")),
         *(

@@ -737,7 +737,7 @@ def update_memory(temp_bytes, cls, length, backward, **fields):
     return memory(temp_bytes, algorithm, length)
 
 
-@pytest.mark.parametrize("backward", ["autodiff", "stored"])
+@pytest.mark.parametrize("backward", [pytest.param("autodiff", marks=pytest.mark.slow), "stored"])
 def test_memory_is_that_of_one_part_whatever_the_length(temp_bytes, backward):
     """Parts of 64 steps, up to 64 of them."""
     fptt = {
