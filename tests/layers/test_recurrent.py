@@ -149,7 +149,7 @@ def test_values_and_gradients_equal_flax_rnn(name, jitter):
         for module in (own, peer)
     )
     chex.assert_trees_all_close(actual, expected, atol=2e-5, rtol=1e-5)
-    chex.assert_shape(actual[0][1][1], (BATCH, TIME, FEATURES))
+    chex.assert_shape(actual[0][1][1], (BATCH, TIME, cell.features))
 
 
 @pytest.mark.parametrize("name", ["irnn", "lstm"])
