@@ -327,13 +327,19 @@ def _block_backward(plan, kernels, start, xs, mask, stored, d_carry, d_ys):
 
     d_coefficients = kernels.coefficients
     if has_coefficients:
-        _, pull_update = jax.vjp(
-            lambda c: _update_block(cell, c, inners, stored), kernels.coefficients
+        # One lane per unit, summed at the end: a sum over everything does not vectorise.
+        lanes = jax.tree.map(
+            lambda c: jnp.broadcast_to(c, cell.features) if c.ndim == 0 else c, d_coefficients
         )
-        (d_coefficients,) = pull_update(d_new)
+        _, pull_update = jax.vjp(lambda c: _update_block(cell, c, inners, stored), lanes)
+        d_coefficients = jax.tree.map(
+            lambda d, c: d.sum() if c.ndim == 0 else d, pull_update(d_new)[0], d_coefficients
+        )
     d_state, d_projected = jax.vmap(jax.vmap(pull_combine))(d_a)
     d_projected = jax.tree.map(lambda d: d.sum(1), d_projected)
     hidden = flat(jax.vmap(jax.vmap(cell.hidden))(inners))
+    # One transposed copy for all kernels: a product over the first axis of both is slower.
+    hidden = jax.lax.optimization_barrier(hidden.T).T
     _, pull_recurrent = jax.vjp(lambda k: cell.product(k, hidden), kernels.recurrent)
     (d_recurrent,) = pull_recurrent(jax.tree.map(flat, d_state))
     _, pull_project = jax.vjp(cell.project, kernels, flat(xs))
