@@ -59,6 +59,37 @@ def jaxeff_variants(batch: int, time: int, inputs: int, features: int):
 
         return call
 
+    def products(count):
+        """The matrix products of a cell with that many blocks, and nothing else: the floor.
+
+        Per step one with the state, one with the cotangent and one for the weights' gradient.
+        """
+        kernels = devices.replicate(
+            list(jax.random.normal(jax.random.key(0), (count, features, features)) / features)
+        )
+
+        def run(kernels, xs, axis_name):
+            start = jnp.zeros((xs.shape[0], features)) + xs[:, 0]
+
+            def scan(step, state):
+                return jax.lax.scan(lambda s, _: (step(s), s), state, length=time)
+
+            last, states = scan(lambda s: sum(s @ k for k in kernels), start)
+            _, pulled = scan(lambda d: sum(d @ k.T for k in kernels), last)
+            # As the package does: blocks of 16 steps, the states transposed once for all kernels.
+            left, right = (a.reshape(-1, 16 * xs.shape[0], features) for a in (states, pulled))
+
+            def gradient(total, block):
+                left, right = block
+                left = jax.lax.optimization_barrier(left.T)
+                return [t + left @ (right * (1.0 + i)) for i, t in enumerate(total)], None
+
+            total, _ = jax.lax.scan(gradient, [jnp.zeros_like(k) for k in kernels], (left, right))
+            return jax.lax.pmean(total, axis_name)
+
+        mapped = devices.map(run)
+        return lambda: jax.block_until_ready(mapped(kernels, xs))
+
     cells = {
         "irnn": ode.IRNN(features),
         "irnn_k3": ode.IRNN(features, num_inner_steps=3),
@@ -69,9 +100,12 @@ def jaxeff_variants(batch: int, time: int, inputs: int, features: int):
         "GRU": ode.GRU(features),
     }
     trained = {"fptt_lstm": ode.LSTM(features), "fptt_tarnn": ode.TARNN(features)}
-    return {name: variant(cell) for name, cell in cells.items()} | {
-        name: fptt(cell) for name, cell in trained.items()
-    }
+    floors = {"products_of_tarnn": products(3), "products_of_LSTM": products(4)}
+    return (
+        {name: variant(cell) for name, cell in cells.items()}
+        | {name: fptt(cell) for name, cell in trained.items()}
+        | floors
+    )
 
 
 def flax_variants(batch: int, time: int, inputs: int, features: int):

@@ -66,6 +66,12 @@ RATIOS = {
         "torch_tuned/fptt_lstm",
         "jaxeff/fptt_lstm",
     ),
+    "TARNN to its matrix products alone": ("jaxeff/tarnn", "jaxeff/products_of_tarnn"),
+    "LSTM to its matrix products alone": ("jaxeff/LSTM", "jaxeff/products_of_LSTM"),
+    "PyTorch loop of the same cell, allocator tuned, to TARNN's products alone": (
+        "torch_tuned/tarnn_loop",
+        "jaxeff/products_of_tarnn",
+    ),
     "Flax RNN to RNN": ("flax/RNN", "jaxeff/RNN"),
     "Flax LSTM to LSTM": ("flax/LSTM", "jaxeff/LSTM"),
     "Flax GRU to GRU": ("flax/GRU", "jaxeff/GRU"),

@@ -44,7 +44,7 @@ def lines() -> dict[str, tuple[str, list[str]]]:
     for task in ("vowels", "motions", "text"):
         add(task, MAIN_CELLS[:3], ALGORITHMS)
     add("pixels", ("lstm", "tarnn"), ABLATIONS)
-    add("adding", ("lstm", "tarnn"), ("fptt", "bptt"))
+    add("adding", ("lstm", "tarnn"), ("fptt", "bptt", "tbptt"))
     # A subset: 80 batches of 128 images. Batches of 16 make as many updates in as many epochs.
     short = ["train.num_steps=80", "train.eval_every=40", "data.validation_fraction=0.02"]
     small = ["train.batch_size=16", "train.num_steps=640", "train.eval_every=320", short[2]]

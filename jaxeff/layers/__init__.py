@@ -1,5 +1,6 @@
 """Flax layers over the package's numerics."""
 
+from jaxeff.layers.global_layer import GlobalLayer, global_layer_from_reference
 from jaxeff.layers.recurrent import (
     RNN,
     AntisymmetricRNNCell,
@@ -24,10 +25,12 @@ __all__ = [
     "FastGRNNCell",
     "FastRNNCell",
     "GRUCell",
+    "GlobalLayer",
     "IRNNCell",
     "LSTMCell",
     "RNNCell",
     "RecurrentCell",
     "TARNNCell",
     "from_pure",
+    "global_layer_from_reference",
 ]

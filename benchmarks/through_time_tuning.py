@@ -1,0 +1,85 @@
+"""Chooses the settings of ``fashion_pixels`` in ``configs/fptt.py``, on validation data alone.
+
+Every cell and algorithm gets the same search: four learning rates times two starts of the cell's
+gate, with a seed that the comparison does not use. The two best rates of FPTT are tried again with
+a warm-up over a tenth of the updates, with two such seeds. Writes ``results/through_time_tuning.json``:
+
+    python benchmarks/through_time_tuning.py               # all of it
+    python benchmarks/through_time_tuning.py --shard=0/2   # every second line; 1/2 beside it
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from typing import Any
+
+from through_time import HERE, command, config_of, locked_record, train
+
+from jaxeff.errors import TrainingError
+
+OUT = HERE / "results" / "through_time_tuning.json"
+SEEDS = (100, 101)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+STARTS: dict[str, tuple[dict[str, float], ...]] = {
+    "lstm": ({"forget_bias": 1.0}, {"forget_bias": 3.0}),
+    "tarnn": ({"gate_bias": 0.0}, {"gate_bias": -2.0}),
+}
+WARMED_UP = {"lstm": ("forget_bias", 3.0, (3e-3, 1e-2)), "tarnn": ("gate_bias", 0.0, (1e-2, 3e-2))}
+# 80 batches of 128 images, as the comparison's shortest subset.
+SHORT = ("train.num_steps=80", "train.eval_every=40", "data.validation_fraction=0.02")
+
+
+def lines() -> dict[str, tuple[str, list[str]]]:
+    """Returns config argument and overrides of every run, by its name."""
+    found = {}
+    for seed, (cell, (field, start, rates)) in itertools.product(SEEDS, WARMED_UP.items()):
+        for rate in rates:
+            name = f"{cell}, fptt, {field} {start:g}, rate {rate:g}, warm-up, seed {seed}"
+            options = [f"model.cell.{field}={start}", f"optim.learning_rate={rate}", f"seed={seed}"]
+            found[name] = (
+                f"fashion_pixels,cell={cell},algorithm=fptt",
+                [*SHORT, *options, "optim.warmup_steps=64"],
+            )
+    for cell, algorithm in itertools.product(STARTS, ("fptt", "bptt")):
+        for rate, start in itertools.product(RATES, STARTS[cell]):
+            options = [f"model.cell.{key}={value}" for key, value in start.items()]
+            name = ", ".join([cell, algorithm, *(f"{k} {v:g}" for k, v in start.items())])
+            found[f"{name}, rate {rate:g}"] = (
+                f"fashion_pixels,cell={cell},algorithm={algorithm}",
+                [*SHORT, f"optim.learning_rate={rate}", *options, f"seed={SEEDS[0]}"],
+            )
+    return found
+
+
+def outcome(name: str, argument: str, overrides: list[str]) -> dict[str, Any]:
+    """Returns the validation accuracy of one run; one that diverged has none."""
+    config = config_of(argument, overrides)
+    config.devices.cpu = 1
+    found: dict[str, Any] = {"command": command(argument, overrides)}
+    folder = HERE.parent / "runs" / "through_time_tuning" / name.replace(", ", "-")
+    try:
+        report = train(config, folder)
+    except TrainingError as error:
+        return {**found, "accuracy": None, "diverged": str(error)}
+    return {**found, "accuracy": report["metrics"]["validation"]["accuracy"]}
+
+
+def main():
+    shards = [a.partition("=")[2] for a in sys.argv[1:] if a.startswith("--shard=")]
+    number, count = map(int, (shards or ["0/1"])[0].split("/"))
+    words = [a for a in sys.argv[1:] if not a.startswith("--")]
+    chosen = {n: line for n, line in lines().items() if all(w in n.split(", ") for w in words)}
+    for name, (argument, overrides) in list(chosen.items())[number::count]:
+        known = json.loads(OUT.read_text())["lines"] if OUT.exists() else {}
+        if name not in known:
+            found = outcome(name, argument, overrides)
+            with locked_record(OUT) as record:
+                record["command"] = "python benchmarks/through_time_tuning.py"
+                record["lines"][name] = known[name] = found
+        print(f"{name:50s} {known[name]['accuracy']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

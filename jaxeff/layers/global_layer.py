@@ -1,0 +1,235 @@
+"""The Global layer: a residual stage's repeated blocks replaced by a short solve of a PDE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxeff.errors import ConfigError
+from jaxeff.ode import transport
+from jaxeff.ode.activations import ACTIVATIONS
+from jaxeff.ode.transport import Coefficients
+from jaxeff.typing import Array, Dtype
+
+SCHEMES = ("leapfrog", "spectral", "line_implicit")
+VELOCITIES = ("reference", "paper", "signed")
+COEFFICIENTS = ("u", "v", "diffusion_x", "diffusion_y")
+
+
+class GlobalLayer(nn.Module):
+    r"""Steps advection, diffusion and a source on a feature map, with coefficients read from it.
+
+    The coefficients are ``activation(norm(conv(h)))`` of the initial field, one depthwise
+    convolution and one normalisation each, and stay as they are over the steps; the output is
+    ``activation(norm(h_K))``. Parameters with the defaults: 46 per channel, 24 with constant
+    diffusivity. Equation and solvers are in `jaxeff.ode.transport`.
+
+    Kag, Saligrama, "Condensing CNNs with Partial Differential Equations", CVPR 2022. Defaults are
+    those of the authors' code, whose velocity has the opposite sign of the printed equation and
+    whose coefficients are strongly damped by a normalisation with epsilon = number of channels.
+
+    Attributes:
+      num_steps: K.
+      dt: time step.
+      spacing: grid spacing along rows and columns, also the distance in cells to the neighbours.
+      diffusivity: constant (Dx, Dy); None learns both.
+      velocity: sign of u and v. "reference": never positive, as in the authors' code; "paper":
+        never negative, as printed; "signed": ``spacing / (2 dt) * tanh(norm(conv(h)))``, either
+        way, within the leapfrog scheme's stability limit for equal diffusivities and spacings.
+      source: whether the input is the source term f.
+      scheme: "leapfrog", "spectral" (coefficients averaged over the grid, one exact step over
+        ``num_steps * dt``) or "line_implicit"; the last two are this package's own.
+      start: first step of the leapfrog scheme: "repeat" as published, or "euler", second order.
+      boundary: "periodic" or "reflecting".
+      kernel_size: of the coefficients' convolutions.
+      use_bias: whether those have a bias.
+      activation: "relu", "tanh" or "sigmoid"; diffusivities take its positive part.
+      coefficient_epsilon: epsilon of the coefficients' normalisation; None is the number of
+        channels.
+      epsilon: epsilon of the output's normalisation.
+      momentum: of the running statistics.
+      residual: whether the input is added to the output.
+      axis_name: mapped axis over which batch statistics are averaged.
+      dtype: of the computation; None follows the input.
+      param_dtype: of the parameters.
+
+    Raises:
+      ConfigError: a field has an impossible value, or the spacing does not fit the image.
+      ValueError: the input is not ``[..., rows, columns, channels]``, or the initial field has
+        another shape than a residual input.
+    """
+
+    num_steps: int = 1
+    dt: float = 0.2
+    spacing: tuple[int, int] = (1, 1)
+    diffusivity: tuple[float, float] | None = None
+    velocity: str = "reference"
+    source: bool = True
+    scheme: str = "leapfrog"
+    start: str = "repeat"
+    boundary: str = "periodic"
+    kernel_size: int = 3
+    use_bias: bool = False
+    activation: str = "relu"
+    coefficient_epsilon: float | None = None
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    residual: bool = False
+    axis_name: str | None = None
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, initial: Array | None = None, *, train: bool = False) -> Array:
+        """Returns the field after K steps, ``[..., rows, columns, channels]``.
+
+        Args:
+          x: the layer's input.
+          initial: the initial field, x if None. If it has x's shape, x is still the source and the
+            field one step before, else it takes their places too.
+          train: True normalises with the batch's statistics and updates the running ones.
+        """
+        self._check(x)
+        h = x if initial is None else initial
+        given = x if x.shape == h.shape else h
+        if self.residual and x.shape != h.shape:
+            raise ValueError(f"a residual input {x.shape} cannot be added to a field {h.shape}")
+        act = ACTIVATIONS[self.activation]
+        c = self._coefficients(h, act, train)
+        source: Array | float = given if self.source else 0.0
+        options: dict[str, Any] = {"spacing": self.spacing, "boundary": self.boundary}
+        if self.scheme == "spectral":
+            c = Coefficients(*(_grid_mean(value) for value in c))
+            h = transport.spectral(h, c, source, time=self.num_steps * self.dt, **options)
+        elif self.scheme == "line_implicit":
+            h = transport.line_implicit(
+                h, c, source, num_steps=self.num_steps, dt=self.dt, **options
+            )
+        else:
+            before = given if self.start == "repeat" else None
+            h = transport.leapfrog(
+                h,
+                c,
+                source,
+                num_steps=self.num_steps,
+                dt=self.dt,
+                start=self.start,
+                before=before,
+                **options,
+            )
+        y = act(self._norm("norm_out", self.epsilon, train)(h))
+        return x + y if self.residual else y
+
+    def _coefficients(self, h: Array, act: Any, train: bool) -> Coefficients:
+        channels = h.shape[-1]
+        epsilon = self.coefficient_epsilon
+        epsilon = float(channels) if epsilon is None else epsilon
+
+        def predicted(name):
+            conv = nn.Conv(
+                channels,
+                (self.kernel_size, self.kernel_size),
+                feature_group_count=channels,
+                use_bias=self.use_bias,
+                # Fan-out without regard to groups, as the authors initialise their CIFAR networks.
+                kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name=f"conv_{name}",
+            )
+            return self._norm(f"norm_{name}", epsilon, train)(conv(h))
+
+        def velocity(name, distance):
+            if self.velocity == "signed":
+                return distance / (2 * self.dt) * jnp.tanh(predicted(name))
+            return act(predicted(name)) * (1 if self.velocity == "paper" else -1)
+
+        u, v = (velocity(name, d) for name, d in zip("uv", self.spacing, strict=True))
+        if self.diffusivity is not None:
+            return Coefficients(u, v, *self.diffusivity)
+        dx, dy = (jax.nn.relu(act(predicted(name))) for name in COEFFICIENTS[2:])
+        return Coefficients(u, v, dx, dy)
+
+    def _norm(self, name: str, epsilon: float, train: bool) -> nn.BatchNorm:
+        return nn.BatchNorm(
+            use_running_average=not train,
+            momentum=self.momentum,
+            epsilon=epsilon,
+            axis_name=self.axis_name,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name=name,
+        )
+
+    def _check(self, x: Array) -> None:
+        if x.ndim < 3:
+            raise ValueError(f"the input must be [..., rows, columns, channels], not {x.shape}")
+        for field, choices in (
+            ("scheme", SCHEMES),
+            ("velocity", VELOCITIES),
+            ("activation", tuple(ACTIVATIONS)),
+        ):
+            if getattr(self, field) not in choices:
+                raise ConfigError(
+                    f"GlobalLayer.{field} must be one of {', '.join(choices)}, "
+                    f"not {getattr(self, field)!r}"
+                )
+        if self.dt <= 0:
+            raise ConfigError(f"GlobalLayer.dt must be positive, not {self.dt}")
+        if self.scheme != "leapfrog" and self.start != "repeat":
+            raise ConfigError(f"GlobalLayer.start has no use with scheme={self.scheme!r}")
+        if self.diffusivity is not None and min(self.diffusivity) < 0:
+            raise ConfigError(
+                f"GlobalLayer.diffusivity must not be negative, but is {self.diffusivity}"
+            )
+
+
+def global_layer_from_reference(
+    state: Mapping[str, Any], *, prefix: str = ""
+) -> dict[str, dict[str, Any]]:
+    """Returns Flax variables of a `GlobalLayer` from the authors' PyTorch state dict.
+
+    ``convg`` and ``convg1`` are the velocities' convolutions along rows and columns, ``convDx`` and
+    ``convDy`` the diffusivities'. Kernels ``[channels, 1, k, k]`` become ``[k, k, 1, channels]``.
+    The running variance is copied as it is: PyTorch's is the unbiased one.
+
+    Args:
+      state: arrays by name, for the whole network or the layer alone.
+      prefix: what stands before the layer's names, such as ``"layer1.1."``.
+
+    Raises:
+      ValueError: an array is missing.
+    """
+    names = {"u": "g", "v": "g1"}
+    if f"{prefix}convDx.weight" in state:
+        names |= {"diffusion_x": "Dx", "diffusion_y": "Dy"}
+
+    def take(name):
+        if prefix + name not in state:
+            raise ValueError(f"the reference's state has no {prefix + name!r}")
+        return jnp.asarray(state[prefix + name])
+
+    params: dict[str, Any] = {}
+    statistics: dict[str, Any] = {}
+
+    def norm(ours, theirs):
+        params[ours] = {"scale": take(f"{theirs}.weight"), "bias": take(f"{theirs}.bias")}
+        mean, var = take(f"{theirs}.running_mean"), take(f"{theirs}.running_var")
+        statistics[ours] = {"mean": mean, "var": var}
+
+    for ours, theirs in names.items():
+        conv = {"kernel": take(f"conv{theirs}.weight").transpose(2, 3, 1, 0)}
+        if f"{prefix}conv{theirs}.bias" in state:
+            conv["bias"] = take(f"conv{theirs}.bias")
+        params[f"conv_{ours}"] = conv
+        norm(f"norm_{ours}", f"bn{theirs}")
+    norm("norm_out", "bn_out")
+    return {"params": params, "batch_stats": statistics}
+
+
+def _grid_mean(value: Array | float) -> Array | float:
+    return value if isinstance(value, int | float) else value.mean((-3, -2), keepdims=True)

@@ -1,0 +1,272 @@
+"""The Global layer against recorded outputs of the authors' code and against its equations."""
+
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from jaxeff.errors import ConfigError
+from jaxeff.layers import GlobalLayer, global_layer_from_reference
+from jaxeff.ode import transport
+from jaxeff.ode.transport import stability_number
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+RECORDED = {
+    "global_k1": GlobalLayer(use_bias=True),
+    "global_k2_constD": GlobalLayer(num_steps=2, diffusivity=(1.0, 0.5), use_bias=True),
+}
+
+
+def nhwc(a):
+    return jnp.asarray(a).transpose(0, 2, 3, 1)
+
+
+def apply(layer, variables, x, *args, **options):
+    return jax.jit(lambda v, x: layer.apply(v, x, *args, **options))(variables, x)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_outputs_of_the_authors_code(x64, name):
+    record = np.load(GOLDEN / f"{name}.npz")
+    state = {key[2:]: value for key, value in record.items() if key.startswith("p_")}
+    variables = global_layer_from_reference(state)
+    layer, x = RECORDED[name], nhwc(record["x"])
+    y = apply(layer, variables, x)
+    np.testing.assert_allclose(y, nhwc(record["y_eval"]), atol=1e-13)
+    y, updated = apply(layer, variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(y, nhwc(record["y_train"]), atol=1e-13)
+    before, after = variables["batch_stats"]["norm_u"], updated["batch_stats"]["norm_u"]
+    assert jnp.abs(before["mean"] - after["mean"]).max() > 1e-3
+
+
+def formula_inputs():
+    """The written-out inputs and weights of the reference values below, ``C=2, H=4, W=5``."""
+    x = jnp.sin(0.37 * jnp.arange(40.0)).reshape(1, 2, 4, 5)
+    m = jnp.arange(18.0).reshape(2, 1, 3, 3)
+    state = {}
+    for j, name in enumerate(("g", "g1", "Dx", "Dy")):
+        state[f"conv{name}.weight"] = jnp.cos(0.5 * m + j)
+    for name in ("bng", "bng1", "bnDx", "bnDy", "bn_out"):
+        state |= {f"{name}.weight": jnp.ones(2), f"{name}.bias": jnp.zeros(2)}
+        state |= {f"{name}.running_mean": jnp.zeros(2), f"{name}.running_var": jnp.ones(2)}
+    return nhwc(x), state
+
+
+SMALL, CONSTANT = {"coefficient_epsilon": 1e-5}, {"diffusivity": (1.0, 1.0)}
+REFERENCE = [
+    (1, {}, 20.1557066504, 27.9313174162, (0.37855929, 0.43290963, 1.00426268), 1.50847433),
+    (1, SMALL, 22.6834541038, 36.6528651819, (0.50084626, 0.41104061, 1.02791713), 1.63151535),
+    (
+        1,
+        SMALL | CONSTANT,
+        13.0638890994,
+        12.3477325689,
+        (0.36656075, 0.44487676, 0.88255425),
+        0.90379964,
+    ),
+    (
+        1,
+        SMALL | {"source": False},
+        19.0021812746,
+        25.3902337169,
+        (0.50084626, 0.35212894, 0.88330008),
+        1.24854530,
+    ),
+    (2, {}, 23.2927927247, 36.0630317147, (0.72173892, 0.75118214, 1.31771821), 1.37452971),
+    (2, SMALL, 28.5331699263, 58.1242848995, (1.10699249, 0.90968189, 1.51730459), 1.20620530),
+    (5, {}, 44.8544009466, 171.1001271548, (1.65773638, 1.68431817, 3.02695058), 2.52087861),
+    (
+        5,
+        SMALL | CONSTANT,
+        13.5986555644,
+        13.2347698252,
+        (0.3957675, 0.56087824, 1.03084421),
+        0.98644946,
+    ),
+    (1, {"velocity": "paper"}, 19.5355280958, 21.8010692123, None, None),
+    (2, {"velocity": "paper"}, 19.8449959851, 20.0136415684, None, None),
+    (5, {"velocity": "paper"}, 28.4819647009, 41.9612210049, None, None),
+    (2, SMALL | {"velocity": "paper"}, 20.7006889216, 22.7688400519, None, None),
+]
+
+
+@pytest.mark.parametrize(("num_steps", "fields", "total", "squares", "first", "one"), REFERENCE)
+def test_reference_values(x64, num_steps, fields, total, squares, first, one):
+    x, state = formula_inputs()
+    layer = GlobalLayer(num_steps=num_steps, **fields)
+    if "diffusivity" in fields:
+        state = {key: value for key, value in state.items() if "D" not in key}
+    y = apply(layer, global_layer_from_reference(state), x)
+    np.testing.assert_allclose([y.sum(), jnp.square(y).sum()], [total, squares], atol=1e-9)
+    if first is not None:
+        np.testing.assert_allclose([*y[0, 0, :3, 0], y[0, 3, 4, 1]], [*first, one], atol=1e-8)
+
+
+def test_reference_values_in_training(x64):
+    x, state = formula_inputs()
+    layer = GlobalLayer(num_steps=2, coefficient_epsilon=1e-5)
+    variables = global_layer_from_reference(state)
+    y, _ = apply(layer, variables, x, train=True, mutable=["batch_stats"])
+    expected = [16.9296688337, 20.9259503653]
+    np.testing.assert_allclose([y.sum(), jnp.square(y).sum()], expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(("fields", "per_channel"), [({}, 46), (CONSTANT, 24)])
+def test_parameters_per_channel(fields, per_channel):
+    shapes = jax.eval_shape(GlobalLayer(**fields).init, jax.random.key(0), jnp.zeros((1, 8, 8, 16)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == 16 * per_channel
+
+
+def test_initial_kernels_have_the_authors_deviation():
+    layer = GlobalLayer()
+    params = layer.init(jax.random.key(0), jnp.zeros((1, 4, 4, 512)))["params"]
+    for name in ("conv_u", "conv_v", "conv_diffusion_x", "conv_diffusion_y"):
+        deviation = params[name]["kernel"].std()
+        np.testing.assert_allclose(deviation, (2 / (9 * 512)) ** 0.5, rtol=0.05)
+
+
+@pytest.mark.parametrize(("num_steps", "spacing", "radius", "pixels"), [
+    (1, 1, 3, 21), (2, 1, 4, 37), (3, 1, 5, 57), (5, 1, 7, 109), (1, 2, 4, 33), (2, 2, 6, 73),
+])  # fmt: skip
+def test_receptive_field(x64, num_steps, spacing, radius, pixels):
+    layer = GlobalLayer(num_steps=num_steps, spacing=(spacing, spacing), activation="sigmoid")
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 33, 33, 1)))
+    variables = layer.init(jax.random.key(1), x)
+    gradient = jax.jit(jax.grad(lambda x: layer.apply(variables, x)[0, 16, 16, 0]))(x)
+    reached = np.argwhere(np.asarray(gradient[0, ..., 0])) - 16
+    assert np.abs(reached).sum(1).max() == radius
+    assert len(reached) == pixels
+
+
+@pytest.mark.parametrize("fields", [
+    {}, {"num_steps": 3, "velocity": "signed"}, {"scheme": "spectral", "boundary": "periodic"},
+    {"scheme": "line_implicit", "boundary": "reflecting"}, {"start": "euler", "num_steps": 2},
+])  # fmt: skip
+def test_gradients_by_differences(x64, jitter, fields):
+    layer = GlobalLayer(activation="sigmoid", param_dtype=jnp.float64, **fields)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 5, 2)))
+    variables = layer.init(jax.random.key(1), x)
+    params, statistics = jitter(variables["params"]), variables["batch_stats"]
+    direction = jitter(jax.tree.map(jnp.zeros_like, params), seed=3, scale=1.0)
+
+    @jax.jit
+    def loss(step):
+        moved = jax.tree.map(lambda p, d: p + step * d, params, direction)
+        return jnp.sin(layer.apply({"params": moved, "batch_stats": statistics}, x)).sum()
+
+    step = 1e-5
+    expected = (loss(step) - loss(-step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(loss)(0.0), expected, rtol=1e-6)
+
+
+def test_initial_field_of_another_shape_replaces_the_input(x64):
+    x, h = (
+        jnp.asarray(np.random.default_rng(0).normal(size=s)) for s in ((2, 8, 8, 3), (2, 4, 4, 5))
+    )
+    layer = GlobalLayer(num_steps=2)
+    variables = layer.init(jax.random.key(0), x, h)
+    np.testing.assert_allclose(apply(layer, variables, x, h), apply(layer, variables, h))
+    same = x + 1
+    variables = layer.init(jax.random.key(0), x)
+    assert jnp.abs(apply(layer, variables, x, same) - apply(layer, variables, same)).max() > 1e-2
+    with pytest.raises(ValueError, match="cannot be added"):
+        GlobalLayer(residual=True).init(jax.random.key(0), x, h)
+
+
+def test_field_before_the_first_is_the_input(x64):
+    x, h = (jnp.asarray(np.random.default_rng(s).normal(size=(1, 4, 4, 2))) for s in (0, 1))
+    layer = GlobalLayer(source=False, activation="sigmoid")
+    variables = layer.init(jax.random.key(0), x)
+    # DuFort-Frankel's weight on the field before is not zero, so the input shows through.
+    assert jnp.abs(apply(layer, variables, x, h) - apply(layer, variables, h, h)).max() > 1e-3
+
+
+def test_spectral_scheme_goes_as_far_as_the_steps(x64):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4, 2)))
+    fields = {"scheme": "spectral", "num_steps": 3, "diffusivity": (1.0, 1.0)}
+    variables = GlobalLayer(dt=0.2, **fields).init(jax.random.key(0), x)
+    one = GlobalLayer(dt=0.6, **{**fields, "num_steps": 1})
+    three = GlobalLayer(dt=0.2, **fields)
+    np.testing.assert_allclose(apply(three, variables, x), apply(one, variables, x), atol=1e-14)
+
+
+def test_signed_velocities_go_both_ways_and_stay_stable(x64, monkeypatch):
+    seen = []
+    monkeypatch.setattr(transport, "leapfrog", lambda h, c, source, **_: seen.append(c) or h)
+    x = 1e4 * jnp.asarray(np.random.default_rng(0).normal(size=(1, 8, 8, 2)))
+    layer = GlobalLayer(velocity="signed", diffusivity=(1.0, 1.0), spacing=(2, 2))
+    layer.init(jax.random.key(0), x)
+    for velocity in seen[0][:2]:
+        np.testing.assert_allclose([velocity.min(), velocity.max()], [-5, 5], rtol=1e-3)
+    assert (stability_number(seen[0], spacing=(2, 2)) <= 1).all()
+
+
+def test_residual_adds_the_input(x64):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 3)))
+    variables = GlobalLayer().init(jax.random.key(0), x)
+    difference = apply(GlobalLayer(residual=True), variables, x) - apply(
+        GlobalLayer(), variables, x
+    )
+    np.testing.assert_allclose(difference, x, atol=1e-14)
+
+
+def test_coefficient_gradients_are_finite_where_diffusion_vanishes(x64):
+    x = jnp.zeros((1, 4, 4, 2)).at[0, 1, 1].set(1.0)
+    layer = GlobalLayer(num_steps=3)
+    variables = layer.init(jax.random.key(0), x)
+    params = jax.tree.map(lambda p: -jnp.abs(p), variables["params"])
+    gradient = jax.grad(lambda p: layer.apply({**variables, "params": p}, x).sum())(params)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_computes_in_its_dtype_with_float32_parameters():
+    x = jnp.ones((2, 4, 4, 3), jnp.bfloat16)
+    y, variables = GlobalLayer(dtype=jnp.bfloat16, num_steps=2).init_with_output(
+        jax.random.key(0), x
+    )
+    assert y.dtype == jnp.bfloat16
+    flat = traverse_util.flatten_dict(variables)
+    assert {leaf.dtype for leaf in flat.values()} == {jnp.dtype("float32")}
+
+
+def test_composes_in_a_network():
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            return GlobalLayer()(nn.Conv(4, (3, 3))(x), train=train).mean((1, 2))
+
+    y, _ = Network().init_with_output(jax.random.key(0), jnp.ones((2, 8, 8, 1)), True)
+    assert y.shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"scheme": "magic"}, "scheme must be one of"),
+        ({"velocity": "up"}, "velocity must be one of"),
+        ({"activation": "gelu"}, "activation must be one of"),
+        ({"dt": 0.0}, "dt must be positive"),
+        ({"scheme": "spectral", "start": "euler"}, "start has no use"),
+        ({"diffusivity": (1.0, -1.0)}, "must not be negative"),
+        ({"spacing": (4, 1)}, "does not fit a grid of 4 cells"),
+        ({"num_steps": 0}, "num_steps must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_sentence(fields, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        GlobalLayer(**fields).init(jax.random.key(0), jnp.ones((1, 4, 4, 2)))
+
+
+def test_missing_arrays_of_the_reference_are_named():
+    _, state = formula_inputs()
+    del state["bng1.running_var"]
+    with pytest.raises(ValueError, match=r"no 'bng1\.running_var'"):
+        global_layer_from_reference(state)
+    with pytest.raises(ValueError, match=r"no 'a.convg.weight'"):
+        global_layer_from_reference(state, prefix="a.")
