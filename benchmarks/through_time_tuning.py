@@ -2,7 +2,8 @@
 
 Every cell and algorithm gets the same search: four learning rates times two starts of the cell's
 gate, with a seed that the comparison does not use. The two best rates of FPTT are tried again with
-a warm-up over a tenth of the updates, with two such seeds. Writes ``results/through_time_tuning.json``:
+a warm-up over a tenth of the updates, with two such seeds. Writes
+``results/through_time_tuning.json``:
 
     python benchmarks/through_time_tuning.py               # all of it
     python benchmarks/through_time_tuning.py --shard=0/2   # every second line; 1/2 beside it
