@@ -81,12 +81,13 @@ TASKS: dict[str, dict[str, Any]] = {
     "fashion_pixels": {
         "data": {**_FASHION, "view": "pixels"},
         "model": {"features": 128},
-        # The best of benchmarks/through_time_tuning.py, which looks at 80 batches.
+        # The best of benchmarks/through_time_tuning.py, which looks at 80 batches; for the TARNN
+        # under FPTT the best that did not diverge with another seed.
         "learning_rate": 3e-3,
         "tuned": {
             ("lstm", "fptt"): {"forget_bias": 3.0, "learning_rate": 3e-3},
             ("lstm", "bptt"): {"forget_bias": 1.0, "learning_rate": 3e-3},
-            ("tarnn", "fptt"): {"gate_bias": 0.0, "learning_rate": 3e-2},
+            ("tarnn", "fptt"): {"gate_bias": -2.0, "learning_rate": 3e-2},
             ("tarnn", "bptt"): {"gate_bias": 0.0, "learning_rate": 3e-3},
         },
         "parts": 8,

@@ -1,6 +1,7 @@
 """Flax layers over the package's numerics."""
 
 from jaxeff.layers.global_layer import GlobalLayer, global_layer_from_reference
+from jaxeff.layers.interpolated import Interpolated
 from jaxeff.layers.recurrent import (
     RNN,
     AntisymmetricRNNCell,
@@ -27,6 +28,7 @@ __all__ = [
     "GRUCell",
     "GlobalLayer",
     "IRNNCell",
+    "Interpolated",
     "LSTMCell",
     "RNNCell",
     "RecurrentCell",

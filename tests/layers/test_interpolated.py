@@ -1,0 +1,181 @@
+"""Spatially interpolated bodies: what their anchors, constants, shares and gradients must be."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxeff.errors import ConfigError
+from jaxeff.layers import Interpolated
+from jaxeff.ode import anchors
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+class Body(nn.Module):
+    """A small inverted residual's body."""
+
+    features: int | None = None
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        channels = x.shape[-1]
+        h = nn.swish(nn.Conv(2 * channels, (1, 1), param_dtype=jnp.float64)(x))
+        h = nn.Conv(
+            2 * channels, (3, 3), feature_group_count=2 * channels, param_dtype=jnp.float64
+        )(h)
+        h = nn.BatchNorm(use_running_average=not train, param_dtype=jnp.float64)(h)
+        return nn.Conv(self.features or channels, (1, 1), param_dtype=jnp.float64)(h)
+
+
+class Constant(nn.Module):
+    def __call__(self, x, *, train=False):
+        return jnp.full_like(x, 2.5)
+
+
+def images(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape or (2, 7, 8, 3)))
+
+
+def made(jitter, x, body=None, **fields):
+    """A layer with parameters moved off their initial values."""
+    layer = Interpolated(body or Body(), param_dtype=jnp.float64, **fields)
+    variables = layer.init(jax.random.key(0), x)
+    return layer, {**variables, "params": jitter(variables["params"])}
+
+
+def body_alone(variables, x):
+    statistics = variables["batch_stats"]["body"]
+    return Body().apply({"params": variables["params"]["body"], "batch_stats": statistics}, x)
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "hold", "edge_aware"])
+@pytest.mark.parametrize("size", [7, 8, 14])
+def test_anchors_carry_the_bodys_value_exactly(x64, jitter, size, interpolation):
+    x = images(1, size, size, 3)
+    layer, variables = made(jitter, x, interpolation=interpolation)
+    y = layer.apply(variables, x)
+    np.testing.assert_array_equal(y[:, ::2, ::2], body_alone(variables, x[:, ::2, ::2]))
+
+
+@pytest.mark.parametrize("fields", [
+    {}, {"mixing": "blend"}, {"interpolation": "hold"}, {"interpolation": "edge_aware"},
+])  # fmt: skip
+def test_constants_stay_constant(x64, jitter, fields):
+    x = images()
+    layer, variables = made(jitter, x, Constant(), **fields)
+    params = variables["params"]
+    params["cheap_norm"] = {"scale": jnp.zeros(3), "bias": jnp.full(3, 2.5)}
+    np.testing.assert_allclose(layer.apply({**variables, "params": params}, x), 2.5, atol=1e-12)
+
+
+def test_stride_one_is_the_body(x64, jitter):
+    x = images()
+    layer, variables = made(jitter, x, stride=1)
+    np.testing.assert_array_equal(layer.apply(variables, x), body_alone(variables, x))
+    assert set(variables["params"]) == {"body"}
+
+
+@pytest.mark.parametrize("mixing", ["anchors", "blend"])
+def test_output_goes_from_the_cheap_branch_to_the_interpolation_with_the_share(x64, jitter, mixing):
+    x = images()
+    layer, variables = made(jitter, x, mixing=mixing)
+
+    def at(logit):
+        params = variables["params"] | {"share": jnp.full(3, float(logit))}
+        return layer.apply({**variables, "params": params}, x)
+
+    cheap, mixed, full = (at(logit) for logit in (-50, 0, 50))
+    filled = anchors.interpolate(body_alone(variables, x[:, ::2, ::2]), (7, 8), 2)
+    np.testing.assert_allclose(full, filled, atol=1e-12)
+    np.testing.assert_allclose(mixed, (cheap + full) / 2, atol=1e-12)
+    off = jnp.broadcast_to(anchors.is_anchor((7, 8), 2), x.shape) if mixing == "anchors" else False
+    assert jnp.abs(jnp.where(off, 1.0, cheap - full)).min() > 1e-6
+
+
+def test_initial_share():
+    x = images().astype(jnp.float32)
+    params = Interpolated(Constant(), initial_share=0.2).init(jax.random.key(0), x)["params"]
+    np.testing.assert_allclose(jax.nn.sigmoid(params["share"]), 0.2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("cheap", "own"), [
+    ("none", 1), ("depthwise", 9 + 2 + 1), ("separable", 9 + 2 + 3 + 2 + 1),
+])  # fmt: skip
+def test_parameters_per_channel(cheap, own):
+    shapes = jax.eval_shape(Interpolated(Constant(), cheap=cheap).init, jax.random.key(0), images())
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == 3 * own
+
+
+def test_body_sees_the_anchors_alone(x64, jitter):
+    x = images(1, 8, 8, 2)
+    layer, variables = made(jitter, x, cheap="none")
+    gradient = jax.grad(lambda x: jnp.sin(layer.apply(variables, x)).sum())(x)
+    on = np.broadcast_to(anchors.is_anchor((8, 8), 2), x.shape)
+    assert (np.asarray(gradient)[~on] == 0).all()
+    assert (np.asarray(gradient)[on] != 0).all()
+    layer, variables = made(jitter, x)
+    gradient = jax.grad(lambda x: jnp.sin(layer.apply(variables, x)).sum())(x)
+    assert (gradient != 0).all()
+
+
+def test_shifts_by_the_stride_commute_in_the_interior(x64, jitter):
+    x = images(1, 16, 16, 2)
+    layer, variables = made(jitter, x)
+    y = layer.apply(variables, x)
+    for by, same in ((2, True), (1, False)):
+        moved = layer.apply(variables, jnp.roll(x, (by, by), (1, 2)))
+        error = jnp.abs(jnp.roll(y, (by, by), (1, 2)) - moved)[:, 6:-6, 6:-6].max()
+        assert bool(error < 1e-12) is same
+
+
+def test_area_sampling_feeds_means(x64, jitter):
+    x = images()
+    layer, variables = made(jitter, x, sampling="area")
+    y = layer.apply(variables, x)
+    np.testing.assert_array_equal(y[:, ::2, ::2], body_alone(variables, anchors.area_sample(x, 2)))
+
+
+def test_zero_init_leaves_the_cheap_branch_out(x64):
+    x = images()
+    for cheap, last in (("depthwise", "cheap_norm"), ("separable", "cheap_norm_out")):
+        layer = Interpolated(Constant(), cheap=cheap, zero_init=True)
+        y, variables = layer.init_with_output(jax.random.key(0), x)
+        scales = {name: p["scale"] for name, p in variables["params"].items() if "norm" in name}
+        zero = {name for name, scale in scales.items() if not scale.any()}
+        assert zero == {last}
+        off = ~np.broadcast_to(anchors.is_anchor((7, 8), 2), y.shape)
+        np.testing.assert_allclose(np.asarray(y)[off], 1.25, atol=1e-6)
+
+
+def test_training_updates_the_statistics_of_both_branches(x64, jitter):
+    x = images()
+    layer, variables = made(jitter, x)
+    _, new = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    changed = jax.tree.map(
+        lambda a, b: bool((a != b).all()), variables["batch_stats"], new["batch_stats"]
+    )
+    assert all(jax.tree.leaves(changed))
+    assert set(changed) == {"body", "cheap_norm"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"cheap": "free"}, "cheap must be one of"),
+        ({"interpolation": "cubic"}, "interpolation must be one of"),
+        ({"cheap": "none", "interpolation": "edge_aware"}, "follows the cheap branch"),
+        ({"initial_share": 1.0}, r"initial_share must be in \(0, 1\)"),
+        ({"stride": 0}, "stride must be a whole number"),
+        ({"stride": 9}, "7 x 8 pixels is smaller than the anchors' stride 9"),
+    ],
+)
+def test_mistakes_are_one_sentence(fields, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        Interpolated(Constant(), **fields).init(jax.random.key(0), images())
+
+
+def test_a_body_that_changes_channels_is_refused(x64):
+    with pytest.raises(ValueError, match="replace only blocks with a skip"):
+        Interpolated(Body(features=5)).init(jax.random.key(0), images())
