@@ -155,6 +155,17 @@ def fashion() -> str:
     return table([*header, "seconds", "step memory, MiB"], rows)
 
 
+def search() -> str:
+    """Returns what every setting of the search reached on validation data."""
+    rows = []
+    for name, line in sorted(read("through_time_tuning")["lines"].items()):
+        cell, algorithm, start, rate, *rest = name.split(", ")
+        found = "diverged" if line["accuracy"] is None else f"{100 * line['accuracy']:.1f}"
+        start, rate = start.replace("_", " "), rate.removeprefix("rate ")
+        rows.append([cell, ALGORITHMS[algorithm], start, rate, ", ".join(rest) or "–", found])
+    return table(["cell", "training", "start", "rate", "second look", "validation, %"], rows)
+
+
 def memory() -> str:
     found = {
         (e["cell"], e["length"], e["algorithm"]): e["temp_bytes"]
@@ -253,10 +264,11 @@ TABLES = {
     "accuracy conditions": lambda: conditions("rnn_accuracy"),
     **{
         f"through time {task}": functools.partial(grid, task)
-        for task in ("pixels", "vowels", "motions", "text", "adding")
+        for task in ("pixels", "permuted", "vowels", "motions", "text", "adding")
     },
     "ablations": ablations,
     "fashion": fashion,
+    "fashion search": search,
     "memory": memory,
     "memory conditions": lambda: conditions("fptt_memory"),
     "parallel": parallel,
