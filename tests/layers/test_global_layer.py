@@ -146,7 +146,8 @@ def test_receptive_field(x64, num_steps, spacing, radius, pixels):
 
 @pytest.mark.parametrize("fields", [
     {}, {"num_steps": 3, "velocity": "signed"}, {"scheme": "spectral", "boundary": "periodic"},
-    {"scheme": "line_implicit", "boundary": "reflecting"}, {"start": "euler", "num_steps": 2},
+    {"start": "euler", "num_steps": 2},
+    pytest.param({"scheme": "line_implicit", "boundary": "reflecting"}, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_gradients_by_differences(x64, jitter, fields):
     layer = GlobalLayer(activation="sigmoid", param_dtype=jnp.float64, **fields)

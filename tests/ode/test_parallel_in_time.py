@@ -62,10 +62,9 @@ CORE = {
     ("antisymmetric", "diagonal"),
     ("cornn", "diagonal"),
     ("irnn", "diagonal"),
-    ("irnn_timed_three", "dense"),
     ("irnn_implicit", "diagonal"),
     ("tarnn", "diagonal"),
-    ("dual_ode_timed", "dense"),
+    ("dual_ode_timed", "diagonal"),
 }
 
 in_double = pytest.mark.usefixtures("x64", "quick_compile")

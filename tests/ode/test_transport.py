@@ -297,7 +297,7 @@ def test_three_schemes_agree_on_small_steps():
     np.testing.assert_allclose(line_implicit(h, still, **steps), exact, atol=1e-3)
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.slow), 5])
 def test_tridiagonal_solve_and_its_gradients(size):
     rng = np.random.default_rng(0)
     lower, upper, b = (rng.normal(size=(size, 2)) for _ in range(3))

@@ -615,7 +615,7 @@ def test_an_epoch_ends_with_its_last_batch(x64, quick_compile):
     ("kind", "steps", "parts", "auxiliary"),
     [
         ("classification", 6, 3, "uniform"),
-        ("tagging", 5, 2, "none"),
+        pytest.param("tagging", 5, 2, "none", marks=SLOW),
         pytest.param("classification", 5, 2, "none", marks=SLOW),
         pytest.param("tagging", 2, 1, "none", marks=SLOW),
     ],
@@ -737,7 +737,8 @@ def update_memory(temp_bytes, cls, length, backward, **fields):
     return memory(temp_bytes, algorithm, length)
 
 
-@pytest.mark.parametrize("backward", [pytest.param("autodiff", marks=pytest.mark.slow), "stored"])
+@pytest.mark.slow
+@pytest.mark.parametrize("backward", ["autodiff", "stored"])
 def test_memory_is_that_of_one_part_whatever_the_length(temp_bytes, backward):
     """Parts of 64 steps, up to 64 of them."""
     fptt = {

@@ -10,6 +10,9 @@ from jaxeff import train
 from jaxeff.errors import ConfigError
 from jaxeff.train.parallel import METHODS, DeviceMap
 
+# On one worker, so that the devices are started and measured once.
+pytestmark = pytest.mark.xdist_group("devices")
+
 TOLERANCE = 1e-5
 WRONG = ("WithoutMean", "MeanInside")
 

@@ -393,7 +393,9 @@ def last_state(config, workdir, named_arrays):
     return training, written, values, (workdir / "metrics.csv").read_text()
 
 
-@pytest.mark.parametrize("which", ["fptt_config", "text_config"])
+@pytest.mark.parametrize(
+    "which", ["fptt_config", pytest.param("text_config", marks=pytest.mark.slow)]
+)
 def test_stop_between_updates_within_sequences(
     request, quick_compile, monkeypatch, named_arrays, tmp_path, which
 ):

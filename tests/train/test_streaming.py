@@ -75,7 +75,7 @@ def still(cls, cell, length, **fields):
     return cls(network(cell), cross_entropy, optax.sgd(0.0), task(length), **fields)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", [pytest.param("lstm", marks=pytest.mark.slow), "tarnn"])
 def test_two_windows_leave_the_state_of_one_of_twice_the_length(x64, quick_compile, cell):
     stream = stream_of(2 * WINDOW)
     for cls, options in ((BPTT, {}), (FPTT, {"parts": 4, "alpha": 0.0})):
