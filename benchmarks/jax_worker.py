@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 from workers import serve
@@ -77,11 +78,13 @@ def jaxeff_variants(batch: int, time: int, inputs: int, features: int):
             last, states = scan(lambda s: sum(s @ k for k in kernels), start)
             _, pulled = scan(lambda d: sum(d @ k.T for k in kernels), last)
             # As the package does: blocks of 16 steps, the states transposed once for all kernels.
-            left, right = (a.reshape(-1, 16 * xs.shape[0], features) for a in (states, pulled))
+            block = math.gcd(time, 16) * xs.shape[0]
+            left, right = (a.reshape(-1, block, features) for a in (states, pulled))
 
             def gradient(total, block):
                 left, right = block
                 left = jax.lax.optimization_barrier(left.T)
+                # Scaled, so that equal products are not made only once.
                 return [t + left @ (right * (1.0 + i)) for i, t in enumerate(total)], None
 
             total, _ = jax.lax.scan(gradient, [jnp.zeros_like(k) for k in kernels], (left, right))

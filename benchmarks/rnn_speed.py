@@ -118,7 +118,7 @@ def main():
         name: results[theirs]["ms"] / results[ours]["ms"] for name, (theirs, ours) in RATIOS.items()
     }
     record = {
-        "command": "python benchmarks/rnn_speed.py",
+        "command": " ".join(["python benchmarks/rnn_speed.py", *sys.argv[1:]]),
         "task": (
             f"forward and backward, batch {args.batch}, {args.time} steps, {args.inputs} input(s), "
             f"{args.features} units, {cpu_cores()} CPU cores"

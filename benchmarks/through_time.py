@@ -150,6 +150,15 @@ def locked_record(out: Path):
         out.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def asked(all_lines: dict[str, Any]) -> list[str]:
+    """Returns the names that have the command line's words, or its shard of them."""
+    shards = [a.partition("=")[2] for a in sys.argv[1:] if a.startswith("--shard=")]
+    words = [a for a in sys.argv[1:] if not a.startswith("--")]
+    number, count = map(int, (shards or ["0/1"])[0].split("/"))
+    chosen = [n for n in all_lines if all(word in n.split(", ") for word in words)]
+    return chosen[number::count]
+
+
 def run(all_lines: dict[str, tuple[str, list[str]]], out: Path, script: str) -> None:
     """Runs the lines that the command line asks for and that are not in the record yet."""
     import jax
@@ -159,11 +168,7 @@ def run(all_lines: dict[str, tuple[str, list[str]]], out: Path, script: str) -> 
     cache = HERE.parent / "runs" / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    shards = [a.partition("=")[2] for a in sys.argv[1:] if a.startswith("--shard=")]
-    words = [a for a in sys.argv[1:] if not a.startswith("--")]
-    number, count = map(int, (shards or ["0/1"])[0].split("/"))
-    chosen = [n for n in all_lines if all(word in n.split(", ") for word in words)]
-    for name in chosen[number::count]:
+    for name in asked(all_lines):
         argument, overrides = all_lines[name]
         known = json.loads(out.read_text())["lines"].get(name, {}) if out.exists() else {}
         if known.get("command") != command(argument, overrides):

@@ -2,9 +2,8 @@
 
 Every cell and algorithm gets the same search: four learning rates times two starts of the cell's
 gate, with a seed that the comparison does not use. Rates at which FPTT was best are tried
-again with a warm-up and two seeds, and for the TARNN, where the best rate then diverged, a lower
-one. Writes
-``results/through_time_tuning.json``:
+again with a warm-up and two seeds, and for the TARNN, where the best rate then diverged, without
+one and at a lower rate. Writes ``results/through_time_tuning.json``:
 
     python benchmarks/through_time_tuning.py               # all of it
     python benchmarks/through_time_tuning.py --shard=0/2   # every second line; 1/2 beside it
@@ -14,10 +13,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from typing import Any
 
-from through_time import HERE, command, config_of, locked_record, train
+from through_time import HERE, asked, command, config_of, locked_record, train
 
 from jaxeff.errors import TrainingError
 
@@ -38,6 +36,7 @@ AGAIN = (
     ("tarnn", ("gate_bias", 0.0), 1e-2, 64, 101),
     ("tarnn", ("gate_bias", 0.0), 3e-2, 64, 100),
     ("tarnn", ("gate_bias", 0.0), 3e-2, 64, 101),
+    ("tarnn", ("gate_bias", 0.0), 3e-2, 0, 101),
     ("tarnn", ("gate_bias", 0.0), 2e-2, 0, 100),
 )
 # 80 batches of 128 images, as the comparison's shortest subset.
@@ -79,18 +78,19 @@ def outcome(name: str, argument: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def main():
-    shards = [a.partition("=")[2] for a in sys.argv[1:] if a.startswith("--shard=")]
-    number, count = map(int, (shards or ["0/1"])[0].split("/"))
-    words = [a for a in sys.argv[1:] if not a.startswith("--")]
-    chosen = {n: line for n, line in lines().items() if all(w in n.split(", ") for w in words)}
-    for name, (argument, overrides) in list(chosen.items())[number::count]:
-        known = json.loads(OUT.read_text())["lines"] if OUT.exists() else {}
-        if name not in known:
+    from jaxeff import bench
+
+    all_lines = lines()
+    for name in asked(all_lines):
+        argument, overrides = all_lines[name]
+        known = json.loads(OUT.read_text())["lines"].get(name, {}) if OUT.exists() else {}
+        if known.get("command") != command(argument, overrides):
             found = outcome(name, argument, overrides)
             with locked_record(OUT) as record:
                 record["command"] = "python benchmarks/through_time_tuning.py"
-                record["lines"][name] = known[name] = found
-        print(f"{name:50s} {known[name]['accuracy']}", flush=True)
+                record["environment"] = bench.environment()
+                record["lines"][name] = known = found
+        print(f"{name:60s} {known['accuracy']}", flush=True)
 
 
 if __name__ == "__main__":

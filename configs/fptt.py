@@ -82,7 +82,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "data": {**_FASHION, "view": "pixels"},
         "model": {"features": 128},
         # The best of benchmarks/through_time_tuning.py, which looks at 80 batches; for the TARNN
-        # under FPTT the best that did not diverge with another seed.
+        # under FPTT the next best, because the best diverged with other seeds.
         "learning_rate": 3e-3,
         "tuned": {
             ("lstm", "fptt"): {"forget_bias": 3.0, "learning_rate": 3e-3},

@@ -251,8 +251,8 @@ def conditions(name: str) -> str:
     environment = record["environment"]
     parts = [record[key] for key in ("task", "method") if key in record]
     parts.append(
-        f"{environment['cpu']}, {environment['cpu_cores']} cores, Python {environment['python']}, "
-        f"jax {environment['jax']}"
+        f"{environment['cpu']}, {environment['cpu_cores']} core(s), "
+        f"Python {environment['python']}, jax {environment['jax']}"
         + (f", torch {environment['torch']}" if "torch" in environment else "")
     )
     return "; ".join(parts) + f". Command: `{record['command']}`."

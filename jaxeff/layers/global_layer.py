@@ -35,7 +35,8 @@ class GlobalLayer(nn.Module):
     Attributes:
       num_steps: K.
       dt: time step.
-      spacing: grid spacing along rows and columns, also the distance in cells to the neighbours.
+      spacing: grid spacing along rows and columns; in the leapfrog scheme also the distance in
+        cells to the neighbours.
       diffusivity: constant (Dx, Dy); None learns both.
       velocity: sign of u and v. "reference": never positive, as in the authors' code; "paper":
         never negative, as printed; "signed": ``spacing / (2 dt) * tanh(norm(conv(h)))``, either

@@ -4,13 +4,13 @@ The paper ("Spatially Interpolated Inverted Residual Block", Kag, Wadhwa, Saligr
 a preprint in 2023) is not public. What follows is a **reconstruction** from the author's research
 statement, which describes an interpolation between features processed on a low-resolution sampling
 of the input and cheaper features processed at the input's resolution, for up to 40 % less compute.
-Sampling before the body is the only order that makes an inverted residual's expansion cheap, and
-the count agrees: EfficientNet-B0 with all nine skip blocks replaced loses 39 % of its
-multiply-adds. Where the sources leave a choice it is a switch.
+Sampling before the body is the only order that makes an inverted residual's expansion, most of its
+multiply-adds, cheap. Where the sources leave a choice it is a switch.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -48,7 +48,7 @@ class Interpolated(nn.Module):
       mixing: "anchors" as above, or "blend": the learned share everywhere.
       interpolation: "linear"; "hold", each anchor's value for the pixels after it; "edge_aware",
         weights that follow g (`jaxeff.ode.anchors.edge_aware`, sharpness learned from 1).
-      sampling: "strided", or "area", means over the pixels around an anchor.
+      sampling: "strided", or "area", means over the pixels from an anchor to the next.
       initial_share: of the interpolated features off the anchors, in (0, 1).
       zero_init: whether the last normalisation of G starts at scale 0.
       epsilon: of the normalisation.
@@ -99,7 +99,7 @@ class Interpolated(nn.Module):
         else:
             fill = anchors.interpolate if self.interpolation == "linear" else anchors.hold
             filled = fill(a, size, self.stride)
-        start = jnp.log(self.initial_share / (1 - self.initial_share))
+        start = math.log(self.initial_share / (1 - self.initial_share))
         logit = self.param(
             "share", nn.initializers.constant(start), (x.shape[-1],), self.param_dtype
         )

@@ -69,21 +69,22 @@ def edge_aware(anchors: Array, guide: Array, stride: int, sharpness: Array | flo
     """
     size = guide.shape[ROWS], guide.shape[COLUMNS]
     at_anchors = sample(guide, stride)
-    rows, columns = (_shares(n, stride, guide.dtype) for n in size)
-    total = weights = jnp.zeros((), anchors.dtype)
+    rows, columns = ((jnp.arange(n) % stride).astype(guide.dtype) / stride for n in size)
+    values, logits = [], []
     for by_row in (0, 1):
         for by_column in (0, 1):
-            values, guides = (
+            value, at = (
                 hold(_ahead(_ahead(a, ROWS, by_row), COLUMNS, by_column), size, stride)
                 for a in (anchors, at_anchors)
             )
             row = rows if by_row else 1 - rows
             column = columns if by_column else 1 - columns
-            distance = jnp.square(guide - guides).mean(-1, keepdims=True)
-            weight = row[:, None, None] * column[:, None] * jnp.exp(-sharpness * distance)
-            total, weights = total + weight * values, weights + weight
-    on_anchor = (rows[:, None, None] == 0) & (columns[:, None] == 0)
-    return jnp.where(on_anchor, hold(anchors, size, stride), total / weights)
+            distance = jnp.square(guide - at).mean(-1, keepdims=True)
+            values.append(value)
+            logits.append(jnp.log(row[:, None, None] * column[:, None]) - sharpness * distance)
+    # Normalised as a softmax: far from every anchor's guide all four weights would underflow.
+    weights = jax.nn.softmax(jnp.stack(logits), axis=0)
+    return (weights * jnp.stack(values)).sum(0)
 
 
 def is_anchor(size: tuple[int, int], stride: int) -> Array:
@@ -122,8 +123,3 @@ def _ahead(a: Array, axis: int, by: int) -> Array:
     size = a.shape[axis]
     parts = (jax.lax.slice_in_dim(a, *ends, axis=axis) for ends in ((1, size), (size - 1, size)))
     return jnp.concatenate(list(parts), axis)
-
-
-def _shares(size: int, stride: int, dtype) -> Array:
-    """Returns each pixel's share of the anchor ahead."""
-    return (jnp.arange(size) % stride).astype(dtype) / stride

@@ -97,6 +97,12 @@ def leapfrog(
       ValueError: h has fewer than three axes.
     """
     _check(h, boundary, num_steps, spacing)
+    for axis, distance in zip((ROWS, COLUMNS), spacing, strict=True):
+        if distance >= h.shape[axis]:
+            raise ConfigError(
+                f"a spacing of {distance} does not fit a grid of {h.shape[axis]} cells; use larger "
+                "images or a smaller spacing"
+            )
     if start not in STARTS:
         raise ConfigError(f"start must be one of {', '.join(STARTS)}, not {start!r}")
     if start == "euler" and before is not None:
@@ -421,11 +427,5 @@ def _check(h: Array, boundary: str, num_steps: int, spacing: tuple[int, int]) ->
         raise ConfigError(f"boundary must be one of {', '.join(BOUNDARIES)}, not {boundary!r}")
     if num_steps < 1:
         raise ConfigError(f"num_steps must be at least 1, not {num_steps}")
-    for axis, distance in zip((ROWS, COLUMNS), spacing, strict=True):
-        if not isinstance(distance, int) or distance < 1:
-            raise ConfigError(f"spacing must be two whole numbers of at least 1, not {spacing}")
-        if distance >= h.shape[axis]:
-            raise ConfigError(
-                f"a spacing of {distance} does not fit a grid of {h.shape[axis]} cells; use larger "
-                "images or a smaller spacing"
-            )
+    if len(spacing) != 2 or not all(isinstance(d, int) and d >= 1 for d in spacing):
+        raise ConfigError(f"spacing must be two whole numbers of at least 1, not {spacing}")

@@ -81,6 +81,18 @@ def test_edge_aware_follows_an_edge():
     assert jnp.abs(linear - guide).max() == 0.5
 
 
+def test_edge_aware_far_from_every_guide_is_finite():
+    guide = jnp.zeros((7, 7, 1)).at[1::2, 1::2].set(1e4)
+    a = anchors.sample(values(7, 7, 1), 2)
+
+    def total(guide, sharpness):
+        return anchors.edge_aware(a, guide, 2, sharpness).sum()
+
+    value, gradients = jax.value_and_grad(total, (0, 1))(guide, 1.0)
+    np.testing.assert_allclose(value, anchors.interpolate(a, (7, 7), 2).sum(), atol=1e-12)
+    assert all(jnp.isfinite(g).all() for g in gradients)
+
+
 @SIZES
 @STRIDES
 def test_area_samples_are_means_of_what_is_there(size, stride):

@@ -385,6 +385,13 @@ def test_mistakes_are_one_sentence(call, sentence):
         call(field())
 
 
+@pytest.mark.parametrize("solver", [line_implicit, spectral])
+def test_spacing_is_but_a_number_where_neighbours_are_adjacent(solver):
+    h = field()
+    wide = solver(h, Coefficients(0.0, 0.0, 64.0, 1.0), spacing=(8, 1))
+    np.testing.assert_allclose(wide, solver(h, STILL), atol=1e-12)
+
+
 def test_mistakes_in_shapes():
     with pytest.raises(ValueError, match="constant over the grid, but diffusion_x"):
         spectral(field(), Coefficients(0.0, 0.0, field(), 1.0))
