@@ -15,7 +15,7 @@ import itertools
 import json
 from typing import Any
 
-from through_time import HERE, asked, command, config_of, locked_record, train
+from recorded import HERE, asked, command, config_of, locked_record, train
 
 from jaxeff.errors import TrainingError
 

@@ -146,7 +146,11 @@ def test_benchmark_writes_a_report_without_training(run, tmp_path):
     report = read_report(tmp_path / "work" / "bench")
     assert {path.name for path in (tmp_path / "work").iterdir()} == {"bench"}
     assert report["metrics"] == {}
-    assert set(report["cost"]["latency_ms"]) == {"batch_1", "batch_64"}
+    assert (
+        set(report["cost"]["latency_ms"])
+        == set(report["cost"]["compiled"])
+        == {"batch_1", "batch_256"}
+    )
     assert report["cost"]["macs_per_example"] >= 8 * (64 + 64) + 80
     assert report["extras"]["training_step_ms"]["median"] > 0
     assert "inference batch 1: " in result.stdout

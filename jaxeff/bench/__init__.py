@@ -2,13 +2,14 @@
 
 from jaxeff.bench.flops import Cost, cost_per_example, count, macs_per_example
 from jaxeff.bench.latency import Latency, compile_time, interleaved, measure
-from jaxeff.bench.memory import compiled_memory
+from jaxeff.bench.memory import compiled_flops, compiled_memory
 from jaxeff.bench.summary import count_parameters, environment, git_commit, parameter_table
 
 __all__ = [
     "Cost",
     "Latency",
     "compile_time",
+    "compiled_flops",
     "compiled_memory",
     "cost_per_example",
     "count",

@@ -15,7 +15,8 @@ Counting rule:
 - 0 for data movement (reshapes, slices, gathers, selections, casts, communication between devices),
   for drawing random numbers, and for elementwise arithmetic on integers and booleans, which is
   nearly always index work.
-- ``cond`` counts its dearest branch, ``while`` one pass, ``shard_map`` the work of all devices.
+- ``cond`` counts its dearest branch (a choice by platform the one that is not of a platform by
+  name), ``while`` one pass, ``shard_map`` the work of all devices.
 
 The count is of the program as traced: what the compiler would remove or share is still in it, and
 a few elementwise operations more or less can come from the version of JAX, which writes the same
@@ -195,6 +196,9 @@ def _while(equation: Any) -> Cost:
 
 
 def _cond(equation: Any) -> Cost:
+    platforms = equation.params.get("branches_platforms")
+    if platforms is not None and None in platforms:  # one function, written for several platforms
+        return _of_jaxpr(equation.params["branches"][platforms.index(None)].jaxpr)
     branches = [_of_jaxpr(jaxpr) for jaxpr in _sub_jaxprs(equation.params["branches"])]
     dearest = max(branches, key=lambda cost: (cost.flops, cost.macs))
     is_exact = all((b.macs, b.flops) == (dearest.macs, dearest.flops) for b in branches)

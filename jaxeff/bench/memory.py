@@ -45,6 +45,19 @@ def compiled_memory(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[s
     return {**known, "step_bytes": step}
 
 
+def compiled_flops(compiled: Any) -> int | None:
+    """Returns the compiler's count of a compiled program's FLOPs; None where it has none.
+
+    It takes the body of a loop once and depends on the backend; `jaxeff.bench.count` does neither.
+    """
+    try:
+        analysis = compiled.cost_analysis()
+    except NotImplementedError:
+        return None
+    flops = (analysis or {}).get("flops", -1)
+    return int(flops) if flops >= 0 else None
+
+
 def _memory_analysis(compiled: Any) -> Any:
     """Returns the backend's statistics, or None where it has none."""
     try:

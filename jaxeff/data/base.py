@@ -14,6 +14,7 @@ from jaxeff.errors import ConfigError
 from jaxeff.registry import Registry
 
 if TYPE_CHECKING:
+    from jaxeff.data.augment import Augmentation
     from jaxeff.data.views import View
 
 #: Factories ``factory(request: Request, **options) -> Dataset``.
@@ -34,6 +35,7 @@ class Request:
       validation_fraction: share of the train data held out for validation, in [0, 1).
       split_seed: seed of that split, and of generated data.
       download: whether a missing data set may be fetched from the network.
+      augment: random changes of training images, or None.
     """
 
     dir: str = ""
@@ -42,6 +44,7 @@ class Request:
     validation_fraction: float = 0.1
     split_seed: int = 0
     download: bool = False
+    augment: Augmentation | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_fraction < 1:
@@ -57,6 +60,10 @@ class Request:
         if self.view is not None:
             raise ConfigError(
                 f"config.data.view: data set '{name}' has no images to view; leave it empty"
+            )
+        if self.augment is not None:
+            raise ConfigError(
+                f"config.data.augment: data set '{name}' has no images to augment; leave it out"
             )
 
 
@@ -76,6 +83,10 @@ class Split(abc.ABC):
     @abc.abstractmethod
     def __len__(self) -> int:
         """Returns the number of examples."""
+
+    def for_training(self) -> Split:
+        """Returns the split as training sees it, with augmentation; evaluation sees ``self``."""
+        return self
 
     @abc.abstractmethod
     def take(
@@ -110,6 +121,8 @@ class ArraySplit(Split):
       offset: float32 [channels].
       view: how an image becomes a sequence, or None.
       stream: see ``Split``.
+      augment: random changes of images in training, or None.
+      training: whether they are made.
     """
 
     images: np.ndarray
@@ -119,21 +132,47 @@ class ArraySplit(Split):
     offset: np.ndarray
     view: View | None = None
     stream: int = 0
+    augment: Augmentation | None = None
+    training: bool = False
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def for_training(self) -> Split:
+        """See ``Split.for_training``."""
+        return dataclasses.replace(self, training=self.augment is not None)
 
     def take(
         self, indices: np.ndarray, rng: np.random.Generator | None = None
     ) -> dict[str, np.ndarray]:
         """See ``Split.take``."""
         rows = self.indices[indices]
-        inputs = np.multiply(self.images[rows], self.scale, dtype=np.float32)
-        if self.offset.any():
-            inputs += self.offset
+        if self.training and self.augment is not None:
+            return self._augmented(self.augment, rows, self._keys(np.asarray(indices), rng))
+        inputs = self._scaled(self.images[rows])
         if self.view is not None:
             inputs = self.view(inputs, self._keys(np.asarray(indices), rng))
         return {"inputs": inputs, "labels": self.labels[rows]}
+
+    def _augmented(
+        self, augment: Augmentation, rows: np.ndarray, keys: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        inputs = self._scaled(augment(self.images[rows], keys))
+        batch = {"inputs": inputs, "labels": self.labels[rows]}
+        if not augment.mixup:
+            return batch
+        numbers, shares = augment.partners(keys, len(self.indices))
+        others = self.indices[numbers]
+        # The partner's own changes are drawn from the key's complement.
+        blended = self._scaled(augment(self.images[others], ~keys))
+        inputs += shares[:, None, None, None] * (blended - inputs)
+        return {**batch, "mixed_labels": self.labels[others], "mixed_share": shares}
+
+    def _scaled(self, images: np.ndarray) -> np.ndarray:
+        inputs = np.multiply(images, self.scale, dtype=np.float32)
+        if self.offset.any():
+            inputs += self.offset
+        return inputs
 
     def _keys(self, indices: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         if rng is None:

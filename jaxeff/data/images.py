@@ -114,6 +114,11 @@ def image_dataset(
             f"config.data.validation_fraction={request.validation_fraction} leaves no train example"
             f" of {len(arrays.train_labels)}"
         )
+    if request.augment is not None and request.view is not None:
+        raise ConfigError(
+            f"config.data.augment changes images, but config.data.view reads them as sequences "
+            f"({request.view_label}); leave one of them out"
+        )
     scale, offset = affine(arrays.train_images, train, normalize, maximum)
     shape = tuple(arrays.train_images.shape[1:])
     input_shape = request.view.shape(shape) if request.view is not None else shape
@@ -125,7 +130,15 @@ def image_dataset(
         "test": (test_part, np.arange(len(arrays.test_labels))),
     }
     splits: dict[str, Split] = {
-        part: ArraySplit(*data, indices, scale, offset, request.view, STREAMS[part])
+        part: ArraySplit(
+            *data,
+            indices,
+            scale,
+            offset,
+            request.view,
+            STREAMS[part],
+            request.augment if part == "train" else None,
+        )
         for part, (data, indices) in rows.items()
     }
     description = (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
+from jaxeff.data.augment import Augmentation
 from jaxeff.data.base import DATASETS, Dataset, Request
 from jaxeff.data.views import VIEWS
 from jaxeff.errors import ConfigError
@@ -19,6 +21,7 @@ def load(
     validation_fraction: float = 0.1,
     split_seed: int = 0,
     download: bool = False,
+    augment: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Dataset:
     """Builds a data set.
@@ -32,6 +35,8 @@ def load(
       split_seed: seed of the validation split, and of generated data.
       download: whether a missing data set may be fetched from the network (images and speech need
         TensorFlow for it).
+      augment: random changes of training images, fields of
+        `jaxeff.data.augment.Augmentation`.
       **options: fields of the data set's factory and of the view.
 
     Raises:
@@ -51,7 +56,8 @@ def load(
             )
     built = VIEWS[view](**{k: v for k, v in options.items() if k in viewer}) if view else None
     label = " ".join([view or "images", *(f"{k}={getattr(built, k)}" for k in sorted(viewer))])
-    request = Request(dir, built, label, validation_fraction, split_seed, download)
+    changes = Augmentation.build(augment)
+    request = Request(dir, built, label, validation_fraction, split_seed, download, changes)
     return DATASETS[name](request, **{k: v for k, v in options.items() if k in factory})
 
 

@@ -79,7 +79,7 @@ def make_train_iterator(
         )
     if seed < 0 or prefetch < 0:
         raise ConfigError(f"seed ({seed}) and prefetch ({prefetch}) must not be negative")
-    source = _TrainBatches(split, batch_size, seed, shuffle, part)
+    source = _TrainBatches(split.for_training(), batch_size, seed, shuffle, part)
     options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))
 

@@ -81,6 +81,7 @@ REPORT_SCHEMA: Schema = _object(
         flops_per_example=_COUNT_OR_NULL,
         uncounted={"type": "array", "items": _TEXT},
         latency_ms=_object(others=_LATENCY),
+        compiled=_object(others=_object(flops=_COUNT_OR_NULL, temp_bytes=_COUNT_OR_NULL)),
         step_memory_bytes=_object(
             temp=_COUNT_OR_NULL,
             argument=_COUNT_OR_NULL,

@@ -1,5 +1,6 @@
 """Flax layers over the package's numerics."""
 
+from jaxeff.layers.conv import DepthwiseConv, Ops
 from jaxeff.layers.global_layer import GlobalLayer, global_layer_from_reference
 from jaxeff.layers.interpolated import Interpolated
 from jaxeff.layers.recurrent import (
@@ -17,11 +18,13 @@ from jaxeff.layers.recurrent import (
     TARNNCell,
     from_pure,
 )
+from jaxeff.layers.shared_conv import SharedConv, SharedOps
 
 __all__ = [
     "RNN",
     "AntisymmetricRNNCell",
     "CoRNNCell",
+    "DepthwiseConv",
     "DualODECell",
     "FastGRNNCell",
     "FastRNNCell",
@@ -30,8 +33,11 @@ __all__ = [
     "IRNNCell",
     "Interpolated",
     "LSTMCell",
+    "Ops",
     "RNNCell",
     "RecurrentCell",
+    "SharedConv",
+    "SharedOps",
     "TARNNCell",
     "from_pure",
     "global_layer_from_reference",

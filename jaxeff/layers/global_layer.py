@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
+from jaxeff.layers.conv import ACTIVATIONS, DepthwiseConv
 from jaxeff.ode import transport
-from jaxeff.ode.activations import ACTIVATIONS
 from jaxeff.ode.transport import Coefficients
 from jaxeff.typing import Array, Dtype
 
@@ -48,7 +48,9 @@ class GlobalLayer(nn.Module):
       boundary: "periodic" or "reflecting".
       kernel_size: of the coefficients' convolutions.
       use_bias: whether those have a bias.
-      activation: "relu", "tanh" or "sigmoid"; diffusivities take its positive part.
+      activation: name in `jaxeff.layers.conv.ACTIVATIONS`; diffusivities take its positive part.
+      product: one velocity for both directions, the activated product of the two predictions (the
+        first one's normalised convolution times the activated second), and one diffusivity alike.
       coefficient_epsilon: epsilon of the coefficients' normalisation; None is the number of
         channels.
       epsilon: epsilon of the output's normalisation.
@@ -76,6 +78,7 @@ class GlobalLayer(nn.Module):
     kernel_size: int = 3
     use_bias: bool = False
     activation: str = "relu"
+    product: bool = False
     coefficient_epsilon: float | None = None
     epsilon: float = 1e-5
     momentum: float = 0.9
@@ -131,28 +134,29 @@ class GlobalLayer(nn.Module):
         epsilon = float(channels) if epsilon is None else epsilon
 
         def predicted(name):
-            conv = nn.Conv(
-                channels,
-                (self.kernel_size, self.kernel_size),
-                feature_group_count=channels,
+            # Its initialiser is the fan-out without regard to groups, as the authors' for CIFAR.
+            conv = DepthwiseConv(
+                self.kernel_size,
                 use_bias=self.use_bias,
-                # Fan-out without regard to groups, as the authors initialise their CIFAR networks.
-                kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
                 name=f"conv_{name}",
             )
             return self._norm(f"norm_{name}", epsilon, train)(conv(h))
 
-        def velocity(name, distance):
-            if self.velocity == "signed":
-                return distance / (2 * self.dt) * jnp.tanh(predicted(name))
-            return act(predicted(name)) * (1 if self.velocity == "paper" else -1)
+        def pair(first, second):
+            a, b = predicted(first), predicted(second)
+            return (a * act(b),) * 2 if self.product else (a, b)
 
-        u, v = (velocity(name, d) for name, d in zip("uv", self.spacing, strict=True))
+        def velocity(value, distance):
+            if self.velocity == "signed":
+                return distance / (2 * self.dt) * jnp.tanh(value)
+            return act(value) * (1 if self.velocity == "paper" else -1)
+
+        u, v = map(velocity, pair(*COEFFICIENTS[:2]), self.spacing)
         if self.diffusivity is not None:
             return Coefficients(u, v, *self.diffusivity)
-        dx, dy = (jax.nn.relu(act(predicted(name))) for name in COEFFICIENTS[2:])
+        dx, dy = (jax.nn.relu(act(value)) for value in pair(*COEFFICIENTS[2:]))
         return Coefficients(u, v, dx, dy)
 
     def _norm(self, name: str, epsilon: float, train: bool) -> nn.BatchNorm:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
+from jaxeff.layers.conv import DepthwiseConv
 from jaxeff.ode import anchors
 from jaxeff.typing import Array, Dtype
 
@@ -126,14 +127,7 @@ class Interpolated(nn.Module):
                 **dtypes,
             )
 
-        depthwise = nn.Conv(
-            channels,
-            (3, 3),
-            feature_group_count=channels,
-            use_bias=False,
-            name="cheap_depthwise",
-            **dtypes,
-        )
+        depthwise = DepthwiseConv(3, name="cheap_depthwise", **dtypes)
         g = norm("cheap_norm", self.cheap == "depthwise")(depthwise(x))
         if self.cheap == "depthwise":
             return g

@@ -91,8 +91,12 @@ class Training:
 
     def _snapshot(self, weights: str) -> dict[str, Any]:
         """Returns a copy of the named weights; the state itself is donated to the step."""
-        params = self.experiment.algorithm.candidates(self.state)[weights]
-        return jax.tree.map(jnp.copy, {"params": params, "model_state": self.state.model_state})
+        algorithm = self.experiment.algorithm
+        chosen = {
+            "params": algorithm.candidates(self.state)[weights],
+            "model_state": algorithm.statistics(self.state, weights),
+        }
+        return jax.tree.map(jnp.copy, chosen)
 
     def _restore(self) -> None:
         found = self.checkpoints.restore({"train": self.state, "best": self.best})
@@ -204,9 +208,10 @@ class Training:
 
         Where the algorithm has several kinds of weights, the best of them counts.
         """
-        named = self.experiment.algorithm.candidates(self.state)
+        algorithm = self.experiment.algorithm
+        named = algorithm.candidates(self.state)
         found = {
-            name: self.evaluate(params, self.state.model_state, "validation")
+            name: self.evaluate(params, algorithm.statistics(self.state, name), "validation")
             for name, params in named.items()
         }
         chosen = next(iter(found))

@@ -46,6 +46,8 @@ def _per_example(values: Array, batch: Batch) -> Array:
 def cross_entropy(label_smoothing: float = 0.0) -> Objective:
     """Cross entropy in nats and accuracy, of logits ``[batch, (time,) classes]``.
 
+    Mixed examples have the shares of both labels in the loss, and their first label's accuracy.
+
     Args:
       label_smoothing: share of the target spread evenly over the classes, in [0, 1).
     """
@@ -54,14 +56,18 @@ def cross_entropy(label_smoothing: float = 0.0) -> Objective:
             f"config.objective.label_smoothing must be in [0, 1), not {label_smoothing}"
         )
 
+    def against(logits: Array, labels: Array) -> Array:
+        if not label_smoothing:
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        targets = jax.nn.one_hot(labels, logits.shape[-1])
+        return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
+
     def objective(outputs: Array, batch: Batch) -> dict[str, Array]:
         logits, labels = outputs.astype(jnp.float32), batch["labels"]
-        if label_smoothing:
-            targets = jax.nn.one_hot(labels, logits.shape[-1])
-            targets = optax.smooth_labels(targets, label_smoothing)
-            losses = optax.softmax_cross_entropy(logits, targets)
-        else:
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        losses = against(logits, labels)
+        if "mixed_labels" in batch:
+            share = batch["mixed_share"]
+            losses = (1 - share) * losses + share * against(logits, batch["mixed_labels"])
         hits = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
         return {"loss": _per_example(losses, batch), "accuracy": _per_example(hits, batch)}
 

@@ -28,6 +28,9 @@ def kernels_only(params: Any) -> Any:
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
+DECAYED: dict[str, Callable[[Any], Any] | None] = {"kernels": kernels_only, "all": None}
+
+
 def schedule(
     name: str,
     learning_rate: float,
@@ -85,6 +88,7 @@ def build(
     decay_factor: float = 0.1,
     clip_norm: float = 0.0,
     weight_decay: float = 0.0,
+    decayed: str = "kernels",
     **options: Any,
 ) -> optax.GradientTransformation:
     """Returns an optimiser with a schedule, clipping by global norm and weight decay of kernels.
@@ -99,6 +103,7 @@ def build(
       decay_factor: of the "step" schedule.
       clip_norm: largest global norm of the gradient; 0 does not clip.
       weight_decay: for "adamw" decoupled from the gradient, else added to it as an L2 penalty.
+      decayed: "kernels", see `kernels_only`, or "all" parameters.
       **options: fields of the optax optimiser.
 
     Raises:
@@ -107,11 +112,15 @@ def build(
     for field, value in (("clip_norm", clip_norm), ("weight_decay", weight_decay)):
         if value < 0:
             raise ConfigError(f"config.optim.{field} must not be negative, not {value}")
+    if decayed not in DECAYED:
+        raise ConfigError(
+            f"config.optim.decayed must be one of {', '.join(DECAYED)}, not {decayed!r}"
+        )
     rate = schedule(schedule_name, learning_rate, num_steps, warmup_steps, boundaries, decay_factor)
     steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     if name == "adamw":
-        options |= {"weight_decay": weight_decay, "mask": kernels_only}
+        options |= {"weight_decay": weight_decay, "mask": DECAYED[decayed]}
     elif weight_decay:
-        steps.append(optax.add_decayed_weights(weight_decay, kernels_only))
+        steps.append(optax.add_decayed_weights(weight_decay, DECAYED[decayed]))
     steps.append(OPTIMIZERS.build({"name": name, **options}, "optim", learning_rate=rate))
     return optax.chain(*steps)

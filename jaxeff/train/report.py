@@ -28,7 +28,9 @@ def command() -> str:
 
 
 def inference_cost(experiment: Experiment, params: Params, model_state: Any) -> dict[str, Any]:
-    """Counts and times inference on one device, at batch 1 and at the training batch.
+    """Counts and times inference on one device, at batch 1 and at the evaluation's batch.
+
+    The compiler's own count of FLOPs takes the body of a loop once, however often it runs.
 
     Returns:
       the report's section ``cost``, but for the memory of the training step.
@@ -40,11 +42,16 @@ def inference_cost(experiment: Experiment, params: Params, model_state: Any) -> 
         return experiment.model.apply(variables, inputs, train=False)
 
     jitted = jax.jit(forward)
-    latency = {}
-    for size in sorted({1, experiment.config.train.batch_size}):
+    latency, compiled = {}, {}
+    for size in sorted({1, experiment.config.eval.batch_size}):
         inputs = np.zeros((size, *experiment.dataset.input_shape), experiment.dataset.input_dtype)
         inputs = jax.device_put(inputs, device)
-        timing = bench.measure(jitted, variables, inputs, warmup=3, repeats=20)
+        program = jitted.lower(variables, inputs).compile()
+        compiled[f"batch_{size}"] = {
+            "flops": bench.compiled_flops(program),
+            "temp_bytes": bench.compiled_memory(program)["temp_bytes"],
+        }
+        timing = bench.measure(program, variables, inputs, warmup=3, repeats=20)
         latency[f"batch_{size}"] = {
             "median": timing.median_ms,
             "p95": timing.p95_ms,
@@ -58,6 +65,7 @@ def inference_cost(experiment: Experiment, params: Params, model_state: Any) -> 
         "flops_per_example": cost.flops,
         "uncounted": list(cost.unknown),
         "latency_ms": latency,
+        "compiled": compiled,
     }
 
 

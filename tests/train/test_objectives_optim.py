@@ -279,3 +279,28 @@ def test_untrained_validation_selects_the_last_parameters(tiny_config, tmp_path)
         jax.tree.leaves(chosen["params"]), jax.tree.leaves(training.state.params), strict=True
     ):
         np.testing.assert_array_equal(a, b)
+
+
+def test_mixed_examples_have_both_labels_in_the_loss_and_the_first_in_the_accuracy():
+    other, share = np.array([1, 0], np.int32), np.array([0.25, 0.5], np.float32)
+    batch = {"labels": LABELS, "mixed_labels": other, "mixed_share": share}
+    values = objective()(jnp.asarray(LOGITS), batch)
+    logs = log_softmax(LOGITS)
+    closed = -((1 - share) * logs[[0, 1], LABELS] + share * logs[[0, 1], other])
+    np.testing.assert_allclose(values["loss"], closed, rtol=1e-6)
+    np.testing.assert_array_equal(values["accuracy"], [1, 0])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_weight_decay_is_of_kernels_or_of_everything(name):
+    params = {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(2)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    moved = {}
+    for decayed in ("kernels", "all"):
+        made = optim.build(name, num_steps=10, learning_rate=0.1, weight_decay=0.5, decayed=decayed)
+        updates, _ = made.update(zeros, made.init(params), params)
+        moved[decayed] = {key: float(u.ravel()[0]) for key, u in updates.items()}
+    assert moved["kernels"] == {"kernel": pytest.approx(-0.05), "scale": 0.0}
+    assert moved["all"] == {"kernel": pytest.approx(-0.05), "scale": pytest.approx(-0.05)}
+    with pytest.raises(ConfigError, match="decayed must be one of kernels, all"):
+        optim.build(name, num_steps=10, learning_rate=0.1, decayed="none")

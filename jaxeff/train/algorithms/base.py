@@ -90,6 +90,10 @@ class Algorithm:
         """Returns the algorithm's own state."""
         return {"average": jax.tree.map(jnp.copy, params)} if self.average_decay else {}
 
+    def _init_average(self, model_state: Any) -> dict[str, Any]:
+        copy = jax.tree.map(jnp.copy, model_state)
+        return {"average_state": copy} if self.average_decay else {}
+
     def init_optimizer(self, params: Params) -> Any:
         """Returns the optimiser's state."""
         return self.optimizer.init(params)
@@ -104,6 +108,10 @@ class Algorithm:
         """Returns the weights that evaluation may use, by name, as ``evaluate_at`` allows."""
         named = self.all_weights(state)
         return named if self.evaluate_at == "best" else {self.evaluate_at: named[self.evaluate_at]}
+
+    def statistics(self, state: TrainState, weights: str) -> Any:
+        """Returns the model's other collections that belong to the named weights."""
+        return state.algo_state["average_state"] if weights == "average" else state.model_state
 
     def all_weights(self, state: TrainState) -> dict[str, Params]:
         """Returns every kind of weights that the state holds, by name."""
@@ -120,7 +128,7 @@ class Algorithm:
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state=self.init_optimizer(params),
-            algo_state=self.init(params),
+            algo_state={**self.init(params), **self._init_average(variables)},
             model_state=variables,
             key=run_key,
         )
@@ -186,12 +194,18 @@ class Algorithm:
         sums = jax.lax.psum(sums, axis_name) if axis_name else sums
         return sums, whole_carry(own, axis_name)
 
-    def averaged(self, algo_state: dict[str, Any], params: Params) -> dict[str, Any]:
-        """Returns the algorithm's state with the average moved towards ``params``."""
+    def averaged(
+        self, algo_state: dict[str, Any], params: Params, model_state: Any
+    ) -> dict[str, Any]:
+        """Returns the algorithm's state with the averages moved towards the arguments.
+
+        Batch statistics are averaged like the weights, so that the two fit each other.
+        """
         if not self.average_decay:
             return algo_state
-        average = optax.incremental_update(params, algo_state["average"], 1 - self.average_decay)
-        return {**algo_state, "average": average}
+        old = algo_state["average"], algo_state["average_state"]
+        new = optax.incremental_update((params, model_state), old, 1 - self.average_decay)
+        return {**algo_state, "average": new[0], "average_state": new[1]}
 
 
 def starting_carry(model: Any, carry: Carry, batch: Batch, axis_name: str | None = None) -> Carry:

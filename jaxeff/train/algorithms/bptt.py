@@ -80,7 +80,7 @@ class BPTT(Algorithm):
                 grads, collected = jax.lax.pmean((grads, collected), axis_name)
             updates, opt_state = self.optimizer.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
-            loop = params, opt_state, collected, self.averaged(algo_state, params)
+            loop = params, opt_state, collected, self.averaged(algo_state, params, collected)
             return loop, (values, carry)
 
         loop = state.params, state.opt_state, state.model_state, state.algo_state

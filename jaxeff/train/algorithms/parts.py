@@ -248,7 +248,7 @@ class PartwiseAlgorithm(Algorithm):
         if axis_name is not None:
             grads, collected = jax.lax.pmean((grads, collected), axis_name)
         params, opt_state = self.step_optimizer(grads, loop.opt_state, loop.params, gradient)
-        algo_state = self.averaged(loop.algo_state, params)
+        algo_state = self.averaged(loop.algo_state, params, collected)
         end = Sweep(params, opt_state, collected, algo_state, carry)
         if "mask" in part:
             end = jax.tree.map(lambda new, old: jnp.where(total > 0, new, old), end, loop)

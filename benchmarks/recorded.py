@@ -1,0 +1,153 @@
+"""Tables of trainings: lines of a config and its overrides, several seeds each, kept as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import io
+import json
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+HERE = Path(__file__).parent
+SEEDS = (0, 1, 2)
+
+
+def config_of(argument: str, overrides: list[str], file: str = "fptt") -> Any:
+    """Returns the config of ``configs/FILE.py`` with ``section.field=value`` overrides."""
+    path = HERE.parent / "configs" / f"{file}.py"
+    spec = importlib.util.spec_from_file_location(f"{file}_config", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(argument)
+    for override in overrides:
+        field, _, value = override.partition("=")
+        config.update_from_flattened_dict({field: json.loads(value)})
+    return config
+
+
+def train(config: Any, workdir: Path) -> dict[str, Any]:
+    """Runs one training in this process, quietly, and returns its report."""
+    from jaxeff.eval import read_report
+    from jaxeff.train import jobs
+
+    if (workdir / "report.json").exists():  # of a run that an interruption found finished
+        return read_report(workdir)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return jobs.run(config, workdir)
+
+
+def line(table: str, name: str, argument: str, overrides: list[str], file: str) -> dict[str, Any]:
+    """Returns one line over all seeds."""
+    reports, curves = [], []
+    for seed in SEEDS:
+        config = config_of(argument, overrides, file)
+        config.seed, config.devices.cpu = seed, 1
+        folder = HERE.parent / "runs" / table / name.replace(", ", "-") / str(seed)
+        reports.append(train(config, folder))
+        curves.append(curve(folder))
+    first = reports[0]
+    metric = "accuracy" if first["config"]["data"]["name"] not in ("adding", "text") else "loss"
+    test = [report["metrics"]["test"][metric] for report in reports]
+    return {
+        "command": command(argument, overrides, file),
+        "seeds": list(SEEDS),
+        "data": first["data"]["description"],
+        "metric": metric,
+        "test": test,
+        "validation_curves": curves,
+        "test_mean": mean(test),
+        "test_deviation": stdev(test),
+        "validation_mean": mean(r["metrics"]["validation"][metric] for r in reports),
+        "weights": [report["training"]["weights"] for report in reports],
+        "latency_ms": {
+            size: min(report["cost"]["latency_ms"][size]["median"] for report in reports)
+            for size in first["cost"]["latency_ms"]
+        },
+        "parameters": first["cost"]["parameters"],
+        "macs_per_example": first["cost"]["macs_per_example"],
+        "step_temp_bytes": max(
+            # A run that was found finished did not compile its step again.
+            report["cost"].get("step_memory_bytes", {"temp": 0})["temp"]
+            for report in reports
+        ),
+        "epochs": first["training"]["epochs"],
+        "steps": first["training"]["steps"],
+        "updates": first["training"]["updates"],
+        "seconds_per_epoch": mean(
+            r["training"]["seconds"] / r["training"]["epochs"] for r in reports
+        ),
+        "training_seconds": mean(report["training"]["seconds"] for report in reports),
+    }
+
+
+def curve(folder: Path) -> list[list[float]]:
+    """Returns step, loss and (or None) accuracy of every validation of a run."""
+    from jaxeff.eval import read_history
+
+    return [
+        [row["step"], row["validation/loss"], row.get("validation/accuracy")]
+        for row in read_history(folder)
+        if "validation/loss" in row
+    ]
+
+
+def command(argument: str, overrides: list[str], file: str = "fptt") -> str:
+    options = " ".join(f"--config.{override}" for override in overrides)
+    return f"python -m jaxeff.main --config=configs/{file}.py:{argument} {options}".rstrip()
+
+
+@contextlib.contextmanager
+def locked_record(out: Path):
+    """Gives the record to change while no other process does."""
+    out.parent.mkdir(exist_ok=True)
+    with (out.with_suffix(".lock")).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        record = json.loads(out.read_text()) if out.exists() else {"lines": {}}
+        yield record
+        out.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def asked(all_lines: dict[str, Any]) -> list[str]:
+    """Returns the names that have the command line's words, or its shard of them."""
+    shards = [a.partition("=")[2] for a in sys.argv[1:] if a.startswith("--shard=")]
+    words = [a for a in sys.argv[1:] if not a.startswith("--")]
+    number, count = map(int, (shards or ["0/1"])[0].split("/"))
+    chosen = [n for n in all_lines if all(word in n.split(", ") for word in words)]
+    return chosen[number::count]
+
+
+def run(all_lines: dict[str, tuple[str, ...]], table: str) -> None:
+    """Runs the lines that the command line asks for and that are not in the record yet.
+
+    Args:
+      all_lines: argument and overrides, and perhaps the config's file, by name.
+      table: name of the script and of its record.
+    """
+    import jax
+
+    from jaxeff import bench
+
+    out = HERE / "results" / f"{table}.json"
+    cache = HERE.parent / "runs" / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    for name in asked(all_lines):
+        argument, overrides, file = (*all_lines[name], "fptt")[:3]
+        known = json.loads(out.read_text())["lines"].get(name, {}) if out.exists() else {}
+        if known.get("command") != command(argument, overrides, file):
+            found = line(table, name, argument, overrides, file)
+            with locked_record(out) as record:
+                record["command"] = f"python benchmarks/{table}.py"
+                record["environment"] = bench.environment()
+                record["lines"][name] = known = found
+        print(
+            f"{name:40s} {known['metric']} {known['test_mean']:.4f} +- "
+            f"{known['test_deviation']:.4f}  {known['training_seconds']:.0f} s",
+            flush=True,
+        )

@@ -1,0 +1,32 @@
+"""Hosts whose residual bodies run on anchor pixels only, interpolated between them (SI-CNN).
+
+A reconstruction, see `jaxeff.layers.Interpolated`. Recipes and settings are those of
+``configs/images.py``.
+
+    python -m jaxeff.main --config=configs/si_cnn.py
+    python -m jaxeff.main --config=configs/si_cnn.py:fashion,model=mobilenet_v2
+    python -m jaxeff.main --config=configs/si_cnn.py:cifar10,model=resnet56,cheap=separable
+
+The argument is that of ``configs/images.py``, and any of ``stride``, ``cheap``, ``mixing``,
+``interpolation`` and ``sampling``, fields of the layer.
+"""
+
+import runpy
+from pathlib import Path
+
+IMAGES = runpy.run_path(str(Path(__file__).with_name("images.py")))
+SETTINGS, MODELS = IMAGES["SETTINGS"], IMAGES["MODELS"]
+FIELDS = ("stride", "cheap", "mixing", "interpolation", "sampling")
+
+
+def get_config(arg: str = ""):
+    """Returns the config of a setting; see the file's docstring for the argument."""
+    items = [item for item in arg.split(",") if item]
+    own = dict(item.split("=", 1) for item in items if item.partition("=")[0] in FIELDS)
+    rest = [item for item in items if item.partition("=")[0] not in FIELDS]
+    config = IMAGES["get_config"](",".join(rest))
+    config.name = f"si_{config.name}"
+    design = {"name": "interpolated", **own, "stride": int(own.get("stride", 2))}
+    with config.model.unlocked():
+        config.model.design = design
+    return config

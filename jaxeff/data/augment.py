@@ -1,0 +1,137 @@
+"""Random changes of training images: crops, flips, cut-outs, RandAugment, mix-up.
+
+    config.data.augment = {"crop": 4, "flip": True}
+
+Every draw is a pure function of the example's key (`jaxeff.data.counter_rng`), so the stream of
+augmented batches resumes exactly and does not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxeff.data import counter_rng
+from jaxeff.errors import ConfigError, DataError
+from jaxeff.registry import closest
+
+# Numbers of the streams that a key is split into, one per use.
+_CROP, _FLIP, _CUTOUT, _MIXUP, _RANDAUGMENT = range(5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What is done to training images, in this order; the neutral values do nothing.
+
+    Attributes:
+      crop: pixels of zeros around the image, of which a random part of the old size is kept.
+      flip: whether every second image is mirrored left to right.
+      randaugment: number of random operations of RandAugment (Cubuk et al., 2020) per image; by
+        torchvision, which the extra ``augment`` installs.
+      magnitude: of these operations, from 0 to 30.
+      cutout: side of a square of zeros, centred anywhere on the image (DeVries, Taylor, 2017).
+      mixup: parameter a > 0 of the Beta(a, a) share of a second training image that is blended in
+        (Zhang et al., 2018). Batches then have ``mixed_labels`` and ``mixed_share``, its label and
+        share, which the cross entropy weighs in.
+    """
+
+    crop: int = 0
+    flip: bool = False
+    randaugment: int = 0
+    magnitude: int = 9
+    cutout: int = 0
+    mixup: float = 0.0
+
+    @classmethod
+    def build(cls, fields: Mapping[str, Any] | None) -> Augmentation | None:
+        """Builds the augmentation of a config section; None if it changes nothing.
+
+        Raises:
+          ConfigError: a field is unknown or impossible.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields or {}:
+            if name not in known:
+                raise ConfigError(f"config.data.augment.{name} is no field{closest(name, known)}")
+        built = cls(**(fields or {}))
+        for name in known:
+            if getattr(built, name) < 0:
+                value = getattr(built, name)
+                raise ConfigError(f"config.data.augment.{name} must not be negative, not {value}")
+        if built.magnitude > 30:
+            raise ConfigError(
+                f"config.data.augment.magnitude must be at most 30, not {built.magnitude}"
+            )
+        changes = built.crop or built.flip or built.randaugment or built.cutout or built.mixup
+        return built if changes else None
+
+    def __call__(self, images: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """Returns changed copies of uint8 images ``[batch, height, width, channels]``."""
+        if self.crop:
+            images = _cropped(images, self.crop, _stream(keys, _CROP))
+        if self.flip:
+            mirrored = counter_rng.integers(_stream(keys, _FLIP), 1, 0, 2) > 0
+            images = np.where(mirrored[:, :, None, None], images[:, :, ::-1], images)
+        if self.randaugment:
+            images = self._randaugmented(images, _stream(keys, _RANDAUGMENT))
+        if self.cutout:
+            images = _cut(images, self.cutout, _stream(keys, _CUTOUT))
+        return images
+
+    def partners(self, keys: np.ndarray, examples: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns which example is blended into each, and its share, for mix-up."""
+        own = _stream(keys, _MIXUP)
+        rows = counter_rng.integers(own, 1, 0, examples)[:, 0]
+        # A generator per example: Beta numbers need an unknown number of uniform ones.
+        seeds = counter_rng.words(own, 2)[:, 1]
+        generators = [np.random.Generator(np.random.PCG64(int(seed))) for seed in seeds]
+        shares = [generator.beta(self.mixup, self.mixup) for generator in generators]
+        return rows, np.asarray(shares, np.float32)
+
+    def _randaugmented(self, images: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        try:
+            import torch
+            from torchvision.transforms import v2
+        except ImportError as error:
+            raise DataError(
+                "config.data.augment.randaugment needs torchvision; install jaxeff[augment]"
+            ) from error
+        operation = v2.RandAugment(self.randaugment, self.magnitude)
+        channels = images.shape[-1]
+        changed = np.empty_like(images)
+        with torch.random.fork_rng(devices=[]):
+            for row, key in enumerate(keys):
+                torch.manual_seed(int(key >> np.uint64(1)))
+                image = torch.from_numpy(np.ascontiguousarray(images[row].transpose(2, 0, 1)))
+                # Colour operations want three channels.
+                image = image.repeat(3, 1, 1) if channels == 1 else image
+                changed[row] = operation(image).numpy()[:channels].transpose(1, 2, 0)
+        return changed
+
+
+def _stream(keys: np.ndarray, number: int) -> np.ndarray:
+    return counter_rng.words(keys, number + 1)[:, number]
+
+
+def _cropped(images: np.ndarray, pad: int, keys: np.ndarray) -> np.ndarray:
+    batch, height, width, _ = images.shape
+    padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    top, left = counter_rng.integers(keys, 2, 0, 2 * pad + 1).T
+    rows = top[:, None] + np.arange(height)
+    columns = left[:, None] + np.arange(width)
+    return padded[np.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _cut(images: np.ndarray, side: int, keys: np.ndarray) -> np.ndarray:
+    _, height, width, _ = images.shape
+    drawn = counter_rng.uniform(keys, 2)
+    top = (drawn[:, 0] * height).astype(int) - side // 2
+    left = (drawn[:, 1] * width).astype(int) - side // 2
+    rows, columns = np.arange(height), np.arange(width)
+    in_rows = (rows >= top[:, None]) & (rows < top[:, None] + side)
+    in_columns = (columns >= left[:, None]) & (columns < left[:, None] + side)
+    hole = in_rows[:, :, None, None] & in_columns[:, None, :, None]
+    return np.where(hole, np.zeros((), images.dtype), images)

@@ -1,0 +1,221 @@
+"""Convolutions with normalisation, the units that convolutional bodies are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxeff.errors import ConfigError
+from jaxeff.ode import convolution
+from jaxeff.registry import closest
+from jaxeff.typing import Array, Dtype, PRNGKey
+
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "swish": jax.nn.swish,
+    "hard_swish": jax.nn.hard_swish,
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "identity": lambda x: x,
+}
+
+
+def he_fan_out(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+    """Draws a kernel ``[k, k, inputs, outputs]`` from N(0, 2 / (k k outputs))."""
+    return nn.initializers.variance_scaling(2.0, "fan_out", "normal")(key, shape, dtype)
+
+
+def he_fan_out_grouped(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+    """Draws like `he_fan_out`, but a depthwise kernel ``[k, k, 1, channels]`` as of one output."""
+    outputs = shape[-1] if shape[-2] != 1 else 1
+    deviation = (2.0 / (shape[0] * shape[1] * outputs)) ** 0.5
+    return deviation * jax.random.normal(key, shape, dtype)
+
+
+def activation(name: str) -> Any:
+    """Returns the named activation; raises `ConfigError` for another name."""
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"unknown activation '{name}'{closest(name, ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+class DepthwiseConv(nn.Module):
+    """`jaxeff.ode.convolution.depthwise_conv` with a kernel ``[k, k, 1, channels]`` of its own.
+
+    Attributes:
+      kernel_size: k, odd.
+      strides: of both axes.
+      use_bias: whether a bias per channel is added.
+      kernel_init: initialiser.
+      dtype: of the computation; None follows the input.
+      param_dtype: of the parameters.
+    """
+
+    kernel_size: int = 3
+    strides: int = 1
+    use_bias: bool = False
+    kernel_init: Any = he_fan_out
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Returns the convolved ``[..., rows, columns, channels]``, padded with zeros."""
+        shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, shape[-1:], self.param_dtype)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = convolution.depthwise_conv(x.reshape(-1, *x.shape[-3:]), kernel, self.strides)
+        y = y.reshape(*x.shape[:-3], *y.shape[-3:])
+        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+class Conv(nn.Module):
+    """`jaxeff.ode.convolution.conv` with a kernel ``[k, k, inputs, features]`` of its own.
+
+    Attributes:
+      features: output channels.
+      kernel_size: k, odd.
+      strides: of both axes.
+      use_bias: whether a bias per channel is added.
+      kernel_init: initialiser.
+      dtype: of the computation; None follows the input.
+      param_dtype: of the parameters.
+    """
+
+    features: int
+    kernel_size: int = 3
+    strides: int = 1
+    use_bias: bool = False
+    kernel_init: Any = he_fan_out
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Returns the convolved ``[batch, rows, columns, features]``, padded with zeros."""
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, shape[-1:], self.param_dtype)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = convolution.conv(x, kernel, self.strides)
+        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ops:
+    """How a network makes its convolutions, normalisations and activations.
+
+    Attributes:
+      activation: name in `ACTIVATIONS`.
+      epsilon: of the normalisations.
+      momentum: of their running statistics; Flax's is one minus PyTorch's.
+      axis_name: mapped axis over which batch statistics are averaged; None is each device's own.
+      kernel_init: initialiser of the kernels.
+      dtype: of the computation; None follows the input. Statistics and parameters stay float32.
+      drop_path: highest rate at which a residual branch is left out in training.
+    """
+
+    activation: str = "relu"
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    axis_name: str | None = None
+    kernel_init: Any = he_fan_out
+    dtype: Dtype | None = None
+    drop_path: float = 0.0
+
+    def act(self, x: Array) -> Array:
+        """Applies the activation."""
+        return activation(self.activation)(x)
+
+    def norm(self, *, train: bool, zero: bool = False, name: str | None = None) -> nn.Module:
+        """Returns a batch normalisation; ``zero`` starts its scale at 0."""
+        return nn.BatchNorm(
+            use_running_average=not train,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            axis_name=self.axis_name,
+            scale_init=nn.initializers.zeros if zero else nn.initializers.ones,
+            dtype=self.dtype,
+            name=name,
+        )
+
+    def conv(
+        self,
+        features: int,
+        kernel_size: int = 3,
+        strides: int = 1,
+        *,
+        use_bias: bool = False,
+        name: str | None = None,
+    ) -> nn.Module:
+        """Returns a convolution padded with ``k // 2`` zeros on every side."""
+        return Conv(
+            features,
+            kernel_size,
+            strides,
+            use_bias=use_bias,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name=name,
+        )
+
+    def depthwise(
+        self, kernel_size: int = 3, strides: int = 1, name: str | None = None
+    ) -> nn.Module:
+        """Returns a depthwise convolution with the same padding."""
+        return DepthwiseConv(
+            kernel_size, strides, kernel_init=self.kernel_init, dtype=self.dtype, name=name
+        )
+
+    def conv_norm(
+        self,
+        features: int,
+        kernel_size: int = 3,
+        strides: int = 1,
+        *,
+        zero: bool = False,
+        name: str | None = None,
+    ) -> nn.Module:
+        """Returns a convolution and its normalisation, called with ``(x, train=...)``."""
+        return ConvNorm(self, features, kernel_size, strides, zero, name=name)
+
+    def replace(self, **changes: Any) -> Ops:
+        """Returns a copy with other fields."""
+        return dataclasses.replace(self, **changes)
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias, then normalisation; ``features=0`` is depthwise.
+
+    Attributes:
+      ops: how they are made.
+      features: output channels; 0 convolves every channel by itself.
+      kernel_size: side of the kernel.
+      strides: of both axes.
+      zero: whether the normalisation's scale starts at 0.
+    """
+
+    ops: Ops
+    features: int
+    kernel_size: int = 3
+    strides: int = 1
+    zero: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Maps ``[..., rows, columns, channels]`` to the normalised convolution."""
+        if self.features:
+            conv = self.ops.conv(self.features, self.kernel_size, self.strides, name="conv")
+        else:
+            conv = self.ops.depthwise(self.kernel_size, self.strides, name="conv")
+        return self.ops.norm(train=train, zero=self.zero, name="norm")(conv(x))

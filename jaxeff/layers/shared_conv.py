@@ -1,0 +1,313 @@
+"""Convolutions whose kernels repeat themselves over channels.
+
+"System 1" of the second thesis. Modes, with k the kernel's side, C inputs, O outputs, s the factor
+and tiles of period C/s or O/s:
+
+=============== ============================================= ================= ================
+mode            free kernel                                   parameters        MACs per pixel
+=============== ============================================= ================= ================
+out_tile        computes O/s outputs and repeats them s times k k C O/s         k k C O/s
+depthwise_tile  depthwise, channel c has kernel c mod C/s     k k C/s           k k C
+in_tile         input c has kernel slice c mod C/s            k k C O/s         k k C O/s
+blueprint       a 1x1 kernel, then one k x k pattern per      C O + k k O       the same
+                output (BSConv-U)
+blueprint_low   the same with the 1x1 kernel factored through C M + M O + k k O the same
+                M channels (BSConv-S)
+basis           outer products of M patterns and coefficients C O M + k k M     k k C O
+=============== ============================================= ================= ================
+
+``in_tile`` with k = 1 is the tiling of pointwise kernels. It is evaluated as the sum of the s
+groups of channels followed by the small convolution, so that it saves multiply-adds too.
+Tied copies are exact copies: a stage all of whose convolutions use "out_tile" with one factor
+computes what an s times narrower stage computes (`fold_output_tiles`). ``modulate`` breaks that
+symmetry with a learned scale and shift per channel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxeff.errors import ConfigError
+from jaxeff.layers.conv import Ops, he_fan_out
+from jaxeff.ode.convolution import conv, depthwise_conv
+from jaxeff.typing import Array, Dtype, PRNGKey
+
+MODES = ("out_tile", "depthwise_tile", "in_tile", "blueprint", "blueprint_low", "basis")
+TILED = MODES[:3]
+
+
+def tile(x: Array, times: int) -> Array:
+    """Repeats the last axis as a whole: channel c of the result is channel c mod C of ``x``."""
+    return jnp.tile(x, (1,) * (x.ndim - 1) + (times,))
+
+
+def group_sum(x: Array, groups: int) -> Array:
+    """Sums the ``groups`` blocks of the last axis."""
+    return x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups).sum(-2)
+
+
+def low_rank_width(inputs: int, share: float) -> int:
+    """Returns BSConv-S's inner width ``min(C, max(4, ceil(share * C)))``."""
+    return min(inputs, max(4, -int(-share * inputs // 1)))
+
+
+def signs_and_ones(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+    """Draws scales of -1 or 1, so that tied copies differ from the start."""
+    return jax.random.rademacher(key, shape).astype(dtype)
+
+
+class SharedConv(nn.Module):
+    """A convolution without bias in one of the modes above, padded with ``k // 2`` zeros.
+
+    Attributes:
+      mode: one of `MODES`.
+      features: output channels; "depthwise_tile" keeps the input's.
+      kernel_size: k, odd.
+      strides: of both axes.
+      factor: s, of the tiled modes; 1 is the plain convolution.
+      rank: M of "basis".
+      share: M / C of "blueprint_low".
+      modulate: learned scale and shift of the tied channels: those of the output, but of the input
+        for "in_tile". Scales start at random signs.
+      effective_init: whether a tied kernel is drawn for the size it acts with; False draws it for
+        its own smaller size, as the authors' code does.
+      kernel_init: initialiser.
+      dtype: of the computation; None follows the input.
+      param_dtype: of the parameters.
+
+    Raises:
+      ConfigError: a field has an impossible value, or the factor does not divide the channels.
+    """
+
+    mode: str
+    features: int = 0
+    kernel_size: int = 3
+    strides: int = 1
+    factor: int = 1
+    rank: int = 4
+    share: float = 0.25
+    modulate: bool = False
+    effective_init: bool = True
+    kernel_init: Any = he_fan_out
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps ``[batch, rows, columns, channels]`` to the convolved features."""
+        self._check(x.shape[-1])
+        return getattr(self, f"_{self.mode}")(x)
+
+    def _out_tile(self, x: Array) -> Array:
+        kernel = self._tied("kernel", (*self._window, x.shape[-1], self.features), axis=-1)
+        return self._modulated(tile(self._convolved(x, kernel, self.strides), self.factor))
+
+    def _depthwise_tile(self, x: Array) -> Array:
+        kernel = self._tied("kernel", (*self._window, 1, x.shape[-1]), axis=-1)
+        x, kernel = self._promoted(x, tile(kernel, self.factor))
+        return self._modulated(depthwise_conv(x, kernel, self.strides))
+
+    def _in_tile(self, x: Array) -> Array:
+        kernel = self._tied("kernel", (*self._window, x.shape[-1], self.features), axis=-2)
+        summed = group_sum(self._modulated(x), self.factor)
+        return self._convolved(summed, kernel, self.strides)
+
+    def _blueprint(self, x: Array) -> Array:
+        mixing = self._param("mixing", (1, 1, x.shape[-1], self.features))
+        return self._patterns(self._convolved(x, mixing, 1))
+
+    def _blueprint_low(self, x: Array) -> Array:
+        width = low_rank_width(x.shape[-1], self.share)
+        down = self._param("down", (1, 1, x.shape[-1], width))
+        up = self._param("up", (1, 1, width, self.features))
+        return self._patterns(self._convolved(self._convolved(x, down, 1), up, 1))
+
+    def _basis(self, x: Array) -> Array:
+        atoms = self._param("atoms", (*self._window, 1, self.rank))
+        coefficients = self._param("coefficients", (x.shape[-1], self.features, self.rank))
+        kernel = jnp.einsum("hwm,com->hwco", atoms[:, :, 0], coefficients)
+        return self._convolved(x, kernel, self.strides)
+
+    @property
+    def _window(self) -> tuple[int, int]:
+        return self.kernel_size, self.kernel_size
+
+    def _patterns(self, x: Array) -> Array:
+        kernel = self._param("kernel", (*self._window, 1, self.features))
+        return depthwise_conv(*self._promoted(x, kernel), self.strides)
+
+    def _param(self, name: str, shape: tuple[int, ...]) -> Array:
+        return self.param(name, self.kernel_init, shape, self.param_dtype)
+
+    def _tied(self, name: str, shape: tuple[int, ...], axis: int) -> Array:
+        """Returns a free kernel, ``factor`` times smaller along an axis than it acts."""
+        small = list(shape)
+        small[axis] //= self.factor
+
+        def init(key, own, dtype):
+            if not self.effective_init:
+                return self.kernel_init(key, own, dtype)
+            return jnp.take(self.kernel_init(key, shape, dtype), jnp.arange(own[axis]), axis=axis)
+
+        return self.param(name, init, tuple(small), self.param_dtype)
+
+    def _modulated(self, x: Array) -> Array:
+        if not self.modulate:
+            return x
+        shape = x.shape[-1:]
+        scale = self.param("scale", signs_and_ones, shape, self.param_dtype)
+        shift = self.param("shift", nn.initializers.zeros, shape, self.param_dtype)
+        x, scale, shift = nn.dtypes.promote_dtype(x, scale, shift, dtype=self.dtype)
+        return x * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(shift, x.shape)
+
+    def _promoted(self, x: Array, kernel: Array) -> tuple[Array, Array]:
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        return x, kernel
+
+    def _convolved(self, x: Array, kernel: Array, strides: int) -> Array:
+        return conv(*self._promoted(x, kernel), strides)
+
+    def _check(self, inputs: int) -> None:
+        if self.mode not in MODES:
+            raise ConfigError(
+                f"SharedConv.mode must be one of {', '.join(MODES)}, not {self.mode!r}"
+            )
+        if self.kernel_size % 2 == 0:
+            raise ConfigError(f"SharedConv.kernel_size must be odd, not {self.kernel_size}")
+        tied = self.features if self.mode == "out_tile" else inputs
+        if self.mode in TILED and (self.factor < 1 or tied % self.factor):
+            side = "output" if self.mode == "out_tile" else "input"
+            raise ConfigError(
+                f"SharedConv.factor {self.factor} does not divide the {tied} {side} channels; "
+                f"choose a divisor or other widths"
+            )
+        if self.mode not in ("depthwise_tile",) and self.features < 1:
+            raise ConfigError(f"SharedConv.features must be positive, not {self.features}")
+
+
+class OutTileNorm(nn.Module):
+    """A convolution of O/s outputs, its normalisation, and only then the tiling.
+
+    Attributes:
+      ops: how they are made.
+      features: O.
+      kernel_size: side of the kernel.
+      strides: of both axes.
+      factor: s.
+      modulate: learned scale and shift of the O channels.
+      zero: whether the normalisation's scale starts at 0.
+    """
+
+    ops: Ops
+    features: int
+    kernel_size: int
+    strides: int
+    factor: int
+    modulate: bool = False
+    zero: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Maps ``[batch, rows, columns, channels]`` to the tiled features."""
+        if self.features % self.factor:
+            raise ConfigError(
+                f"the sharing factor {self.factor} does not divide the {self.features} output "
+                f"channels; choose a divisor or other widths"
+            )
+        narrow = Ops.conv_norm(
+            self.ops,
+            self.features // self.factor,
+            self.kernel_size,
+            self.strides,
+            zero=self.zero,
+            name="narrow",
+        )
+        y = tile(narrow(x, train=train), self.factor)
+        if not self.modulate:
+            return y
+        scale = self.param("scale", signs_and_ones, (self.features,))
+        shift = self.param("shift", nn.initializers.zeros, (self.features,))
+        y, scale, shift = nn.dtypes.promote_dtype(y, scale, shift, dtype=self.ops.dtype)
+        return y * jnp.broadcast_to(scale, y.shape) + jnp.broadcast_to(shift, y.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedOps(Ops):
+    """`Ops` whose convolutions are `SharedConv`; 1x1 kernels are shared by the tiled modes only.
+
+    Attributes:
+      mode: see `SharedConv`, as are the next four.
+      factor: s.
+      rank: M of "basis".
+      share: M / C of "blueprint_low".
+      modulate: learned scale and shift.
+      effective_init: size that kernels are drawn for.
+    """
+
+    mode: str = "out_tile"
+    factor: int = 2
+    rank: int = 4
+    share: float = 0.25
+    modulate: bool = False
+    effective_init: bool = True
+
+    def _shared(self, features: int, kernel_size: int, strides: int, name: str | None) -> nn.Module:
+        return SharedConv(
+            self.mode,
+            features,
+            kernel_size,
+            strides,
+            factor=self.factor,
+            rank=self.rank,
+            share=self.share,
+            modulate=self.modulate,
+            effective_init=self.effective_init,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name=name,
+        )
+
+    def conv(
+        self,
+        features: int,
+        kernel_size: int = 3,
+        strides: int = 1,
+        *,
+        use_bias: bool = False,
+        name: str | None = None,
+    ) -> nn.Module:
+        """See `Ops.conv`."""
+        plain = self.mode == "depthwise_tile" or (kernel_size == 1 and self.mode not in TILED)
+        if plain:
+            return super().conv(features, kernel_size, strides, use_bias=use_bias, name=name)
+        return self._shared(features, kernel_size, strides, name)
+
+    def depthwise(
+        self, kernel_size: int = 3, strides: int = 1, name: str | None = None
+    ) -> nn.Module:
+        """See `Ops.depthwise`."""
+        if self.mode != "depthwise_tile":
+            return super().depthwise(kernel_size, strides, name)
+        return self._shared(0, kernel_size, strides, name)
+
+    def conv_norm(
+        self,
+        features: int,
+        kernel_size: int = 3,
+        strides: int = 1,
+        *,
+        zero: bool = False,
+        name: str | None = None,
+    ) -> nn.Module:
+        """See `Ops.conv_norm`; "out_tile" normalises before it tiles."""
+        if self.mode == "out_tile" and features:
+            plain = Ops(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Ops)})
+            return OutTileNorm(
+                plain, features, kernel_size, strides, self.factor, self.modulate, zero, name=name
+            )
+        return super().conv_norm(features, kernel_size, strides, zero=zero, name=name)

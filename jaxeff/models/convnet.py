@@ -1,0 +1,221 @@
+"""Convolutional networks: a host gives the stages, a design says what stands in them.
+
+A `Host` knows a family's stem, its residual blocks and its head. A design (`jaxeff.models.designs`)
+decides which of the blocks to keep, which convolutions or bodies they have and what else to put
+into a stage. Either is written without the other.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxeff.layers.conv import Ops, activation
+from jaxeff.typing import Array, Dtype, PRNGKey
+
+Wrap = Callable[[nn.Module], nn.Module]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a block stands in its host.
+
+    Attributes:
+      stage: number of the stage, from 0.
+      index: number of the block in its stage, from 0.
+      in_features: input channels.
+      features: output channels.
+      strides: of both axes.
+      kernel_size: of the block's main convolution.
+      activation: of the block.
+      more: what else the host's blocks need to know.
+    """
+
+    stage: int
+    index: int
+    in_features: int
+    features: int
+    strides: int = 1
+    kernel_size: int = 3
+    activation: str = "relu"
+    more: Any = None
+
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether input and output have one shape, so that the skip can be the identity."""
+        return self.strides == 1 and self.in_features == self.features
+
+
+class Host(abc.ABC):
+    """A family of networks.
+
+    Attributes:
+      ops: how its convolutions are made.
+      places: its blocks, stage by stage.
+    """
+
+    ops: Ops
+    places: list[list[Place]]
+
+    @abc.abstractmethod
+    def stem(self) -> nn.Module:
+        """Returns what stands before the first stage."""
+
+    @abc.abstractmethod
+    def block(
+        self,
+        place: Place,
+        *,
+        ops: Ops | None = None,
+        shortcut_ops: Ops | None = None,
+        wrap: Wrap | None = None,
+    ) -> nn.Module:
+        """Returns a block.
+
+        Args:
+          place: where it stands.
+          ops: how its body's convolutions are made, if not as elsewhere in the host.
+          shortcut_ops: the same for the shortcut.
+          wrap: maps the body to the body that is used.
+        """
+
+    def field(self, features: int) -> nn.Module:
+        """Returns a block that keeps its shape, to compute a Global layer's initial field."""
+        return self.block(Place(0, 1, features, features))
+
+    def between(self, stage: int) -> nn.Module | None:
+        """Returns what stands after a stage, if anything does."""
+        return None
+
+    def after(self, stage: int) -> int:
+        """Returns the number of channels after a stage and what stands behind it."""
+        return self.places[stage][-1].features
+
+    @abc.abstractmethod
+    def head(self, num_outputs: int) -> nn.Module:
+        """Returns what stands after the last stage."""
+
+
+class ConvNet(nn.Module):
+    """A stem, stages of blocks, and a head.
+
+    Attributes:
+      stem: called like a block.
+      stages: blocks, called with ``(x, train=train)``.
+      head: called like a block; returns ``[batch, outputs]``.
+      dtype: of the computation.
+    """
+
+    stem: nn.Module
+    stages: tuple[tuple[nn.Module, ...], ...]
+    head: nn.Module
+    dtype: Dtype = jnp.float32
+
+    def __call__(self, inputs: Array, *, train: bool = False) -> Array:
+        """Maps images ``[batch, rows, columns, channels]`` to ``[batch, outputs]``.
+
+        Raises:
+          ValueError: inputs of another shape.
+        """
+        if inputs.ndim != 4:
+            raise ValueError(
+                f"a convolutional model takes [batch, rows, columns, channels], not "
+                f"{inputs.shape}; leave config.data.view empty"
+            )
+        x = self.stem(jnp.asarray(inputs, self.dtype), train=train)
+        for stage in self.stages:
+            for block in stage:
+                x = block(x, train=train)
+        return self.head(x, train=train)
+
+
+class Stem(nn.Module):
+    """Convolutions with normalisation and activation.
+
+    Attributes:
+      ops: how they are made.
+      widths: output channels of each.
+      kernel_size: of each.
+      strides: of each.
+      pool: whether a 3x3 max-pooling with stride 2 follows.
+      bare: only the first convolution, without normalisation and activation.
+    """
+
+    ops: Ops
+    widths: tuple[int, ...]
+    kernel_size: int = 3
+    strides: tuple[int, ...] = (1,)
+    pool: bool = False
+    bare: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Returns the features of the first stage's input."""
+        if self.bare:
+            return self.ops.conv(self.widths[0], self.kernel_size, self.strides[0], name="conv")(x)
+        for i, (width, strides) in enumerate(zip(self.widths, self.strides, strict=True)):
+            unit = self.ops.conv_norm(width, self.kernel_size, strides, name=f"conv{i}")
+            x = self.ops.act(unit(x, train=train))
+        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))) if self.pool else x
+
+
+def uniform_fan_in(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+    """Draws a matrix from U(-1, 1) / sqrt(inputs), as the authors' framework does."""
+    return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
+
+
+class Head(nn.Module):
+    """Perhaps a 1x1 convolution, channel means, dropout and a linear classifier.
+
+    Attributes:
+      ops: how the convolution is made.
+      num_outputs: width of the output.
+      width: channels of the convolution before the means; 0 has none.
+      hidden: channels of a layer with bias and activation after the means; 0 has none.
+      dropout: rate before the classifier.
+      norm_first: whether normalisation and activation come first.
+    """
+
+    ops: Ops
+    num_outputs: int
+    width: int = 0
+    hidden: int = 0
+    dropout: float = 0.0
+    norm_first: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Returns ``[batch, num_outputs]``."""
+        act = activation(self.ops.activation)
+        if self.norm_first:
+            x = act(self.ops.norm(train=train, name="norm")(x))
+        if self.width:
+            x = act(self.ops.conv_norm(self.width, 1, name="conv")(x, train=train))
+        x = x.mean((-3, -2))
+        if self.hidden:
+            x = act(nn.Dense(self.hidden, dtype=self.ops.dtype, name="hidden")(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(
+            self.num_outputs,
+            kernel_init=uniform_fan_in,
+            dtype=self.ops.dtype,
+            name="classifier",
+        )(x)
+
+
+def assemble(host: Host, design: Any, num_outputs: int) -> ConvNet:
+    """Returns the network of a host in a design, see `jaxeff.models.designs.Design`."""
+    stages = []
+    for number, places in enumerate(host.places):
+        blocks = list(design.blocks(host, places))
+        between = host.between(number)
+        if between is not None:
+            blocks.append(between)
+        stages.append((*blocks, *design.after(host, number)))
+    dtype = host.ops.dtype or jnp.float32
+    return ConvNet(host.stem(), tuple(stages), host.head(num_outputs), dtype)

@@ -1,0 +1,212 @@
+"""What stands in the stages of a convolutional host, by name.
+
+config.model = {"name": "resnet", "depth": 32, "design": {"name": "interpolated", "stride": 2}}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+
+from jaxeff.errors import ConfigError
+from jaxeff.layers.global_layer import GlobalLayer
+from jaxeff.layers.interpolated import Interpolated
+from jaxeff.layers.residual import GlobalBlock, Loop
+from jaxeff.layers.shared_conv import MODES, TILED, SharedOps
+from jaxeff.models.convnet import Host, Place
+from jaxeff.registry import Registry
+
+DESIGNS = Registry("design")
+
+
+class Design:
+    """The host's own blocks; base of the others."""
+
+    def blocks(self, host: Host, places: Sequence[Place]) -> Sequence[nn.Module]:
+        """Returns the blocks of a stage."""
+        return [host.block(place) for place in places]
+
+    def after(self, host: Host, stage: int) -> Sequence[nn.Module]:
+        """Returns what follows a stage and the host's transition."""
+        return ()
+
+
+DESIGNS.register("plain")(Design)
+
+
+@DESIGNS.register("global")
+class Global(Design):
+    """A Global layer in the place of a stage's repeated blocks (`jaxeff.layers.GlobalLayer`).
+
+    Args:
+      stages: numbers of the stages that have one, from 0.
+      kept: blocks kept in those stages; -1 keeps all. One number, or one for each of ``stages``.
+      initial: the layer's initial field: "identity", its input; "block", one of the host's blocks
+        applied to it; "next", the host's first block that is not kept, in whose place it stands.
+      per_stage: more fields of the layer by the stage's number.
+      **layer: fields of the layer.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[int] = (0, 1, 2),
+        kept: int | Sequence[int] = -1,
+        initial: str = "identity",
+        per_stage: Mapping[Any, Mapping[str, Any]] | None = None,
+        **layer: Any,
+    ):
+        if initial not in ("identity", "block", "next"):
+            raise ConfigError(f"initial must be identity, block or next, not {initial!r}")
+        counts = [kept] * len(stages) if isinstance(kept, int) else list(kept)
+        if len(counts) != len(stages):
+            raise ConfigError(f"kept has {len(counts)} numbers for {len(stages)} stages")
+        if initial == "next" and min(counts) < 0:
+            raise ConfigError("initial='next' needs kept, the blocks before the layer")
+        known = {f.name for f in dataclasses.fields(GlobalLayer)}
+        self.per_stage = {int(n): dict(fields) for n, fields in (per_stage or {}).items()}
+        for fields in (layer, *self.per_stage.values()):
+            for name in fields:
+                if name not in known:
+                    raise ConfigError(f"the Global layer has no field {name!r}")
+        self.kept = dict(zip(stages, counts, strict=True))
+        self.initial, self.options = initial, layer
+
+    def _layer(self, host: Host, stage: int, place: Place | None) -> nn.Module:
+        fields: dict[str, Any] = {
+            "axis_name": host.ops.axis_name,
+            "momentum": host.ops.momentum,
+            "dtype": host.ops.dtype,
+        }
+        if place is not None:
+            fields |= {"kernel_size": place.kernel_size, "activation": place.activation}
+        fields |= {**self.options, **self.per_stage.get(stage, {})}
+        for name in ("spacing", "diffusivity"):
+            if fields.get(name) is not None:
+                fields[name] = tuple(fields[name])
+        return GlobalLayer(**fields)
+
+    def _kept(self, places: Sequence[Place]) -> int:
+        count = self.kept.get(places[0].stage, -1)
+        if self.initial == "next" and count >= len(places):
+            raise ConfigError(
+                f"stage {places[0].stage} has {len(places)} blocks; kept={count} leaves none for "
+                f"the Global layer's initial field"
+            )
+        return len(places) if count < 0 else count
+
+    def blocks(self, host: Host, places: Sequence[Place]) -> Sequence[nn.Module]:
+        """See `Design.blocks`."""
+        count = self._kept(places)
+        blocks = [host.block(place) for place in places[:count]]
+        if self.initial == "next" and places[0].stage in self.kept:
+            place = places[count]
+            blocks.append(GlobalBlock(self._layer(host, place.stage, place), host.block(place)))
+        return blocks
+
+    def after(self, host: Host, stage: int) -> Sequence[nn.Module]:
+        """See `Design.after`."""
+        if self.initial == "next" or stage not in self.kept:
+            return ()
+        field = host.field(host.after(stage)) if self.initial == "block" else None
+        return (GlobalBlock(self._layer(host, stage, None), field),)
+
+
+@DESIGNS.register("interpolated")
+class InterpolatedDesign(Design):
+    """Bodies that run on anchor pixels where the block has a skip (`jaxeff.layers.Interpolated`).
+
+    Args:
+      stages: numbers of the stages, from 0; None is all.
+      smallest: fewest rows of a map to interpolate is left to the caller; see ``stages``.
+      **layer: fields of the layer.
+    """
+
+    def __init__(self, stages: Sequence[int] | None = None, **layer: Any):
+        known = {f.name for f in dataclasses.fields(Interpolated)} - {"body"}
+        for name in layer:
+            if name not in known:
+                raise ConfigError(f"the interpolated body has no field {name!r}")
+        self.stages = None if stages is None else set(stages)
+        self.options = layer
+
+    def blocks(self, host: Host, places: Sequence[Place]) -> Sequence[nn.Module]:
+        """See `Design.blocks`."""
+
+        def wrap(body: nn.Module) -> nn.Module:
+            ops = host.ops
+            return Interpolated(
+                body,
+                **{
+                    "axis_name": ops.axis_name,
+                    "epsilon": ops.epsilon,
+                    "momentum": ops.momentum,
+                    "dtype": ops.dtype,
+                    **self.options,
+                },
+            )
+
+        def chosen(place: Place) -> bool:
+            return place.keeps_shape and (self.stages is None or place.stage in self.stages)
+
+        return [host.block(p, wrap=wrap if chosen(p) else None) for p in places]
+
+
+@DESIGNS.register("shared")
+class Shared(Design):
+    """Convolutions whose kernels are tied over channels (`jaxeff.layers.SharedConv`).
+
+    Args:
+      mode: see `jaxeff.layers.shared_conv`.
+      factor: s, of the tiled modes.
+      stages: numbers of the stages that share, from 0.
+      share_shortcut: whether the shortcuts' convolutions share too.
+      **fields: more fields of `jaxeff.layers.shared_conv.SharedOps`.
+    """
+
+    def __init__(
+        self,
+        mode: str = "out_tile",
+        factor: int = 2,
+        stages: Sequence[int] = (1, 2, 3),
+        share_shortcut: bool = False,
+        **fields: Any,
+    ):
+        if mode not in MODES:
+            raise ConfigError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+        if mode in TILED and factor < 1:
+            raise ConfigError(f"factor must be at least 1, not {factor}")
+        known = {f.name for f in dataclasses.fields(SharedOps)}
+        for name in fields:
+            if name not in known:
+                raise ConfigError(f"shared convolutions have no field {name!r}")
+        self.stages, self.share_shortcut = set(stages), share_shortcut
+        self.fields = {"mode": mode, "factor": factor, **fields}
+
+    def blocks(self, host: Host, places: Sequence[Place]) -> Sequence[nn.Module]:
+        """See `Design.blocks`."""
+        if places[0].stage not in self.stages:
+            return super().blocks(host, places)
+        own = {f.name: getattr(host.ops, f.name) for f in dataclasses.fields(host.ops)}
+        ops = SharedOps(**{**own, **self.fields})
+        shortcut = ops if self.share_shortcut else host.ops
+        return [host.block(place, ops=ops, shortcut_ops=shortcut) for place in places]
+
+
+@DESIGNS.register("looped")
+class Looped(Design):
+    """In each stage the blocks that keep their shape are one block, applied as often."""
+
+    def blocks(self, host: Host, places: Sequence[Place]) -> Sequence[nn.Module]:
+        """See `Design.blocks`."""
+        first = [p for p in places if not p.keeps_shape]
+        rest = [p for p in places if p.keeps_shape]
+        blocks = [host.block(place) for place in first]
+        return [*blocks, Loop(host.block(rest[0]), len(rest))] if rest else blocks
+
+
+def build(spec: Mapping[str, Any] | None) -> Design:
+    """Builds the design of a config's section ``model.design``; None is the plain host."""
+    return DESIGNS.build(spec or {"name": "plain"}, "model.design")

@@ -1,0 +1,265 @@
+"""Networks of inverted residuals: MobileNetV2, MobileNetV3-Large and EfficientNet-B0."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxeff.errors import ConfigError
+from jaxeff.layers.conv import Ops, he_fan_out_grouped
+from jaxeff.layers.residual import InvertedBody, Residual
+from jaxeff.models import designs
+from jaxeff.models.base import MODELS
+from jaxeff.models.convnet import ConvNet, Head, Host, Place, Stem, Wrap, assemble
+
+
+class Row(NamedTuple):
+    """Blocks of a stage that are alike.
+
+    ``expansion`` 0 has no expansion at all; ``squeeze`` is the share of the channels inside the
+    squeeze-excitation; ``activation`` "" is the network's.
+    """
+
+    expansion: float
+    features: int
+    blocks: int
+    strides: int
+    kernel_size: int = 3
+    squeeze: float = 0.0
+    activation: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A network: the rows of each stage, stem, head and conventions."""
+
+    stages: tuple[tuple[Row, ...], ...]
+    activation: str
+    stem: int
+    head: int
+    hidden: int = 0
+    squeeze_of_hidden: bool = False
+
+
+_SE = 0.25
+MOBILENET_V2 = Table(
+    (
+        (Row(0, 16, 1, 1),),
+        (Row(6, 24, 2, 2),),
+        (Row(6, 32, 3, 2),),
+        (Row(6, 64, 4, 2),),
+        (Row(6, 96, 3, 1),),
+        (Row(6, 160, 3, 2),),
+        (Row(6, 320, 1, 1),),
+    ),
+    "relu6",
+    stem=32,
+    head=1280,
+)
+MOBILENET_V3 = Table(
+    (
+        (Row(0, 16, 1, 1, 3, 0, "relu"),),
+        (Row(4, 24, 1, 2, 3, 0, "relu"), Row(3, 24, 1, 1, 3, 0, "relu")),
+        (Row(3, 40, 3, 2, 5, _SE, "relu"),),
+        (Row(6, 80, 1, 2), Row(2.5, 80, 1, 1), Row(2.3, 80, 2, 1)),
+        (Row(6, 112, 2, 1, 3, _SE),),
+        (Row(6, 160, 3, 2, 5, _SE),),
+    ),
+    "hard_swish",
+    stem=16,
+    head=960,
+    hidden=1280,
+    squeeze_of_hidden=True,
+)
+#: The blocks of MobileNetV3's Global variant differ in one expansion.
+MOBILENET_V3_GLOBAL = dataclasses.replace(
+    MOBILENET_V3,
+    stages=(
+        *MOBILENET_V3.stages[:3],
+        (Row(6, 80, 2, 2),),
+        *MOBILENET_V3.stages[4:],
+    ),
+)
+EFFICIENTNET_B0 = Table(
+    (
+        (Row(0, 16, 1, 1, 3, _SE),),
+        (Row(6, 24, 2, 2, 3, _SE),),
+        (Row(6, 40, 2, 2, 5, _SE),),
+        (Row(6, 80, 3, 2, 3, _SE),),
+        (Row(6, 112, 3, 1, 5, _SE),),
+        (Row(6, 192, 4, 2, 5, _SE),),
+        (Row(6, 320, 1, 1, 3, _SE),),
+    ),
+    "swish",
+    stem=32,
+    head=1280,
+)
+TABLES = {
+    "mobilenet_v2": MOBILENET_V2,
+    "mobilenet_v3": MOBILENET_V3,
+    "mobilenet_v3_global": MOBILENET_V3_GLOBAL,
+    "efficientnet_b0": EFFICIENTNET_B0,
+}
+
+
+def divisible(channels: float, divisor: int = 8) -> int:
+    """Rounds to a multiple of ``divisor``, never down by more than a tenth."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+class MobileHost(Host):
+    """Stages of inverted residuals.
+
+    Args:
+      ops: how convolutions are made; the table's activation takes the place of theirs.
+      table: the network.
+      width: multiplier of all channels.
+      strides: strides of the stem and of each stage instead of the table's; () keeps them.
+      dropout: rate before the classifier.
+      project_skip: whether blocks without stride that change the channels have a skip with a 1x1
+        convolution, and whether the first stage expands too, as in a variant common for CIFAR.
+    """
+
+    def __init__(
+        self,
+        ops: Ops,
+        table: Table,
+        *,
+        width: float = 1.0,
+        strides: Sequence[int] = (),
+        dropout: float = 0.0,
+        project_skip: bool = False,
+    ):
+        if strides and len(strides) != 1 + len(table.stages):
+            raise ConfigError(
+                f"strides needs {1 + len(table.stages)} numbers, of the stem and of each stage, "
+                f"not {len(strides)}"
+            )
+        self.ops = ops.replace(activation=table.activation, kernel_init=he_fan_out_grouped)
+        self.table, self.width, self.dropout = table, width, dropout
+        self.project_skip = project_skip
+        self.stem_strides = strides[0] if strides else 2
+        self.stem_width = before = divisible(table.stem * width)
+        self.places = []
+        for stage, rows in enumerate(table.stages):
+            places: list[Place] = []
+            for row in rows:
+                for number in range(row.blocks):
+                    step = strides[stage + 1] if strides and not places else row.strides
+                    features = divisible(row.features * width)
+                    places.append(
+                        Place(
+                            stage,
+                            len(places),
+                            before,
+                            features,
+                            1 if number else step,
+                            row.kernel_size,
+                            row.activation or table.activation,
+                            row,
+                        )
+                    )
+                    before = features
+            self.places.append(places)
+
+    def stem(self) -> nn.Module:
+        """See `Host.stem`."""
+        return Stem(self.ops, (self.stem_width,), 3, (self.stem_strides,))
+
+    def block(
+        self,
+        place: Place,
+        *,
+        ops: Ops | None = None,
+        shortcut_ops: Ops | None = None,
+        wrap: Wrap | None = None,
+    ) -> nn.Module:
+        """See `Host.block`."""
+        row: Row = place.more
+        ops = (ops or self.ops).replace(activation=place.activation)
+        hidden = divisible(place.in_features * (row.expansion or 1))
+        inside = hidden if self.table.squeeze_of_hidden else place.in_features
+        squeeze = row.squeeze * inside
+        body: nn.Module = InvertedBody(
+            ops,
+            place.features,
+            place.strides,
+            hidden,
+            place.kernel_size,
+            divisible(squeeze) if squeeze and self.table.squeeze_of_hidden else round(squeeze),
+            hard_gate=self.table.squeeze_of_hidden,
+            expand=bool(row.expansion) or self.project_skip,
+        )
+        body = wrap(body) if wrap else body
+        if place.keeps_shape:
+            return Residual(body, drop_path=self._drop_path(place))
+        if place.strides == 1 and self.project_skip:
+            shortcut = (shortcut_ops or self.ops).conv_norm(place.features, 1)
+            return Residual(body, shortcut)
+        return body
+
+    def _drop_path(self, place: Place) -> float:
+        """Grows linearly with the depth."""
+        counts = [len(places) for places in self.places]
+        return self.ops.drop_path * (sum(counts[: place.stage]) + place.index) / sum(counts)
+
+    def head(self, num_outputs: int) -> nn.Module:
+        """See `Host.head`."""
+        width = self.table.head * (self.width if self.table.hidden else max(1.0, self.width))
+        return Head(
+            self.ops, num_outputs, divisible(width), self.table.hidden, dropout=self.dropout
+        )
+
+
+def mobile(
+    table: str,
+    *,
+    num_outputs: int,
+    width: float = 1.0,
+    strides: Sequence[int] = (),
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    project_skip: bool = False,
+    design: Mapping[str, Any] | None = None,
+    axis_name: str = "",
+    dtype: str = "float32",
+) -> ConvNet:
+    """Builds a network of inverted residuals; a config names the table as the model.
+
+    Args:
+      table: a name in `TABLES`.
+      num_outputs: classes.
+      width: multiplier of all channels.
+      strides: of the stem and of each stage, for small images; () keeps the table's.
+      dropout: rate before the classifier.
+      drop_path: rate at which the last residual branch is left out in training; others less.
+      project_skip: see `MobileHost`.
+      design: see `jaxeff.models.designs`.
+      axis_name: see `jaxeff.models.resnet.resnet`.
+      dtype: of the computation.
+
+    Raises:
+      ConfigError: impossible numbers.
+    """
+    if width <= 0:
+        raise ConfigError(f"width must be positive, not {width}")
+    ops = Ops(axis_name=axis_name or None, dtype=jnp.dtype(dtype), drop_path=drop_path)
+    host = MobileHost(
+        ops,
+        TABLES[table],
+        width=width,
+        strides=strides,
+        dropout=dropout,
+        project_skip=project_skip,
+    )
+    return assemble(host, designs.build(design), num_outputs)
+
+
+for _name in TABLES:
+    MODELS.register(_name)(functools.partial(mobile, _name))

@@ -1,0 +1,206 @@
+"""Convolutions of images that are fast on CPUs too, padded with ``k // 2`` zeros on every side.
+
+XLA's grouped convolution visits a CPU's memory value by value; written as shifted products that the
+compiler fuses into one pass, a depthwise convolution is 30 to 60 times faster there (3x3 to 5x5
+kernels, 16 to 672 channels), and its gradients 8 to 30 times. The gradient of a dense kernel is
+taken image by image, where patches stay in cache: on one core up to 7 times faster. Accelerators
+keep XLA's own convolutions.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxeff.typing import Array
+
+
+def conv(x: Array, kernel: Array, strides: int = 1) -> Array:
+    """Convolves ``[batch, rows, columns, inputs]`` with ``[k, k, inputs, outputs]``, odd k.
+
+    Returns:
+      ``[batch, ceil(rows / strides), ceil(columns / strides), outputs]``.
+
+    Raises:
+      ValueError: shapes that do not fit, or an even kernel.
+    """
+    _check(x, kernel, x.shape[-1:], "[k, k, inputs, outputs]")
+    return _dense(x, kernel, strides)
+
+
+def depthwise_conv(x: Array, kernel: Array, strides: int = 1) -> Array:
+    """Convolves every channel with its own kernel.
+
+    Args:
+      x: ``[batch, rows, columns, channels]``.
+      kernel: ``[k, k, 1, channels]``, odd k.
+      strides: of both axes.
+
+    Returns:
+      ``[batch, ceil(rows / strides), ceil(columns / strides), channels]``.
+
+    Raises:
+      ValueError: shapes that do not fit, or an even kernel.
+    """
+    _check(x, kernel, (1, x.shape[-1]), "[k, k, 1, channels]")
+    return _depthwise(x, kernel, strides)
+
+
+def _check(x: Array, kernel: Array, channels: tuple[int, ...], wanted: str) -> None:
+    fits = x.ndim == 4 and kernel.ndim == 4 and kernel.shape[2 : 2 + len(channels)] == channels
+    if not fits:
+        raise ValueError(
+            f"a convolution of [batch, rows, columns, channels] needs a kernel {wanted}, not "
+            f"{kernel.shape} for an input {x.shape}"
+        )
+    if kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
+        raise ValueError(f"a convolution's kernel must have odd sides, not {kernel.shape[:2]}")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _depthwise(x: Array, kernel: Array, strides: int) -> Array:
+    return _per_platform(_shifted, _grouped, strides, x, kernel)
+
+
+def _forward(x: Array, kernel: Array, strides: int) -> tuple[Array, tuple[Array, Array]]:
+    return _depthwise(x, kernel, strides), (x, kernel)
+
+
+def _backward(strides: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    return _per_platform(_shifted_backward, _grouped_backward, strides, *saved, g)
+
+
+_depthwise.defvjp(_forward, _backward)
+
+
+def _per_platform(cpu: Any, default: Any, strides: int, *args: Array) -> Any:
+    return jax.lax.platform_dependent(
+        *args,
+        cpu=functools.partial(cpu, strides=strides),
+        default=functools.partial(default, strides=strides),
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dense(x: Array, kernel: Array, strides: int) -> Array:
+    return _xla(x, kernel, strides)
+
+
+def _dense_forward(x: Array, kernel: Array, strides: int) -> tuple[Array, tuple[Array, Array]]:
+    return _xla(x, kernel, strides), (x, kernel)
+
+
+def _dense_backward(strides: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    (dx,) = jax.vjp(lambda x: _xla(x, kernel, strides), x)[1](g)
+    return dx, _per_platform(_patches_kernel, _xla_kernel, strides, x, kernel, g)
+
+
+_dense.defvjp(_dense_forward, _dense_backward)
+
+
+def _xla(x: Array, kernel: Array, strides: int, groups: int = 1) -> Array:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (strides, strides),
+        _padding(kernel),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _xla_kernel(x: Array, kernel: Array, g: Array, strides: int) -> Array:
+    return jax.vjp(lambda kernel: _xla(x, kernel, strides), kernel)[1](g)[0]
+
+
+def _patches_kernel(x: Array, kernel: Array, g: Array, strides: int) -> Array:
+    def of_image(one: Array, cotangent: Array) -> Array:
+        windows = [window for _, _, window in _windows(one[None], kernel, strides)]
+        patches = jnp.concatenate(windows, axis=-1).reshape(-1, kernel[..., 0].size)
+        return patches.T @ cotangent.reshape(-1, g.shape[-1])
+
+    return _sum_of_images(of_image, x, g).reshape(kernel.shape)
+
+
+def _sum_of_images(function: Callable[[Array, Array], Array], x: Array, g: Array) -> Array:
+    """Returns the sum of ``function`` of every image and its cotangent."""
+
+    def add(total, image):
+        return total + function(*image), None
+
+    zero = jnp.zeros_like(jax.eval_shape(function, x[0], g[0]))
+    return jax.lax.scan(add, zero, (x, g))[0]
+
+
+def _padding(kernel: Array) -> tuple[tuple[int, int], tuple[int, int]]:
+    rows, columns = kernel.shape[0] // 2, kernel.shape[1] // 2
+    return (rows, rows), (columns, columns)
+
+
+def _grouped(x: Array, kernel: Array, strides: int) -> Array:
+    return _xla(x, kernel, strides, x.shape[-1])
+
+
+def _grouped_backward(x: Array, kernel: Array, g: Array, strides: int) -> tuple[Array, Array]:
+    return jax.vjp(functools.partial(_grouped, strides=strides), x, kernel)[1](g)
+
+
+def _windows(x: Array, kernel: Array, strides: int) -> list[tuple[int, int, Array]]:
+    """Returns for every tap of the kernel the input that it multiplies, ``[batch, ...outputs]``."""
+    rows, columns = (-(-size // strides) for size in x.shape[1:3])
+    padded = jnp.pad(x, ((0, 0), *_padding(kernel), (0, 0)))
+    return [
+        (
+            i,
+            j,
+            jax.lax.slice(
+                padded,
+                (0, i, j, 0),
+                (
+                    x.shape[0],
+                    i + (rows - 1) * strides + 1,
+                    j + (columns - 1) * strides + 1,
+                    x.shape[3],
+                ),
+                (1, strides, strides, 1),
+            ),
+        )
+        for i in range(kernel.shape[0])
+        for j in range(kernel.shape[1])
+    ]
+
+
+def _shifted(x: Array, kernel: Array, strides: int) -> Array:
+    total: Any = 0
+    for i, j, window in _windows(x, kernel, strides):
+        total = total + window * kernel[i, j, 0]
+    return total
+
+
+def _shifted_backward(x: Array, kernel: Array, g: Array, strides: int) -> tuple[Array, Array]:
+    def of_image(one: Array, cotangent: Array) -> Array:
+        taps = [jnp.sum(w[0] * cotangent, 0) for _, _, w in _windows(one[None], kernel, strides)]
+        return jnp.stack(taps)
+
+    # Image by image and keeping the columns, the sums stay in cache and run along channels: 5 times
+    # faster on a CPU than one reduction of all but the channels.
+    dkernel = jnp.sum(_sum_of_images(of_image, x, g), 1).reshape(kernel.shape)
+    # The transpose: the cotangent between zeros where outputs were skipped, and the kernel turned.
+    spread = jax.lax.pad(
+        g,
+        jnp.zeros((), g.dtype),
+        (
+            (0, 0, 0),
+            *(
+                (0, size - ((out - 1) * strides + 1), strides - 1)
+                for size, out in zip(x.shape[1:3], g.shape[1:3], strict=True)
+            ),
+            (0, 0, 0),
+        ),
+    )
+    return _shifted(spread, kernel[::-1, ::-1], 1), dkernel
