@@ -1,7 +1,7 @@
 """Flax layers over the package's numerics."""
 
 from jaxeff.layers.conv import DepthwiseConv, Ops
-from jaxeff.layers.global_layer import GlobalLayer, global_layer_from_reference
+from jaxeff.layers.global_layer import GlobalLayer, global_layer_from_reference, unstable_layers
 from jaxeff.layers.interpolated import Interpolated
 from jaxeff.layers.recurrent import (
     RNN,
@@ -41,4 +41,5 @@ __all__ = [
     "TARNNCell",
     "from_pure",
     "global_layer_from_reference",
+    "unstable_layers",
 ]

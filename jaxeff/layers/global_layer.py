@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from jaxeff.errors import ConfigError
 from jaxeff.layers.conv import ACTIVATIONS, DepthwiseConv
@@ -114,6 +115,7 @@ class GlobalLayer(nn.Module):
                 h, c, source, num_steps=self.num_steps, dt=self.dt, **options
             )
         else:
+            self._watch(c)
             before = given if self.start == "repeat" else None
             h = transport.leapfrog(
                 h,
@@ -127,6 +129,12 @@ class GlobalLayer(nn.Module):
             )
         y = act(self._norm("norm_out", self.epsilon, train)(h))
         return x + y if self.residual else y
+
+    def _watch(self, c: Coefficients) -> None:
+        """Shows the stability number of a scheme that has a limit; one step cannot grow far."""
+        if self.num_steps > 1 and not self.is_initializing():
+            number = transport.stability_number(c, self.dt, self.spacing)
+            self.sow("stability", "number", jnp.max(number), reduce_fn=jnp.maximum, init_fn=_zero)
 
     def _coefficients(self, h: Array, act: Any, train: bool) -> Coefficients:
         channels = h.shape[-1]
@@ -234,6 +242,32 @@ def global_layer_from_reference(
         norm(f"norm_{ours}", f"bn{theirs}")
     norm("norm_out", "bn_out")
     return {"params": params, "batch_stats": statistics}
+
+
+def unstable_layers(model: nn.Module, variables: Mapping[str, Any], x: Array) -> list[str]:
+    """Returns a sentence for every Global layer whose time steps are unstable for these inputs.
+
+    The velocities are read from the features and have no bound, so whether the leapfrog scheme is
+    stable depends on parameters and inputs: ``(Ax^2/Bx + Ay^2/By)(Bx + By) <= 1`` everywhere.
+
+    Args:
+      model: any model.
+      variables: its variables.
+      x: a batch of inputs.
+    """
+    _, found = model.apply(variables, x, train=False, mutable=["stability"])
+    numbers = traverse_util.flatten_dict(found.get("stability", {}))
+    return [
+        f"the leapfrog scheme of {'/'.join(path[:-1])} is unstable for these inputs (stability "
+        f"number {float(number):.2g} > 1): lower dt or num_steps, raise the diffusivity, or set "
+        f"velocity='signed' or scheme='line_implicit'"
+        for path, number in numbers.items()
+        if float(number) > 1
+    ]
+
+
+def _zero() -> Array:
+    return jnp.zeros(())
 
 
 def _grid_mean(value: Array | float) -> Array | float:

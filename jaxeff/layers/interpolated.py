@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
 from jaxeff.layers.conv import DepthwiseConv
-from jaxeff.ode import anchors
+from jaxeff.ode import anchors, tiles
 from jaxeff.typing import Array, Dtype
 
 CHOICES = {
@@ -50,6 +50,10 @@ class Interpolated(nn.Module):
       interpolation: "linear"; "hold", each anchor's value for the pixels after it; "edge_aware",
         weights that follow g (`jaxeff.ode.anchors.edge_aware`, sharpness learned from 1).
       sampling: "strided", or "area", means over the pixels from an anchor to the next.
+      dense_share: share of the map's tiles on which F runs at full resolution too, those of the
+        largest squares of g; 0 has none. This package's own: the regular anchors stay a prior, the
+        shapes stay static, and the choice has a straight-through gradient.
+      tile: side of a tile, which must divide rows and columns; F sees each tile with zeros around.
       initial_share: of the interpolated features off the anchors, in (0, 1).
       zero_init: whether the last normalisation of G starts at scale 0.
       epsilon: of the normalisation.
@@ -69,6 +73,8 @@ class Interpolated(nn.Module):
     mixing: str = "anchors"
     interpolation: str = "linear"
     sampling: str = "strided"
+    dense_share: float = 0.0
+    tile: int = 4
     initial_share: float = 0.5
     zero_init: bool = False
     epsilon: float = 1e-5
@@ -106,9 +112,21 @@ class Interpolated(nn.Module):
         )
         share = jax.nn.sigmoid(logit).astype(a.dtype)
         mixed = share * filled + (1 - share) * g
-        if self.mixing == "blend":
-            return mixed
-        return jnp.where(anchors.is_anchor(size, self.stride), filled, mixed)
+        if self.mixing == "anchors":
+            mixed = jnp.where(anchors.is_anchor(size, self.stride), filled, mixed)
+        return self._refined(x, mixed, g, train) if self.dense_share else mixed
+
+    def _refined(self, x: Array, coarse: Array, g: Array, train: bool) -> Array:
+        """Returns ``coarse`` with the body's own values on the tiles of the largest g."""
+        all_tiles = tiles.split(coarse, self.tile)
+        count = max(1, round(self.dense_share * all_tiles.shape[1]))
+        energy = jnp.square(tiles.split(g, self.tile)).mean((-3, -2, -1))
+        numbers, gates = tiles.choose(energy, count)
+        chosen = tiles.take(tiles.split(x, self.tile), numbers)
+        fine = self.body(chosen.reshape(-1, *chosen.shape[2:]), train=train).reshape(chosen.shape)
+        before = tiles.take(all_tiles, numbers)
+        after = before + gates[:, :, None, None, None].astype(fine.dtype) * (fine - before)
+        return tiles.join(tiles.put(all_tiles, numbers, after), coarse.shape[-3:-1])
 
     def _cheap(self, x: Array, train: bool) -> Array:
         if self.cheap == "none":
@@ -146,6 +164,15 @@ class Interpolated(nn.Module):
         if not 0 < self.initial_share < 1:
             raise ConfigError(
                 f"Interpolated.initial_share must be in (0, 1), not {self.initial_share}"
+            )
+        if not 0 <= self.dense_share <= 1:
+            raise ConfigError(f"Interpolated.dense_share must be in [0, 1], not {self.dense_share}")
+        if self.dense_share and (self.cheap == "none" or x.ndim != 4):
+            raise ConfigError("dense tiles are chosen by the cheap branch, of [batch, ...] maps")
+        if self.dense_share and (x.shape[-3] % self.tile or x.shape[-2] % self.tile):
+            raise ConfigError(
+                f"Interpolated.tile {self.tile} does not divide an image of {x.shape[-3]} x "
+                f"{x.shape[-2]} pixels"
             )
         if not isinstance(self.stride, int) or self.stride < 1:
             raise ConfigError(

@@ -81,6 +81,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
         training.close()
     if not training.main_process:
         return None
+    for sentence in report.warnings(built, chosen):
+        say(f"warning: {sentence}")
     cost = report.inference_cost(built, chosen["params"], chosen["model_state"])
     if training.memory:
         cost["step_memory_bytes"] = report.memory_section(training.memory)

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxeff import bench
 from jaxeff.eval import learning_curve, read_history, time_constants, write_report
+from jaxeff.layers import unstable_layers
 from jaxeff.train import check
 from jaxeff.train.experiment import Experiment
 from jaxeff.typing import Params
@@ -86,6 +87,16 @@ def pictures(experiment: Experiment, workdir: Path, params: Params) -> dict[str,
         title=title,
     )
     return {"time_constants": TIME_CONSTANTS}
+
+
+def warnings(experiment: Experiment, chosen: dict[str, Any]) -> list[str]:
+    """Returns what the trained model has to say against itself on the first test examples."""
+    if len(experiment.dataset.input_shape) != 3:
+        return []
+    examples = experiment.dataset.splits["test"].take(np.arange(16))["inputs"]
+    variables = {"params": chosen["params"], **chosen["model_state"]}
+    variables = jax.device_put(jax.device_get(variables), jax.local_devices()[0])
+    return unstable_layers(experiment.model, variables, examples)
 
 
 def memory_section(memory: dict[str, int | None]) -> dict[str, int | None]:

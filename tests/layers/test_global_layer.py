@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from jaxeff.errors import ConfigError
-from jaxeff.layers import GlobalLayer, global_layer_from_reference
+from jaxeff.layers import GlobalLayer, global_layer_from_reference, unstable_layers
 from jaxeff.ode import transport
 from jaxeff.ode.transport import stability_number
 
@@ -271,3 +271,42 @@ def test_missing_arrays_of_the_reference_are_named():
         global_layer_from_reference(state)
     with pytest.raises(ValueError, match=r"no 'a.convg.weight'"):
         global_layer_from_reference(state, prefix="a.")
+
+
+def test_one_velocity_and_one_diffusivity_from_products():
+    """With equal kernels along both axes, the product of the activated predictions by hand."""
+    layer = GlobalLayer(product=True, coefficient_epsilon=1e-5)
+    x = jax.random.normal(jax.random.key(0), (2, 6, 5, 3))
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
+    params = variables["params"]
+
+    def predicted(name):
+        y = nn.Conv(3, (3, 3), feature_group_count=3, use_bias=False).apply(
+            {"params": params[f"conv_{name}"]}, x
+        )
+        return y / np.sqrt(1 + 1e-5)
+
+    u = -jax.nn.relu(predicted("u") * jax.nn.relu(predicted("v")))
+    d = jax.nn.relu(predicted("diffusion_x") * jax.nn.relu(predicted("diffusion_y")))
+    h = transport.leapfrog(
+        x, transport.Coefficients(u, u, d, d), x, num_steps=1, dt=0.2, start="repeat", before=x
+    )
+    expected = jax.nn.relu(h / np.sqrt(1 + 1e-5))
+    np.testing.assert_allclose(layer.apply(variables, x), expected, atol=2e-5)
+
+
+def test_unstable_time_steps_are_told_in_a_sentence():
+    layer = GlobalLayer(num_steps=3, coefficient_epsilon=1e-5, diffusivity=(1.0, 1.0))
+    x = jax.random.normal(jax.random.key(0), (2, 6, 5, 3))
+    variables = dict(layer.init(jax.random.key(1), x))
+    assert set(variables) == {"params", "batch_stats"}
+    assert not unstable_layers(layer, variables, x)
+    (sentence,) = unstable_layers(layer, variables, 100 * x)
+    assert "unstable for these inputs" in sentence
+    assert "lower dt" in sentence
+    once = GlobalLayer(coefficient_epsilon=1e-5, diffusivity=(1.0, 1.0))
+    assert not unstable_layers(once, variables, 100 * x)
+    signed = GlobalLayer(
+        num_steps=3, coefficient_epsilon=1e-5, diffusivity=(1.0, 1.0), velocity="signed"
+    )
+    assert not unstable_layers(signed, variables, 100 * x)

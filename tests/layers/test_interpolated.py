@@ -6,9 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxeff.bench import cost_per_example
 from jaxeff.errors import ConfigError
-from jaxeff.layers import Interpolated
-from jaxeff.ode import anchors
+from jaxeff.layers import Interpolated, Ops
+from jaxeff.layers.residual import InvertedBody
+from jaxeff.ode import anchors, tiles
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -179,3 +181,95 @@ def test_mistakes_are_one_sentence(fields, sentence):
 def test_a_body_that_changes_channels_is_refused(x64):
     with pytest.raises(ValueError, match="replace only blocks with a skip"):
         Interpolated(Body(features=5)).init(jax.random.key(0), images())
+
+
+def refined(share, x, train=False, **fields):
+    layer = Interpolated(Pointwise(), dense_share=share, tile=4, **fields)
+    variables = layer.init(jax.random.key(0), x)
+    return layer, variables
+
+
+class Pointwise(nn.Module):
+    """A pointwise body, for which tiles have no edges."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return jnp.tanh(nn.Dense(x.shape[-1], name="dense")(x))
+
+
+def test_dense_tiles_have_the_bodys_own_values_where_the_cheap_branch_is_large():
+    x = jax.random.normal(jax.random.key(1), (2, 8, 12, 3))
+    x = x.at[0, 4:, 8:].mul(20.0).at[1, :4, :4].mul(20.0)
+    layer, variables = refined(1 / 6, x)
+    y = layer.apply(variables, x)
+    body = Pointwise().apply({"params": variables["params"]["body"]}, x)
+    coarse = Interpolated(Pointwise()).apply(variables, x)
+    for image, rows, columns in ((0, slice(4, 8), slice(8, 12)), (1, slice(0, 4), slice(0, 4))):
+        np.testing.assert_allclose(y[image, rows, columns], body[image, rows, columns], atol=1e-6)
+        outside = np.ones((8, 12), bool)
+        outside[rows, columns] = False
+        np.testing.assert_array_equal(y[image][outside], coarse[image][outside])
+
+
+def test_all_tiles_dense_is_the_body_and_anchors_stay_exact():
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    layer, variables = refined(1.0, x)
+    body = Pointwise().apply({"params": variables["params"]["body"]}, x)
+    np.testing.assert_allclose(layer.apply(variables, x), body, atol=1e-6)
+    some = refined(0.25, x)[0].apply(variables, x)
+    np.testing.assert_allclose(some[:, ::2, ::2], body[:, ::2, ::2], atol=1e-6)
+
+
+def test_the_choice_of_tiles_has_a_gradient():
+    numbers, gates = tiles.choose(jnp.array([[1.0, 3.0, 2.0, 0.5]]), 2)
+    np.testing.assert_array_equal(numbers, [[1, 2]])
+    np.testing.assert_allclose(gates, 1.0)
+    slope = jax.grad(lambda e: tiles.choose(e, 2)[1].sum())(jnp.array([[1.0, 3.0, 2.0, 0.5]]))
+    mean = 6.5 / 4
+    sigmoid = 1 / (1 + np.exp(1 - np.array([3.0, 2.0]) / mean))
+    np.testing.assert_allclose(slope[0, 1:3], sigmoid * (1 - sigmoid) / mean, rtol=1e-4)
+    np.testing.assert_array_equal(slope[0, [0, 3]], 0)
+
+
+def test_tiles_join_to_the_map_that_they_were_cut_from():
+    x = jnp.arange(2 * 6 * 9 * 2.0).reshape(2, 6, 9, 2)
+    cut = tiles.split(x, 3)
+    assert cut.shape == (2, 6, 3, 3, 2)
+    np.testing.assert_array_equal(cut[1, 4], x[1, 3:6, 3:6])
+    np.testing.assert_array_equal(tiles.join(cut, (6, 9)), x)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dense_share": 1.5}, "dense_share must be in"),
+        ({"dense_share": 0.5, "tile": 3}, "tile 3 does not divide an image of 8 x 8"),
+        ({"dense_share": 0.5, "cheap": "none"}, "chosen by the cheap branch"),
+    ],
+)
+def test_impossible_tiles_are_refused_in_a_sentence(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        Interpolated(Pointwise(), **fields).init(jax.random.key(0), jnp.zeros((1, 8, 8, 2)))
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "k", "full", "ratio"),
+    [
+        (56, 24, 3, 25_740_288, 0.282),
+        (28, 40, 5, 19_756_800, 0.267),
+        (14, 80, 3, 15_899_520, 0.261),
+        (14, 112, 5, 32_796_288, 0.257),
+        (7, 192, 5, 23_087_232, 0.331),
+    ],
+)
+def test_multiply_adds_of_inverted_residuals(size, channels, k, full, ratio):
+    body = InvertedBody(Ops(), channels, hidden=6 * channels, kernel_size=k)
+    x = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+
+    def macs(module):
+        variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), x)
+        return cost_per_example(module.apply, variables, x).macs
+
+    assert macs(body) == full
+    interpolation = 2 * channels * size * size  # two multiply-adds per value on average
+    assert round((macs(Interpolated(body)) + interpolation) / full, 3) == ratio
