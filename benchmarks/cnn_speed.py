@@ -15,8 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cnn_accuracy
 import jax
 import jax.numpy as jnp
+from recorded import config_of
 
 from jaxeff import bench
 from jaxeff.models import MODELS
@@ -50,10 +52,21 @@ IMAGENET: dict[str, dict[str, Any]] = {
 }
 
 
-def forward(spec: dict[str, Any], batch: int, size: int, outputs: int) -> Any:
+def compared() -> dict[str, dict[str, Any]]:
+    """Returns the networks whose accuracy `cnn_accuracy.py` compares."""
+    found = {}
+    for name, (argument, overrides, file) in cnn_accuracy.lines().items():
+        data, _, network = name.partition(", ")
+        if data == "fashion":
+            spec = config_of(argument, overrides, file).model.to_dict()
+            found[network] = {**spec, "axis_name": ""}
+    return found
+
+
+def forward(spec: dict[str, Any], batch: int, size: int, outputs: int, channels: int) -> Any:
     """Returns a compiled call of a fresh network in evaluation, and its multiply-adds."""
     model = MODELS.build(spec, "model", num_outputs=outputs)
-    x = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
+    x = jax.random.normal(jax.random.key(0), (batch, size, size, channels))
     variables = jax.jit(model.init)(jax.random.key(1), x[:1])
     program = jax.jit(lambda v, x: model.apply(v, x)).lower(variables, x).compile()
     cost = bench.cost_per_example(model.apply, variables, x[:1])
@@ -77,9 +90,11 @@ def step(spec: dict[str, Any], batch: int, size: int, outputs: int) -> Any:
     return lambda: program(variables["params"], variables, x)
 
 
-def table(specs: dict[str, Any], batch: int, size: int, outputs: int, rounds: int) -> dict:
+def table(
+    specs: dict[str, Any], batch: int, size: int, outputs: int, rounds: int, channels: int = 3
+) -> dict[str, Any]:
     """Returns the times of all networks, in turns within this process."""
-    built = {name: forward(spec, batch, size, outputs) for name, spec in specs.items()}
+    built = {name: forward(s, batch, size, outputs, channels) for name, s in specs.items()}
     times = bench.interleaved({n: b[0] for n, b in built.items()}, rounds, 2)
     return {
         name: {
@@ -99,6 +114,8 @@ def main() -> None:
         found[f"32x32, batch {batch}"] = table(CIFAR, batch, 32, 10, rounds)
     for batch, rounds in ((64, 2), (1, 10)):
         found[f"224x224, batch {batch}"] = table(IMAGENET, batch, 224, 1000, rounds)
+    for batch, rounds in ((256, 3), (1, 25)):
+        found[f"28x28, batch {batch}"] = table(compared(), batch, 28, 10, rounds, channels=1)
     names = list(CIFAR)[:3]
     steps = {name: step(CIFAR[name], 128, 32, 10) for name in names}
     times = bench.interleaved(steps, 3, 2)

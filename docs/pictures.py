@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tables import ALGORITHMS, lines_order, through_time_lines
+from tables import ALGORITHMS, lines_order, networks, read, through_time_lines
 
-from jaxeff.eval.plots import comparison, scores
+from jaxeff.eval.plots import comparison, front, scores
 
 HERE = Path(__file__).resolve().parent
 LABELS = {"pixels": "digits by pixel", "vowels": "Japanese vowels", "motions": "basic motions"}
@@ -49,6 +49,19 @@ def classification() -> None:
     scores(panels, HERE / "through_time.png", xlabel="test accuracy, %")
 
 
+def convolutional() -> None:
+    """Accuracy of the convolutional networks against multiply-adds and against latency."""
+    times = read("cnn_speed")["tables"]["28x28, batch 1"]
+    costs: dict = {"million multiply-adds": {}, "latency at batch 1, ms": {}}
+    for name, line in networks("fashion").items():
+        accuracy = 100 * line["test_mean"], 100 * line["test_deviation"]
+        millions, ms = line["macs_per_example"] / 1e6, times[name]["median_ms"]
+        for cost, value in zip(costs, (millions, ms), strict=True):
+            costs[cost][name] = (value, *accuracy)
+    front(costs, HERE / "networks.png", ylabel="test accuracy on Fashion-MNIST, %")
+
+
 if __name__ == "__main__":
     adding()
     classification()
+    convolutional()

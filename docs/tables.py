@@ -246,6 +246,49 @@ def ratios() -> str:
     return table(["their time over ours", "ratio"], rows)
 
 
+def networks(data: str) -> dict[str, dict]:
+    """Returns the lines of the convolutional comparison on a data set, by network."""
+    lines = read("cnn_accuracy")["lines"]
+    order = ("host", "global", "global 5 steps", "interpolated")
+    names = [n.partition(", ")[2] for n in lines if n.startswith(f"{data}, ")]
+    ranked = sorted(names, key=lambda n: (order.index(n) if n in order else len(order), n))
+    return {name: lines[f"{data}, {name}"] for name in ranked}
+
+
+def cnn(data: str) -> str:
+    rows = []
+    speed = read("cnn_speed")["tables"]
+    for name, line in networks(data).items():
+        times = [speed[f"28x28, batch {n}"][name]["median_ms"] for n in (1, 256)]
+        rows.append(
+            [
+                name,
+                score(line),
+                f"{line['parameters']:,}",
+                f"{line['macs_per_example'] / 1e6:.2f}",
+                *([f"{t:.1f}" for t in times] if data == "fashion" else []),
+                f"{line['epochs']:.1f}",
+                f"{line['training_seconds']:.0f}",
+                f"`{line['command'].removeprefix('python -m jaxeff.main ')}`",
+            ]
+        )
+    header = ["network", "test accuracy, %", "parameters", "million MACs"]
+    header += ["ms, batch 1", "ms, batch 256"] if data == "fashion" else []
+    return table([*header, "epochs", "seconds", "command"], rows)
+
+
+def cnn_speed() -> str:
+    rows = []
+    for part, lines in read("cnn_speed")["tables"].items():
+        if part.startswith("28x28"):
+            continue
+        for name, line in lines.items():
+            size = f"{line['parameters']:,}" if "parameters" in line else "–"
+            macs = f"{line['macs_per_example'] / 1e6:.1f}" if "parameters" in line else "–"
+            rows.append([part, name, f"{line['median_ms']:.1f}", size, macs])
+    return table(["input", "network", "ms", "parameters", "million MACs"], rows)
+
+
 def conditions(name: str) -> str:
     record = read(name)
     environment = record["environment"]
@@ -274,6 +317,11 @@ TABLES = {
     "parallel": parallel,
     "parallel conditions": lambda: conditions("parallel_in_time"),
     "through time conditions": lambda: conditions("through_time"),
+    "cnn digits": lambda: cnn("digits"),
+    "cnn fashion": lambda: cnn("fashion"),
+    "cnn conditions": lambda: conditions("cnn_accuracy"),
+    "cnn speed": cnn_speed,
+    "cnn speed conditions": lambda: conditions("cnn_speed"),
     "speed": speed,
     "speed ratios": ratios,
     "speed conditions": lambda: conditions("rnn_speed"),

@@ -210,6 +210,55 @@ def scores(panels: Scores, path: str | os.PathLike[str], *, xlabel: str) -> Path
     return _save(figure, path)
 
 
+def front(
+    panels: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    path: str | os.PathLike[str],
+    *,
+    ylabel: str,
+) -> Path:
+    """Draws a score against several costs, a panel per cost, a labelled dot per model.
+
+    The line joins the models that no other one beats in both cost and score.
+
+    Args:
+      panels: cost, then model, to (cost, score, deviation of the score); costs are positive.
+      path: the PNG file to write; its folder is made if need be.
+      ylabel: what the score is.
+
+    Returns:
+      ``path``.
+    """
+    figure = _figure(6.0 * len(panels), 4.4)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (cost, models) in zip(axes, panels.items(), strict=True):
+        best = pareto({name: (x, y) for name, (x, y, _) in models.items()})
+        joined = sorted(models[name][:2] for name in best)
+        axis.plot(*zip(*joined, strict=True), color=_FAINT, linewidth=2.0, zorder=1)
+        for name, (x, y, deviation) in models.items():
+            color = _COLORS[0] if name in best else _COLORS[-1]
+            axis.errorbar(x, y, yerr=deviation, fmt="o", color=color, capsize=2, markersize=5)
+            axis.annotate(
+                name, (x, y), (6, 4), textcoords="offset points", fontsize=8.5, color=_INK
+            )
+        axis.set_xscale("log")
+        axis.margins(x=0.25)
+        axis.set_xlabel(cost, fontsize=11, color=_INK)
+        _plain(axis)
+    axes[0].set_ylabel(ylabel, fontsize=11, color=_INK)
+    return _save(figure, path)
+
+
+def pareto(models: Mapping[str, tuple[float, float]]) -> set[str]:
+    """Returns the models, given as (cost, score), that no other one equals or beats in both."""
+
+    def beaten(name: str) -> bool:
+        cost, score = models[name]
+        others = (models[other] for other in models if other != name)
+        return any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in others)
+
+    return {name for name in models if not beaten(name)}
+
+
 def _figure(width: float, height: float) -> Any:
     """Returns an empty white figure of that size in inches, with a canvas of its own."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

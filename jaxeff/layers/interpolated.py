@@ -126,7 +126,9 @@ class Interpolated(nn.Module):
         fine = self.body(chosen.reshape(-1, *chosen.shape[2:]), train=train).reshape(chosen.shape)
         before = tiles.take(all_tiles, numbers)
         after = before + gates[:, :, None, None, None].astype(fine.dtype) * (fine - before)
-        return tiles.join(tiles.put(all_tiles, numbers, after), coarse.shape[-3:-1])
+        return tiles.join(
+            tiles.put(all_tiles, numbers, after), (coarse.shape[-3], coarse.shape[-2])
+        )
 
     def _cheap(self, x: Array, train: bool) -> Array:
         if self.cheap == "none":

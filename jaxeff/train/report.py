@@ -96,7 +96,7 @@ def warnings(experiment: Experiment, chosen: dict[str, Any]) -> list[str]:
     examples = experiment.dataset.splits["test"].take(np.arange(16))["inputs"]
     variables = {"params": chosen["params"], **chosen["model_state"]}
     variables = jax.device_put(jax.device_get(variables), jax.local_devices()[0])
-    return unstable_layers(experiment.model, variables, examples)
+    return unstable_layers(experiment.model, variables, jax.numpy.asarray(examples))
 
 
 def memory_section(memory: dict[str, int | None]) -> dict[str, int | None]:

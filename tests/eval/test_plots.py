@@ -137,3 +137,16 @@ def test_time_constants_have_a_row_per_unit_quick_ones_first(tmp_path, monkeypat
 def test_time_constants_that_do_not_fit_are_refused(constants, tmp_path):
     with pytest.raises(ValueError, match="4 inputs and"):
         plots.time_constants(np.zeros((4, 1)), constants, tmp_path / "b.png")
+
+
+def test_the_front_has_the_models_that_none_beats_in_both():
+    models = {"a": (1.0, 0.5), "b": (2.0, 0.4), "c": (2.0, 0.7), "d": (3.0, 0.7), "e": (9.0, 0.9)}
+    assert plots.pareto(models) == {"a", "c", "e"}
+
+
+def test_a_front_is_drawn_for_every_cost(tmp_path):
+    models = {"small": (1.0, 80.0, 1.0), "large": (10.0, 90.0, 0.5), "poor": (20.0, 85.0, 0.5)}
+    path = plots.front(
+        {"multiply-adds": models, "latency, ms": models}, tmp_path / "x" / "f.png", ylabel="%"
+    )
+    assert path.read_bytes().startswith(b"\x89PNG")
