@@ -63,6 +63,8 @@ def test_cutouts_are_squares_clipped_at_the_edge():
         assert (hole == rows[:, None] & columns).all()
         assert 2 <= rows.sum() <= 4
         assert 2 <= columns.sum() <= 4
+    assert zero.sum((1, 2)).min() == 4  # centred on a corner
+    np.testing.assert_allclose(zero[:, 0, 0].mean(), 9 / 64, atol=0.06)
 
 
 def test_mixup_blends_a_second_example_by_its_share():

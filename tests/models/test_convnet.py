@@ -28,6 +28,13 @@ NEXT = {
 SMALL_MOBILE = {"name": "mobilenet_v2", "project_skip": True, "strides": (1, 1, 1, 2, 2, 1, 2, 1)}
 
 
+def first_fast(cases, fast=1):
+    """The first cases of a table for every run, the others for the longer checks."""
+    cases = list(cases)
+    slow = [case if isinstance(case, tuple) else (case,) for case in cases[fast:]]
+    return [*cases[:fast], *(pytest.param(*case, marks=pytest.mark.slow) for case in slow)]
+
+
 def build(outputs=10, **spec):
     return MODELS.build(spec, "model", num_outputs=outputs)
 
@@ -78,7 +85,7 @@ GLOBAL_TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("spec", "ten", "hundred"), GLOBAL_TABLE)
+@pytest.mark.parametrize(("spec", "ten", "hundred"), first_fast(GLOBAL_TABLE, 3))
 def test_parameters_of_the_cifar_networks(spec, ten, hundred):
     assert parameters(**spec) == ten
     if hundred:
@@ -105,7 +112,7 @@ IMAGENET_TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("spec", "size", "millions"), IMAGENET_TABLE)
+@pytest.mark.parametrize(("spec", "size", "millions"), first_fast(IMAGENET_TABLE[::-1]))
 def test_parameters_and_multiply_adds_of_the_imagenet_networks(spec, size, millions):
     assert parameters(1000, 224, **spec) == size
     assert round(macs(1000, 224, **spec) / 1e6, 1) == millions
@@ -121,7 +128,7 @@ RESNET18_TABLE = {
 }
 
 
-@pytest.mark.parametrize("factor", RESNET18_TABLE)
+@pytest.mark.parametrize("factor", first_fast([2, 1, 4, 8, 16]))
 def test_resnet_18_with_tiled_outputs(factor):
     specs = (
         {"design": sharing("out_tile", factor, share_shortcut=True)},
@@ -135,12 +142,14 @@ def test_resnet_18_with_tiled_outputs(factor):
 
 @pytest.mark.parametrize(
     ("factor", "tied", "full", "narrowed"),
-    [
-        (2, 11_879_498, 13_259_338, 6_102_090),
-        (4, 6_058_826, 8_128_586, 1_718_090),
-        (8, 3_148_490, 5_563_210, 607_434),
-        (16, 1_693_322, 4_280_522, 322_442),
-    ],
+    first_fast(
+        [
+            (2, 11_879_498, 13_259_338, 6_102_090),
+            (4, 6_058_826, 8_128_586, 1_718_090),
+            (8, 3_148_490, 5_563_210, 607_434),
+            (16, 1_693_322, 4_280_522, 322_442),
+        ]
+    ),
 )
 def test_resnet_50_with_tiled_outputs(factor, tied, full, narrowed):
     spec = {"name": "resnet", "depth": 50}
@@ -164,7 +173,7 @@ XCEPTION_TABLE = {
 }
 
 
-@pytest.mark.parametrize(("small", "factor"), XCEPTION_TABLE)
+@pytest.mark.parametrize(("small", "factor"), first_fast(list(XCEPTION_TABLE)[::-1], 3))
 def test_xception_with_tiled_inputs(small, factor):
     spec = {"name": "xception", "small": small}
     stages = (0,) if small else (1,)
@@ -177,13 +186,15 @@ def test_xception_with_tiled_inputs(small, factor):
 
 
 @pytest.mark.parametrize(
-    ("factor", "size"), [(1, 2_296_922), (2, 2_264_810), (4, 2_248_754), (8, 2_240_726)]
+    ("factor", "size"),
+    first_fast([(2, 2_264_810), (1, 2_296_922), (4, 2_248_754), (8, 2_240_726)]),
 )
 def test_mobilenet_with_tiled_depthwise_kernels(factor, size):
     design = sharing("depthwise_tile", factor, stages=tuple(range(7)))
     assert parameters(**SMALL_MOBILE, design=design) == size
 
 
+@pytest.mark.slow
 def test_whole_networks_of_interpolated_blocks():
     """The reconstruction's counts, without squeeze-excitation and with 4 per interpolated value."""
     base = macs(1000, 224, name="efficientnet_b0")
@@ -223,7 +234,7 @@ HOSTS = {
 }
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", first_fast(HOSTS))
 @pytest.mark.parametrize("design", DESIGNS)
 def test_every_design_trains_in_every_host(host, design):
     model = build(3, **HOSTS[host], design=DESIGNS[design])
@@ -286,7 +297,7 @@ def tied(factor, share_shortcut=True, **fields):
     return model, {**variables, "batch_stats": moved["batch_stats"]}, x
 
 
-@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize("factor", first_fast([2, 4]))
 def test_a_tied_network_folds_into_a_narrow_one(factor):
     model, variables, x = tied(factor)
     narrow = build(name="resnet", depth=18, widths=(16, 32 // factor, 64 // factor, 128 // factor))

@@ -50,7 +50,13 @@ def test_the_average_of_the_weights_has_the_average_of_the_statistics(batches):
     assert algo.statistics(state, "live") is state.model_state
 
 
-@pytest.mark.parametrize("design", ["plain", "global", "interpolated", "shared"])
+@pytest.mark.parametrize(
+    "design",
+    [
+        "plain",
+        *(pytest.param(d, marks=pytest.mark.slow) for d in ("global", "interpolated", "shared")),
+    ],
+)
 def test_learns_in_bfloat16_about_as_well_as_in_float32(batches, design):
     fields = {"global": {"stages": (0,)}, "shared": {"stages": (1,)}}.get(design, {})
     losses = {}
