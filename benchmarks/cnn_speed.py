@@ -3,6 +3,7 @@
 Writes ``results/cnn_speed.json``. Run it with nothing else on the machine:
 
     python benchmarks/cnn_speed.py
+    python benchmarks/cnn_speed.py 224x224      # the parts whose names contain the word
     TORCH_PYTHON=/path/to/python/with/torch python benchmarks/cnn_speed.py
 """
 
@@ -12,12 +13,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cnn_accuracy
 import jax
 import jax.numpy as jnp
+import numpy as np
 from recorded import config_of
 
 from jaxeff import bench
@@ -63,11 +66,18 @@ def compared() -> dict[str, dict[str, Any]]:
     return found
 
 
+def drawn(model: Any, x: Any) -> Any:
+    """Returns positive variables of ordinary size, without compiling the initialisers."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), x)
+    return jax.tree.map(lambda s: jnp.asarray(0.1 * rng.random(s.shape), s.dtype), shapes)
+
+
 def forward(spec: dict[str, Any], batch: int, size: int, outputs: int, channels: int) -> Any:
     """Returns a compiled call of a fresh network in evaluation, and its multiply-adds."""
     model = MODELS.build(spec, "model", num_outputs=outputs)
     x = jax.random.normal(jax.random.key(0), (batch, size, size, channels))
-    variables = jax.jit(model.init)(jax.random.key(1), x[:1])
+    variables = drawn(model, x[:1])
     program = jax.jit(lambda v, x: model.apply(v, x)).lower(variables, x).compile()
     cost = bench.cost_per_example(model.apply, variables, x[:1])
     return lambda: program(variables, x), cost.macs, bench.count_parameters(variables["params"])
@@ -77,7 +87,7 @@ def step(spec: dict[str, Any], batch: int, size: int, outputs: int) -> Any:
     """Returns a compiled gradient of a fresh network in training."""
     model = MODELS.build(spec, "model", num_outputs=outputs)
     x = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
-    variables = jax.jit(model.init)(jax.random.key(1), x[:1])
+    variables = drawn(model, x[:1])
 
     def loss(params, variables, x):
         logits, state = model.apply(
@@ -95,7 +105,7 @@ def table(
 ) -> dict[str, Any]:
     """Returns the times of all networks, in turns within this process."""
     built = {name: forward(s, batch, size, outputs, channels) for name, s in specs.items()}
-    times = bench.interleaved({n: b[0] for n, b in built.items()}, rounds, 2)
+    times = bench.interleaved({n: b[0] for n, b in built.items()}, rounds, 1, warmup=1)
     return {
         name: {
             "median_ms": times[name].median_ms,
@@ -107,37 +117,45 @@ def table(
     }
 
 
-def main() -> None:
-    """Measures and writes everything."""
-    found: dict[str, Any] = {}
-    for batch, rounds in ((256, 5), (1, 25)):
-        found[f"32x32, batch {batch}"] = table(CIFAR, batch, 32, 10, rounds)
-    for batch, rounds in ((64, 2), (1, 10)):
-        found[f"224x224, batch {batch}"] = table(IMAGENET, batch, 224, 1000, rounds)
-    for batch, rounds in ((256, 3), (1, 25)):
-        found[f"28x28, batch {batch}"] = table(compared(), batch, 28, 10, rounds, channels=1)
-    names = list(CIFAR)[:3]
-    steps = {name: step(CIFAR[name], 128, 32, 10) for name in names}
-    times = bench.interleaved(steps, 3, 2)
-    found["training step, 32x32, batch 128"] = {
-        name: {"median_ms": t.median_ms, "min_ms": t.min_ms} for name, t in times.items()
+def training(specs: dict[str, Any]) -> dict[str, Any]:
+    """Returns the times of a training step."""
+    steps = {name: step(spec, 128, 32, 10) for name, spec in specs.items()}
+    times = bench.interleaved(steps, 3, 1, warmup=1)
+    return {name: {"median_ms": t.median_ms, "min_ms": t.min_ms} for name, t in times.items()}
+
+
+def parts() -> dict[str, Callable[[], dict[str, Any]]]:
+    """Returns every table to measure, by name."""
+    first = dict(list(CIFAR.items())[:3])
+    return {
+        "32x32, batch 256": lambda: table(CIFAR, 256, 32, 10, 5),
+        "28x28, batch 1": lambda: table(compared(), 1, 28, 10, 20, channels=1),
+        "224x224, batch 1": lambda: table(IMAGENET, 1, 224, 1000, 10),
+        "training step, 32x32, batch 128": lambda: training(first),
+        "32x32, batch 1": lambda: table(CIFAR, 1, 32, 10, 20),
+        "224x224, batch 64": lambda: table(IMAGENET, 64, 224, 1000, 2),
     }
+
+
+def main() -> None:
+    """Measures the parts that the command line names, or all, and writes each as it is done."""
+    asked = [part for part in parts() if all(word in part for word in sys.argv[1:])]
+    record = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {"tables": {}}
     python = os.environ.get("TORCH_PYTHON")
+    theirs: dict[str, Any] = {}
     if python:
         worker = [python, str(HERE / "torch_cnn_worker.py")]
         output = subprocess.run(worker, check=True, capture_output=True, text=True).stdout
-        for part, lines in json.loads(output).items():
-            found[part].update(lines)
-    record = {
-        "command": "python benchmarks/cnn_speed.py",
-        "environment": bench.environment(),
-        "tables": found,
-    }
-    OUT.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for part, lines in found.items():
+        theirs = json.loads(output)
+    for part in asked:
+        lines = {**parts()[part](), **theirs.get(part, {})}
+        record |= {"command": "python benchmarks/cnn_speed.py", "environment": bench.environment()}
+        record["tables"][part] = lines
+        OUT.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         sys.stdout.write(f"{part}\n")
         for name, line in lines.items():
             sys.stdout.write(f"  {name:40s} {line['median_ms']:9.2f} ms\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
