@@ -203,9 +203,11 @@ class Algorithm:
         """
         if not self.average_decay:
             return algo_state
-        old = algo_state["average"], algo_state["average_state"]
-        new = optax.incremental_update((params, model_state), old, 1 - self.average_decay)
-        return {**algo_state, "average": new[0], "average_state": new[1]}
+        new = {"average": params}
+        if "average_state" in algo_state:  # not in a state made of parameters alone
+            new["average_state"] = model_state
+        old = {name: algo_state[name] for name in new}
+        return {**algo_state, **optax.incremental_update(new, old, 1 - self.average_decay)}
 
 
 def starting_carry(model: Any, carry: Carry, batch: Batch, axis_name: str | None = None) -> Carry:
