@@ -9,6 +9,7 @@ Writes ``results/cnn_speed.json``. Run it with nothing else on the machine:
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -25,44 +26,48 @@ from recorded import config_of
 
 from jaxeff import bench
 from jaxeff.models import MODELS
+from jaxeff.ode import convolution
 
 HERE = Path(__file__).parent
+WITHOUT = "ResNet32-Global without its layers"
 OUT = HERE / "results" / "cnn_speed.json"
-WIDTHS = (16, 32, 64, 64)
 
-CIFAR: dict[str, dict[str, Any]] = {
-    "ResNet32": {"name": "resnet", "depth": 32},
-    "ResNet32-Global, K=1": {
-        "name": "resnet",
-        "blocks": (1,) * 4,
-        "widths": WIDTHS,
-        "design": {"name": "global"},
-    },
-    "ResNet32-Global, K=5": {
-        "name": "resnet",
-        "blocks": (1,) * 4,
-        "widths": WIDTHS,
-        "design": {"name": "global", "num_steps": 5},
-    },
-    "ResNet32-Global without its layers": {"name": "resnet", "blocks": (1,) * 4, "widths": WIDTHS},
-    "ResNet32-SI": {"name": "resnet", "depth": 32, "design": {"name": "interpolated"}},
-}
-IMAGENET: dict[str, dict[str, Any]] = {
-    "EfficientNet-B0": {"name": "efficientnet_b0"},
-    "EfficientNet-B0-SI": {"name": "efficientnet_b0", "design": {"name": "interpolated"}},
-    "MobileNetV3-L": {"name": "mobilenet_v3"},
-    "MobileNetV3-L-SI": {"name": "mobilenet_v3", "design": {"name": "interpolated"}},
-}
+
+def network(file: str, argument: str, **changes: Any) -> dict[str, Any]:
+    """Returns the model of a config, without the axis that training maps over."""
+    return {**config_of(argument, [], file).model.to_dict(), "axis_name": "", **changes}
+
+
+def cifar() -> dict[str, dict[str, Any]]:
+    """Returns ResNet-32 and what stands in its place."""
+    host = "cifar10,model=resnet32"
+    return {
+        "ResNet32": network("images", host),
+        "ResNet32-Global, K=1": network("global_cnn", host),
+        "ResNet32-Global, K=5": network("global_cnn", f"{host},steps=5"),
+        WITHOUT: network("global_cnn", host, design={"name": "plain"}),
+        "ResNet32-SI": network("si_cnn", host),
+    }
+
+
+def imagenet() -> dict[str, dict[str, Any]]:
+    """Returns networks for 224 x 224 pixels, and with interpolated blocks."""
+    found = {}
+    for model, name in (("efficientnet_b0", "EfficientNet-B0"), ("mobilenet_v3", "MobileNetV3-L")):
+        for file, suffix in (("images", ""), ("si_cnn", "-SI")):
+            argument = f"cifar10,model={model}"
+            found[name + suffix] = network(file, argument, strides=())
+    return found
 
 
 def compared() -> dict[str, dict[str, Any]]:
     """Returns the networks whose accuracy `cnn_accuracy.py` compares."""
     found = {}
     for name, (argument, overrides, file) in cnn_accuracy.lines().items():
-        data, _, network = name.partition(", ")
+        data, _, label = name.partition(", ")
         if data == "fashion":
             spec = config_of(argument, overrides, file).model.to_dict()
-            found[network] = {**spec, "axis_name": ""}
+            found[label] = {**spec, "axis_name": ""}
     return found
 
 
@@ -124,16 +129,65 @@ def training(specs: dict[str, Any]) -> dict[str, Any]:
     return {name: {"median_ms": t.median_ms, "min_ms": t.min_ms} for name, t in times.items()}
 
 
+def convolutions() -> dict[str, Any]:
+    """Returns the times of the package's convolutions and gradients, and of XLA's own."""
+    calls = {}
+    for batch, size, channels, k in (
+        (32, 32, 16, 3),
+        (32, 16, 32, 3),
+        (32, 8, 64, 3),
+        (1, 28, 240, 5),
+        (1, 14, 672, 5),
+    ):
+        x = jax.random.normal(jax.random.key(0), (batch, size, size, channels))
+        kernel = jax.random.normal(jax.random.key(1), (k, k, 1, channels))
+        name = f"depthwise {k}x{k}, {batch} x {size}x{size}x{channels}"
+        ours, theirs = convolution.depthwise_conv, functools.partial(xla, groups=channels)
+        calls |= both(name, ours, theirs, (x, kernel))
+        calls |= both(f"{name}, gradients", gradients(ours), gradients(theirs), (x, kernel))
+    for size, channels in ((28, 16), (14, 32), (7, 64)):
+        x = jax.random.normal(jax.random.key(0), (128, size, size, channels))
+        kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, channels))
+        name = f"dense 3x3, 128 x {size}x{size}x{channels}, gradients"
+        calls |= both(name, gradients(convolution.conv), gradients(xla), (x, kernel))
+    times = bench.interleaved(calls, 5, 1, warmup=1)
+    return {name: {"median_ms": t.median_ms, "min_ms": t.min_ms} for name, t in times.items()}
+
+
+def xla(x: Any, kernel: Any, groups: int = 1) -> Any:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def gradients(function: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.grad(lambda x, k: jnp.sum(jnp.sin(function(x, k))), (0, 1))
+
+
+def both(name: str, ours: Any, theirs: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Returns calls of two functions, compiled."""
+    found = {}
+    for who, function in (("jaxeff", ours), ("XLA", theirs)):
+        program = jax.jit(function).lower(*args).compile()
+        found[f"{name}, {who}"] = functools.partial(program, *args)
+    return found
+
+
 def parts() -> dict[str, Callable[[], dict[str, Any]]]:
     """Returns every table to measure, by name."""
-    first = dict(list(CIFAR.items())[:3])
     return {
-        "32x32, batch 256": lambda: table(CIFAR, 256, 32, 10, 5),
+        "32x32, batch 256": lambda: table(cifar(), 256, 32, 10, 5),
         "28x28, batch 1": lambda: table(compared(), 1, 28, 10, 20, channels=1),
-        "224x224, batch 1": lambda: table(IMAGENET, 1, 224, 1000, 10),
-        "training step, 32x32, batch 128": lambda: training(first),
-        "32x32, batch 1": lambda: table(CIFAR, 1, 32, 10, 20),
-        "224x224, batch 64": lambda: table(IMAGENET, 64, 224, 1000, 2),
+        "224x224, batch 1": lambda: table(imagenet(), 1, 224, 1000, 40),
+        "training step, 32x32, batch 128": lambda: training(dict(list(cifar().items())[:3])),
+        "32x32, batch 1": lambda: table(cifar(), 1, 32, 10, 20),
+        "224x224, batch 64": lambda: table(imagenet(), 64, 224, 1000, 6),
+        "convolutions": convolutions,
     }
 
 
@@ -159,5 +213,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    jnp.zeros(1).block_until_ready()
     main()

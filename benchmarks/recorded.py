@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)
 
 
-def config_of(argument: str, overrides: list[str], file: str = "fptt") -> Any:
+def config_of(argument: str, overrides: list[str], file: str) -> Any:
     """Returns the config of ``configs/FILE.py`` with ``section.field=value`` overrides."""
     path = HERE.parent / "configs" / f"{file}.py"
     spec = importlib.util.spec_from_file_location(f"{file}_config", path)
@@ -65,10 +65,6 @@ def line(table: str, name: str, argument: str, overrides: list[str], file: str) 
         "test_deviation": stdev(test),
         "validation_mean": mean(r["metrics"]["validation"][metric] for r in reports),
         "weights": [report["training"]["weights"] for report in reports],
-        "latency_ms": {
-            size: min(report["cost"]["latency_ms"][size]["median"] for report in reports)
-            for size in first["cost"]["latency_ms"]
-        },
         "parameters": first["cost"]["parameters"],
         "macs_per_example": first["cost"]["macs_per_example"],
         "step_temp_bytes": max(
@@ -97,7 +93,7 @@ def curve(folder: Path) -> list[list[float]]:
     ]
 
 
-def command(argument: str, overrides: list[str], file: str = "fptt") -> str:
+def command(argument: str, overrides: list[str], file: str) -> str:
     options = " ".join(f"--config.{override}" for override in overrides)
     return f"python -m jaxeff.main --config=configs/{file}.py:{argument} {options}".rstrip()
 
@@ -122,11 +118,11 @@ def asked(all_lines: dict[str, Any]) -> list[str]:
     return chosen[number::count]
 
 
-def run(all_lines: dict[str, tuple[str, ...]], table: str) -> None:
+def run(all_lines: dict[str, tuple[str, list[str], str]], table: str) -> None:
     """Runs the lines that the command line asks for and that are not in the record yet.
 
     Args:
-      all_lines: argument and overrides, and perhaps the config's file, by name.
+      all_lines: argument, overrides and file of the config, by name.
       table: name of the script and of its record.
     """
     import jax
@@ -138,7 +134,7 @@ def run(all_lines: dict[str, tuple[str, ...]], table: str) -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     for name in asked(all_lines):
-        argument, overrides, file = (*all_lines[name], "fptt")[:3]
+        argument, overrides, file = all_lines[name]
         known = json.loads(out.read_text())["lines"].get(name, {}) if out.exists() else {}
         if known.get("command") != command(argument, overrides, file):
             found = line(table, name, argument, overrides, file)

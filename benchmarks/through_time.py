@@ -18,15 +18,15 @@ ALGORITHMS = ("bptt", "tbptt", "fptt")
 ABLATIONS = ("fptt_no_regularizer", "fptt_no_auxiliary", "bptt_repeated")
 
 
-def lines() -> dict[str, tuple[str, list[str]]]:
-    """Returns config argument and overrides of every line, by ``task, cell, algorithm``."""
-    found: dict[str, tuple[str, list[str]]] = {}
+def lines() -> dict[str, tuple[str, list[str], str]]:
+    """Returns argument, overrides and config file of every line, by ``task, cell, algorithm``."""
+    found: dict[str, tuple[str, list[str], str]] = {}
 
     def add(task: str, cells, algorithms, overrides=()):
         for cell in cells:
             for algorithm in algorithms:
                 name = f"{task}, {cell}, {algorithm}"
-                found[name] = (f"{task},cell={cell},algorithm={algorithm}", list(overrides))
+                found[name] = (f"{task},cell={cell},algorithm={algorithm}", list(overrides), "fptt")
 
     add("pixels", MAIN_CELLS, ALGORITHMS)
     for task in ("vowels", "motions", "text"):
@@ -39,7 +39,7 @@ def lines() -> dict[str, tuple[str, list[str]]]:
     add("fashion_pixels", ("tarnn", "lstm"), ("fptt", "bptt"), short)
     for cell in ("tarnn", "lstm"):
         name = f"fashion_pixels, {cell}, bptt_small_batches"
-        found[name] = (f"fashion_pixels,cell={cell},algorithm=bptt", small)
+        found[name] = (f"fashion_pixels,cell={cell},algorithm=bptt", small, "fptt")
     add("pixels", OTHERS, ("bptt", "fptt"))
     add("permuted", MAIN_CELLS[:3], ALGORITHMS)
     return found

@@ -66,9 +66,9 @@ def lines() -> dict[str, tuple[str, list[str]]]:
 
 def outcome(name: str, argument: str, overrides: list[str]) -> dict[str, Any]:
     """Returns the validation accuracy of one run; one that diverged has none."""
-    config = config_of(argument, overrides)
+    config = config_of(argument, overrides, "fptt")
     config.devices.cpu = 1
-    found: dict[str, Any] = {"command": command(argument, overrides)}
+    found: dict[str, Any] = {"command": command(argument, overrides, "fptt")}
     folder = HERE.parent / "runs" / "through_time_tuning" / name.replace(", ", "-")
     try:
         report = train(config, folder)
@@ -84,7 +84,7 @@ def main():
     for name in asked(all_lines):
         argument, overrides = all_lines[name]
         known = json.loads(OUT.read_text())["lines"].get(name, {}) if OUT.exists() else {}
-        if known.get("command") != command(argument, overrides):
+        if known.get("command") != command(argument, overrides, "fptt"):
             found = outcome(name, argument, overrides)
             with locked_record(OUT) as record:
                 record["command"] = "python benchmarks/through_time_tuning.py"

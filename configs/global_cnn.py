@@ -15,6 +15,8 @@ number K of time steps.
 import runpy
 from pathlib import Path
 
+from jaxeff.errors import ConfigError
+
 IMAGES = runpy.run_path(str(Path(__file__).with_name("images.py")))
 SETTINGS = IMAGES["SETTINGS"]
 
@@ -48,20 +50,26 @@ MODELS: dict[str, tuple[dict, dict]] = {
 }
 
 
+#: Batch and weight decay of CIFAR's recipe where they are not 32 and 5e-5.
+CIFAR = {"resnet32": (32, 6e-5), "resnet56": (32, 8e-5), "densenet_bc": (64, 1e-4)}
+
+
 def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
-    parts = dict(item.partition("=")[::2] for item in arg.split(",") if item)
-    model = parts.setdefault("model", "resnet32")
-    steps = parts.pop("steps", "1")
+    own, rest = IMAGES["take"](arg, ("model", "steps"))
+    model = own.get("model", "resnet32")
     if model not in MODELS:
-        from jaxeff.errors import ConfigError
-
         raise ConfigError(f"there is no Global variant of '{model}'; choose {', '.join(MODELS)}")
-    items = [f"{key}={value}" if value else key for key, value in parts.items()]
-    config = IMAGES["get_config"](",".join(items))
+    config = IMAGES["get_config"](f"{rest},model={model}")
+    if config.data.name.startswith("cifar"):
+        quick = config.train.num_steps
+        IMAGES["set_cifar_recipe"](config, *CIFAR.get(model, (32,)))
+        if "quick" in rest.split(","):
+            config.train.num_steps = quick
     host, layer = MODELS[model]
+    steps = IMAGES["whole"](own, "steps", 1)
     config.name = f"global_{config.name}"
     with config.model.unlocked():
         config.model.update(host)
-        config.model.design = {"name": "global", "num_steps": int(steps), **layer}
+        config.model.design = {"name": "global", "num_steps": steps, **layer}
     return config

@@ -29,18 +29,16 @@ STAGES = {
 
 def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
-    items = [item for item in arg.split(",") if item]
-    own = dict(item.partition("=")[::2] for item in items if item.partition("=")[0] in FIELDS)
-    rest = [item for item in items if item.partition("=")[0] not in FIELDS]
-    model = dict(item.partition("=")[::2] for item in rest).get("model", "resnet20")
-    config = IMAGES["get_config"](",".join(rest))
+    own, rest = IMAGES["take"](arg, FIELDS)
+    model = IMAGES["take"](rest, ("model",))[0].get("model", "resnet20")
+    config = IMAGES["get_config"](rest)
     config.name = f"shared_{config.name}"
     separable = model in ("mobilenet_v2", "xception")
     with config.model.unlocked():
         config.model.design = {
             "name": "shared",
             "mode": own.get("mode") or ("depthwise_tile" if separable else "out_tile"),
-            "factor": int(own.get("factor") or 2),
+            "factor": IMAGES["whole"](own, "factor", 2),
             "stages": STAGES.get(model, (1, 2)),
             "modulate": "modulate" in own,
             "share_shortcut": "share_shortcut" in own,

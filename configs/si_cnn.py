@@ -21,12 +21,10 @@ FIELDS = ("stride", "cheap", "mixing", "interpolation", "sampling")
 
 def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
-    items = [item for item in arg.split(",") if item]
-    own = dict(item.split("=", 1) for item in items if item.partition("=")[0] in FIELDS)
-    rest = [item for item in items if item.partition("=")[0] not in FIELDS]
-    config = IMAGES["get_config"](",".join(rest))
+    own, rest = IMAGES["take"](arg, FIELDS)
+    config = IMAGES["get_config"](rest)
     config.name = f"si_{config.name}"
-    design = {"name": "interpolated", **own, "stride": int(own.get("stride", 2))}
+    stride = IMAGES["whole"](own, "stride", 2)
     with config.model.unlocked():
-        config.model.design = design
+        config.model.design = {"name": "interpolated", **own, "stride": stride}
     return config

@@ -145,3 +145,38 @@ def test_quick_run_of_fptt_learns_and_reports(argument, data_dir, tmp_path):
     if argument == "vowels":
         assert updates == 6  # five parts of 29 steps, and a remainder
         assert report["metrics"]["test"]["accuracy"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "message"),
+    [
+        ("images", "model=resnt20", "did you mean 'resnet20'"),
+        ("images", "foo", "argument 'foo' is unknown"),
+        ("global_cnn", "model=xception", "no Global variant of 'xception'"),
+        ("global_cnn", "steps=x", "steps in the config's argument must be a whole number"),
+        ("si_cnn", "stride=-2", "stride in the config's argument must be a whole number"),
+        ("shared_conv", "factor=two", "factor in the config's argument must be a whole number"),
+    ],
+)
+def test_arguments_that_the_convolutional_configs_do_not_know_are_refused(name, argument, message):
+    with pytest.raises(ConfigError, match=message):
+        MODULES[name].get_config(argument)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "batch", "decay"),
+    [
+        ("images", "model=resnet32", 128, 5e-5),
+        ("images", "model=densenet_bc", 64, 1e-4),
+        ("global_cnn", "model=resnet32", 32, 6e-5),
+        ("global_cnn", "model=resnet56", 32, 8e-5),
+        ("global_cnn", "model=wrn_40_4", 32, 5e-5),
+    ],
+)
+def test_cifar_is_trained_as_published(name, argument, batch, decay):
+    config = MODULES[name].get_config(f"cifar10,{argument}")
+    assert (config.train.batch_size, config.optim.weight_decay) == (batch, decay)
+    assert config.optim.decayed == "all"
+    assert config.train.num_steps * batch == pytest.approx(300 * 45_000, rel=1e-4)
+    boundaries = np.array(config.optim.boundaries) * 300
+    np.testing.assert_array_equal(boundaries, [150, 225])

@@ -1,6 +1,6 @@
 """Flax layers over the package's numerics."""
 
-from jaxeff.layers.conv import DepthwiseConv, Ops
+from jaxeff.layers.conv import Conv, Ops
 from jaxeff.layers.global_layer import GlobalLayer, global_layer_from_reference, unstable_layers
 from jaxeff.layers.interpolated import Interpolated
 from jaxeff.layers.recurrent import (
@@ -24,7 +24,7 @@ __all__ = [
     "RNN",
     "AntisymmetricRNNCell",
     "CoRNNCell",
-    "DepthwiseConv",
+    "Conv",
     "DualODECell",
     "FastGRNNCell",
     "FastRNNCell",

@@ -44,44 +44,11 @@ def activation(name: str) -> Any:
     return ACTIVATIONS[name]
 
 
-class DepthwiseConv(nn.Module):
-    """`jaxeff.ode.convolution.depthwise_conv` with a kernel ``[k, k, 1, channels]`` of its own.
-
-    Attributes:
-      kernel_size: k, odd.
-      strides: of both axes.
-      use_bias: whether a bias per channel is added.
-      kernel_init: initialiser.
-      dtype: of the computation; None follows the input.
-      param_dtype: of the parameters.
-    """
-
-    kernel_size: int = 3
-    strides: int = 1
-    use_bias: bool = False
-    kernel_init: Any = he_fan_out
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Returns the convolved ``[..., rows, columns, channels]``, padded with zeros."""
-        shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        bias = None
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, shape[-1:], self.param_dtype)
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = convolution.depthwise_conv(x.reshape(-1, *x.shape[-3:]), kernel, self.strides)
-        y = y.reshape(*x.shape[:-3], *y.shape[-3:])
-        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
-
-
 class Conv(nn.Module):
-    """`jaxeff.ode.convolution.conv` with a kernel ``[k, k, inputs, features]`` of its own.
+    """`jaxeff.ode.convolution` with a kernel of its own, ``[k, k, inputs, features]``.
 
     Attributes:
-      features: output channels.
+      features: output channels; 0 convolves every channel by itself, by ``[k, k, 1, channels]``.
       kernel_size: k, odd.
       strides: of both axes.
       use_bias: whether a bias per channel is added.
@@ -100,14 +67,17 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Returns the convolved ``[batch, rows, columns, features]``, padded with zeros."""
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        """Returns the convolved ``[..., rows, columns, channels]``, padded with zeros."""
+        channels = (x.shape[-1], self.features) if self.features else (1, x.shape[-1])
+        convolve = convolution.conv if self.features else convolution.depthwise_conv
+        shape = (self.kernel_size, self.kernel_size, *channels)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = None
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, shape[-1:], self.param_dtype)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = convolution.conv(x, kernel, self.strides)
+        y = convolve(x.reshape(-1, *x.shape[-3:]), kernel, self.strides)
+        y = y.reshape(*x.shape[:-3], *y.shape[-3:])
         return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
@@ -133,6 +103,11 @@ class Ops:
     dtype: Dtype | None = None
     drop_path: float = 0.0
 
+    @classmethod
+    def of(cls, dtype: str, axis_name: str, **fields: Any) -> Ops:
+        """Returns the operations of a config's fields; an empty ``axis_name`` is none."""
+        return cls(axis_name=axis_name or None, dtype=jnp.dtype(dtype), **fields)
+
     def act(self, x: Array) -> Array:
         """Applies the activation."""
         return activation(self.activation)(x)
@@ -150,31 +125,16 @@ class Ops:
         )
 
     def conv(
-        self,
-        features: int,
-        kernel_size: int = 3,
-        strides: int = 1,
-        *,
-        use_bias: bool = False,
-        name: str | None = None,
+        self, features: int, kernel_size: int = 3, strides: int = 1, name: str | None = None
     ) -> nn.Module:
-        """Returns a convolution padded with ``k // 2`` zeros on every side."""
+        """Returns a convolution; ``features=0`` is depthwise."""
         return Conv(
             features,
             kernel_size,
             strides,
-            use_bias=use_bias,
             kernel_init=self.kernel_init,
             dtype=self.dtype,
             name=name,
-        )
-
-    def depthwise(
-        self, kernel_size: int = 3, strides: int = 1, name: str | None = None
-    ) -> nn.Module:
-        """Returns a depthwise convolution with the same padding."""
-        return DepthwiseConv(
-            kernel_size, strides, kernel_init=self.kernel_init, dtype=self.dtype, name=name
         )
 
     def conv_norm(
@@ -186,7 +146,10 @@ class Ops:
         zero: bool = False,
         name: str | None = None,
     ) -> nn.Module:
-        """Returns a convolution and its normalisation, called with ``(x, train=...)``."""
+        """Returns a convolution and its normalisation, called with ``(x, train=...)``.
+
+        ``zero`` starts the normalisation's scale at 0.
+        """
         return ConvNorm(self, features, kernel_size, strides, zero, name=name)
 
     def replace(self, **changes: Any) -> Ops:
@@ -214,8 +177,5 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Maps ``[..., rows, columns, channels]`` to the normalised convolution."""
-        if self.features:
-            conv = self.ops.conv(self.features, self.kernel_size, self.strides, name="conv")
-        else:
-            conv = self.ops.depthwise(self.kernel_size, self.strides, name="conv")
+        conv = self.ops.conv(self.features, self.kernel_size, self.strides, name="conv")
         return self.ops.norm(train=train, zero=self.zero, name="norm")(conv(x))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from jaxeff.errors import ConfigError
-from jaxeff.layers.conv import ACTIVATIONS, DepthwiseConv
+from jaxeff.layers.conv import ACTIVATIONS, Conv
 from jaxeff.ode import transport
 from jaxeff.ode.transport import Coefficients
 from jaxeff.typing import Array, Dtype
@@ -143,7 +143,8 @@ class GlobalLayer(nn.Module):
 
         def predicted(name):
             # Its initialiser is the fan-out without regard to groups, as the authors' for CIFAR.
-            conv = DepthwiseConv(
+            conv = Conv(
+                0,
                 self.kernel_size,
                 use_bias=self.use_bias,
                 dtype=self.dtype,

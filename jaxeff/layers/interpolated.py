@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
-from jaxeff.layers.conv import DepthwiseConv
+from jaxeff.layers.conv import Conv
 from jaxeff.ode import anchors, tiles
 from jaxeff.typing import Array, Dtype
 
@@ -133,7 +133,6 @@ class Interpolated(nn.Module):
     def _cheap(self, x: Array, train: bool) -> Array:
         if self.cheap == "none":
             return jnp.zeros_like(x)
-        channels = x.shape[-1]
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         def norm(name, last):
@@ -147,11 +146,11 @@ class Interpolated(nn.Module):
                 **dtypes,
             )
 
-        depthwise = DepthwiseConv(3, name="cheap_depthwise", **dtypes)
+        depthwise = Conv(0, name="cheap_depthwise", **dtypes)
         g = norm("cheap_norm", self.cheap == "depthwise")(depthwise(x))
         if self.cheap == "depthwise":
             return g
-        pointwise = nn.Conv(channels, (1, 1), use_bias=False, name="cheap_pointwise", **dtypes)
+        pointwise = Conv(x.shape[-1], 1, name="cheap_pointwise", **dtypes)
         return norm("cheap_norm_out", True)(pointwise(jax.nn.relu(g)))
 
     def _check(self, x: Array) -> None:

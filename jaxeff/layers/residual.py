@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxeff.layers.conv import Ops, activation
+from jaxeff.layers.conv import Ops, activation, he_fan_out
 from jaxeff.typing import Array
 
 
@@ -80,9 +80,10 @@ class SqueezeExcite(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Returns ``x`` scaled."""
         pooled = x.mean((-3, -2), keepdims=True)
-        inner = Ops.conv(self.ops, self.hidden, 1, use_bias=True, name="reduce")(pooled)
+        options: Any = {"kernel_init": he_fan_out, "dtype": self.ops.dtype}
+        inner = nn.Dense(self.hidden, name="reduce", **options)(pooled)
         inner = activation(self.activation)(inner)
-        gate = Ops.conv(self.ops, x.shape[-1], 1, use_bias=True, name="expand")(inner)
+        gate = nn.Dense(x.shape[-1], name="expand", **options)(inner)
         gate = jax.nn.hard_sigmoid(gate) if self.hard else jax.nn.sigmoid(gate)
         return x * jnp.broadcast_to(gate, x.shape)
 
@@ -153,7 +154,7 @@ class SeparableBody(nn.Module):
             if i or self.start_with_act:
                 x = self.ops.act(x)
             width = self.features if i >= grows_at else x.shape[-1]
-            x = self.ops.depthwise(name=f"depthwise{i}")(x)
+            x = self.ops.conv(0, name=f"depthwise{i}")(x)
             x = self.ops.conv(width, 1, name=f"pointwise{i}")(x)
             x = self.ops.norm(train=train, name=f"norm{i}")(x)
         if self.strides == 1:
@@ -244,7 +245,7 @@ class Transition(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Returns half the rows and columns."""
         x = self.ops.act(self.ops.norm(train=train, name="norm")(x))
-        x = Ops.conv(self.ops, self.features, 1, name="conv")(x)
+        x = self.ops.conv(self.features, 1, name="conv")(x)
         return nn.avg_pool(x, (2, 2), (2, 2))
 
 

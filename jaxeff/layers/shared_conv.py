@@ -61,6 +61,17 @@ def signs_and_ones(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.floa
     return jax.random.rademacher(key, shape).astype(dtype)
 
 
+def modulated(
+    module: nn.Module, x: Array, dtype: Dtype | None, param_dtype: Dtype = jnp.float32
+) -> Array:
+    """Returns x scaled and shifted per channel by parameters of a compact module."""
+    shape = x.shape[-1:]
+    scale = module.param("scale", signs_and_ones, shape, param_dtype)
+    shift = module.param("shift", nn.initializers.zeros, shape, param_dtype)
+    x, scale, shift = nn.dtypes.promote_dtype(x, scale, shift, dtype=dtype)
+    return x * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(shift, x.shape)
+
+
 class SharedConv(nn.Module):
     """A convolution without bias in one of the modes above, padded with ``k // 2`` zeros.
 
@@ -157,13 +168,7 @@ class SharedConv(nn.Module):
         return self.param(name, init, tuple(small), self.param_dtype)
 
     def _modulated(self, x: Array) -> Array:
-        if not self.modulate:
-            return x
-        shape = x.shape[-1:]
-        scale = self.param("scale", signs_and_ones, shape, self.param_dtype)
-        shift = self.param("shift", nn.initializers.zeros, shape, self.param_dtype)
-        x, scale, shift = nn.dtypes.promote_dtype(x, scale, shift, dtype=self.dtype)
-        return x * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(shift, x.shape)
+        return modulated(self, x, self.dtype, self.param_dtype) if self.modulate else x
 
     def _promoted(self, x: Array, kernel: Array) -> tuple[Array, Array]:
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
@@ -219,21 +224,12 @@ class OutTileNorm(nn.Module):
                 f"the sharing factor {self.factor} does not divide the {self.features} output "
                 f"channels; choose a divisor or other widths"
             )
-        narrow = Ops.conv_norm(
-            self.ops,
-            self.features // self.factor,
-            self.kernel_size,
-            self.strides,
-            zero=self.zero,
-            name="narrow",
+        width = self.features // self.factor
+        narrow = self.ops.conv_norm(
+            width, self.kernel_size, self.strides, zero=self.zero, name="narrow"
         )
         y = tile(narrow(x, train=train), self.factor)
-        if not self.modulate:
-            return y
-        scale = self.param("scale", signs_and_ones, (self.features,))
-        shift = self.param("shift", nn.initializers.zeros, (self.features,))
-        y, scale, shift = nn.dtypes.promote_dtype(y, scale, shift, dtype=self.ops.dtype)
-        return y * jnp.broadcast_to(scale, y.shape) + jnp.broadcast_to(shift, y.shape)
+        return modulated(self, y, self.ops.dtype) if self.modulate else y
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +252,13 @@ class SharedOps(Ops):
     modulate: bool = False
     effective_init: bool = True
 
-    def _shared(self, features: int, kernel_size: int, strides: int, name: str | None) -> nn.Module:
+    def conv(
+        self, features: int, kernel_size: int = 3, strides: int = 1, name: str | None = None
+    ) -> nn.Module:
+        """See `Ops.conv`."""
+        is_depthwise, is_tiled = not features, self.mode in TILED
+        if is_depthwise != (self.mode == "depthwise_tile") or (kernel_size == 1 and not is_tiled):
+            return super().conv(features, kernel_size, strides, name)
         return SharedConv(
             self.mode,
             features,
@@ -272,29 +274,6 @@ class SharedOps(Ops):
             name=name,
         )
 
-    def conv(
-        self,
-        features: int,
-        kernel_size: int = 3,
-        strides: int = 1,
-        *,
-        use_bias: bool = False,
-        name: str | None = None,
-    ) -> nn.Module:
-        """See `Ops.conv`."""
-        plain = self.mode == "depthwise_tile" or (kernel_size == 1 and self.mode not in TILED)
-        if plain:
-            return super().conv(features, kernel_size, strides, use_bias=use_bias, name=name)
-        return self._shared(features, kernel_size, strides, name)
-
-    def depthwise(
-        self, kernel_size: int = 3, strides: int = 1, name: str | None = None
-    ) -> nn.Module:
-        """See `Ops.depthwise`."""
-        if self.mode != "depthwise_tile":
-            return super().depthwise(kernel_size, strides, name)
-        return self._shared(0, kernel_size, strides, name)
-
     def conv_norm(
         self,
         features: int,
@@ -305,9 +284,9 @@ class SharedOps(Ops):
         name: str | None = None,
     ) -> nn.Module:
         """See `Ops.conv_norm`; "out_tile" normalises before it tiles."""
-        if self.mode == "out_tile" and features:
-            plain = Ops(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Ops)})
-            return OutTileNorm(
-                plain, features, kernel_size, strides, self.factor, self.modulate, zero, name=name
-            )
-        return super().conv_norm(features, kernel_size, strides, zero=zero, name=name)
+        if self.mode != "out_tile" or not features:
+            return super().conv_norm(features, kernel_size, strides, zero=zero, name=name)
+        plain = Ops(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Ops)})
+        return OutTileNorm(
+            plain, features, kernel_size, strides, self.factor, self.modulate, zero, name=name
+        )

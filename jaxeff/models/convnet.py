@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxeff.layers.conv import Ops, activation
+from jaxeff.layers.global_layer import unstable_layers
 from jaxeff.typing import Array, Dtype, PRNGKey
 
 Wrap = Callable[[nn.Module], nn.Module]
@@ -67,6 +68,13 @@ class Host(abc.ABC):
         """Returns what stands before the first stage."""
 
     @abc.abstractmethod
+    def body(self, place: Place, ops: Ops) -> nn.Module:
+        """Returns the body of a block, made by ``ops``."""
+
+    @abc.abstractmethod
+    def joined(self, place: Place, body: nn.Module, shortcut_ops: Ops) -> nn.Module:
+        """Returns the block of a body: with its skip, whose convolution ``shortcut_ops`` make."""
+
     def block(
         self,
         place: Place,
@@ -83,6 +91,8 @@ class Host(abc.ABC):
           shortcut_ops: the same for the shortcut.
           wrap: maps the body to the body that is used.
         """
+        body = self.body(place, ops or self.ops)
+        return self.joined(place, wrap(body) if wrap else body, shortcut_ops or self.ops)
 
     def field(self, features: int) -> nn.Module:
         """Returns a block that keeps its shape, to compute a Global layer's initial field."""
@@ -115,6 +125,11 @@ class ConvNet(nn.Module):
     stages: tuple[tuple[nn.Module, ...], ...]
     head: nn.Module
     dtype: Dtype = jnp.float32
+
+    @nn.nowrap
+    def warnings(self, variables: Mapping[str, Any], inputs: Array) -> list[str]:
+        """Returns a sentence for everything about a trained network that should worry its user."""
+        return unstable_layers(self, variables, inputs)
 
     def __call__(self, inputs: Array, *, train: bool = False) -> Array:
         """Maps images ``[batch, rows, columns, channels]`` to ``[batch, outputs]``.
@@ -206,16 +221,3 @@ class Head(nn.Module):
             dtype=self.ops.dtype,
             name="classifier",
         )(x)
-
-
-def assemble(host: Host, design: Any, num_outputs: int) -> ConvNet:
-    """Returns the network of a host in a design, see `jaxeff.models.designs.Design`."""
-    stages = []
-    for number, places in enumerate(host.places):
-        blocks = list(design.blocks(host, places))
-        between = host.between(number)
-        if between is not None:
-            blocks.append(between)
-        stages.append((*blocks, *design.after(host, number)))
-    dtype = host.ops.dtype or jnp.float32
-    return ConvNet(host.stem(), tuple(stages), host.head(num_outputs), dtype)

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
 from jaxeff.layers.conv import Ops
 from jaxeff.layers.residual import Dense, DenseBody, Transition
 from jaxeff.models import designs
 from jaxeff.models.base import MODELS
-from jaxeff.models.convnet import ConvNet, Head, Host, Place, Stem, Wrap, assemble
+from jaxeff.models.convnet import ConvNet, Head, Host, Place, Stem
 
 
 class DenseNetHost(Host):
@@ -41,17 +40,14 @@ class DenseNetHost(Host):
         """See `Host.stem`."""
         return Stem(self.ops, (self.stem_width,), bare=True)
 
-    def block(
-        self,
-        place: Place,
-        *,
-        ops: Ops | None = None,
-        shortcut_ops: Ops | None = None,
-        wrap: Wrap | None = None,
-    ) -> nn.Module:
-        """See `Host.block`; the skip has no convolution."""
-        body: nn.Module = DenseBody(ops or self.ops, self.growth, 4 * self.growth)
-        return Dense(wrap(body) if wrap else body)
+    def body(self, place: Place, ops: Ops) -> nn.Module:
+        """See `Host.body`."""
+        return DenseBody(ops, self.growth, 4 * self.growth)
+
+    def joined(self, place: Place, body: nn.Module, shortcut_ops: Ops) -> nn.Module:
+        """See `Host.joined`."""
+        del place, shortcut_ops  # the skip has no convolution
+        return Dense(body)
 
     def field(self, features: int) -> nn.Module:
         """See `Host.field`."""
@@ -100,6 +96,6 @@ def densenet(
     """
     if not 0 < compression <= 1 or growth < 1 or stem_width < 1 or not blocks or min(blocks) < 1:
         raise ConfigError("a densenet needs positive numbers and a compression in (0, 1]")
-    ops = Ops(axis_name=axis_name or None, dtype=jnp.dtype(dtype))
+    ops = Ops.of(dtype, axis_name)
     host = DenseNetHost(ops, blocks, growth, stem_width, compression)
-    return assemble(host, designs.build(design), num_outputs)
+    return designs.assemble(host, design, num_outputs)

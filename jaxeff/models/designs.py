@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
 from jaxeff.layers.global_layer import GlobalLayer
 from jaxeff.layers.interpolated import Interpolated
 from jaxeff.layers.residual import GlobalBlock, Loop
 from jaxeff.layers.shared_conv import MODES, TILED, SharedOps
-from jaxeff.models.convnet import Host, Place
+from jaxeff.models.convnet import ConvNet, Host, Place
 from jaxeff.registry import Registry
 
 DESIGNS = Registry("design")
@@ -120,7 +121,6 @@ class InterpolatedDesign(Design):
 
     Args:
       stages: numbers of the stages, from 0; None is all.
-      smallest: fewest rows of a map to interpolate is left to the caller; see ``stages``.
       **layer: fields of the layer.
     """
 
@@ -207,6 +207,24 @@ class Looped(Design):
         return [*blocks, Loop(host.block(rest[0]), len(rest))] if rest else blocks
 
 
-def build(spec: Mapping[str, Any] | None) -> Design:
-    """Builds the design of a config's section ``model.design``; None is the plain host."""
-    return DESIGNS.build(spec or {"name": "plain"}, "model.design")
+def assemble(host: Host, spec: Mapping[str, Any] | None, num_outputs: int) -> ConvNet:
+    """Returns a host's network in the design of a config's section ``model.design``.
+
+    Args:
+      host: the host.
+      spec: name and fields of the design; None is the plain host.
+      num_outputs: width of the output.
+
+    Raises:
+      ConfigError: the design is unknown or impossible.
+    """
+    design = DESIGNS.build(spec or {"name": "plain"}, "model.design")
+    stages = []
+    for number, places in enumerate(host.places):
+        blocks = list(design.blocks(host, places))
+        between = host.between(number)
+        if between is not None:
+            blocks.append(between)
+        stages.append((*blocks, *design.after(host, number)))
+    dtype = host.ops.dtype or jnp.float32
+    return ConvNet(host.stem(), tuple(stages), host.head(num_outputs), dtype)

@@ -41,7 +41,7 @@ def fold_output_tiles(variables: Mapping[str, Any], factor: int) -> dict[str, An
                 f"{path[0]} has a shortcut of full width, so that its copies differ; only networks "
                 f"with share_shortcut=True can be folded"
             )
-        if path[-2:] in ((path[-2], "shift"), (path[-2], "scale")) and path[-2] != "norm":
+        if path[-1] in ("scale", "shift") and path[-2] != "norm":
             raise ValueError(f"{'/'.join(path)} modulates the copies, so that they differ")
 
     def reads_copies(path: tuple[str, ...]) -> bool:

@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
 from jaxeff.layers.conv import Ops, he_fan_out_grouped
 from jaxeff.layers.residual import InvertedBody, Residual
 from jaxeff.models import designs
 from jaxeff.models.base import MODELS
-from jaxeff.models.convnet import ConvNet, Head, Host, Place, Stem, Wrap, assemble
+from jaxeff.models.convnet import ConvNet, Head, Host, Place, Stem
 
 
 class Row(NamedTuple):
@@ -172,22 +171,14 @@ class MobileHost(Host):
         """See `Host.stem`."""
         return Stem(self.ops, (self.stem_width,), 3, (self.stem_strides,))
 
-    def block(
-        self,
-        place: Place,
-        *,
-        ops: Ops | None = None,
-        shortcut_ops: Ops | None = None,
-        wrap: Wrap | None = None,
-    ) -> nn.Module:
-        """See `Host.block`."""
+    def body(self, place: Place, ops: Ops) -> nn.Module:
+        """See `Host.body`."""
         row: Row = place.more
-        ops = (ops or self.ops).replace(activation=place.activation)
         hidden = divisible(place.in_features * (row.expansion or 1))
         inside = hidden if self.table.squeeze_of_hidden else place.in_features
         squeeze = row.squeeze * inside
-        body: nn.Module = InvertedBody(
-            ops,
+        return InvertedBody(
+            ops.replace(activation=place.activation),
             place.features,
             place.strides,
             hidden,
@@ -196,12 +187,13 @@ class MobileHost(Host):
             hard_gate=self.table.squeeze_of_hidden,
             expand=bool(row.expansion) or self.project_skip,
         )
-        body = wrap(body) if wrap else body
+
+    def joined(self, place: Place, body: nn.Module, shortcut_ops: Ops) -> nn.Module:
+        """See `Host.joined`."""
         if place.keeps_shape:
             return Residual(body, drop_path=self._drop_path(place))
         if place.strides == 1 and self.project_skip:
-            shortcut = (shortcut_ops or self.ops).conv_norm(place.features, 1)
-            return Residual(body, shortcut)
+            return Residual(body, shortcut_ops.conv_norm(place.features, 1))
         return body
 
     def _drop_path(self, place: Place) -> float:
@@ -249,7 +241,7 @@ def mobile(
     """
     if width <= 0:
         raise ConfigError(f"width must be positive, not {width}")
-    ops = Ops(axis_name=axis_name or None, dtype=jnp.dtype(dtype), drop_path=drop_path)
+    ops = Ops.of(dtype, axis_name, drop_path=drop_path)
     host = MobileHost(
         ops,
         TABLES[table],
@@ -258,7 +250,7 @@ def mobile(
         dropout=dropout,
         project_skip=project_skip,
     )
-    return assemble(host, designs.build(design), num_outputs)
+    return designs.assemble(host, design, num_outputs)
 
 
 for _name in TABLES:

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
 from jaxeff.layers.conv import Ops
 from jaxeff.layers.residual import BasicBody, BottleneckBody, Residual
 from jaxeff.models import designs
 from jaxeff.models.base import MODELS
-from jaxeff.models.convnet import ConvNet, Head, Host, Place, Stem, Wrap, assemble
+from jaxeff.models.convnet import ConvNet, Head, Host, Place, Stem
 
 #: Blocks of the ImageNet networks by depth, and whether they are bottlenecks.
 LARGE = {
@@ -65,32 +64,21 @@ class ResNetHost(Host):
             return Stem(self.ops, (self.stem_width,))
         return Stem(self.ops, (self.stem_width,), 7, (2,), pool=True)
 
-    def block(
-        self,
-        place: Place,
-        *,
-        ops: Ops | None = None,
-        shortcut_ops: Ops | None = None,
-        wrap: Wrap | None = None,
-    ) -> nn.Module:
-        """See `Host.block`."""
-        ops, shortcut_ops = ops or self.ops, shortcut_ops or self.ops
+    def body(self, place: Place, ops: Ops) -> nn.Module:
+        """See `Host.body`."""
         kind = BottleneckBody if self.bottleneck else BasicBody
-        body: nn.Module = kind(ops, place.features, place.strides)
+        return kind(ops, place.features, place.strides)
+
+    def joined(self, place: Place, body: nn.Module, shortcut_ops: Ops) -> nn.Module:
+        """See `Host.joined`."""
         shortcut = None
         if not place.keeps_shape:
             shortcut = shortcut_ops.conv_norm(place.features, 1, place.strides)
-        return Residual(
-            wrap(body) if wrap else body, shortcut, self.ops.activation, self.ops.drop_path
-        )
+        return Residual(body, shortcut, self.ops.activation, self.ops.drop_path)
 
     def head(self, num_outputs: int) -> nn.Module:
         """See `Host.head`."""
         return Head(self.ops, num_outputs)
-
-
-def _ops(dtype: str, axis_name: str, **fields: Any) -> Ops:
-    return Ops(axis_name=axis_name or None, dtype=jnp.dtype(dtype), **fields)
 
 
 @MODELS.register("resnet")
@@ -142,9 +130,9 @@ def resnet(
         blocks = ((depth - 2) // 6,) * len(widths)
     elif not blocks or not widths:
         raise ConfigError("a resnet needs depth, or blocks and widths")
-    ops = _ops(dtype, axis_name, activation=activation, drop_path=drop_path)
+    ops = Ops.of(dtype, axis_name, activation=activation, drop_path=drop_path)
     host = ResNetHost(ops, blocks, widths, bottleneck=bottleneck, stem=stem, stem_width=stem_width)
-    return assemble(host, designs.build(design), num_outputs)
+    return designs.assemble(host, design, num_outputs)
 
 
 @MODELS.register("wide_resnet")
@@ -173,6 +161,6 @@ def wide_resnet(
     if depth < 10 or (depth - 4) % 6 or width < 1:
         raise ConfigError(f"depth must be 6 n + 4 and width positive, not {depth} and {width}")
     host = ResNetHost(
-        _ops(dtype, axis_name), ((depth - 4) // 6,) * 3, tuple(width * n for n in (16, 32, 64))
+        Ops.of(dtype, axis_name), ((depth - 4) // 6,) * 3, tuple(width * n for n in (16, 32, 64))
     )
-    return assemble(host, designs.build(design), num_outputs)
+    return designs.assemble(host, design, num_outputs)

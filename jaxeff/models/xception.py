@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
 from jaxeff.layers.conv import Ops
 from jaxeff.layers.residual import Residual, SeparableBody
 from jaxeff.models import designs
 from jaxeff.models.base import MODELS
-from jaxeff.models.convnet import ConvNet, Host, Place, Stem, Wrap, assemble, uniform_fan_in
+from jaxeff.models.convnet import ConvNet, Head, Host, Place, Stem
 from jaxeff.typing import Array
 
 
@@ -42,12 +41,10 @@ class TailHead(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Returns ``[batch, num_outputs]``."""
         for i, width in enumerate(self.widths):
-            x = self.ops.depthwise(name=f"depthwise{i}")(x)
+            x = self.ops.conv(0, name=f"depthwise{i}")(x)
             x = self.ops.conv(width, 1, name=f"pointwise{i}")(x)
             x = self.ops.act(self.ops.norm(train=train, name=f"norm{i}")(x))
-        return nn.Dense(
-            self.num_outputs, kernel_init=uniform_fan_in, dtype=self.ops.dtype, name="classifier"
-        )(x.mean((-3, -2)))
+        return Head(self.ops, self.num_outputs, name="end")(x, train=train)
 
 
 class XceptionHost(Host):
@@ -96,17 +93,10 @@ class XceptionHost(Host):
         """See `Host.stem`."""
         return Stem(self.ops, self.stem_widths, 3, self.stem_strides)
 
-    def block(
-        self,
-        place: Place,
-        *,
-        ops: Ops | None = None,
-        shortcut_ops: Ops | None = None,
-        wrap: Wrap | None = None,
-    ) -> nn.Module:
-        """See `Host.block`."""
-        ops, block = ops or self.ops, place.more
-        body: nn.Module = SeparableBody(
+    def body(self, place: Place, ops: Ops) -> nn.Module:
+        """See `Host.body`."""
+        block: _Block = place.more
+        return SeparableBody(
             ops,
             place.features,
             place.strides,
@@ -114,10 +104,13 @@ class XceptionHost(Host):
             block.start_with_act,
             block.grow_first,
         )
+
+    def joined(self, place: Place, body: nn.Module, shortcut_ops: Ops) -> nn.Module:
+        """See `Host.joined`."""
         shortcut = None
         if not place.keeps_shape:
-            shortcut = (shortcut_ops or self.ops).conv_norm(place.features, 1, place.strides)
-        return Residual(wrap(body) if wrap else body, shortcut)
+            shortcut = shortcut_ops.conv_norm(place.features, 1, place.strides)
+        return Residual(body, shortcut)
 
     def head(self, num_outputs: int) -> nn.Module:
         """See `Host.head`."""
@@ -149,6 +142,6 @@ def xception(
     """
     if divide < 1 or 256 % divide:
         raise ConfigError(f"divide must divide 256, not be {divide}")
-    ops = Ops(axis_name=axis_name or None, dtype=jnp.dtype(dtype))
+    ops = Ops.of(dtype, axis_name)
     host = XceptionHost(ops, small=small, divide=divide)
-    return assemble(host, designs.build(design), num_outputs)
+    return designs.assemble(host, design, num_outputs)

@@ -1,10 +1,9 @@
 """Convolutions of images that are fast on CPUs too, padded with ``k // 2`` zeros on every side.
 
-XLA's grouped convolution visits a CPU's memory value by value; written as shifted products that the
-compiler fuses into one pass, a depthwise convolution is 30 to 60 times faster there (3x3 to 5x5
-kernels, 16 to 672 channels), and its gradients 8 to 30 times. The gradient of a dense kernel is
-taken image by image, where patches stay in cache: on one core up to 7 times faster. Accelerators
-keep XLA's own convolutions.
+XLA's grouped convolution visits a CPU's memory value by value; here it is written as shifted
+products that the compiler fuses into one pass. The gradients of kernels are taken image by image,
+so that patches and sums stay in cache. ``benchmarks/cnn_speed.py`` compares both with XLA's own,
+which accelerators keep.
 """
 
 from __future__ import annotations
@@ -187,8 +186,8 @@ def _shifted_backward(x: Array, kernel: Array, g: Array, strides: int) -> tuple[
         taps = [jnp.sum(w[0] * cotangent, 0) for _, _, w in _windows(one[None], kernel, strides)]
         return jnp.stack(taps)
 
-    # Image by image and keeping the columns, the sums stay in cache and run along channels: 5 times
-    # faster on a CPU than one reduction of all but the channels.
+    # Keeping the columns, the sums run along channels; one reduction of all but the channels is
+    # several times slower on a CPU.
     dkernel = jnp.sum(_sum_of_images(of_image, x, g), 1).reshape(kernel.shape)
     # The transpose: the cotangent between zeros where outputs were skipped, and the kernel turned.
     spread = jax.lax.pad(

@@ -12,7 +12,6 @@ import numpy as np
 
 from jaxeff import bench
 from jaxeff.eval import learning_curve, read_history, time_constants, write_report
-from jaxeff.layers import unstable_layers
 from jaxeff.train import check
 from jaxeff.train.experiment import Experiment
 from jaxeff.typing import Params
@@ -91,12 +90,13 @@ def pictures(experiment: Experiment, workdir: Path, params: Params) -> dict[str,
 
 def warnings(experiment: Experiment, chosen: dict[str, Any]) -> list[str]:
     """Returns what the trained model has to say against itself on the first test examples."""
-    if len(experiment.dataset.input_shape) != 3:
+    model: Any = experiment.model
+    if not hasattr(model, "warnings"):
         return []
     examples = experiment.dataset.splits["test"].take(np.arange(16))["inputs"]
     variables = {"params": chosen["params"], **chosen["model_state"]}
     variables = jax.device_put(jax.device_get(variables), jax.local_devices()[0])
-    return unstable_layers(experiment.model, variables, jax.numpy.asarray(examples))
+    return model.warnings(variables, examples)
 
 
 def memory_section(memory: dict[str, int | None]) -> dict[str, int | None]:

@@ -125,3 +125,13 @@ def test_statistics_are_those_of_the_whole_batch_where_an_axis_is_named(batches)
     assert difference(together.params, whole.params) < 1e-5
     assert difference(together.model_state, whole.model_state) < 1e-5
     assert difference(apart.params, whole.params) > 1e-4
+
+
+@pytest.mark.parametrize(("dt", "warned"), [(0.2, False), (50.0, True)])
+def test_a_run_says_that_its_time_steps_are_unstable(tmp_path, capsys, dt, warned):
+    layer = {"stages": (0,), "num_steps": 2, "dt": dt, "diffusivity": (1.0, 1.0)}
+    made = config(design={"name": "global", "coefficient_epsilon": 1e-5, **layer})
+    made.optim.learning_rate = 1e-4
+    made.train.num_steps = 2
+    train.run(made, tmp_path)
+    assert ("warning: the leapfrog scheme of stages_0_1/layer" in capsys.readouterr().out) == warned
