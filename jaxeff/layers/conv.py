@@ -30,11 +30,9 @@ def he_fan_out(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32)
     return nn.initializers.variance_scaling(2.0, "fan_out", "normal")(key, shape, dtype)
 
 
-def he_fan_out_grouped(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
-    """Draws like `he_fan_out`, but a depthwise kernel ``[k, k, 1, channels]`` as of one output."""
-    outputs = shape[-1] if shape[-2] != 1 else 1
-    deviation = (2.0 / (shape[0] * shape[1] * outputs)) ** 0.5
-    return deviation * jax.random.normal(key, shape, dtype)
+def he_depthwise(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+    """Draws a depthwise kernel ``[k, k, 1, channels]`` from N(0, 2 / (k k)), its own fan-out."""
+    return (2.0 / (shape[0] * shape[1])) ** 0.5 * jax.random.normal(key, shape, dtype)
 
 
 def activation(name: str) -> Any:
@@ -91,6 +89,7 @@ class Ops:
       momentum: of their running statistics; Flax's is one minus PyTorch's.
       axis_name: mapped axis over which batch statistics are averaged; None is each device's own.
       kernel_init: initialiser of the kernels.
+      depthwise_init: initialiser of the depthwise ones.
       dtype: of the computation; None follows the input. Statistics and parameters stay float32.
       drop_path: highest rate at which a residual branch is left out in training.
     """
@@ -100,6 +99,7 @@ class Ops:
     momentum: float = 0.9
     axis_name: str | None = None
     kernel_init: Any = he_fan_out
+    depthwise_init: Any = he_fan_out
     dtype: Dtype | None = None
     drop_path: float = 0.0
 
@@ -112,14 +112,13 @@ class Ops:
         """Applies the activation."""
         return activation(self.activation)(x)
 
-    def norm(self, *, train: bool, zero: bool = False, name: str | None = None) -> nn.Module:
-        """Returns a batch normalisation; ``zero`` starts its scale at 0."""
+    def norm(self, *, train: bool, name: str | None = None) -> nn.Module:
+        """Returns a batch normalisation."""
         return nn.BatchNorm(
             use_running_average=not train,
             momentum=self.momentum,
             epsilon=self.epsilon,
             axis_name=self.axis_name,
-            scale_init=nn.initializers.zeros if zero else nn.initializers.ones,
             dtype=self.dtype,
             name=name,
         )
@@ -132,25 +131,16 @@ class Ops:
             features,
             kernel_size,
             strides,
-            kernel_init=self.kernel_init,
+            kernel_init=self.kernel_init if features else self.depthwise_init,
             dtype=self.dtype,
             name=name,
         )
 
     def conv_norm(
-        self,
-        features: int,
-        kernel_size: int = 3,
-        strides: int = 1,
-        *,
-        zero: bool = False,
-        name: str | None = None,
+        self, features: int, kernel_size: int = 3, strides: int = 1, name: str | None = None
     ) -> nn.Module:
-        """Returns a convolution and its normalisation, called with ``(x, train=...)``.
-
-        ``zero`` starts the normalisation's scale at 0.
-        """
-        return ConvNorm(self, features, kernel_size, strides, zero, name=name)
+        """Returns a convolution and its normalisation, called with ``(x, train=...)``."""
+        return ConvNorm(self, features, kernel_size, strides, name=name)
 
     def replace(self, **changes: Any) -> Ops:
         """Returns a copy with other fields."""
@@ -165,17 +155,15 @@ class ConvNorm(nn.Module):
       features: output channels; 0 convolves every channel by itself.
       kernel_size: side of the kernel.
       strides: of both axes.
-      zero: whether the normalisation's scale starts at 0.
     """
 
     ops: Ops
     features: int
     kernel_size: int = 3
     strides: int = 1
-    zero: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Maps ``[..., rows, columns, channels]`` to the normalised convolution."""
         conv = self.ops.conv(self.features, self.kernel_size, self.strides, name="conv")
-        return self.ops.norm(train=train, zero=self.zero, name="norm")(conv(x))
+        return self.ops.norm(train=train, name="norm")(conv(x))

@@ -139,8 +139,12 @@ class SharedConv(nn.Module):
         return self._patterns(self._convolved(self._convolved(x, down, 1), up, 1))
 
     def _basis(self, x: Array) -> Array:
-        atoms = self._param("atoms", (*self._window, 1, self.rank))
-        coefficients = self._param("coefficients", (x.shape[-1], self.features, self.rank))
+        # The product of the two has the variance that the plain kernel is drawn with.
+        atom = nn.initializers.normal((2 / (self.kernel_size**2 * self.features)) ** 0.5)
+        share = nn.initializers.normal(self.rank**-0.5)
+        shape = (x.shape[-1], self.features, self.rank)
+        atoms = self.param("atoms", atom, (*self._window, 1, self.rank), self.param_dtype)
+        coefficients = self.param("coefficients", share, shape, self.param_dtype)
         kernel = jnp.einsum("hwm,com->hwco", atoms[:, :, 0], coefficients)
         return self._convolved(x, kernel, self.strides)
 
@@ -191,7 +195,7 @@ class SharedConv(nn.Module):
                 f"SharedConv.factor {self.factor} does not divide the {tied} {side} channels; "
                 f"choose a divisor or other widths"
             )
-        if self.mode not in ("depthwise_tile",) and self.features < 1:
+        if self.mode != "depthwise_tile" and self.features < 1:
             raise ConfigError(f"SharedConv.features must be positive, not {self.features}")
 
 
@@ -205,7 +209,6 @@ class OutTileNorm(nn.Module):
       strides: of both axes.
       factor: s.
       modulate: learned scale and shift of the O channels.
-      zero: whether the normalisation's scale starts at 0.
     """
 
     ops: Ops
@@ -214,7 +217,6 @@ class OutTileNorm(nn.Module):
     strides: int
     factor: int
     modulate: bool = False
-    zero: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
@@ -225,9 +227,7 @@ class OutTileNorm(nn.Module):
                 f"channels; choose a divisor or other widths"
             )
         width = self.features // self.factor
-        narrow = self.ops.conv_norm(
-            width, self.kernel_size, self.strides, zero=self.zero, name="narrow"
-        )
+        narrow = self.ops.conv_norm(width, self.kernel_size, self.strides, name="narrow")
         y = tile(narrow(x, train=train), self.factor)
         return modulated(self, y, self.ops.dtype) if self.modulate else y
 
@@ -269,24 +269,18 @@ class SharedOps(Ops):
             share=self.share,
             modulate=self.modulate,
             effective_init=self.effective_init,
-            kernel_init=self.kernel_init,
+            kernel_init=self.kernel_init if features else self.depthwise_init,
             dtype=self.dtype,
             name=name,
         )
 
     def conv_norm(
-        self,
-        features: int,
-        kernel_size: int = 3,
-        strides: int = 1,
-        *,
-        zero: bool = False,
-        name: str | None = None,
+        self, features: int, kernel_size: int = 3, strides: int = 1, name: str | None = None
     ) -> nn.Module:
         """See `Ops.conv_norm`; "out_tile" normalises before it tiles."""
         if self.mode != "out_tile" or not features:
-            return super().conv_norm(features, kernel_size, strides, zero=zero, name=name)
+            return super().conv_norm(features, kernel_size, strides, name)
         plain = Ops(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Ops)})
         return OutTileNorm(
-            plain, features, kernel_size, strides, self.factor, self.modulate, zero, name=name
+            plain, features, kernel_size, strides, self.factor, self.modulate, name=name
         )

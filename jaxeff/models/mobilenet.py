@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from jaxeff.errors import ConfigError
-from jaxeff.layers.conv import Ops, he_fan_out_grouped
+from jaxeff.layers.conv import Ops, he_depthwise
 from jaxeff.layers.residual import InvertedBody, Residual
 from jaxeff.models import designs
 from jaxeff.models.base import MODELS
@@ -140,7 +140,7 @@ class MobileHost(Host):
                 f"strides needs {1 + len(table.stages)} numbers, of the stem and of each stage, "
                 f"not {len(strides)}"
             )
-        self.ops = ops.replace(activation=table.activation, kernel_init=he_fan_out_grouped)
+        self.ops = ops.replace(activation=table.activation, depthwise_init=he_depthwise)
         self.table, self.width, self.dropout = table, width, dropout
         self.project_skip = project_skip
         self.stem_strides = strides[0] if strides else 2

@@ -166,3 +166,9 @@ def test_computes_in_the_asked_type():
         layer, x, params = made(mode=mode, factor=2, dtype=jnp.bfloat16, modulate=True, **K3)
         assert layer.apply({"params": params}, x).dtype == jnp.bfloat16
         assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
+
+
+def test_a_basis_is_drawn_with_the_variance_of_the_plain_kernel():
+    _, _, params = made(kernel_size=3, mode="basis", rank=16, features=256)
+    kernel = expanded("basis", params, 1)
+    np.testing.assert_allclose(kernel.std(), (2 / (9 * 256)) ** 0.5, rtol=0.1)

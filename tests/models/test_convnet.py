@@ -385,3 +385,16 @@ def test_computes_in_the_asked_type_with_float32_parameters():
 
 def test_channels_are_rounded_to_eighths_never_down_by_more_than_a_tenth():
     assert [divisible(c) for c in (3, 16, 18, 20, 23.9, 33, 144)] == [8, 16, 24, 24, 24, 32, 144]
+
+
+def test_kernels_of_mobile_networks_are_drawn_by_their_fan_out():
+    """Of grey images too, whose stem looks like a depthwise kernel."""
+    model = build(name="mobilenet_v2", width=2.0)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 1)))["params"]
+    stem = params["stem"]["conv0"]["conv"]["kernel"]
+    block = params["stages_2_1"]["body"]
+    assert stem.shape == (3, 3, 1, 64)
+    np.testing.assert_allclose(stem.std(), (2 / (9 * 64)) ** 0.5, rtol=0.1)
+    np.testing.assert_allclose(block["depthwise"]["conv"]["kernel"].std(), (2 / 9) ** 0.5, rtol=0.1)
+    project = block["project"]["conv"]["kernel"]
+    np.testing.assert_allclose(project.std(), (2 / project.shape[-1]) ** 0.5, rtol=0.1)
