@@ -11,8 +11,24 @@ from __future__ import annotations
 
 from recorded import run
 
-# Widths of the host made narrower, at the parameters of the network that it is a yardstick for.
-NARROWED = {"as global": (9, 18, 38), "as shared": (11, 24, 46)}
+# Widths that give the host, or the host of BSConv-S blocks, the parameters or the MACs of the
+# network that it is a yardstick for, to 1 % (MACs of BSConv-S: 7 %).
+YARDSTICKS = {
+    "narrowed": {
+        "parameters of global": (9, 18, 38),
+        "MACs of global": (7, 15, 31),
+        "MACs of interpolated": (10, 19, 39),
+        "parameters of output tiles": (11, 24, 46),
+        "MACs of output tiles": (13, 26, 54),
+    },
+    "BSConv-S": {
+        "parameters of global": (27, 54, 107),
+        "MACs of global": (12, 23, 45),
+        "MACs of interpolated": (15, 31, 62),
+        "parameters of output tiles": (34, 68, 135),
+        "MACs of output tiles": (21, 41, 83),
+    },
+}
 SHARED = {
     "output tiles": "out_tile",
     "output tiles, modulated": "out_tile,modulate",
@@ -32,9 +48,13 @@ def lines() -> dict[str, tuple[str, list[str], str]]:
         found[f"{data}, interpolated"] = (host, [], "si_cnn")
         for name, mode in SHARED.items():
             found[f"{data}, {name}"] = (f"{host},mode={mode}", [], "shared_conv")
-        for name, widths in NARROWED.items():
-            override = [f"model.widths={list(widths)}"]
-            found[f"{data}, narrowed {name}"] = (host, override, "images")
+        for kind, sizes in YARDSTICKS.items():
+            shared = kind == "BSConv-S"
+            base = f"{host},mode={SHARED[kind]}" if shared else host
+            for size, widths in sizes.items():
+                override = [f"model.widths={list(widths)}"]
+                file = "shared_conv" if shared else "images"
+                found[f"{data}, {kind}, {size}"] = (base, override, file)
     return found
 
 
