@@ -36,6 +36,8 @@ class Augmentation:
       mixup: parameter a > 0 of the Beta(a, a) share of a second training image that is blended in
         (Zhang et al., 2018). Batches then have ``mixed_labels`` and ``mixed_share``, its label and
         share, which the cross entropy weighs in.
+      versions: number n of versions of each image: epoch e shows version ``e mod n``, so that what
+        was computed of a version can be used again; 0 draws new changes in every epoch.
     """
 
     crop: int = 0
@@ -44,6 +46,7 @@ class Augmentation:
     magnitude: int = 9
     cutout: int = 0
     mixup: float = 0.0
+    versions: int = 0
 
     @classmethod
     def build(cls, fields: Mapping[str, Any] | None) -> Augmentation | None:

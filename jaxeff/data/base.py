@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DATASETS = Registry("data set")
 
 #: The number of each split in the seeds of everything drawn for it.
-STREAMS = {"train": 0, "validation": 1, "test": 2}
+STREAMS = {"train": 0, "validation": 1, "test": 2, "calibration": 3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Request:
       split_seed: seed of that split, and of generated data.
       download: whether a missing data set may be fetched from the network.
       augment: random changes of training images, or None.
+      calibration_fraction: share of the train data set aside to calibrate on, in [0, 1): neither
+        training nor validation sees it.
     """
 
     dir: str = ""
@@ -45,13 +47,15 @@ class Request:
     split_seed: int = 0
     download: bool = False
     augment: Augmentation | None = None
+    calibration_fraction: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.validation_fraction < 1:
-            raise ConfigError(
-                "config.data.validation_fraction must be at least 0 and below 1,"
-                f" not {self.validation_fraction}"
-            )
+        for field in ("validation_fraction", "calibration_fraction"):
+            value = getattr(self, field)
+            if not 0 <= value < 1:
+                raise ConfigError(
+                    f"config.data.{field} must be at least 0 and below 1, not {value}"
+                )
         if self.split_seed < 0:
             raise ConfigError(f"config.data.split_seed must not be negative, not {self.split_seed}")
 
@@ -87,6 +91,11 @@ class Split(abc.ABC):
     def for_training(self) -> Split:
         """Returns the split as training sees it, with augmentation; evaluation sees ``self``."""
         return self
+
+    @property
+    def versions(self) -> int:
+        """How many versions of an example training sees, over and over; 0 if always a new one."""
+        return 1
 
     @abc.abstractmethod
     def take(
@@ -141,6 +150,13 @@ class ArraySplit(Split):
     def for_training(self) -> Split:
         """See ``Split.for_training``."""
         return dataclasses.replace(self, training=self.augment is not None)
+
+    @property
+    def versions(self) -> int:
+        """See ``Split.versions``."""
+        if self.augment is not None:
+            return self.augment.versions
+        return 0 if getattr(self.view, "noisy", False) else 1
 
     def take(
         self, indices: np.ndarray, rng: np.random.Generator | None = None
@@ -225,7 +241,8 @@ class Dataset:
       num_outputs: width of a model's output: the classes, or the regressed values.
       input_shape: shape of one example: [time, features], [height, width, channels], or [time] for
         symbols.
-      splits: "train", "validation" and "test"; no example is in two of them.
+      splits: "train", "validation", "test" and, where one is asked for, "calibration"; no example
+        is in two of them.
       description: one line that says source, sizes and view.
       class_names: names of the classes, or ().
       input_dtype: numpy's name of the inputs' type, "float32", or "int32" for symbols.

@@ -31,15 +31,19 @@ class ImageArrays:
     origin: str
 
 
-def split_indices(examples: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the sorted train and validation rows of ``examples`` train examples.
+def split_indices(
+    examples: int, fraction: float, seed: int, calibration: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the sorted train, validation and calibration rows of ``examples`` train examples.
 
     The first ``round(fraction * examples)`` entries of numpy's
-    ``Generator(PCG64(seed)).permutation(examples)`` are the validation rows.
+    ``Generator(PCG64(seed)).permutation(examples)`` are the validation rows, the next
+    ``round(calibration * examples)`` the calibration rows.
     """
     order = np.random.Generator(np.random.PCG64(seed)).permutation(examples)
-    held_out = round(fraction * examples)
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
+    ends = np.cumsum([round(fraction * examples), round(calibration * examples)])
+    validation, calibrating, train = np.split(order, ends)
+    return np.sort(train), np.sort(validation), np.sort(calibrating)
 
 
 def moments(images: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -106,13 +110,18 @@ def image_dataset(
             raise DataError(f"{name}: the {part} part of {arrays.origin} has no examples")
         if labels.min() < 0 or labels.max() >= num_classes:
             raise DataError(f"{name}: {arrays.origin} has a label outside 0..{num_classes - 1}")
-    train, validation = split_indices(
-        len(arrays.train_labels), request.validation_fraction, request.split_seed
+    train, validation, calibration = split_indices(
+        len(arrays.train_labels),
+        request.validation_fraction,
+        request.split_seed,
+        request.calibration_fraction,
     )
     if not len(train):
+        both = f" and calibration_fraction={request.calibration_fraction}"
         raise ConfigError(
-            f"config.data.validation_fraction={request.validation_fraction} leaves no train example"
-            f" of {len(arrays.train_labels)}"
+            f"config.data.validation_fraction={request.validation_fraction}"
+            f"{both if request.calibration_fraction else ''} leaves no train example of "
+            f"{len(arrays.train_labels)}"
         )
     if request.augment is not None and request.view is not None:
         raise ConfigError(
@@ -129,6 +138,8 @@ def image_dataset(
         "validation": (train_part, validation),
         "test": (test_part, np.arange(len(arrays.test_labels))),
     }
+    if request.calibration_fraction:
+        rows["calibration"] = (train_part, calibration)
     splits: dict[str, Split] = {
         part: ArraySplit(
             *data,

@@ -22,6 +22,7 @@ def load(
     split_seed: int = 0,
     download: bool = False,
     augment: Mapping[str, Any] | None = None,
+    calibration_fraction: float = 0.0,
     **options: Any,
 ) -> Dataset:
     """Builds a data set.
@@ -37,6 +38,8 @@ def load(
         TensorFlow for it).
       augment: random changes of training images, fields of
         `jaxeff.data.augment.Augmentation`.
+      calibration_fraction: share of the train data set aside as a split "calibration", to choose
+        thresholds on; 0 makes no such split.
       **options: fields of the data set's factory and of the view.
 
     Raises:
@@ -57,8 +60,16 @@ def load(
     built = VIEWS[view](**{k: v for k, v in options.items() if k in viewer}) if view else None
     label = " ".join([view or "images", *(f"{k}={getattr(built, k)}" for k in sorted(viewer))])
     changes = Augmentation.build(augment)
-    request = Request(dir, built, label, validation_fraction, split_seed, download, changes)
-    return DATASETS[name](request, **{k: v for k, v in options.items() if k in factory})
+    request = Request(
+        dir, built, label, validation_fraction, split_seed, download, changes, calibration_fraction
+    )
+    dataset = DATASETS[name](request, **{k: v for k, v in options.items() if k in factory})
+    if calibration_fraction and "calibration" not in dataset.splits:
+        raise ConfigError(
+            f"config.data.calibration_fraction: data set '{name}' has no calibration split; leave "
+            "it at 0"
+        )
+    return dataset
 
 
 def _keywords(function: Any) -> set[str]:

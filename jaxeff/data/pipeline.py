@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 import numpy as np
 
 from jaxeff.data.base import Split
+from jaxeff.data.counter_rng import example_keys
 from jaxeff.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 # First words of the seeds, so that no two uses of one seed share random numbers.
 _SHUFFLE, _TRAIN_NOISE, _EVAL_NOISE = 0, 1, 2
+# Stream of the keys of repeated versions, beyond the streams of the splits.
+_VERSIONS = 16
 
 
 def make_train_iterator(
@@ -33,12 +36,14 @@ def make_train_iterator(
     process_index: int = 0,
     process_count: int = 1,
     prefetch: int = 2,
+    with_index: bool = False,
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
     """Returns an endless iterator over this process's part of the training batches.
 
     Each epoch is a fresh permutation of the split. Epochs run on into each other inside a batch, so
     every batch is full and every example is seen once per epoch. Random parts of the examples are
-    drawn afresh for every batch. The concatenation of the parts of all processes does not depend on
+    drawn afresh for every batch, or by example and epoch where the split repeats a number of
+    versions (`Split.versions`). The concatenation of the parts of all processes does not depend on
     how many there are.
 
     An ordered split of N windows is read as ``batch_size`` streams of ``n = N // batch_size``
@@ -54,12 +59,15 @@ def make_train_iterator(
       process_index: which contiguous slice of each batch to give.
       process_count: number of processes.
       prefetch: batches to prepare ahead in a thread; 0 prepares in the calling thread.
+      with_index: whether batches say which examples they hold; not for ordered splits.
 
     Returns:
       a grain iterator of dicts: ``inputs``, ``labels`` (see ``Split.take``) and ``weight``, ones
       float32 [batch_size / process_count]; ``mask`` for series of different lengths; and for
       ordered splits ``start`` float32 [batch_size / process_count], 1 in the rows that do not go on
-      from the batch before, where a model's state is to be reset. Its ``get_state`` and
+      from the batch before, where a model's state is to be reset; and ``index`` and
+      ``version`` int32 [batch_size / process_count], which example in which of its versions, where
+      asked for. Its ``get_state`` and
       ``set_state`` resume it exactly; Orbax saves and restores it as a checkpointable. It must be
       resumed with the same split, ``batch_size`` and ``seed``.
 
@@ -79,7 +87,12 @@ def make_train_iterator(
         )
     if seed < 0 or prefetch < 0:
         raise ConfigError(f"seed ({seed}) and prefetch ({prefetch}) must not be negative")
-    source = _TrainBatches(split.for_training(), batch_size, seed, shuffle, part)
+    if split.ordered and with_index:
+        raise ConfigError(
+            "the algorithm keeps values per training example, which windows of one long sequence "
+            "do not have; choose another config.algorithm or data set"
+        )
+    source = _TrainBatches(split.for_training(), batch_size, seed, shuffle, part, with_index)
     options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))
 
@@ -170,15 +183,39 @@ def _generator(words: list[int], skip: int = 0) -> np.random.Generator:
     return np.random.Generator(bits.advance(skip))
 
 
+class _Given(np.random.Generator):
+    """A generator whose raw words, one per example, are given instead of drawn."""
+
+    def __init__(self, words: np.ndarray):
+        super().__init__(np.random.PCG64(0))
+        self._words = words
+
+    @property
+    def bit_generator(self):
+        return self
+
+    def random_raw(self, size: int) -> np.ndarray:
+        return self._words
+
+
 class _TrainBatches:
     """Batch ``b`` of the training stream by random access, as grain's sources are."""
 
-    def __init__(self, split: Split, batch_size: int, seed: int, shuffle: bool, part: slice):
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        part: slice,
+        with_index: bool = False,
+    ):
         self._split = split
         self._batch_size = batch_size
         self._seed = seed
         self._shuffle = shuffle
         self._part = part
+        self._with_index = with_index
         self._orders: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
 
@@ -195,10 +232,17 @@ class _TrainBatches:
             return _ordered_batch(self._split, number, steps, self._part)
         start = number * self._batch_size
         positions = np.arange(start + self._part.start, start + self._part.stop)
-        rng = _generator([_TRAIN_NOISE, self._seed, number], skip=self._part.start)
-        batch = self._split.take(self._indices(positions), rng)
-        checked = _finite(batch, f"training batch {number}")
-        return {**checked, "weight": np.ones(len(positions), np.float32)}
+        indices = self._indices(positions)
+        versions = self._split.versions
+        version = positions // len(self._split) % max(versions, 1)
+        if versions:
+            rng = _Given(example_keys(self._seed, _VERSIONS, indices * versions + version))
+        else:
+            rng = _generator([_TRAIN_NOISE, self._seed, number], skip=self._part.start)
+        batch = _finite(self._split.take(indices, rng), f"training batch {number}")
+        if self._with_index:
+            batch |= {"index": indices.astype(np.int32), "version": version.astype(np.int32)}
+        return {**batch, "weight": np.ones(len(positions), np.float32)}
 
     def _indices(self, positions: np.ndarray) -> np.ndarray:
         """Maps positions in the endless stream to examples."""

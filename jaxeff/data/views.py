@@ -24,7 +24,7 @@ PERMUTATION_SEED = 92916
 
 
 class View(Protocol):
-    """A way to read an image as a sequence."""
+    """A way to read an image as a sequence; one that draws noise has ``noisy = True``."""
 
     def shape(self, image_shape: tuple[int, ...]) -> tuple[int, int]:
         """Returns (time, features) for images of shape (height, width, channels)."""
@@ -102,6 +102,7 @@ class NoisePaddedRows:
       Neural Networks. ICLR 2019. arXiv:1902.09689 (section 5.3).
     """
 
+    noisy = True
     padded_length: int = 1000
 
     def shape(self, image_shape: tuple[int, ...]) -> tuple[int, int]:
@@ -135,6 +136,7 @@ class NoisyRows(Rows):
       noise_scale: standard deviation of the noise, in units of the normalised input.
     """
 
+    noisy = True
     noise_scale: float = 2.0
 
     def __post_init__(self) -> None:

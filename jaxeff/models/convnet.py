@@ -146,6 +146,7 @@ class ConvNet(nn.Module):
         for stage in self.stages:
             for block in stage:
                 x = block(x, train=train)
+        self.sow("intermediates", "map", x)
         return self.head(x, train=train)
 
 
@@ -215,6 +216,7 @@ class Head(nn.Module):
         if self.hidden:
             x = act(nn.Dense(self.hidden, dtype=self.ops.dtype, name="hidden")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        self.sow("intermediates", "penultimate", x)
         return nn.Dense(
             self.num_outputs,
             kernel_init=uniform_fan_in,

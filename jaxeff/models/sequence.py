@@ -104,6 +104,7 @@ class SequenceModel(nn.Module):
             )(states, initial_carry=None if carry is None else carry[layer], mask=mask)
             carries.append(after)
         states = nn.Dropout(self.dropout, deterministic=not train)(states)
+        self.sow("intermediates", "penultimate", states)
         outputs = nn.Dense(self.num_outputs, dtype=self.dtype, name="readout")(states)
         return (outputs, tuple(carries)) if return_carry else outputs
 

@@ -13,7 +13,7 @@ from jaxeff.errors import CheckpointError, ConfigError
 from jaxeff.registry import closest
 from jaxeff.train.defaults import base_config
 
-OPEN_SECTIONS = ("data", "model", "algorithm", "objective", "optim")
+OPEN_SECTIONS = ("data", "prerequisites", "model", "algorithm", "objective", "optim")
 POSITIVE = (
     "train.batch_size",
     "train.num_steps",
@@ -26,6 +26,7 @@ POSITIVE = (
 )
 SELECTIONS = ("best", "last")
 CONFIG_FILE = "config.json"
+RESERVED = ("checkpoints", "eval", "bench")  # folders of a run
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -44,6 +45,20 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"config.eval.select: unknown choice '{config.eval.select}'"
             f"{closest(config.eval.select, list(SELECTIONS))}"
         )
+    for name, required in config.prerequisites.items():
+        _check_prerequisite(name, required)
+
+
+def _check_prerequisite(name: str, config: Any) -> None:
+    field = f"config.prerequisites.{name}"
+    if not name.isidentifier() or name in RESERVED:
+        raise ConfigError(f"{field}: its name becomes a folder of the run; choose a plain word")
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(f"{field} must be a whole config, not {config!r}")
+    try:
+        check(config)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("config.", f"{field}.", 1)) from error
 
 
 def _check_fields(given: Mapping[str, Any], known: Mapping[str, Any], where: str, is_open: bool):

@@ -13,7 +13,8 @@ def base_config() -> ml_collections.ConfigDict:
     """Returns the config that each file in ``configs/`` starts from.
 
     Sections ``data``, ``model``, ``algorithm``, ``objective`` and ``optim`` take any field that
-    what their ``name`` builds takes; the other sections have exactly the fields below.
+    what their ``name`` builds takes, as do the members of ``analyses``; the other sections have
+    exactly the fields below.
     """
     return ml_collections.ConfigDict(
         {
@@ -24,9 +25,11 @@ def base_config() -> ml_collections.ConfigDict:
                 "dir": "",  # folder of the original files; the data cache if empty
                 "view": "",  # how images become sequences, see jaxeff.data.VIEWS
                 "validation_fraction": 0.1,  # of the training data
-                "split_seed": 0,  # of the validation split; the same for every seed
+                "calibration_fraction": 0.0,  # of the training data, to choose thresholds on
+                "split_seed": 0,  # of these splits; the same for every seed
                 "download": False,  # let tensorflow-datasets fetch and prepare the data
             },
+            "prerequisites": {},  # by name, configs of trainings that come before this one
             "model": {"name": ""},  # see jaxeff.models.MODELS
             "algorithm": {"name": "bptt"},  # see jaxeff.train.algorithms.ALGORITHMS
             "objective": {"name": "auto"},  # see jaxeff.train.objectives.OBJECTIVES
@@ -48,6 +51,7 @@ def base_config() -> ml_collections.ConfigDict:
                 "batch_size": 256,
                 "select": "best",  # parameters for the test: best on validation, or last
             },
+            "analyses": [],  # of the trained model: sections, see jaxeff.train.analyses.ANALYSES
             "checkpoint": {
                 "every": 200,  # steps
                 "keep": 2,

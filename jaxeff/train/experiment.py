@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -13,8 +15,8 @@ import optax
 from jaxeff import data
 from jaxeff.errors import ConfigError
 from jaxeff.models import MODELS
-from jaxeff.train import check, objectives, optim
-from jaxeff.train.algorithms import ALGORITHMS, Algorithm, Task
+from jaxeff.train import analyses, check, objectives, optim
+from jaxeff.train.algorithms import ALGORITHMS, Algorithm, Task, Trained
 from jaxeff.train.parallel import DeviceMap
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Carry
@@ -30,6 +32,7 @@ class Experiment:
       model: its model.
       algorithm: its algorithm, which holds the objective and the optimiser.
       devices: the devices and how steps are mapped over them.
+      analyses: what is to be found out about the trained model, by name.
     """
 
     config: ml_collections.ConfigDict
@@ -37,6 +40,7 @@ class Experiment:
     model: nn.Module
     algorithm: Algorithm
     devices: DeviceMap
+    analyses: Mapping[str, analyses.Analysis]
 
     @property
     def example(self) -> np.ndarray:
@@ -67,8 +71,14 @@ class Experiment:
         return jax.jit(init, out_shardings=self.devices.replicated)(self.example)
 
 
-def build(config: ml_collections.ConfigDict) -> Experiment:
+def build(
+    config: ml_collections.ConfigDict, trained: Mapping[str, Trained] | None = None
+) -> Experiment:
     """Builds an experiment; nothing is compiled yet.
+
+    Args:
+      config: the config.
+      trained: the models of ``config.prerequisites``, by name.
 
     Raises:
       ConfigError: a field is unknown or impossible.
@@ -85,6 +95,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     algorithm = ALGORITHMS.build(
         config.algorithm,
         "algorithm",
+        **_trained(config, trained),
         model=model,
         objective=objectives.build(config.objective.to_dict(), dataset.task),
         optimizer=optax.identity(),
@@ -94,7 +105,23 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     updates = config.train.num_steps * algorithm.updates_per_batch
     algorithm.optimizer = optim.build(**config.optim.to_dict(), num_steps=updates)
     _check_shapes(model, algorithm, dataset)
-    return Experiment(config, dataset, model, algorithm, devices)
+    looks = analyses.build(config.analyses)
+    return Experiment(config, dataset, model, algorithm, devices, looks)
+
+
+def _trained(
+    config: ml_collections.ConfigDict, trained: Mapping[str, Trained] | None
+) -> dict[str, Mapping[str, Trained]]:
+    """Returns the algorithm's argument ``trained``, if it has one."""
+    name = config.algorithm.name
+    known = name in ALGORITHMS  # if not, ALGORITHMS.build says so
+    if known and "trained" in inspect.signature(ALGORITHMS[name]).parameters:
+        return {"trained": trained or {}}
+    if known and config.prerequisites:
+        raise ConfigError(
+            f"config.prerequisites: algorithm '{name}' builds on no other model; leave it empty"
+        )
+    return {}
 
 
 def _task(dataset: data.Dataset, batch_size: int) -> Task:
@@ -105,6 +132,8 @@ def _task(dataset: data.Dataset, batch_size: int) -> Task:
         num_classes=dataset.num_classes,
         length=dataset.input_shape[0] if sequence else 0,
         steps_per_epoch=max(1, len(dataset.splits["train"]) // batch_size),
+        num_examples=len(dataset.splits["train"]),
+        num_versions=dataset.splits["train"].versions,
     )
 
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from jaxeff import bench, data
 from jaxeff.errors import CheckpointError
-from jaxeff.train import check, experiment, report, runtime
+from jaxeff.eval.report import JSON_NAME
+from jaxeff.train import analyses, check, experiment, report, runtime
 from jaxeff.train.console import say
 from jaxeff.train.loop import CHECKPOINTS, Training
 
@@ -65,14 +67,30 @@ def _describe(built: experiment.Experiment, workdir: Path, job: str) -> None:
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
-    """Trains to the end, evaluates the selected parameters once on the test split, reports."""
-    built = experiment.build(config)
+    """Trains to the end, evaluates the selected parameters once on the test split, reports.
+
+    What the config requires is trained first, each in a folder of its own below ``workdir``.
+    """
+    return _train(config, workdir)[1]
+
+
+def _train(config: ml_collections.ConfigDict, workdir: Path) -> tuple[bool, dict[str, Any] | None]:
+    """Returns whether the training came to its end, and the main process's report."""
+    built = experiment.build(config, _untrained(config))  # refuses what cannot work at once
     check.claim_workdir(workdir, config)
+    for name, required in config.prerequisites.items():
+        folder = workdir / name
+        # Several processes must agree on what to do, whatever files each of them sees already.
+        known = jax.process_count() == 1 and (folder / JSON_NAME).exists()
+        if not known and not _train(required, folder)[0]:
+            return False, None
+    if config.prerequisites:
+        built = experiment.build(config, prerequisites(config, workdir))
     _describe(built, workdir, "training")
     training = Training(built, workdir)
     try:
         if not training.run():
-            return None
+            return False, None
         chosen, step = training.selected()
         metrics = {"train": training.values["last_metrics"]}
         for split in ("validation", "test"):
@@ -80,13 +98,14 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
     finally:
         training.close()
     if not training.main_process:
-        return None
+        return True, None
     for sentence in report.warnings(built, chosen):
         say(f"warning: {sentence}")
     cost = report.inference_cost(built, chosen["params"], chosen["model_state"])
     if training.memory:
         cost["step_memory_bytes"] = report.memory_section(training.memory)
         cost["compile_seconds"] = training.compile_seconds
+    extras, artifacts = analyses.run(built, chosen, workdir)
     seconds, steps = training.values["seconds"], config.train.num_steps
     written = report.write(
         built,
@@ -103,10 +122,53 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
             "best_step": step,
             "resumed": training.values["resumed"],
         },
-        more_artifacts=report.pictures(built, workdir, chosen["params"]),
+        extras=extras,
+        more_artifacts={**report.pictures(built, workdir, chosen["params"]), **artifacts},
     )
     _conclude(written, workdir)
-    return written
+    return True, written
+
+
+def _untrained(config: ml_collections.ConfigDict) -> dict[str, experiment.Trained]:
+    """Returns the models of ``config.prerequisites`` with zeros for variables."""
+    found = {}
+    for name, required in config.prerequisites.items():
+        built = experiment.build(required, _untrained(required))
+        state = jax.eval_shape(built.algorithm.init_state, jax.random.key(0), built.example)
+        shapes = {"params": state.params, **state.model_state}
+        zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
+        found[name] = experiment.Trained(built.model, zeros)
+    return found
+
+
+def prerequisites(
+    config: ml_collections.ConfigDict, workdir: Path
+) -> dict[str, experiment.Trained]:
+    """Returns the trained models of ``config.prerequisites``, by name.
+
+    Raises:
+      CheckpointError: one is not trained.
+    """
+    found = {}
+    for name, required in config.prerequisites.items():
+        folder = workdir / name
+        _require_checkpoints(folder)
+        check.claim_workdir(folder, required)
+        built = experiment.build(required, prerequisites(required, folder))
+        training = Training(built, folder)
+        chosen, _ = training.selected()
+        training.close()
+        variables = {"params": chosen["params"], **chosen["model_state"]}
+        found[name] = experiment.Trained(built.model, jax.device_get(variables))
+    return found
+
+
+def _require_checkpoints(workdir: Path) -> None:
+    folder = workdir / CHECKPOINTS
+    if not folder.is_dir() or not any(path.name.isdigit() for path in folder.iterdir()):
+        raise CheckpointError(
+            f"{workdir} holds no checkpoints to evaluate; run --mode=train with it first"
+        )
 
 
 def _conclude(written: dict[str, Any], workdir: Path) -> None:
@@ -118,12 +180,8 @@ def _conclude(written: dict[str, Any], workdir: Path) -> None:
 
 def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
     """Evaluates the selected parameters of the newest checkpoint on validation and test."""
-    folder = workdir / CHECKPOINTS
-    if not folder.is_dir() or not any(path.name.isdigit() for path in folder.iterdir()):
-        raise CheckpointError(
-            f"{workdir} holds no checkpoints to evaluate; run --mode=train with it first"
-        )
-    built = experiment.build(config)
+    _require_checkpoints(workdir)
+    built = experiment.build(config, prerequisites(config, workdir))
     check.claim_workdir(workdir, config)
     training = Training(built, workdir)
     try:
@@ -137,6 +195,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]
     if not training.main_process:
         return None
     cost = report.inference_cost(built, chosen["params"], chosen["model_state"])
+    (workdir / "eval").mkdir(exist_ok=True)
+    extras, artifacts = analyses.run(built, chosen, workdir / "eval")
     written = report.write(
         built,
         workdir / "eval",
@@ -149,6 +209,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]
             "weights": training.selected_weights,
         },
         curve=False,
+        extras=extras,
+        more_artifacts=artifacts,
     )
     _conclude(written, workdir / "eval")
     return written
@@ -156,7 +218,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]
 
 def measure(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
     """Measures a fresh model: counts, inference latency, and time and memory of a training step."""
-    built = experiment.build(config)
+    built = experiment.build(config, _untrained(config))
     _describe(built, workdir / "bench", "measuring")
     state = built.init_state()
     batches = data.make_train_iterator(
@@ -165,6 +227,7 @@ def measure(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] 
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        with_index=built.algorithm.needs_index,
     )
     batch = built.devices.shard(next(batches))
     mapped: Any = built.devices.map(built.algorithm.update)

@@ -160,6 +160,7 @@ class Training:
             seed=self.config.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            with_index=self.experiment.algorithm.needs_index,
         )
         if self.values["data"] is not None:
             batches.set_state(self.values["data"])

@@ -117,10 +117,11 @@ def write(
 ) -> dict[str, Any]:
     """Writes ``report.json``, ``report.md`` and, if asked, the learning curve."""
     config, dataset = experiment.config, experiment.dataset
-    artifacts = {"config": check.CONFIG_FILE, **(more_artifacts or {})}
+    artifacts = dict(more_artifacts or {})
     if curve:
         learning_curve(read_history(workdir), workdir / CURVE, title=config.name)
-        artifacts |= {"learning_curve": CURVE, "metrics": "metrics.csv"}
+        files = {"config": check.CONFIG_FILE, "learning_curve": CURVE, "metrics": "metrics.csv"}
+        artifacts = {**files, **artifacts}
     report = {
         "name": config.name,
         "status": "completed",
@@ -141,7 +142,7 @@ def write(
         "training": training,
         "environment": bench.environment(),
         "config": check.plain(config),
-        "artifacts": artifacts if curve else {},
+        "artifacts": artifacts,
         "extras": extras or {},
     }
     return write_report(workdir, report)

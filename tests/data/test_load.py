@@ -33,7 +33,7 @@ def test_train_and_validation_are_disjoint_and_test_is_apart(fraction):
 
 
 def test_the_validation_split_is_the_published_one():
-    train, validation = split_indices(1500, 0.1, 0)
+    train, validation, _ = split_indices(1500, 0.1, 0)
     order = np.random.Generator(np.random.PCG64(0)).permutation(1500)
     np.testing.assert_array_equal(validation, np.sort(order[:150]))
     # Written down, so that a change of numpy's permutation shows.

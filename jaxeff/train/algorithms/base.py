@@ -9,6 +9,7 @@ Averaging inside the differentiated function gives wrong gradients without an er
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -34,12 +35,30 @@ class Task:
       num_classes: number of classes; 0 for regression.
       length: time steps of an example; 0 if unknown.
       steps_per_epoch: batches in an epoch; 0 if there are no epochs.
+      num_examples: size of the training split; 0 if unknown.
+      num_versions: versions in which training sees each example, see `jaxeff.data.Split`; 0 if it
+        is a new one every time.
     """
 
     kind: str = "classification"
     num_classes: int = 0
     length: int = 0
     steps_per_epoch: int = 0
+    num_examples: int = 0
+    num_versions: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model that was trained before, for an algorithm that builds on it.
+
+    Attributes:
+      model: the Flax module.
+      variables: its parameters and other collections.
+    """
+
+    model: nn.Module
+    variables: Mapping[str, Any]
 
 
 class Algorithm:
@@ -65,6 +84,9 @@ class Algorithm:
     weights: tuple[str, ...] = ("live", "average")
     #: Updates of the parameters per batch.
     updates_per_batch: int = 1
+    #: Whether training batches must have ``index``, the examples' numbers in the training split, and
+    #: ``version``.
+    needs_index: bool = False
 
     def __init__(
         self,
