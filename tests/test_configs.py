@@ -12,7 +12,7 @@ from jaxeff import train
 from jaxeff.data import packaged
 from jaxeff.errors import ConfigError
 from jaxeff.eval import read_history
-from jaxeff.train import check
+from jaxeff.train import check, optim
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -180,3 +180,53 @@ def test_cifar_is_trained_as_published(name, argument, batch, decay):
     assert config.train.num_steps * batch == pytest.approx(300 * 45_000, rel=1e-4)
     boundaries = np.array(config.optim.boundaries) * 300
     np.testing.assert_array_equal(boundaries, [150, 225])
+
+
+@pytest.fixture(scope="module")
+def two_images(tmp_path_factory):
+    """A folder of images, as ImageNet is, with hardly anything in it."""
+    image = pytest.importorskip("PIL.Image").new("RGB", (40, 30))
+    root = tmp_path_factory.mktemp("folders")
+    for part, name in itertools.product(("train", "val"), ("ant", "bee")):
+        (root / "imagenet" / part / name).mkdir(parents=True)
+        image.save(root / "imagenet" / part / name / "0.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("images", "efficientnet_b0"),
+        ("images", "resnet50"),
+        ("global_cnn", "mobilenet_v3"),
+        ("si_cnn", "mobilenet_v2"),
+    ],
+)
+def test_imagenet_builds_from_folders(name, model, two_images):
+    config = MODULES[name].get_config(f"imagenet,model={model}")
+    config.data.dir = str(two_images)
+    built = train.build(config)
+    assert built.dataset.input_shape == (224, 224, 3)
+    assert built.dataset.num_classes == 2
+    assert config.train.num_steps * config.train.batch_size < 600 * 1_281_167
+
+
+def test_imagenets_optimiser_is_the_published_one():
+    """Squares start at one, epsilon is under the root, momentum is of the scaled steps."""
+    config = MODULES["images"].get_config("imagenet,model=efficientnet_b0")
+    fields = {**config.optim.to_dict(), "weight_decay": 0.0, "warmup_steps": 0}
+    optimizer = optim.build(**fields, num_steps=config.train.num_steps)
+    state = optimizer.init(np.zeros(2))
+    squares, momentum, rates = np.ones(2), np.zeros(2), []
+    epoch = config.train.num_steps / 450
+    schedule = optim.schedule(
+        "step", 0.192, config.train.num_steps, 0, config.optim.boundaries, 0.97
+    )
+    for n, gradient in enumerate([np.array([0.5, -2.0]), np.array([1.0, 0.1])]):
+        updates, state = optimizer.update(gradient, state, np.zeros(2))
+        squares = 0.9 * squares + 0.1 * gradient**2
+        momentum = 0.9 * momentum + 0.192 * gradient / np.sqrt(squares + 1e-3)
+        np.testing.assert_allclose(updates, -momentum, rtol=1e-5)
+        rates.append(float(schedule(int((2.4 * n + 1) * epoch))))
+    assert rates == pytest.approx([0.192, 0.192 * 0.97])
+    assert float(schedule(config.train.num_steps - 1)) == pytest.approx(0.192 * 0.97**187, rel=0.04)

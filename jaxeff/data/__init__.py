@@ -6,7 +6,7 @@ batches. Nothing here starts a JAX device, and TensorFlow Datasets or scikit-lea
 when a data set needs them.
 """
 
-from jaxeff.data import cifar, digits, idx, series, speech, synthetic, text
+from jaxeff.data import cifar, digits, idx, image_folder, series, speech, synthetic, text
 from jaxeff.data.base import DATASETS, Dataset, Request, Split
 from jaxeff.data.loading import load
 from jaxeff.data.pipeline import eval_batches, make_train_iterator
@@ -22,6 +22,7 @@ __all__ = [
     "digits",
     "eval_batches",
     "idx",
+    "image_folder",
     "load",
     "make_train_iterator",
     "series",

@@ -1,4 +1,4 @@
-"""Random changes of training images: crops, flips, cut-outs, RandAugment, mix-up.
+"""Random changes of training images: crops, flips, RandAugment, cut-outs, erasing, mix-up.
 
     config.data.augment = {"crop": 4, "flip": True}
 
@@ -19,7 +19,7 @@ from jaxeff.errors import ConfigError, DataError
 from jaxeff.registry import closest
 
 # Numbers of the streams that a key is split into, one per use.
-_CROP, _FLIP, _CUTOUT, _MIXUP, _RANDAUGMENT = range(5)
+_CROP, _FLIP, _CUTOUT, _MIXUP, _RANDAUGMENT, _PART, _ERASE = range(7)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +27,16 @@ class Augmentation:
     """What is done to training images, in this order; the neutral values do nothing.
 
     Attributes:
+      part: smallest share of the area, above 0, of the random part that each image is cut down to
+        and that is resized to the size of the inputs; for images that are decoded from files.
       crop: pixels of zeros around the image, of which a random part of the old size is kept.
       flip: whether every second image is mirrored left to right.
       randaugment: number of random operations of RandAugment (Cubuk et al., 2020) per image; by
         torchvision, which the extra ``augment`` installs.
       magnitude: of these operations, from 0 to 30.
       cutout: side of a square of zeros, centred anywhere on the image (DeVries, Taylor, 2017).
+      erase: probability that a random rectangle, of 2 to 33 % of the area, is filled with noise
+        (Zhong et al., 2020).
       mixup: parameter a > 0 of the Beta(a, a) share of a second training image that is blended in
         (Zhang et al., 2018). Batches then have ``mixed_labels`` and ``mixed_share``, its label and
         share, which the cross entropy weighs in.
@@ -40,11 +44,13 @@ class Augmentation:
         was computed of a version can be used again; 0 draws new changes in every epoch.
     """
 
+    part: float = 0.0
     crop: int = 0
     flip: bool = False
     randaugment: int = 0
     magnitude: int = 9
     cutout: int = 0
+    erase: float = 0.0
     mixup: float = 0.0
     versions: int = 0
 
@@ -68,8 +74,18 @@ class Augmentation:
             raise ConfigError(
                 f"config.data.augment.magnitude must be at most 30, not {built.magnitude}"
             )
-        changes = built.crop or built.flip or built.randaugment or built.cutout or built.mixup
-        return built if changes else None
+        for name in ("part", "erase"):
+            if getattr(built, name) > 1:
+                value = getattr(built, name)
+                raise ConfigError(f"config.data.augment.{name} must be at most 1, not {value}")
+        neutral = dataclasses.replace(cls(), magnitude=built.magnitude, versions=built.versions)
+        return None if built == neutral else built
+
+    def taken(self, images: Any, rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """Returns changed copies of ``images[rows]``, uint8."""
+        if not self.part:
+            return self(images[rows], keys)
+        return self(images.random_crops(rows, _stream(keys, _PART), self.part), keys)
 
     def __call__(self, images: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """Returns changed copies of uint8 images ``[batch, height, width, channels]``."""
@@ -82,6 +98,8 @@ class Augmentation:
             images = self._randaugmented(images, _stream(keys, _RANDAUGMENT))
         if self.cutout:
             images = _cut(images, self.cutout, _stream(keys, _CUTOUT))
+        if self.erase:
+            images = _erased(images, self.erase, _stream(keys, _ERASE))
         return images
 
     def partners(self, keys: np.ndarray, examples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -138,3 +156,21 @@ def _cut(images: np.ndarray, side: int, keys: np.ndarray) -> np.ndarray:
     in_columns = (columns >= left[:, None]) & (columns < left[:, None] + side)
     hole = in_rows[:, :, None, None] & in_columns[:, None, :, None]
     return np.where(hole, np.zeros((), images.dtype), images)
+
+
+def _erased(images: np.ndarray, probability: float, keys: np.ndarray) -> np.ndarray:
+    _, height, width, channels = images.shape
+    drawn = counter_rng.uniform(keys, 5).astype(np.float64)
+    area = (0.02 + (1 / 3 - 0.02) * drawn[:, 1]) * height * width
+    ratio = np.exp((2 * drawn[:, 2] - 1) * np.log(1 / 0.3))  # of the sides, in [0.3, 1 / 0.3]
+    heights = np.minimum(np.sqrt(area * ratio), height).astype(int)
+    widths = np.minimum(np.sqrt(area / ratio), width).astype(int)
+    tops = (drawn[:, 3] * (height - heights + 1)).astype(int)
+    lefts = (drawn[:, 4] * (width - widths + 1)).astype(int)
+    images = images.copy()
+    for i in np.flatnonzero(drawn[:, 0] < probability):
+        h, w = heights[i], widths[i]
+        noise = counter_rng.words(keys[i : i + 1], h * w * channels + 5)[0, 5:]
+        hole = (noise >> np.uint64(56)).astype(np.uint8).reshape(h, w, channels)
+        images[i, tops[i] : tops[i] + h, lefts[i] : lefts[i] + w] = hole
+    return images

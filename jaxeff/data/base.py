@@ -123,7 +123,8 @@ class ArraySplit(Split):
     """Images held in memory as uint8, scaled and viewed when taken.
 
     Attributes:
-      images: uint8 [all examples, height, width, channels], shared by splits.
+      images: uint8 [all examples, height, width, channels], shared by splits; or what behaves like
+        such an array when indexed by rows.
       labels: int32 [all examples].
       indices: rows of ``images`` that belong to this split, int64 [examples].
       scale: float32 [channels]; an input is ``image * scale + offset``.
@@ -173,14 +174,14 @@ class ArraySplit(Split):
     def _augmented(
         self, augment: Augmentation, rows: np.ndarray, keys: np.ndarray
     ) -> dict[str, np.ndarray]:
-        inputs = self._scaled(augment(self.images[rows], keys))
+        inputs = self._scaled(augment.taken(self.images, rows, keys))
         batch = {"inputs": inputs, "labels": self.labels[rows]}
         if not augment.mixup:
             return batch
         numbers, shares = augment.partners(keys, len(self.indices))
         others = self.indices[numbers]
         # The partner's own changes are drawn from the key's complement.
-        blended = self._scaled(augment(self.images[others], ~keys))
+        blended = self._scaled(augment.taken(self.images, others, ~keys))
         inputs += shares[:, None, None, None] * (blended - inputs)
         return {**batch, "mixed_labels": self.labels[others], "mixed_share": shares}
 

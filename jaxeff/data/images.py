@@ -22,6 +22,7 @@ class ImageArrays:
       test_images: as ``train_images``.
       test_labels: as ``train_labels``.
       origin: where the data came from, a phrase for the description.
+      moments: mean and deviation of the channels, where they are known; None measures them.
     """
 
     train_images: np.ndarray
@@ -29,6 +30,7 @@ class ImageArrays:
     test_images: np.ndarray
     test_labels: np.ndarray
     origin: str
+    moments: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def split_indices(
@@ -64,7 +66,11 @@ def moments(images: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def affine(
-    images: np.ndarray, train: np.ndarray, normalize: str, maximum: int
+    images: np.ndarray,
+    train: np.ndarray,
+    normalize: str,
+    maximum: int,
+    known: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns scale and offset, float32 [channels], that normalise the images.
 
@@ -73,6 +79,7 @@ def affine(
       train: rows to measure; never validation or test rows.
       normalize: "unit" (values in [0, 1]) or "standard" (mean 0, standard deviation 1 per channel).
       maximum: byte value that "unit" maps to 1.
+      known: mean and deviation per channel, if they need not be measured.
 
     Raises:
       ConfigError: another ``normalize``.
@@ -84,7 +91,7 @@ def affine(
         raise ConfigError(
             f"config.data.normalize must be one of {', '.join(NORMALIZERS)}, not '{normalize}'"
         )
-    mean, deviation = moments(images, train)
+    mean, deviation = known or moments(images, train)
     scale = 1 / np.maximum(deviation, 1e-6)  # a constant channel stays finite
     return scale.astype(np.float32), (-mean * scale).astype(np.float32)
 
@@ -128,7 +135,13 @@ def image_dataset(
             f"config.data.augment changes images, but config.data.view reads them as sequences "
             f"({request.view_label}); leave one of them out"
         )
-    scale, offset = affine(arrays.train_images, train, normalize, maximum)
+    parts = request.augment is not None and request.augment.part
+    if parts and not hasattr(arrays.train_images, "random_crops"):
+        raise ConfigError(
+            f"config.data.augment.part is for images decoded from files, and those of '{name}' are "
+            "in memory at one size; use augment.crop"
+        )
+    scale, offset = affine(arrays.train_images, train, normalize, maximum, arrays.moments)
     shape = tuple(arrays.train_images.shape[1:])
     input_shape = request.view.shape(shape) if request.view is not None else shape
     train_part = (arrays.train_images, arrays.train_labels.astype(np.int32))
