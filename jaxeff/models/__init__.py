@@ -1,6 +1,6 @@
 """Models composed from the package's layers."""
 
-from jaxeff.models import densenet, mobilenet, resnet, xception
+from jaxeff.models import densenet, encoder, mobilenet, resnet, xception
 from jaxeff.models.base import MODELS
 from jaxeff.models.convnet import ConvNet
 from jaxeff.models.designs import DESIGNS
@@ -12,6 +12,7 @@ __all__ = [
     "ConvNet",
     "SequenceModel",
     "densenet",
+    "encoder",
     "mobilenet",
     "resnet",
     "xception",

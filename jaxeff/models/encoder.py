@@ -1,0 +1,344 @@
+"""Pretrained text encoders (BERT, RoBERTa, MiniLM, DistilBERT) with bottlenecks between layers.
+
+Devlin et al., "BERT", 2019; Liu et al., "RoBERTa", 2019. `jaxeff.models.pretrained` loads weights.
+With no cut and full depth the network is the pretrained one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxeff.errors import ConfigError
+from jaxeff.layers.bottleneck import Bottleneck, check, shortened
+from jaxeff.models.base import MODELS
+from jaxeff.typing import Array, Dtype
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": jax.nn.gelu,
+    "relu": jax.nn.relu,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderShape:
+    """Sizes of a pretrained encoder.
+
+    Attributes:
+      vocabulary: tokens.
+      width: features of a token.
+      layers: layers.
+      heads: attention heads.
+      hidden: inner width of the feed-forward part.
+      positions: rows of the table of positions.
+      first_position: row of the first token; RoBERTa's tables begin with rows for padding.
+      types: token types; 0 has none.
+      epsilon: of the layer normalisation.
+      activation: a name in `ACTIVATIONS`.
+      dropout: rate in training.
+    """
+
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    positions: int = 512
+    first_position: int = 0
+    types: int = 2
+    epsilon: float = 1e-12
+    activation: str = "gelu"
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"width {self.width} must be a multiple of the {self.heads} heads")
+        if self.activation not in ACTIVATIONS:
+            raise ConfigError(
+                f"activation must be one of {', '.join(ACTIVATIONS)}, not {self.activation!r}"
+            )
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that a text may have."""
+        return self.positions - self.first_position
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How deep an encoder is and where its sequences are shortened.
+
+    Attributes:
+      depth: layers used, from the first.
+      cuts: pairs (l, k): behind layer l, counted from 1, the length is divided by k.
+      keep_first: tokens at the start that no cut touches.
+      kind: of the bottlenecks, see `jaxeff.layers.bottleneck.Bottleneck`.
+      pooled_queries: whether the layer after a cut still has keys and values of the longer
+        sequence, as in Dai et al., "Funnel-Transformer", 2020.
+    """
+
+    depth: int
+    cuts: tuple[tuple[int, int], ...] = ()
+    keep_first: int = 0
+    kind: str = "linear"
+    pooled_queries: bool = False
+
+    def __post_init__(self) -> None:
+        places = [place for place, _ in self.cuts]
+        if places != sorted(set(places)) or any(not 0 < p < self.depth for p in places):
+            raise ConfigError(
+                f"cuts must lie behind layers 1 to {self.depth - 1}, each once and in order, not "
+                f"behind {places}"
+            )
+        for _, factor in self.cuts:
+            check(self.kind, factor)
+        if self.keep_first < 0:
+            raise ConfigError(f"keep_first must not be negative, not {self.keep_first}")
+
+    def lengths(self, length: int) -> list[tuple[int, int]]:
+        """Returns the numbers of queries and of keys of every layer, for ``length`` tokens."""
+        found, factors = [], dict(self.cuts)
+        for layer in range(self.depth):
+            before = length
+            length = shortened(length, factors.get(layer, 1), self.keep_first)
+            found.append((length, before if self.pooled_queries else length))
+        return found
+
+    def macs(self, shape: EncoderShape, length: int) -> int:
+        """Returns the multiply-adds of the layers' matrix products, without the bottlenecks."""
+        d = shape.width
+        return sum(
+            2 * q * d * d + 2 * k * d * d + 2 * q * k * d + 2 * q * d * shape.hidden
+            for q, k in self.lengths(length)
+        )
+
+
+class TransformerLayer(nn.Module):
+    """Attention and a feed-forward part, each with a skip and a layer normalisation behind it.
+
+    Attributes:
+      shape: sizes.
+      dtype: of the computation; softmax and normalisation are in float32.
+    """
+
+    shape: EncoderShape
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Array,
+        weight: Array,
+        *,
+        memory: tuple[Array, Array] | None = None,
+        train: bool = False,
+    ) -> Array:
+        """Returns the next ``[batch, length, width]``.
+
+        Args:
+          tokens: ``[batch, length, width]``, the queries.
+          weight: ``[batch, length]``; a token counts as so many in the attention.
+          memory: tokens and weights of keys and values, if they are not the queries'.
+          train: whether to drop.
+        """
+        shape = self.shape
+        drop = nn.Dropout(shape.dropout, deterministic=not train)
+        dense = functools.partial(nn.Dense, dtype=self.dtype)
+        norm = functools.partial(nn.LayerNorm, epsilon=shape.epsilon, dtype=self.dtype)
+        project = dense(3 * shape.width, name="query_key_value")
+        query, key, value = jnp.split(project(tokens), 3, axis=-1)
+        if memory is not None:
+            longer, weight = memory
+            _, key, value = jnp.split(project(longer), 3, axis=-1)
+        mixed = attention(query, key, value, weight, shape.heads)
+        tokens = norm(name="norm_attention")(tokens + drop(dense(shape.width, name="out")(mixed)))
+        inner = ACTIVATIONS[shape.activation](dense(shape.hidden, name="inner")(tokens))
+        return norm(name="norm_output")(tokens + drop(dense(shape.width, name="outer")(inner)))
+
+
+def attention(query: Array, key: Array, value: Array, weight: Array, heads: int) -> Array:
+    """Scaled dot-product attention in which key j counts ``weight[j]`` times; padding has 0.
+
+    Args:
+      query: ``[batch, queries, width]``.
+      key: ``[batch, keys, width]``.
+      value: as ``key``.
+      weight: ``[batch, keys]``.
+      heads: number of heads.
+
+    Returns:
+      ``[batch, queries, width]``.
+    """
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in (query, key, value))
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) / math.sqrt(q.shape[-1])
+    w = weight.astype(jnp.float32)
+    bias = jnp.where(w > 0, jnp.log(jnp.maximum(w, 1e-30)), jnp.finfo(jnp.float32).min)
+    shares = jax.nn.softmax(scores + bias[:, None, None, :], axis=-1).astype(v.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", shares, v).reshape(query.shape)
+
+
+class Encoder(nn.Module):
+    """Embeddings and transformer layers, with bottlenecks between them.
+
+    Attributes:
+      shape: sizes.
+      plan: depth and cuts.
+      dtype: of the computation.
+    """
+
+    shape: EncoderShape
+    plan: Plan
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Array,
+        *,
+        mask: Array | None = None,
+        types: Array | None = None,
+        train: bool = False,
+    ) -> tuple[Array, Array]:
+        """Encodes.
+
+        Args:
+          tokens: integers ``[batch, length]``.
+          mask: ``[batch, length]``, non-zero where a token is real; None means everywhere.
+          types: integers ``[batch, length]``; None is type 0 everywhere.
+          train: whether to drop.
+
+        Returns:
+          ``[batch, length', width]`` and the tokens' weights ``[batch, length']``.
+
+        Raises:
+          ValueError: inputs of another shape, or longer than the table of positions.
+        """
+        shape, plan = self.shape, self.plan
+        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise ValueError(
+                f"an encoder takes integers [batch, length], not {tokens.shape} of {tokens.dtype}"
+            )
+        length = tokens.shape[1]
+        if length > shape.max_length:
+            raise ValueError(f"{length} tokens are more than the encoder's {shape.max_length}")
+        if not 0 < plan.depth <= shape.layers:
+            raise ValueError(f"a depth of {plan.depth} does not fit the {shape.layers} layers")
+        weight = jnp.ones(tokens.shape) if mask is None else (mask > 0).astype(jnp.float32)
+        x = self._embedded(tokens, types)
+        x = nn.LayerNorm(epsilon=shape.epsilon, dtype=self.dtype, name="norm_embeddings")(x)
+        x = nn.Dropout(shape.dropout, deterministic=not train)(x)
+        factors = dict(plan.cuts)
+        for number in range(plan.depth):
+            memory = None
+            if number in factors:
+                cut = Bottleneck(
+                    factors[number], plan.kind, plan.keep_first, self.dtype, name=f"cut_{number}"
+                )
+                memory = (x, weight) if plan.pooled_queries else None
+                x, weight = cut(x, weight)
+            layer = TransformerLayer(shape, self.dtype, name=f"layer_{number}")
+            x = layer(x, weight, memory=memory, train=train)
+        return x, weight
+
+    def _embedded(self, tokens: Array, types: Array | None) -> Array:
+        shape, length = self.shape, tokens.shape[1]
+
+        def table(rows, name):
+            init = nn.initializers.normal(0.02)
+            return self.param(name, init, (rows, shape.width)).astype(self.dtype)
+
+        positions = table(shape.positions, "positions")
+        x = jnp.take(table(shape.vocabulary, "tokens"), tokens, axis=0)
+        x = x + positions[None, shape.first_position : shape.first_position + length]
+        if shape.types:
+            kinds = table(shape.types, "types")
+            x = x + (kinds[:1][None] if types is None else jnp.take(kinds, types, axis=0))
+        return x
+
+
+class TextClassifier(nn.Module):
+    """An encoder, the mean of its tokens, or its first token if that is kept, and a linear layer.
+
+    Attributes:
+      encoder: the encoder.
+      num_outputs: width of the output.
+      dtype: of the computation.
+    """
+
+    encoder: Encoder
+    num_outputs: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: Array, *, train: bool = False, mask: Array | None = None) -> Array:
+        """Maps integers ``[batch, length]`` to ``[batch, num_outputs]``; see `Encoder`."""
+        tokens, weight = self.encoder(inputs, mask=mask, train=train)
+        if self.encoder.plan.keep_first:
+            pooled = tokens[:, 0]
+        else:
+            pooled = masked_mean(tokens, weight)
+        pooled = nn.Dropout(self.encoder.shape.dropout, deterministic=not train)(pooled)
+        self.sow("intermediates", "penultimate", pooled)
+        start = nn.initializers.normal(0.02)
+        return nn.Dense(self.num_outputs, dtype=self.dtype, kernel_init=start, name="classifier")(
+            pooled
+        )
+
+
+def masked_mean(tokens: Array, weight: Array) -> Array:
+    """Returns the weighted mean ``[batch, width]`` of tokens ``[batch, length, width]``."""
+    w = weight.astype(tokens.dtype)
+    total = jnp.maximum(jnp.sum(w, axis=1), 1)[:, None]
+    return jnp.einsum("bld,bl->bd", tokens, w) / total
+
+
+@MODELS.register("encoder")
+def encoder(
+    *,
+    num_outputs: int,
+    shape: Mapping[str, Any],
+    depth: int = 0,
+    cuts: Sequence[Sequence[int]] = (),
+    keep_first: int = 0,
+    kind: str = "linear",
+    pooled_queries: bool = False,
+    dtype: str = "float32",
+) -> TextClassifier:
+    """Builds a `TextClassifier`.
+
+    Args:
+      num_outputs: classes.
+      shape: fields of `EncoderShape`.
+      depth: layers used; 0 is all.
+      cuts: see `Plan`, as are the next three.
+      keep_first: tokens that pass.
+      kind: of the bottlenecks.
+      pooled_queries: see `Plan`.
+      dtype: of the computation.
+
+    Raises:
+      ConfigError: sizes that do not fit each other.
+    """
+    try:
+        sizes = EncoderShape(**shape)
+    except TypeError as error:
+        raise ConfigError(f"config.model.shape: {error}") from error
+    plan = Plan(
+        depth or sizes.layers,
+        tuple((int(place), int(factor)) for place, factor in cuts),
+        keep_first,
+        kind,
+        pooled_queries,
+    )
+    if plan.depth > sizes.layers:
+        raise ConfigError(f"depth must be at most the {sizes.layers} layers, not {plan.depth}")
+    kinds = jnp.dtype(dtype)
+    return TextClassifier(Encoder(sizes, plan, kinds), num_outputs, kinds)
