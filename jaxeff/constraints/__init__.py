@@ -1,0 +1,32 @@
+"""Distributionally constrained learning: statistics held to levels by Lagrange multipliers."""
+
+from jaxeff.constraints.dual import DUAL_STEPS, DualStep
+from jaxeff.constraints.lagrangian import (
+    Constraint,
+    DualState,
+    Evaluation,
+    Mean,
+    Settings,
+    constrained,
+    init_duals,
+    penalty,
+)
+from jaxeff.constraints.library import CONSTRAINTS, Forward, Reweighting
+from jaxeff.constraints.schedules import level_schedule
+
+__all__ = [
+    "CONSTRAINTS",
+    "DUAL_STEPS",
+    "Constraint",
+    "DualState",
+    "DualStep",
+    "Evaluation",
+    "Forward",
+    "Mean",
+    "Reweighting",
+    "Settings",
+    "constrained",
+    "init_duals",
+    "level_schedule",
+    "penalty",
+]

@@ -1,0 +1,28 @@
+"""Distillation as functions of logits, features and gates; training is `jaxeff.train`'s."""
+
+from jaxeff.distill.classic import dkd, hint, kd
+from jaxeff.distill.disk import VARIANTS, Cosine, Disk, top_classes, variant
+from jaxeff.distill.gates import GATES, AutoGate, MapGate, MLPGate
+from jaxeff.distill.losses import LOSSES
+from jaxeff.distill.seen import Seen
+from jaxeff.distill.water_filling import closed_form_gate, gate_at, water_price
+
+__all__ = [
+    "GATES",
+    "LOSSES",
+    "VARIANTS",
+    "AutoGate",
+    "Cosine",
+    "Disk",
+    "MLPGate",
+    "MapGate",
+    "Seen",
+    "closed_form_gate",
+    "dkd",
+    "gate_at",
+    "hint",
+    "kd",
+    "top_classes",
+    "variant",
+    "water_price",
+]

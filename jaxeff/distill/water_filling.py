@@ -1,0 +1,83 @@
+"""The gate of selective distillation in closed form: a batch's budget of help is poured like water.
+
+A learned gate approximates what one batch knows exactly: which help lowers its loss most within the
+budget. With the student's geometric mean probability ``q = exp(-CE)`` of the teacher's classes, by
+the cross entropy CE with the teacher's target, the lifted loss of an example is at most
+
+    -log(q + g) + log(1 + h g),          h kept classes, or 0 where nothing is normalised
+
+(with equality for a target of one class; Jensen). The gate minimises the sum of these bounds
+subject to ``sum(g b) <= allowed`` and ``0 <= g <= 1``, where b is what an example's help costs per
+unit.
+The problem splits by example once the price of help is known: the stationary g is the root of a
+quadratic, and the price is where the total meets what is allowed.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxeff.typing import Array
+
+_LEAST = 1e-20  # probability and need below which an example is as one at this value
+_HALVINGS = 50
+
+
+def gate_at(price: Array, cross_entropy: Array, need: Array, kept: Array) -> Array:
+    """Returns every example's best gate ``[batch]``, in [0, 1], at a price of help.
+
+    Args:
+      price: a positive scalar.
+      cross_entropy: of the student with the teacher's target, ``[batch]``.
+      need: what one unit of an example's gate costs, ``[batch]``.
+      kept: classes that the gate lifts, ``[batch]``; 0 where the sum is not normalised.
+    """
+    own = jnp.maximum(jnp.exp(-cross_entropy), _LEAST)
+    # (own + g)(1 + kept g) = right, whose root in g is written without cancellation.
+    right = (1 - own * kept) / (price * jnp.maximum(need, _LEAST))
+    linear = 1 + own * kept
+    root = jnp.sqrt(jnp.maximum(linear**2 + 4 * kept * (right - own), 0))
+    return jnp.clip(2 * (right - own) / (linear + root), 0, 1)
+
+
+def water_price(
+    cross_entropy: Array, need: Array, kept: Array, allowed: Array, weight: Array
+) -> Array:
+    """Returns the lowest price at which a batch's help stays within what is allowed.
+
+    Args:
+      cross_entropy: see `gate_at`, as are the next two.
+      need: cost per unit of gate.
+      kept: lifted classes.
+      allowed: total of ``weight * gate * need``, a scalar.
+      weight: of the examples, ``[batch]``.
+    """
+    own = jnp.maximum(jnp.exp(-cross_entropy), _LEAST)
+    value = (1 - own * kept) / jnp.maximum(need, _LEAST)
+    wanted = value > 0
+    # Below the first every gate is 1, above the second every gate is 0.
+    least = jnp.min(jnp.where(wanted, value / ((1 + own) * (1 + kept)), jnp.inf))
+    most = jnp.max(jnp.where(wanted, value / own, 0))
+    low, high = jnp.where(wanted.any(), jnp.log(jnp.stack([least, most])), 0)
+
+    def spends_too_much(log_price):
+        gate = gate_at(jnp.exp(log_price), cross_entropy, need, kept)
+        return jnp.sum(weight * gate * need) > allowed
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        too_much = spends_too_much(middle)
+        return jnp.where(too_much, middle, low), jnp.where(too_much, high, middle)
+
+    _, high = jax.lax.fori_loop(0, _HALVINGS, halve, (low, high))
+    return jnp.exp(high)
+
+
+def closed_form_gate(
+    cross_entropy: Array, need: Array, kept: Array, allowed: Array, weight: Array
+) -> Array:
+    """Returns the gate ``[batch]`` of a whole batch; see `water_price` for the arguments."""
+    price = water_price(cross_entropy, need, kept, allowed, weight)
+    return gate_at(price, cross_entropy, need, kept)

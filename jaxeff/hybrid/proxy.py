@@ -1,0 +1,120 @@
+"""What a router is trained for, and how base and expert share the examples.
+
+Kag, Fedorov, Gangrade, Whatmough, Saligrama, "Efficient Edge Inference by Selective Query", ICLR
+2023. A router r(x) in {0, 1} keeps an input with the base b or sends it to the expert g. Queries
+are worth their price where the base is wrong and the expert right, so that is the proxy label
+
+    o(x) = 1{b(x) != g(x) = y}
+
+and base and expert are trained with weights 2 - r and 1 + r. A router's logit is that of a query
+everywhere in this package; the authors' code has the opposite sign.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxeff.errors import ConfigError
+from jaxeff.typing import Array
+
+PENALTIES = ("corrected", "printed", "released")
+
+
+def correct(logits: Array, labels: Array) -> Array:
+    """Whether the largest of the logits ``[..., classes]`` is the label's, ``[...]``."""
+    return jnp.argmax(logits, axis=-1) == labels
+
+
+def query_target(base_correct: Array, expert_correct: Array) -> Array:
+    """Returns o as booleans ``[batch]``: the base is wrong and the expert right."""
+    return ~base_correct & expert_correct
+
+
+def stay_target(base_correct: Array, expert_correct: Array) -> Array:
+    """Returns 1 - o, the label of the authors' code: the base is right or the expert wrong."""
+    return ~query_target(base_correct, expert_correct)
+
+
+def difference_target(base_correct: Array, expert_correct: Array) -> Array:
+    """Returns 1{g = y} - 1{b = y} in {-1, 0, 1}, float32 ``[batch]``.
+
+    Its conditional mean is what a query gains, so the optimal rule queries where it exceeds the
+    price (Jitkrittum et al., "When Does Confidence-Based Cascade Deferral Suffice?", 2023). The
+    binary label knows nothing of the cases in which the query does harm.
+    """
+    return expert_correct.astype(jnp.float32) - base_correct.astype(jnp.float32)
+
+
+def agreement_oracle(base_labels: Array, expert_labels: Array) -> Array:
+    """Queries where the two predictions differ."""
+    return base_labels != expert_labels
+
+
+def margin_oracle(base_correct: Array, expert_correct: Array) -> Array:
+    """Queries where only the expert is right, the fewest queries of the best accuracy."""
+    return query_target(base_correct, expert_correct)
+
+
+def upper_oracle(base_correct: Array) -> Array:
+    """Queries wherever the base is wrong."""
+    return ~base_correct
+
+
+def base_weights(queried: Array) -> Array:
+    """Returns 2 - r, a constant for gradients: 2 on the base's own region and 1 elsewhere."""
+    return 2.0 - jax.lax.stop_gradient(queried)
+
+
+def expert_weights(queried: Array) -> Array:
+    """Returns 1 + r, a constant for gradients: 2 on the expert's own region and 1 elsewhere."""
+    return 1.0 + jax.lax.stop_gradient(queried)
+
+
+def weighted_mean(losses: Array, weights: Array, *, released: bool = False) -> Array:
+    """Returns mean(w l) of ``[batch]`` arrays.
+
+    ``released`` gives the authors' mean(w) mean(l) instead: their weights ``[batch, 1]`` broadcast
+    against the losses ``[batch]``, so that which example has which weight is lost.
+    """
+    if released:
+        return jnp.mean(weights) * jnp.mean(losses)
+    return jnp.mean(weights * losses)
+
+
+def smoothed_cross_entropy(logits: Array, labels: Array, smoothing: float = 0.1) -> Array:
+    """Returns cross entropies ``[batch]`` against labels of which a share is spread evenly."""
+    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing))
+
+
+def router_losses(query_logits: Array, queried: Array) -> Array:
+    """Returns binary cross entropies ``[batch]`` of logits against proxy labels o."""
+    return optax.sigmoid_binary_cross_entropy(query_logits, queried.astype(query_logits.dtype))
+
+
+def difference_losses(query_scores: Array, difference: Array) -> Array:
+    """Returns squared errors ``[batch]`` of scores against `difference_target`."""
+    return jnp.square(query_scores - difference.astype(query_scores.dtype))
+
+
+def coverage_penalty(query_logits: Array, coverage: float, *, form: str = "corrected") -> Array:
+    """Returns how far a batch's logits ``[batch]`` are from keeping the share ``coverage``.
+
+    Args:
+      query_logits: the router's.
+      coverage: c, the share to keep.
+      form: "corrected" is (c - mean(1 - sigma))_+, for the constraint that coverage be at least c;
+        "printed" has the sign of the authors' poster, (mean(1 - sigma) - c)_+, which punishes too
+        much coverage; "released" is their code, the printed one on raw logits.
+
+    Raises:
+      ConfigError: another form.
+    """
+    if form not in PENALTIES:
+        raise ConfigError(f"penalty must be one of {', '.join(PENALTIES)}, not {form!r}")
+    if form == "released":
+        return jax.nn.relu(jnp.mean(-query_logits) - coverage)
+    kept = jnp.mean(jax.nn.sigmoid(-query_logits))
+    return jax.nn.relu(coverage - kept if form == "corrected" else kept - coverage)

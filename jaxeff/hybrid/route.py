@@ -1,0 +1,281 @@
+"""Routing that saves time: later stages run on the rows that ask for them, in buckets of few sizes.
+
+A compiled program has static shapes, so a batch's queries are gathered into a bucket, the smallest
+of at most eight sizes that holds them. The later stage runs once on the bucket, and its outputs are
+scattered back. A `Cascade` compiles one program per stage and size. The number of queries is read
+on the host between the stages; nothing else is.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxeff.errors import ConfigError
+from jaxeff.typing import Array
+
+#: Programs per stage, at most.
+BUCKETS = 8
+
+
+def bucket_sizes(batch: int, limit: int | None = None) -> tuple[int, ...]:
+    """Returns the sizes of a batch's buckets: eighths of it, up to ``limit`` rows."""
+    sizes = {math.ceil(batch * part / BUCKETS) for part in range(1, BUCKETS + 1)}
+    limit = batch if limit is None else min(limit, batch)
+    return tuple(sorted({min(size, limit) for size in sizes} - {0}))
+
+
+def bucket(rows: int, sizes: Sequence[int]) -> int:
+    """Returns the smallest size that holds the rows, or the largest; 0 for no rows or no sizes."""
+    if not rows or not sizes:
+        return 0
+    return next((size for size in sizes if size >= rows), sizes[-1])
+
+
+def by_priority(scores: Array, wanted: Array) -> Array:
+    """Returns the rows ``[batch]``: the wanted first, by falling score, equal ones by index."""
+    return jnp.lexsort((-scores, ~wanted))
+
+
+def gather(
+    payload: Any, rows: Array, scores: Array, wanted: Array, capacity: int
+) -> tuple[Any, Array, Array]:
+    """Gathers the ``capacity`` rows that come first by priority.
+
+    Args:
+      payload: tree of arrays ``[rows, ...]``.
+      rows: their numbers in the batch.
+      scores: their priorities.
+      wanted: which of them ask to go on; rows that do not fill up the bucket.
+      capacity: size of the bucket.
+
+    Returns:
+      payload, numbers in the batch, and which of the gathered rows are wanted.
+    """
+    first = by_priority(scores, wanted)[:capacity]
+    return jax.tree.map(lambda a: a[first], payload), rows[first], wanted[first]
+
+
+def scatter(old: Array, rows: Array, wanted: Array, new: Array) -> Array:
+    """Returns ``old [batch, ...]`` with its wanted rows replaced by ``new [capacity, ...]``."""
+    return old.at[jnp.where(wanted, rows, len(old))].set(new.astype(old.dtype), mode="drop")
+
+
+def route(
+    expert: Callable[[Any], Array],
+    payload: Any,
+    outputs: Array,
+    scores: Array,
+    wanted: Array,
+    capacity: int,
+) -> tuple[Array, Array]:
+    """Lets the expert answer at most ``capacity`` of the wanted rows; for use inside ``jit``.
+
+    Returns:
+      outputs ``[batch, ...]`` and which rows the expert answered, booleans ``[batch]``.
+    """
+    rows = jnp.arange(len(scores))
+    taken, rows, wanted = gather(payload, rows, scores, wanted, capacity)
+    answered = scatter(jnp.zeros(len(scores), bool), rows, wanted, jnp.ones(capacity, bool))
+    return scatter(outputs, rows, wanted, expert(taken)), answered
+
+
+class Stage(NamedTuple):
+    """A stage of a cascade.
+
+    Attributes:
+      call: maps ``(variables, payload)`` to outputs ``[rows, ...]``, scores ``[rows]`` that are
+        high where the next stage should be asked, and the next stage's payload, a tree of arrays
+        ``[rows, ...]``. The first payload is the inputs. The last stage's scores are not used.
+      variables: its parameters and other collections.
+    """
+
+    call: Callable[[Any, Any], tuple[Array, Array, Any]]
+    variables: Any
+
+
+class Routed(NamedTuple):
+    """Answers to a batch.
+
+    Attributes:
+      outputs: of the stage that answered, ``[batch, ...]``.
+      answered_by: number of that stage, int32 ``[batch]``.
+      scores: of the first stage, ``[batch]``.
+      reached: rows that each stage answered or passed on; padding is in none of them.
+      overflow: rows that asked for a stage without a place for them, and kept their answer.
+    """
+
+    outputs: Array
+    answered_by: Array
+    scores: Array
+    reached: tuple[int, ...]
+    overflow: int
+
+
+class _Progress(NamedTuple):
+    """What one stage hands to the next."""
+
+    outputs: Array
+    answered_by: Array
+    rows: Array
+    scores: Array
+    wanted: Array
+    asked: Array
+    payload: Any
+
+
+class Cascade:
+    """Stages, each of which runs only on the rows whose score there exceeds a threshold.
+
+    The first stage runs on every row. The rows that go on by priority of their scores, equal ones
+    by index, are as many as have a place.
+
+    Args:
+      stages: the stages, cheapest first.
+      thresholds: one fewer than the stages; rows with a score above go on.
+      limits: most rows of a batch that each later stage may get; None does not limit.
+
+    Raises:
+      ConfigError: numbers of stages, thresholds and limits that do not fit.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        thresholds: Sequence[float],
+        limits: Sequence[int | None] | None = None,
+    ):
+        later = len(stages) - 1
+        self.thresholds = tuple(thresholds)
+        self.limits = (None,) * later if limits is None else tuple(limits)
+        if later < 0 or len(self.thresholds) != later or len(self.limits) != later:
+            raise ConfigError(
+                f"{len(stages)} stages need {max(later, 0)} thresholds and limits, not "
+                f"{len(self.thresholds)} and {len(self.limits)}"
+            )
+        self._variables = [jax.device_put(stage.variables) for stage in stages]
+        self._first = jax.jit(functools.partial(_first, stages[0].call))
+        self._gather = jax.jit(gather, static_argnames="capacity")
+        # The outputs so far are updated in place.
+        self._later: list[Any] = [
+            jax.jit(functools.partial(_later, stage.call, number), donate_argnums=(1, 2))
+            for number, stage in enumerate(stages[1:], 1)
+        ]
+
+    @property
+    def programs(self) -> list[int]:
+        """Programs compiled so far for each later stage."""
+        return [step._cache_size() for step in self._later]
+
+    def __call__(self, inputs: Any, valid: Any = None, **options: Any) -> Routed:
+        """Answers one batch; see `start` for the arguments."""
+        return self.finish(self.start(inputs, valid, **options))
+
+    def stream(self, batches: Iterable[tuple[Any, Any]]) -> Iterator[Routed]:
+        """Answers ``(inputs, valid)``, each after dispatching the first stage of the next."""
+        before = None
+        for inputs, valid in batches:
+            now = self.start(inputs, valid)
+            if before is not None:
+                yield self.finish(before)
+            before = now
+        if before is not None:
+            yield self.finish(before)
+
+    def start(
+        self,
+        inputs: Any,
+        valid: Any = None,
+        *,
+        thresholds: Sequence[float] | None = None,
+        limits: Sequence[int | None] | None = None,
+    ) -> Any:
+        """Dispatches the first stage and waits for nothing.
+
+        Args:
+          inputs: tree of arrays ``[batch, ...]``.
+          valid: booleans ``[batch]``, False in rows of padding, which never go on; None is all.
+          thresholds: in the place of the cascade's own.
+          limits: in the place of the cascade's own.
+        """
+        batch = len(jax.tree.leaves(inputs)[0])
+        valid = np.ones(batch, bool) if valid is None else np.asarray(valid)
+        thresholds = self.thresholds if thresholds is None else tuple(thresholds)
+        limits = self.limits if limits is None else tuple(limits)
+        first = thresholds[0] if thresholds else np.inf
+        progress = self._first(self._variables[0], inputs, valid, float(first))
+        return progress, valid, thresholds, limits
+
+    def finish(self, started: Any) -> Routed:
+        """Runs the later stages of a started batch."""
+        progress, valid, thresholds, limits = started
+        batch, scores = len(valid), progress.scores
+        reached, overflow = [int(np.sum(valid))], 0
+        for number, step in enumerate(self._later):
+            asked = int(progress.asked)
+            capacity = bucket(asked, bucket_sizes(batch, limits[number]))
+            overflow += max(asked - capacity, 0)
+            reached.append(min(asked, capacity))
+            if not capacity:
+                break
+            payload, rows, wanted = self._gather(
+                progress.payload, progress.rows, progress.scores, progress.wanted, capacity=capacity
+            )
+            last = number + 1 == len(thresholds)
+            threshold = np.inf if last else float(thresholds[number + 1])
+            progress = step(
+                self._variables[number + 1],
+                progress.outputs,
+                progress.answered_by,
+                payload,
+                rows,
+                wanted,
+                threshold,
+            )
+        reached += [0] * (len(self._variables) - len(reached))
+        return Routed(progress.outputs, progress.answered_by, scores, tuple(reached), overflow)
+
+
+def _first(call: Any, variables: Any, inputs: Any, valid: Array, threshold: Array) -> _Progress:
+    outputs, scores, payload = call(variables, inputs)
+    wanted = (scores > threshold) & valid
+    batch = len(valid)
+    return _Progress(
+        outputs,
+        jnp.zeros(batch, jnp.int32),
+        jnp.arange(batch),
+        scores,
+        wanted,
+        jnp.sum(wanted),
+        payload,
+    )
+
+
+def _later(
+    call: Any,
+    number: int,
+    variables: Any,
+    outputs: Array,
+    answered_by: Array,
+    payload: Any,
+    rows: Array,
+    taken: Array,
+    threshold: Array,
+) -> _Progress:
+    new, scores, payload = call(variables, payload)
+    wanted = (scores > threshold) & taken
+    return _Progress(
+        scatter(outputs, rows, taken, new),
+        scatter(answered_by, rows, taken, jnp.full(len(rows), number)),
+        rows,
+        scores,
+        wanted,
+        jnp.sum(wanted),
+        payload,
+    )

@@ -1,0 +1,118 @@
+"""Confidences: one number per example, by which to accept it or to abstain.
+
+The functions take NumPy or JAX arrays and compute in the type they are given. Double precision
+keeps confidences apart that single precision rounds to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxeff.errors import ConfigError
+from jaxeff.selective import metrics
+
+#: Powers that `tune_p_norm` tries.
+POWERS = tuple(range(1, 11))
+
+
+def log_softmax(logits: Any) -> Any:
+    """Returns log probabilities of logits ``[..., classes]``."""
+    xp = logits.__array_namespace__()
+    shifted = logits - xp.max(logits, axis=-1, keepdims=True)
+    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
+
+
+def softmax_response(logits: Any) -> Any:
+    """Returns the largest probability, ``[..., classes]`` to ``[...]``."""
+    xp = logits.__array_namespace__()
+    return xp.exp(xp.max(log_softmax(logits), axis=-1))
+
+
+def entropy(logits: Any) -> Any:
+    """Returns the entropy in nats of the softmax, ``[..., classes]`` to ``[...]``."""
+    xp = logits.__array_namespace__()
+    logs = log_softmax(logits)
+    return -xp.sum(xp.exp(logs) * logs, axis=-1)
+
+
+def negative_entropy(logits: Any) -> Any:
+    """Returns minus the entropy of the softmax, a confidence."""
+    return -entropy(logits)
+
+
+def margin(logits: Any) -> Any:
+    """Returns the difference of the two largest probabilities, ``[..., classes]`` to ``[...]``."""
+    xp = logits.__array_namespace__()
+    ranked = xp.sort(xp.exp(log_softmax(logits)), axis=-1)
+    return ranked[..., -1] - ranked[..., -2]
+
+
+def max_logit_p_norm(logits: Any, power: float) -> Any:
+    r"""Returns :math:`\max_k (z_k - \bar z) / \|z - \bar z\|_p`, ``[..., classes]`` to ``[...]``.
+
+    Cattelan, Silva, "How to Fix a Broken Confidence Estimator", 2024. Equal logits have 0.
+    """
+    xp = logits.__array_namespace__()
+    centred = logits - xp.mean(logits, axis=-1, keepdims=True)
+    largest = xp.max(xp.abs(centred), axis=-1)
+    # Scaled by the largest entry, so that no power overflows.
+    scale = xp.where(largest > 0, largest, 1)
+    scaled = centred / scale[..., None]
+    norm = xp.sum(xp.abs(scaled) ** power, axis=-1) ** (1 / power)
+    return xp.max(scaled, axis=-1) / xp.where(norm > 0, norm, 1)
+
+
+def tune_p_norm(
+    logits: np.ndarray, wrong: np.ndarray, powers: Sequence[float] = POWERS
+) -> float | None:
+    """Returns the power of `max_logit_p_norm` with the smallest `metrics.augrc`.
+
+    Args:
+      logits: ``[examples, classes]`` of a calibration split.
+      wrong: boolean ``[examples]``.
+      powers: what to choose from.
+
+    Returns:
+      the power; None where none is better than `softmax_response`, which `p_norm_or_response` then
+      falls back on.
+    """
+    scores = {p: metrics.augrc(max_logit_p_norm(logits, p), wrong) for p in powers}
+    best = min(scores, key=scores.__getitem__)
+    return best if scores[best] < metrics.augrc(softmax_response(logits), wrong) else None
+
+
+def p_norm_or_response(logits: Any, power: float | None) -> Any:
+    """Returns `max_logit_p_norm` of a tuned power, or `softmax_response` for None."""
+    return softmax_response(logits) if power is None else max_logit_p_norm(logits, power)
+
+
+def selection_probability(selection_logits: Any) -> Any:
+    """Returns SelectiveNet's sigmoid selection, ``[...]`` to ``[...]``.
+
+    Geifman, El-Yaniv, ICML 2019.
+    """
+    xp = selection_logits.__array_namespace__()
+    return xp.exp(-xp.logaddexp(xp.zeros_like(selection_logits), -selection_logits))
+
+
+def not_abstaining(logits: Any) -> Any:
+    """Returns 1 minus the probability of the last output, which stands for abstention.
+
+    It is the confidence of Deep Gamblers (Liu et al., NeurIPS 2019) and of self-adaptive training
+    (Huang et al., NeurIPS 2020): ``[..., classes + 1]`` to ``[...]``.
+    """
+    if logits.shape[-1] < 2:
+        raise ConfigError("an abstention output needs at least one class beside it")
+    xp = logits.__array_namespace__()
+    return xp.sum(xp.exp(log_softmax(logits)[..., :-1]), axis=-1)
+
+
+#: Confidences of class logits without anything to tune.
+OF_LOGITS = {
+    "softmax response": softmax_response,
+    "negative entropy": negative_entropy,
+    "margin": margin,
+}

@@ -1,0 +1,282 @@
+"""Online selective classification with limited feedback: labels are seen only on abstention.
+
+A finite set of experts, each of which predicts a class or abstains, is followed in proportion to
+weights. At times the learner abstains to explore. Experts that were seen to err too often are
+dropped, and abstaining costs weight: so there are few mistakes, and not many more abstentions than
+the best expert without mistakes has.
+
+References:
+  Gangrade, Kag, Cutkosky, Saligrama, "Online Selective Classification with Limited Feedback",
+  NeurIPS 2021. The algorithm is that of the authors' code, with weights as logarithms.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxeff.errors import ConfigError
+from jaxeff.selective.rules import ABSTAIN, max_rule
+from jaxeff.typing import Array, PRNGKey
+
+#: When the label is used: on abstention to explore, or on any abstention.
+FEEDBACKS = ("exploration", "abstention")
+# Largest discount of an abstaining expert: a weight of zero would never come back.
+_LARGEST_DISCOUNT = 1 - 1e-6
+
+
+class Learner(NamedTuple):
+    """What the learner knows.
+
+    Attributes:
+      log_weights: of the experts, normalised, ``[experts]``; minus infinity for the dropped.
+      mistakes: seen of each expert, ``[experts]``.
+      feedbacks: number of labels seen, a scalar.
+    """
+
+    log_weights: Array
+    mistakes: Array
+    feedbacks: Array
+
+
+class Stream(NamedTuple):
+    """What happened, ``[time]`` each.
+
+    Attributes:
+      actions: the class predicted, or `ABSTAIN`.
+      explored: whether the learner abstained to explore.
+      mistakes: whether it predicted a wrong class.
+    """
+
+    actions: Array
+    explored: Array
+    mistakes: Array
+
+
+def decaying(steps: int, largest: float = 0.1) -> np.ndarray:
+    """Returns rates of exploration min(t^(-1/2), largest), float32 ``[steps]``, t from 1."""
+    return np.minimum(np.arange(1, steps + 1) ** -0.5, largest).astype(np.float32)
+
+
+def experts(scores: Array, thresholds: Array) -> Array:
+    """Returns the predictions of all pairs of a model and a threshold.
+
+    Args:
+      scores: of one-sided heads, ``[models, time, classes]``.
+      thresholds: ``[thresholds]``.
+
+    Returns:
+      integers ``[time, models * thresholds]``: the largest class that passes, or `ABSTAIN`.
+    """
+    found = jax.vmap(lambda t: max_rule(scores, t))(jnp.asarray(thresholds))
+    return jnp.moveaxis(found, 2, 0).swapaxes(1, 2).reshape(scores.shape[1], -1)
+
+
+def start(num_experts: int) -> Learner:
+    """Returns a learner that knows nothing."""
+    even = jnp.full(num_experts, -jnp.log(float(num_experts)))
+    return Learner(even, jnp.zeros(num_experts, jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def step(
+    learner: Learner,
+    predictions: Array,
+    label: Array,
+    rate: Array,
+    key: PRNGKey,
+    *,
+    tolerance: float = 0.0,
+    feedback: str = "exploration",
+) -> tuple[Learner, Stream]:
+    """Plays one round.
+
+    Args:
+      learner: what is known before.
+      predictions: of the experts, a class or `ABSTAIN`, ``[experts]``.
+      label: the true class, used only where there is feedback.
+      rate: probability of exploring, and the discount of abstaining experts.
+      key: of the round.
+      tolerance: rate of mistakes that an expert may have; with n labels seen it is dropped above
+        n tolerance + sqrt(2 n tolerance), so that 0 drops at the first mistake seen.
+      feedback: "exploration" or "abstention".
+
+    Returns:
+      the learner, and what happened, scalars. If every expert would be dropped, none is and the
+      round's label is forgotten.
+    """
+    explore_key, expert_key = jax.random.split(key)
+    explored = jax.random.bernoulli(explore_key, rate)
+    followed = predictions[jax.random.categorical(expert_key, learner.log_weights)]
+    action = jnp.where(explored, ABSTAIN, followed)
+    seen = explored if feedback == "exploration" else action == ABSTAIN
+
+    wrong = (predictions != ABSTAIN) & (predictions != label)
+    count = learner.feedbacks + seen
+    mistakes = learner.mistakes + (wrong & seen)
+    allowed = count * tolerance
+    dropped = seen & (mistakes > allowed + jnp.sqrt(2 * allowed))
+    log_weights = jnp.where(dropped, -jnp.inf, learner.log_weights)
+    known = Learner(log_weights, mistakes, count)
+    alive = jnp.any(log_weights > -jnp.inf)
+    known = jax.tree.map(lambda new, old: jnp.where(alive, new, old), known, learner)
+
+    discount = jnp.log1p(-jnp.minimum(rate, _LARGEST_DISCOUNT))
+    log_weights = known.log_weights + jnp.where(predictions == ABSTAIN, discount, 0)
+    log_weights = log_weights - jax.nn.logsumexp(log_weights)
+    mistaken = (action != ABSTAIN) & (action != label)
+    return known._replace(log_weights=log_weights), Stream(action, explored, mistaken)
+
+
+@functools.partial(jax.jit, static_argnames=("tolerance", "feedback"))
+def play(
+    predictions: Array,
+    labels: Array,
+    rates: Array | float,
+    key: PRNGKey,
+    *,
+    tolerance: float = 0.0,
+    feedback: str = "exploration",
+) -> tuple[Learner, Stream]:
+    """Plays a whole stream.
+
+    Args:
+      predictions: of the experts, ``[time, experts]``.
+      labels: ``[time]``.
+      rates: of exploration, ``[time]`` or one for all, see `decaying`.
+      key: of the run.
+      tolerance: see `step`.
+      feedback: see `step`.
+
+    Raises:
+      ConfigError: an unknown feedback or a negative tolerance.
+    """
+    if feedback not in FEEDBACKS:
+        raise ConfigError(f"feedback must be one of {', '.join(FEEDBACKS)}, not {feedback!r}")
+    if not tolerance >= 0:
+        raise ConfigError(f"tolerance must not be negative, not {tolerance}")
+    time, num_experts = predictions.shape
+    rates = jnp.broadcast_to(jnp.asarray(rates, jnp.float32), (time,))
+
+    def round_(learner, inputs):
+        return step(learner, *inputs, tolerance=tolerance, feedback=feedback)
+
+    keys = jax.random.split(key, time)
+    return jax.lax.scan(round_, start(num_experts), (predictions, labels, rates, keys))
+
+
+def play_permuted(
+    predictions: Array, labels: Array, rates: Array | float, keys: PRNGKey, **options: Any
+) -> tuple[Stream, Array]:
+    """Plays a random permutation of the stream for every key, all at once; see `play`.
+
+    Returns:
+      what happened, ``[runs, time]``, and the permutations, ``[runs, time]``.
+    """
+
+    def run(key):
+        order_key, run_key = jax.random.split(key)
+        order = jax.random.permutation(order_key, labels.shape[0])
+        _, stream = play(predictions[order], labels[order], rates, run_key, **options)
+        return stream, order
+
+    return jax.vmap(run)(keys)
+
+
+class Regret(NamedTuple):
+    """What the learner lost compared with experts in hindsight, counts.
+
+    Attributes:
+      mistakes: more than the best expert has, which has the fewest, and of these the fewest
+        abstentions.
+      abstentions: more than the best expert has.
+      matched_abstentions: more than the least abstaining expert among those with no more mistakes
+        than the learner; than the best expert's where there is none.
+    """
+
+    mistakes: Array
+    abstentions: Array
+    matched_abstentions: Array
+
+
+def regret(actions: Array, predictions: Array, labels: Array) -> Regret:
+    """Compares a learner's actions ``[time]`` with its experts' predictions ``[time, experts]``."""
+    labels = labels[:, None]
+
+    def counts(played: Array) -> tuple[Array, Array]:
+        abstained = played == ABSTAIN
+        return jnp.sum(~abstained & (played != labels), 0), jnp.sum(abstained, 0)
+
+    (own_mistakes,), (own_abstentions,) = counts(actions[:, None])
+    mistakes, abstentions = counts(predictions)
+    best = jnp.lexsort((abstentions, mistakes))[0]
+    matching = mistakes <= own_mistakes
+    fewest = jnp.min(jnp.where(matching, abstentions, actions.shape[0] + 1))
+    matched = jnp.where(jnp.any(matching), fewest, abstentions[best])
+    return Regret(
+        own_mistakes - mistakes[best],
+        own_abstentions - abstentions[best],
+        own_abstentions - matched,
+    )
+
+
+def weighted_errors(
+    confidence: Array, wrong: Array, explored: Array, rates: Array, thresholds: Array
+) -> tuple[Array, Array]:
+    """Estimates joint errors of deployed thresholds from the labels of explored rounds alone.
+
+    A label is seen with the probability of exploring, so that the mistakes seen, weighted by
+    1 / rate, have the joint error for their mean.
+
+    Args:
+      confidence: of every round, ``[time]``.
+      wrong: mistakes, ``[time]``; read only where ``explored``.
+      explored: whether the label was seen, ``[time]``.
+      rates: the probability of that, positive, ``[time]``.
+      thresholds: ``[thresholds]``.
+
+    Returns:
+      the estimates, and the variances of a round's part in them, both ``[thresholds]``.
+    """
+    weights = jnp.where(explored & wrong, 1 / rates, 0)
+    terms = weights[:, None] * (confidence[:, None] >= thresholds)
+    return jnp.mean(terms, 0), jnp.var(terms, 0, ddof=1)
+
+
+def weighted_threshold(
+    confidence: Array,
+    wrong: Array,
+    explored: Array,
+    rates: Array,
+    thresholds: Array,
+    *,
+    target: float,
+    delta: float = 0.1,
+) -> Array:
+    """Returns the lowest threshold that has passed a test of its joint error while in use.
+
+    The bound of an estimate is the empirical Bernstein one (Maurer, Pontil, "Empirical Bernstein
+    Bounds and Sample-Variance Penalization", COLT 2009). Like the joint error it grows as the
+    threshold falls, so that the lowest one within the target has its joint error there with
+    probability 1 - delta, if the rounds are alike; see `calibrate.learn_then_test`.
+
+    Args:
+      confidence: see `weighted_errors`, as are the next three.
+      wrong: mistakes.
+      explored: whether the label was seen.
+      rates: the probability of that.
+      thresholds: rising, ``[thresholds]``, fixed before the rounds.
+      target: the joint error to keep to.
+      delta: probability of exceeding it.
+
+    Returns:
+      a threshold, infinite where none passes.
+    """
+    mean, variance = weighted_errors(confidence, wrong, explored, rates, thresholds)
+    time, log = confidence.shape[0], np.log(2 / delta)
+    largest = 1 / jnp.min(rates)
+    bound = mean + jnp.sqrt(2 * variance * log / time) + 7 * largest * log / (3 * (time - 1))
+    return jnp.min(jnp.where(bound <= target, thresholds, jnp.inf))

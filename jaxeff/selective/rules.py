@@ -1,0 +1,204 @@
+"""Rules of acceptance: from the scores of one-sided classes to a class or to abstention.
+
+Gangrade, Kag, Saligrama, AISTATS 2021; the authors' code uses all three.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from jaxeff.errors import ConfigError, DataError
+from jaxeff.selective import metrics
+
+ABSTAIN = -1
+
+
+def max_rule(scores: Any, thresholds: Any) -> Any:
+    """Predicts the class of the largest score that reaches its threshold.
+
+    Args:
+      scores: ``[..., classes]``, NumPy or JAX.
+      thresholds: one for all classes, or ``[classes]``.
+
+    Returns:
+      integers ``[...]``: the class, or `ABSTAIN` where no class passes.
+    """
+    xp = scores.__array_namespace__()
+    passing = scores >= xp.asarray(thresholds)
+    best = xp.argmax(xp.where(passing, scores, -xp.inf), axis=-1)
+    return xp.where(xp.any(passing, axis=-1), best, ABSTAIN)
+
+
+def unique_rule(scores: Any, thresholds: Any) -> Any:
+    """Predicts the class that alone reaches its threshold; an overlap abstains, see `max_rule`."""
+    xp = scores.__array_namespace__()
+    passing = scores >= xp.asarray(thresholds)
+    return xp.where(xp.sum(passing, axis=-1) == 1, xp.argmax(passing, axis=-1), ABSTAIN)
+
+
+def overlap(scores: np.ndarray, thresholds: Any) -> float:
+    """Returns the share of examples ``[examples, classes]`` that pass for more than one class."""
+    return float(np.mean(np.sum(scores >= np.asarray(thresholds), axis=-1) > 1))
+
+
+def rates(predictions: np.ndarray, labels: np.ndarray) -> metrics.Rates:
+    """Returns the rates of predictions with `ABSTAIN`, both ``[examples]``."""
+    predictions = np.asarray(predictions)
+    return metrics.rates(predictions != ABSTAIN, predictions != np.asarray(labels))
+
+
+@dataclasses.dataclass(frozen=True)
+class PerClass:
+    """A model and a threshold for each class, and what they reach where they were chosen.
+
+    Attributes:
+      models: number of the model that scores each class, int ``[classes]``.
+      thresholds: of each class, ``[classes]``.
+      rates: on the calibration split.
+    """
+
+    models: np.ndarray
+    thresholds: np.ndarray
+    rates: metrics.Rates
+
+    def scores(self, scores: np.ndarray) -> np.ndarray:
+        """Picks ``[examples, classes]`` from ``[models, examples, classes]``."""
+        return np.stack([scores[m, :, k] for k, m in enumerate(self.models)], axis=-1)
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        """Predicts from the scores of all models by `max_rule`."""
+        return max_rule(self.scores(scores), self.thresholds)
+
+
+def search_per_class(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    target: float,
+    *,
+    restarts: int = 10,
+    sweeps: int = 20,
+    seed: int = 0,
+) -> PerClass:
+    """Chooses a model and a threshold for each class by coordinate search with restarts.
+
+    A step gives one class the model and the threshold with the largest coverage within the target,
+    all others held; ties go to the smaller error. The first start is the best common threshold of
+    one model, so that the result is never worse; the others are those for smaller targets. Every
+    climb takes the classes in an order of its own.
+
+    Args:
+      scores: of one-sided heads, ``[models, examples, classes]``, one model per trade-off mu.
+      labels: ``[examples]``.
+      target: the joint error to keep to, on these examples.
+      restarts: number of starts.
+      sweeps: most passes over the classes from each.
+      seed: of the starts and of the order of the classes.
+
+    Raises:
+      ConfigError: scores of another shape.
+      DataError: a class has no example.
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    if scores.ndim != 3 or scores.shape[1:2] != labels.shape:
+        raise ConfigError(
+            f"scores {scores.shape} must be [models, examples, classes] with labels {labels.shape}"
+        )
+    require_classes(labels, scores.shape[-1])
+    rng = np.random.default_rng(seed)
+    best: PerClass | None = None
+    for restart in range(restarts):
+        share = 1.0 if restart == 0 else rng.uniform()
+        start = _common(scores, labels, target * share)
+        found = _climb(start, scores, labels, target, sweeps, rng)
+        if best is None or _value(found.rates, target) > _value(best.rates, target):
+            best = found
+    assert best is not None
+    return best
+
+
+def require_classes(labels: np.ndarray, num_classes: int) -> None:
+    """Raises DataError if a class has no example in a calibration split."""
+    missing = np.setdiff1d(np.arange(num_classes), labels)
+    if missing.size:
+        names = ", ".join(map(str, missing[:10])) + (", ..." if missing.size > 10 else "")
+        raise DataError(
+            f"the calibration split of {len(labels)} examples has none of class {names}; set a "
+            "larger config.data.calibration_fraction"
+        )
+
+
+def _value(found: metrics.Rates, target: float) -> tuple[bool, float, float]:
+    """Orders solutions: those within the target first, then by coverage, then by error."""
+    kept = found.joint_error <= target
+    return kept, found.coverage if kept else 0.0, -found.joint_error
+
+
+def _common(scores: np.ndarray, labels: np.ndarray, target: float) -> PerClass:
+    """Returns the model and the common threshold of the largest coverage within a target."""
+    options = []
+    for number, own in enumerate(scores):
+        curve = metrics.risk_coverage(own.max(-1), own.argmax(-1) != labels)
+        point = curve.within(target, "joint")
+        found = metrics.Rates(0.0, 0.0, 0.0) if point is None else curve.at(point)
+        threshold = np.inf if point is None else curve.thresholds[point]
+        options.append((found.coverage, -number, threshold, found))
+    _, number, threshold, found = max(options, key=lambda option: option[:2])
+    num_classes = scores.shape[-1]
+    models = np.full(num_classes, -number)
+    return PerClass(models, np.full(num_classes, threshold), found)
+
+
+def _climb(
+    start: PerClass,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    target: float,
+    sweeps: int,
+    rng: np.random.Generator,
+) -> PerClass:
+    models, thresholds = start.models.copy(), start.thresholds.copy()
+    value = _value(rates(start(scores), labels), target)
+    for _ in range(sweeps):
+        before = value
+        for k in rng.permutation(len(models)):
+            own = PerClass(models, thresholds, start.rates).scores(scores)
+            own = np.where(own >= thresholds, own, -np.inf)
+            own[:, k] = -np.inf
+            options = [_step(own, score[:, k], k, labels, target) for score in scores]
+            number = max(range(len(options)), key=lambda m: options[m][0])
+            if options[number][0] > value:
+                value, thresholds[k] = options[number]
+                models[k] = number
+        if value == before:
+            break
+    found = PerClass(models, thresholds, start.rates)
+    return dataclasses.replace(found, rates=rates(found(scores), labels))
+
+
+def _step(
+    others: np.ndarray, own: np.ndarray, k: int, labels: np.ndarray, target: float
+) -> tuple[tuple[bool, float, float], float]:
+    """Returns the best value and threshold of class k, the scores of the other classes given.
+
+    Lowering the threshold past an example adds it to what is accepted, or hands it over from the
+    class that held it; the rates at all thresholds are two cumulative sums.
+    """
+    best = others.max(-1)
+    # Of equal scores the class of the smaller number wins, as in `max_rule`.
+    wins = (own > best) | ((own == best) & (others.argmax(-1) > k))
+    held = best > -np.inf
+    wrong = held & (others.argmax(-1) != labels)
+    order = np.argsort(-own, kind="stable")
+    gained = np.cumsum((~held)[order])
+    more = np.cumsum(np.where(wins, (labels != k).astype(int) - wrong, 0)[order])
+    last = np.append(own[order][1:] != own[order][:-1], True)
+    # The first entry accepts nothing as k.
+    accepted = held.sum() + np.r_[0, gained[last]]
+    errors = wrong.sum() + np.r_[0, more[last]]
+    kept = errors / len(labels) <= target
+    point = np.lexsort((-errors, np.where(kept, accepted, 0), kept))[-1]
+    found = metrics.Rates(accepted[point] / len(labels), errors[point] / len(labels), 0.0)
+    return _value(found, target), np.r_[np.inf, own[order][last]][point]
