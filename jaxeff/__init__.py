@@ -11,7 +11,19 @@ from typing import Any
 
 from jaxeff.version import __version__
 
-_MODULES = ("bench", "data", "eval", "layers", "models", "ode", "train")
+_MODULES = (
+    "bench",
+    "constraints",
+    "data",
+    "distill",
+    "eval",
+    "hybrid",
+    "layers",
+    "models",
+    "ode",
+    "selective",
+    "train",
+)
 _NAMES = {
     "jaxeff.errors": ("UserError",),
     "jaxeff.layers": (

@@ -29,6 +29,8 @@ def test_the_snippets_of_the_readme_run():
     assert scope["outputs"].shape == (28, 8, 64)
     assert scope["fptt"].updates_per_batch == 4
     assert np.isfinite(scope["metrics"]["loss"])
+    assert scope["answers"].labels.shape == (2,)
+    assert scope["answers"].milliseconds > 0
 
 
 def test_the_links_of_the_pages_lead_somewhere():

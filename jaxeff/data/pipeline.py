@@ -236,7 +236,8 @@ class _TrainBatches:
         versions = self._split.versions
         version = positions // len(self._split) % max(versions, 1)
         if versions:
-            rng = _Given(example_keys(self._seed, _VERSIONS, indices * versions + version))
+            keys = example_keys(self._seed, _VERSIONS, indices * versions + version)
+            rng: np.random.Generator = _Given(keys)
         else:
             rng = _generator([_TRAIN_NOISE, self._seed, number], skip=self._part.start)
         batch = _finite(self._split.take(indices, rng), f"training batch {number}")

@@ -1,19 +1,38 @@
 """Models composed from the package's layers."""
 
-from jaxeff.models import densenet, encoder, mobilenet, resnet, xception
+from jaxeff.models import (
+    densenet,
+    early_exit,
+    encoder,
+    hybrid,
+    mlp,
+    mobilenet,
+    projected,
+    resnet,
+    staged,
+    xception,
+)
 from jaxeff.models.base import MODELS
 from jaxeff.models.convnet import ConvNet
 from jaxeff.models.designs import DESIGNS
+from jaxeff.models.hybrid import HybridModel, HybridNetwork
 from jaxeff.models.sequence import SequenceModel
 
 __all__ = [
     "DESIGNS",
     "MODELS",
     "ConvNet",
+    "HybridModel",
+    "HybridNetwork",
     "SequenceModel",
     "densenet",
     "encoder",
+    "mlp",
+    "staged",
+    "hybrid",
+    "early_exit",
     "mobilenet",
+    "projected",
     "resnet",
     "xception",
 ]

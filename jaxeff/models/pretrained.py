@@ -255,7 +255,8 @@ def _wanted(
     shape: EncoderShape, family: _Family
 ) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
     """Returns path in our tree and their shape of every tensor, by their name."""
-    d, wanted = shape.width, {}
+    d = shape.width
+    wanted: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
     rows = {"word": shape.vocabulary, "position": shape.positions, "token_type": shape.types}
     for table, ours in _TABLES.items():
         if rows[table]:

@@ -11,6 +11,7 @@ from jaxeff.train.jobs import run
 from jaxeff.train.objectives import OBJECTIVES
 from jaxeff.train.optim import OPTIMIZERS
 from jaxeff.train.parallel import DeviceMap
+from jaxeff.train.selective import DeepGamblers, OneSided, SelectiveNet, SelfAdaptive
 from jaxeff.train.state import TrainState
 
 __all__ = [
@@ -19,8 +20,12 @@ __all__ = [
     "FPTT",
     "OBJECTIVES",
     "OPTIMIZERS",
+    "DeepGamblers",
     "DeviceMap",
     "Experiment",
+    "OneSided",
+    "SelectiveNet",
+    "SelfAdaptive",
     "Task",
     "TrainState",
     "TruncatedBPTT",

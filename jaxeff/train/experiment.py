@@ -90,14 +90,14 @@ def build(
     devices.check_batch(config.eval.batch_size, "eval.batch_size")
     fields = config.data.to_dict()
     dataset = data.load(fields.pop("name"), **fields)
-    num_outputs = dataset.num_classes or dataset.num_outputs
-    model = MODELS.build(config.model, "model", num_outputs=num_outputs)
+    objective = objectives.build(config.objective.to_dict(), dataset.task, config.algorithm.name)
+    model = MODELS.build(config.model, "model", num_outputs=_width(objective, dataset))
     algorithm = ALGORITHMS.build(
         config.algorithm,
         "algorithm",
         **_trained(config, trained),
         model=model,
-        objective=objectives.build(config.objective.to_dict(), dataset.task),
+        objective=objective,
         optimizer=optax.identity(),
         task=_task(dataset, config.train.batch_size),
     )
@@ -106,7 +106,14 @@ def build(
     algorithm.optimizer = optim.build(**config.optim.to_dict(), num_steps=updates)
     _check_shapes(model, algorithm, dataset)
     looks = analyses.build(config.analyses)
-    return Experiment(config, dataset, model, algorithm, devices, looks)
+    built = Experiment(config, dataset, model, algorithm, devices, looks)
+    analyses.check(built)
+    return built
+
+
+def _width(objective: objectives.Objective, dataset: data.Dataset) -> int:
+    """Returns how wide a model's output must be."""
+    return objectives.num_outputs(objective, dataset.num_classes) or dataset.num_outputs
 
 
 def _trained(
@@ -146,7 +153,7 @@ def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset)
         return model.apply({"params": state.params, **state.model_state}, x, train=False)
 
     try:
-        found = jax.eval_shape(outputs, example).shape
+        traced = jax.eval_shape(outputs, example)
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
@@ -155,8 +162,9 @@ def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset)
             f"config.model does not fit inputs {dataset.input_shape} of data '{dataset.name}': "
             f"{reason}"
         ) from error
+    found = traced.shape
     steps = dataset.input_shape[:1] if dataset.task == "tagging" else ()
-    wanted = (1, *steps, dataset.num_outputs)
+    wanted = (1, *steps, _width(algorithm.objective, dataset))
     if found != wanted:
         readout = "every_step" if steps else "last"
         raise ConfigError(

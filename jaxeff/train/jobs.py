@@ -59,7 +59,9 @@ def _describe(built: experiment.Experiment, workdir: Path, job: str) -> None:
     )
     say(bench.parameter_table(shapes.params))
     cost = bench.cost_per_example(
-        lambda variables, inputs: built.model.apply(variables, inputs, train=False),
+        lambda variables, inputs: built.algorithm.forward(
+            variables, {"inputs": inputs}, train=False
+        )[0],
         {"params": shapes.params, **shapes.model_state},
         built.example,
     )
@@ -76,7 +78,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
 
 def _train(config: ml_collections.ConfigDict, workdir: Path) -> tuple[bool, dict[str, Any] | None]:
     """Returns whether the training came to its end, and the main process's report."""
-    built = experiment.build(config, _untrained(config))  # refuses what cannot work at once
+    built = experiment.build(config, untrained(config))  # refuses what cannot work at once
     check.claim_workdir(workdir, config)
     for name, required in config.prerequisites.items():
         folder = workdir / name
@@ -99,7 +101,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path) -> tuple[bool, dict
         training.close()
     if not training.main_process:
         return True, None
-    for sentence in report.warnings(built, chosen):
+    for sentence in report.warnings(built, chosen, training.state):
         say(f"warning: {sentence}")
     cost = report.inference_cost(built, chosen["params"], chosen["model_state"])
     if training.memory:
@@ -129,11 +131,11 @@ def _train(config: ml_collections.ConfigDict, workdir: Path) -> tuple[bool, dict
     return True, written
 
 
-def _untrained(config: ml_collections.ConfigDict) -> dict[str, experiment.Trained]:
+def untrained(config: ml_collections.ConfigDict) -> dict[str, experiment.Trained]:
     """Returns the models of ``config.prerequisites`` with zeros for variables."""
     found = {}
     for name, required in config.prerequisites.items():
-        built = experiment.build(required, _untrained(required))
+        built = experiment.build(required, untrained(required))
         state = jax.eval_shape(built.algorithm.init_state, jax.random.key(0), built.example)
         shapes = {"params": state.params, **state.model_state}
         zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
@@ -218,7 +220,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]
 
 def measure(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
     """Measures a fresh model: counts, inference latency, and time and memory of a training step."""
-    built = experiment.build(config, _untrained(config))
+    built = experiment.build(config, untrained(config))
     _describe(built, workdir / "bench", "measuring")
     state = built.init_state()
     batches = data.make_train_iterator(

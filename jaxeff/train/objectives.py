@@ -2,6 +2,10 @@
 
 An objective maps ``(outputs, batch)`` to a dict of arrays ``[batch]`` with the entry ``"loss"``.
 Averages over a batch are weighted by ``batch["weight"]``, so that padded examples count nothing.
+
+An objective whose outputs are not just the logits of the classes says so by two methods:
+``num_outputs(num_classes)`` is the width that it needs, and ``class_logits(outputs)`` the part by
+which a class is predicted. One that works with a single algorithm names it in ``algorithm``.
 """
 
 from __future__ import annotations
@@ -27,14 +31,46 @@ TASK_OBJECTIVES = {
 }
 
 
-def build(spec: Mapping[str, Any], task: str) -> Objective:
-    """Builds the objective of a config section; ``name="auto"`` takes the usual one of the task."""
+def build(spec: Mapping[str, Any], task: str, algorithm: str = "") -> Objective:
+    """Builds the objective of a config section.
+
+    Args:
+      spec: the section; ``name="auto"`` takes the usual objective of the task.
+      task: kind of the data, see `jaxeff.data.Dataset`.
+      algorithm: name of the algorithm that is going to use it, if known.
+
+    Raises:
+      ConfigError: an unknown name or field, or an algorithm that the objective cannot work with.
+    """
     if spec["name"] == "auto":
         spec = {**spec, "name": TASK_OBJECTIVES[task]}
-    return OBJECTIVES.build(spec, "objective")
+    objective = OBJECTIVES.build(spec, "objective")
+    wanted = getattr(objective, "algorithm", algorithm)
+    if algorithm and algorithm != wanted:
+        raise ConfigError(
+            f"config.objective.name='{spec['name']}' needs config.algorithm.name='{wanted}', not "
+            f"'{algorithm}'"
+        )
+    return objective
 
 
-def _per_example(values: Array, batch: Batch) -> Array:
+def num_outputs(objective: Objective, num_classes: int) -> int:
+    """Returns how wide a model's output must be for an objective.
+
+    Raises:
+      ConfigError: the objective needs classes where there are none.
+    """
+    needs = getattr(objective, "num_outputs", None)
+    return num_classes if needs is None else needs(num_classes)
+
+
+def class_logits(objective: Objective, outputs: Any) -> Any:
+    """Returns the part of outputs ``[..., width]`` that predicts a class, ``[..., classes]``."""
+    select = getattr(objective, "class_logits", None)
+    return outputs if select is None else select(outputs)
+
+
+def per_example(values: Array, batch: Batch) -> Array:
     """Averages over every axis but the batch's, and over the real steps where there is a mask."""
     if values.ndim > 1 and "mask" in batch:
         mask = batch["mask"].astype(values.dtype)
@@ -69,7 +105,7 @@ def cross_entropy(label_smoothing: float = 0.0) -> Objective:
             share = batch["mixed_share"]
             losses = (1 - share) * losses + share * against(logits, batch["mixed_labels"])
         hits = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
-        return {"loss": _per_example(losses, batch), "accuracy": _per_example(hits, batch)}
+        return {"loss": per_example(losses, batch), "accuracy": per_example(hits, batch)}
 
     return objective
 
@@ -92,11 +128,14 @@ def weighted_means(
     *,
     safe: bool = False,
 ) -> dict[str, Array]:
-    """Returns weighted averages of ``[batch]`` arrays, over all devices of ``axis_name``.
+    """Returns weighted averages of ``[batch, ...]`` arrays, over all devices of ``axis_name``.
 
     ``safe`` gives 0 instead of NaN where there is no weight at all.
     """
-    sums = {name: jnp.sum(value * weight) for name, value in values.items()}
+    sums = {
+        name: jnp.sum(value * weight.reshape(-1, *(1,) * (value.ndim - 1)), axis=0)
+        for name, value in values.items()
+    }
     total = jnp.sum(weight)
     if axis_name is not None:
         sums, total = jax.lax.psum((sums, total), axis_name)

@@ -14,9 +14,11 @@ from jaxeff import bench
 from jaxeff.eval import learning_curve, read_history, time_constants, write_report
 from jaxeff.train import check
 from jaxeff.train.experiment import Experiment
+from jaxeff.train.state import TrainState
 from jaxeff.typing import Params
 
 CURVE = "learning_curve.png"
+_LATENCY_MS = 10_000.0  # about how long to measure an inference
 TIME_CONSTANTS = "time_constants.png"
 
 
@@ -39,7 +41,7 @@ def inference_cost(experiment: Experiment, params: Params, model_state: Any) -> 
     variables = jax.device_put(jax.device_get({"params": params, **model_state}), device)
 
     def forward(variables, inputs):
-        return experiment.model.apply(variables, inputs, train=False)
+        return experiment.algorithm.forward(variables, {"inputs": inputs}, train=False)[0]
 
     jitted = jax.jit(forward)
     latency, compiled = {}, {}
@@ -51,7 +53,10 @@ def inference_cost(experiment: Experiment, params: Params, model_state: Any) -> 
             "flops": bench.compiled_flops(program),
             "temp_bytes": bench.compiled_memory(program)["temp_bytes"],
         }
-        timing = bench.measure(program, variables, inputs, warmup=3, repeats=20)
+        # Where inference searches, a call may take seconds.
+        first = bench.measure(program, variables, inputs, warmup=1, repeats=1)
+        repeats = max(3, min(20, round(_LATENCY_MS / first.median_ms)))
+        timing = bench.measure(program, variables, inputs, warmup=1, repeats=repeats)
         latency[f"batch_{size}"] = {
             "median": timing.median_ms,
             "p95": timing.p95_ms,
@@ -88,15 +93,19 @@ def pictures(experiment: Experiment, workdir: Path, params: Params) -> dict[str,
     return {"time_constants": TIME_CONSTANTS}
 
 
-def warnings(experiment: Experiment, chosen: dict[str, Any]) -> list[str]:
-    """Returns what the trained model has to say against itself on the first test examples."""
+def warnings(experiment: Experiment, chosen: dict[str, Any], state: TrainState) -> list[str]:
+    """Returns what there is to say against a training, and against its model.
+
+    The model speaks of itself on the first test examples.
+    """
+    found = experiment.algorithm.warnings(state)
     model: Any = experiment.model
     if not hasattr(model, "warnings"):
-        return []
+        return found
     examples = experiment.dataset.splits["test"].take(np.arange(16))["inputs"]
     variables = {"params": chosen["params"], **chosen["model_state"]}
     variables = jax.device_put(jax.device_get(variables), jax.local_devices()[0])
-    return model.warnings(variables, examples)
+    return found + model.warnings(variables, examples)
 
 
 def memory_section(memory: dict[str, int | None]) -> dict[str, int | None]:

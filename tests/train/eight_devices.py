@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 
 from jaxeff import data
 from jaxeff.train import DeviceMap, base_config, build
-from jaxeff.train.algorithms import BPTT, FPTT
+from jaxeff.train.algorithms import BPTT, FPTT, Constrained
 from jaxeff.train.checkpoint import Checkpoints
 from jaxeff.train.evaluate import Evaluator
 from jaxeff.train.parallel import AXIS, METHODS
@@ -70,6 +70,29 @@ def text_config(folder):
     config.train.update({"batch_size": 16, "num_steps": 7})
     config.eval.batch_size = 8
     return config
+
+
+def constrained_config():
+    """Constraints on outputs and classes, and a share of the hardest examples."""
+    config = tiny_config()
+    config.algorithm = {"name": "constrained", "dual": {"name": "nupi"}}
+    config.algorithm.initial_multiplier = 1.0
+    config.algorithm.constraints = (
+        {"name": "discount", "start": 0.3},
+        {"name": "entropy", "start": 0.99},
+        {"name": "class_loss", "slack": 0.0},
+        {"name": "margin", "start": 0.0},
+    )
+    config.optim.update({"name": "sgd", "schedule_name": "constant", "learning_rate": 0.3})
+    return config
+
+
+class OwnViolations(Constrained):
+    """Every device moves the multipliers by its own part of the batch."""
+
+    def update(self, state, batch, axis_name=None):
+        _, metrics = super().update(state, batch, axis_name)
+        return super().update(state, batch)[0], metrics
 
 
 class OwnPredictions(FPTT):
@@ -236,6 +259,28 @@ def part_by_part():
     return result
 
 
+def under_constraints():
+    """Says how far multipliers and parameters of eight devices are from those of one."""
+    experiment = build(constrained_config())
+    batches = streamed(experiment, 5)
+    one = DeviceMap("shard_map", jax.devices()[:1])
+    reference, seen = train_whole(experiment, one, batches)
+    duals = reference.algo_state["duals"]
+    result = {name: float(value.max()) for name, value in duals.multiplier.items()}
+    changed = copy.copy(experiment.algorithm)
+    changed.__class__ = OwnViolations
+    wrong = dataclasses.replace(experiment, algorithm=changed)
+    for name, each, how in (
+        *((how, experiment, how) for how in METHODS),
+        ("wrong", wrong, "shard_map"),
+    ):
+        state, metrics = train_whole(each, DeviceMap(how), batches)
+        result[f"{name}_params"] = difference(state.params, reference.params)
+        result[f"{name}_duals"] = difference(state.algo_state["duals"], duals)
+        result[f"{name}_metrics"] = difference(metrics, seen)
+    return result
+
+
 def all_reduces(text):
     """Counts the all-reduces of a compiled program, outside and inside of loops.
 
@@ -360,6 +405,7 @@ def main():
     result["OwnTotal"], _ = compare(with_algorithm(plain, OwnTotal), uneven, one)
     result["restored"] = restored_elsewhere(experiment)
     result["part_by_part"] = part_by_part()  # the last, for it changes how programs are compiled
+    result["constrained"] = under_constraints()
     Path(sys.argv[1]).write_text(json.dumps(result))
 
 

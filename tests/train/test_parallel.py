@@ -56,6 +56,17 @@ def test_streams_are_carried_over_and_started_anew_on_eight_devices(eight_device
     assert found["evaluation"] < TOLERANCE
 
 
+@pytest.mark.parametrize("how", METHODS)
+def test_multipliers_of_constraints_are_those_of_the_whole_batch(eight_devices, how):
+    found = eight_devices["constrained"]
+    assert min(found[name] for name in ("entropy", "class_loss", "margin")) > 1e-4
+    assert max(found[f"{how}_{part}"] for part in ("params", "duals", "metrics")) < 2 * TOLERANCE
+
+
+def test_comparison_sees_multipliers_of_a_device_of_its_own(eight_devices):
+    assert eight_devices["constrained"]["wrong_duals"] > 100 * TOLERANCE
+
+
 @pytest.mark.parametrize("algorithm", WRONG)
 def test_comparison_sees_an_update_that_does_not_average_gradients(eight_devices, algorithm):
     assert eight_devices[algorithm]["params"] > 100 * TOLERANCE

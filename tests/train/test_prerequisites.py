@@ -136,6 +136,14 @@ def test_an_analysis_of_a_split_that_is_not_there(tiny_config):
     built = train.build(tiny_config)
     with pytest.raises(ConfigError, match="calibration_fraction above 0"):
         analyses.collect(built, {}, "calibration")
+    # One that says beforehand what it needs is refused before the training.
+    tiny_config.analyses = [{"name": "selective"}]
+    with pytest.raises(ConfigError, match="calibration_fraction above 0"):
+        train.build(tiny_config)
+    tiny_config.data.calibration_fraction = 0.1
+    tiny_config.analyses = [{"name": "hybrid"}]
+    with pytest.raises(ConfigError, match=r"needs config\.model\.name='hybrid'"):
+        train.build(tiny_config)
 
 
 def test_the_calibration_split_is_apart():

@@ -3,17 +3,28 @@
 from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, Task, Trained
 from jaxeff.train.algorithms.bptt import BPTT
 from jaxeff.train.algorithms.constrained import Constrained
+from jaxeff.train.algorithms.distill import Distillation
+from jaxeff.train.algorithms.early_exits import EarlyExits
 from jaxeff.train.algorithms.fptt import FPTT, TruncatedBPTT
+from jaxeff.train.algorithms.hybrid import BPTTWithoutFold, Hybrid
 from jaxeff.train.algorithms.parts import PartwiseAlgorithm
+from jaxeff.train.algorithms.tracking import OneSidedSaddle, SelfAdaptiveTraining, Tracking
 
 __all__ = [
     "ALGORITHMS",
     "BPTT",
+    "BPTTWithoutFold",
+    "EarlyExits",
+    "Hybrid",
     "FPTT",
     "Algorithm",
     "Constrained",
+    "Distillation",
+    "OneSidedSaddle",
     "PartwiseAlgorithm",
+    "SelfAdaptiveTraining",
     "Task",
+    "Tracking",
     "Trained",
     "TruncatedBPTT",
 ]

@@ -84,8 +84,7 @@ class Algorithm:
     weights: tuple[str, ...] = ("live", "average")
     #: Updates of the parameters per batch.
     updates_per_batch: int = 1
-    #: Whether training batches must have ``index``, the examples' numbers in the training split, and
-    #: ``version``.
+    #: Whether training batches must have ``index`` and ``version``, see `make_train_iterator`.
     needs_index: bool = False
 
     def __init__(
@@ -139,6 +138,11 @@ class Algorithm:
         """Returns every kind of weights that the state holds, by name."""
         average = {"average": state.algo_state["average"]} if self.average_decay else {}
         return {"live": state.params, **average}
+
+    def warnings(self, state: TrainState) -> list[str]:
+        """Returns a sentence for everything about a finished training that should worry a user."""
+        del state
+        return []
 
     def init_state(self, key: PRNGKey, example: Array) -> TrainState:
         """Returns a fresh training state for inputs shaped like ``example`` ``[batch, ...]``."""

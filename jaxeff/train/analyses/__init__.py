@@ -1,5 +1,28 @@
 """Analyses of trained models, registered by name."""
 
-from jaxeff.train.analyses.base import ANALYSES, Analysis, Findings, build, collect, run
+from jaxeff.train.analyses.base import (
+    ANALYSES,
+    Analysis,
+    Findings,
+    build,
+    check,
+    collect,
+    require_split,
+    run,
+)
+from jaxeff.train.analyses.hybrid import EarlyExits, Hybrid
+from jaxeff.train.analyses.selective import Selective
 
-__all__ = ["ANALYSES", "Analysis", "Findings", "build", "collect", "run"]
+__all__ = [
+    "ANALYSES",
+    "Analysis",
+    "EarlyExits",
+    "Findings",
+    "Hybrid",
+    "Selective",
+    "build",
+    "check",
+    "collect",
+    "require_split",
+    "run",
+]

@@ -37,7 +37,8 @@ class Findings:
     artifacts: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-#: ``analysis(experiment, chosen, workdir)``; ``chosen`` has ``params`` and ``model_state``.
+#: ``analysis(experiment, chosen, workdir)``; ``chosen`` has ``params`` and ``model_state``. It may
+#: have a method ``check(experiment)``, which refuses before the training what it cannot look at.
 Analysis = Callable[["Experiment", Mapping[str, Any], Path], Findings]
 
 
@@ -59,6 +60,24 @@ def build(specs: Sequence[Mapping[str, Any]]) -> dict[str, Analysis]:
     return built
 
 
+def check(experiment: Experiment) -> None:
+    """Raises `ConfigError` if an analysis of an experiment will not be possible."""
+    for analysis in experiment.analyses.values():
+        refuse: Callable[[Experiment], None] | None = getattr(analysis, "check", None)
+        if refuse is not None:
+            refuse(experiment)
+
+
+def require_split(experiment: Experiment, split: str) -> None:
+    """Raises `ConfigError` if the data has no such split, or an empty one."""
+    splits = experiment.dataset.splits
+    if split not in splits or not len(splits[split]):
+        raise ConfigError(
+            f"data '{experiment.dataset.name}' has no {split} examples; set "
+            f"config.data.{split}_fraction above 0"
+        )
+
+
 def collect(experiment: Experiment, chosen: Mapping[str, Any], split: str) -> dict[str, np.ndarray]:
     """Applies a trained model to a whole split, on one device.
 
@@ -73,12 +92,8 @@ def collect(experiment: Experiment, chosen: Mapping[str, Any], split: str) -> di
     Raises:
       ConfigError: the data has no such split, or an empty one.
     """
+    require_split(experiment, split)
     splits = experiment.dataset.splits
-    if split not in splits or not len(splits[split]):
-        raise ConfigError(
-            f"data '{experiment.dataset.name}' has no {split} examples; set "
-            f"config.data.{split}_fraction above 0"
-        )
     variables = {"params": chosen["params"], **chosen["model_state"]}
     variables = jax.device_put(jax.device_get(variables), jax.local_devices()[0])
 
@@ -98,7 +113,8 @@ def run(
     experiment: Experiment, chosen: Mapping[str, Any], workdir: Path
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Runs the analyses of an experiment; returns their extras by name, and all artifacts."""
-    extras, artifacts = {}, {}
+    extras: dict[str, Any] = {}
+    artifacts: dict[str, str] = {}
     for name, analysis in experiment.analyses.items():
         found = analysis(experiment, chosen, workdir)
         extras[name] = found.extras

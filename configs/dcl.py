@@ -1,0 +1,109 @@
+"""Distributionally constrained learning, and what it is compared with.
+
+A reconstruction, see `jaxeff.constraints.library`. Networks, data and recipes are those of
+``configs/images.py``.
+
+    python -m jaxeff.main --config=configs/dcl.py                       # ResNet-20 on digits
+    python -m jaxeff.main --config=configs/dcl.py:fashion,method=sam
+    python -m jaxeff.main --config=configs/dcl.py:cifar100,model=resnet56,constraints=entropy+width
+    python -m jaxeff.main --config=configs/dcl.py:digits,method=penalty,weight=0.3
+
+The argument is that of ``configs/images.py``, and
+
+* ``method``: ``dcl`` (constraints that are enforced and then relaxed over the first half of the
+  run), ``penalty`` (the same statistics with a constant ``weight``), ``smoothing`` of the labels,
+  ``sam`` (sharpness-aware minimisation), ``cvar`` (conditional value at risk) or ``plain``.
+* ``constraints``: of ``dcl`` and ``penalty``, names in `CONSTRAINTS` joined by ``+``.
+
+A discount has no multiplier that a penalty could hold constant: ``penalty`` leaves it out.
+"""
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+from jaxeff.errors import ConfigError
+from jaxeff.registry import closest
+
+IMAGES = runpy.run_path(str(Path(__file__).with_name("images.py")))
+SETTINGS, MODELS = IMAGES["SETTINGS"], IMAGES["MODELS"]
+METHODS = ("dcl", "plain", "smoothing", "penalty", "sam", "cvar")
+OPTIONS = ("method", "constraints", "weight")
+
+#: Level at the start and, after half of the run, at the end, and other fields. An entropy is a
+#: share of its maximum, costs and widths are nats.
+CONSTRAINTS: dict[str, dict] = {
+    "discount": {"start": 0.2, "end": 0.0},
+    "entropy": {"start": 0.3, "end": 0.0},
+    "width": {"start": 0.02, "end": 0.1, "radius": 0.05},
+    "input_lipschitz": {"start": 0.3, "end": 0.6, "step": 0.01},
+    "margin": {"start": 0.05, "end": 0.1, "gamma": 1.0},
+    "class_loss": {"slack": 0.2},
+}
+BUNDLE = "discount+entropy+width"
+#: Training images, of which an epoch of the schedules has as many.
+EXAMPLES = {
+    "digits": 1350,
+    "fashion": 54_000,
+    "cifar10": IMAGES["CIFAR_EXAMPLES"],
+    "cifar100": IMAGES["CIFAR_EXAMPLES"],
+    "imagenet": IMAGES["IMAGENET_EXAMPLES"],
+}
+
+
+def sections(names: str, period: float) -> tuple[dict, ...]:
+    """Returns the sections of constraints whose levels change over a period, in epochs."""
+    found = []
+    for name in names.split("+"):
+        if name not in CONSTRAINTS:
+            hint = closest(name, CONSTRAINTS)
+            raise ConfigError(f"the config's argument constraints={names}: no '{name}'{hint}")
+        fields = CONSTRAINTS[name]
+        found.append({"name": name, **fields, **({"period": period} if "end" in fields else {})})
+    return tuple(found)
+
+
+def number(options: dict[str, str], name: str, default: float) -> float:
+    """Returns an option that is a number, not negative."""
+    text = options.get(name) or str(default)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not value >= 0:
+        raise ConfigError(f"{name} in the config's argument must be a number, not '{text}'")
+    return value
+
+
+def get_config(arg: str = ""):
+    """Returns the config of a setting; see the file's docstring for the argument."""
+    own, rest = IMAGES["take"](arg, OPTIONS)
+    method = own.get("method", "dcl")
+    if method not in METHODS:
+        hint = closest(method, list(METHODS))
+        raise ConfigError(f"the config's argument method={method} is unknown{hint}")
+    config = IMAGES["get_config"](rest)
+    config.name = f"{method}_{config.name}"
+    setting = next((item for item in rest.split(",") if item in SETTINGS), "digits")
+    epochs = config.train.num_steps * config.train.batch_size / EXAMPLES[setting]
+    fields: dict[str, Any] = {"dual": {"name": "fixed"}}
+    # Measured alone, where nothing else is asked: what the outputs say costs nothing to know.
+    constraints: tuple[dict, ...] = ({"name": "entropy", "start": 0.0},)
+    if method in ("dcl", "penalty"):
+        constraints = sections(own.get("constraints") or BUNDLE, epochs / 2)
+    if method == "dcl":
+        fields["dual"] = {"name": "nupi", "rate": 0.02, "gain": 0.2, "smoothing": 0.9}
+        # Short runs cannot wait for means over hundreds of batches.
+        fields["decay"] = 0.9 if setting in ("digits", "fashion") else 0.99
+    elif method == "penalty":
+        constraints = tuple(c for c in constraints if c["name"] != "discount")
+        fields["initial_multiplier"] = number(own, "weight", 0.1)
+    elif method == "smoothing":
+        config.objective = {"name": "cross_entropy", "label_smoothing": 0.1}
+    elif method == "sam":
+        fields["sharpness_radius"] = 0.05
+    elif method == "cvar":
+        constraints = (*constraints, {"name": "cvar", "start": 0.7})
+    recipe = {**config.algorithm, "name": "constrained"}  # its average of the weights, if any
+    config.algorithm = {**recipe, "constraints": constraints, **fields}
+    return config

@@ -1,0 +1,140 @@
+"""Convolutional networks with exits: a shared backbone whose later stages hard inputs alone reach.
+
+Teerapittayanon et al., "BranchyNet", 2016. As a cascade they are the case in which a stage goes on
+from what the last one has computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from jaxeff.errors import ConfigError
+from jaxeff.hybrid.route import Stage
+from jaxeff.layers.conv import Ops
+from jaxeff.models.base import MODELS
+from jaxeff.models.convnet import ConvNet, Head
+from jaxeff.models.staged import StagedModel, require_confidence
+from jaxeff.typing import Array
+
+
+class EarlyExitNet(ConvNet):
+    """A `ConvNet` with linear classifiers of the channel means after some stages.
+
+    Called as it is, it answers at the end of the network.
+
+    Attributes:
+      exits: numbers of the stages with an exit, rising.
+      exit_heads: the heads, called like blocks.
+    """
+
+    exits: tuple[int, ...] = ()
+    exit_heads: tuple[nn.Module, ...] = ()
+
+    def segment(self, x: Array, number: int, *, train: bool = False) -> tuple[Array, Array]:
+        """Runs what lies between two exits.
+
+        Args:
+          x: images ``[batch, rows, columns, channels]`` for the first, then the last one's map.
+          number: of the exit at the end; ``len(exits)`` is the network's own head.
+          train: training or evaluation.
+
+        Returns:
+          logits ``[batch, outputs]`` and the map at the exit.
+        """
+        if number == 0:
+            x = self.stem(jnp.asarray(x, self.dtype), train=train)
+        ends = (*self.exits, len(self.stages) - 1)
+        first = ends[number - 1] + 1 if number else 0
+        for stage in self.stages[first : ends[number] + 1]:
+            for block in stage:
+                x = block(x, train=train)
+        head = (*self.exit_heads, self.head)[number]
+        return head(x, train=train), x
+
+    def every_exit(self, inputs: Array, *, train: bool = False) -> Array:
+        """Returns the logits of all exits, ``[exits + 1, batch, outputs]``."""
+        x, found = inputs, []
+        for number in range(len(self.exits) + 1):
+            logits, x = self.segment(x, number, train=train)
+            found.append(logits)
+        return jnp.stack(found)
+
+    def __call__(self, inputs: Array, *, train: bool = False) -> Array:
+        """See `ConvNet`; an initialising call makes the exits' parameters too."""
+        if self.is_initializing():
+            self.every_exit(inputs, train=train)
+        return super().__call__(inputs, train=train)
+
+
+@MODELS.register("early_exit")
+def early_exit(
+    *,
+    num_outputs: int,
+    backbone: Mapping[str, Any],
+    exits: Sequence[int] = (0, 1),
+    axis_name: str = "",
+    dtype: str = "float32",
+) -> EarlyExitNet:
+    """Builds an `EarlyExitNet`.
+
+    Args:
+      num_outputs: classes.
+      backbone: name and fields of a convolutional model.
+      exits: numbers of the stages with an exit, from 0; the last stage has the network's own head.
+      axis_name: mapped axis over which the backbone's batch statistics are averaged.
+      dtype: of the exits.
+
+    Raises:
+      ConfigError: a backbone that is not convolutional, or stages that it does not have.
+    """
+    inner = {**backbone, "axis_name": axis_name} if axis_name else backbone
+    body = MODELS.build(inner, "model.backbone", num_outputs=num_outputs)
+    if not isinstance(body, ConvNet):
+        raise ConfigError(f"backbone: '{backbone['name']}' is no convolutional network")
+    exits = tuple(exits)
+    if not exits or list(exits) != sorted(set(exits)) or exits[0] < 0:
+        raise ConfigError(f"exits must be rising numbers of stages, not {exits}")
+    if exits[-1] > len(body.stages) - 2:
+        raise ConfigError(
+            f"exits {exits} must stand before the last of the backbone's {len(body.stages)} stages"
+        )
+    heads = tuple(Head(Ops.of(dtype, axis_name), num_outputs) for _ in exits)
+    return EarlyExitNet(body.stem, body.stages, body.head, body.dtype, exits, heads)
+
+
+def early_exits(
+    model: EarlyExitNet,
+    variables: Mapping[str, Any],
+    thresholds: Sequence[float] | None = None,
+    *,
+    score: str = "softmax response",
+    **options: Any,
+) -> StagedModel:
+    """Returns a trained network as a `StagedModel` that skips the rest of it for what has left.
+
+    Args:
+      model: the network.
+      variables: its parameters and other collections.
+      thresholds: of each exit, minus the confidence below which inputs go on; keeps everything at
+        the first until planned if not given.
+      score: which confidence, see `jaxeff.models.staged.confident_stage`.
+      **options: of `StagedModel`.
+    """
+    confident = require_confidence(score)
+
+    def stage(number: int) -> Stage:
+        def call(variables: Any, payload: Any) -> tuple[Array, Array, Any]:
+            x = payload["inputs"]
+            found: Any = model.apply(variables, x, number, method="segment")
+            logits, x = found
+            return logits, -confident(logits.astype(jnp.float32)), {"inputs": x}
+
+        return Stage(call, variables)
+
+    stages = [stage(number) for number in range(len(model.exits) + 1)]
+    return StagedModel(stages, thresholds or (np.inf,) * len(model.exits), **options)

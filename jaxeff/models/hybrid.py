@@ -1,0 +1,233 @@
+"""Hybrid models: a small base answers, and a router sends some inputs to an expert."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from jaxeff.errors import ConfigError
+from jaxeff.hybrid import cost, curves
+from jaxeff.hybrid.route import Stage, route
+from jaxeff.layers.router import build as build_router
+from jaxeff.models.base import MODELS, apply_with_features
+from jaxeff.models.staged import (
+    ABSTAINED,
+    Answers,
+    Classifier,
+    StagedModel,
+    confident_stage,
+    last_stage,
+)
+from jaxeff.typing import Array
+
+PARTS = ("base", "expert", "router")
+
+
+def part(variables: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns one part's collections from those of a `HybridNetwork`."""
+    return {kind: tree[name] for kind, tree in variables.items() if name in tree}
+
+
+class HybridNetwork(nn.Module):
+    """Base, expert and router as one model to train and to save, with a fixed share of queries.
+
+    Of a batch of n the base keeps ``floor(coverage n)``; the inputs of highest score go to the
+    expert, which runs on them alone. A deployed model has a threshold instead, see `HybridModel`.
+
+    Attributes:
+      base: runs on every input.
+      expert: the better and dearer model.
+      router: see `jaxeff.layers.router`.
+      coverage: share of the inputs that the base keeps.
+    """
+
+    base: nn.Module
+    expert: nn.Module
+    router: nn.Module
+    coverage: float = 0.75
+
+    @nn.compact
+    def __call__(self, inputs: Array, *, train: bool = False) -> Array:
+        """Maps a batch to ``[batch, classes]``.
+
+        Raises:
+          ValueError: ``train`` is set; the algorithm "hybrid" trains the parts one by one.
+        """
+        if train:
+            raise ValueError("a hybrid network is trained by config.algorithm.name='hybrid'")
+        if self.is_initializing():
+            self.base(inputs)
+            self.expert(inputs)
+        base = self.base.clone(parent=None, name=None)
+        logits, features, _ = apply_with_features(base, self.base.variables, inputs)
+        scores = self.router(logits, features["penultimate"])
+        queries = len(inputs) - math.floor(self.coverage * len(inputs) + 1e-6)
+        if not queries:
+            return logits
+        everything = jnp.ones(len(inputs), bool)
+        return route(self.expert, inputs, logits, scores, everything, queries)[0]
+
+
+@MODELS.register("hybrid")
+def hybrid(
+    *,
+    num_outputs: int,
+    base: Mapping[str, Any],
+    expert: Mapping[str, Any],
+    router: Mapping[str, Any] | None = None,
+    coverage: float = 0.75,
+) -> HybridNetwork:
+    """Builds a `HybridNetwork`.
+
+    Args:
+      num_outputs: classes.
+      base: name and fields of a model.
+      expert: name and fields of a model.
+      router: name and fields in `jaxeff.layers.router.ROUTERS`; None is the slim one.
+      coverage: share of the inputs that the base keeps.
+
+    Raises:
+      ConfigError: an impossible coverage, or models that cannot be built.
+    """
+    if not 0 <= coverage <= 1:
+        raise ConfigError(f"coverage must be in [0, 1], not {coverage}")
+    return HybridNetwork(
+        MODELS.build(base, "model.base", num_outputs=num_outputs),
+        MODELS.build(expert, "model.expert", num_outputs=num_outputs),
+        build_router(router or {"name": "slim"}),
+        coverage,
+    )
+
+
+def routed_stage(base: Classifier, router: Classifier) -> Stage:
+    """Returns a base as a first stage, whose scores a trained router gives."""
+    model, scorer = base[0], router[0]
+
+    def call(variables: Any, payload: Any) -> tuple[Array, Array, Any]:
+        own, of_router = variables
+        options = {name: value for name, value in payload.items() if name != "inputs"}
+        logits, features, _ = apply_with_features(model, own, payload["inputs"], **options)
+        scores: Any = scorer.apply(of_router, logits, features["penultimate"])
+        return logits, scores, payload
+
+    return Stage(call, (base[1], router[1]))
+
+
+class HybridModel(StagedModel):
+    """A base and an expert, trained models of this package, joined by a router; or a base alone.
+
+    Where the expert is in a cloud, give `cost` an `jaxeff.hybrid.EdgeCloud`; on one device, let
+    `measure` fit it. Without an expert the model abstains where it would ask.
+
+        hybrid = HybridModel((small, variables), (large, others), batch_size=256)
+        hybrid.calibrate(images, labels, coverage=0.75)
+        answers = hybrid.predict(more_images)
+
+    Args:
+      base: module and variables.
+      expert: module and variables, or None to abstain.
+      router: module and variables of a trained router, or the name of a confidence of the base in
+        `jaxeff.selective.confidence.OF_LOGITS`.
+      threshold: inputs with a score above it are asked about; keeps everything until calibrated.
+      **options: of `StagedModel`.
+    """
+
+    def __init__(
+        self,
+        base: Classifier,
+        expert: Classifier | None,
+        router: Classifier | str = "softmax response",
+        *,
+        threshold: float = np.inf,
+        **options: Any,
+    ):
+        named = isinstance(router, str)
+        first = confident_stage(base, router) if named else routed_stage(base, router)  # type: ignore
+        self.abstains = expert is None
+        later = [] if expert is None else [last_stage(expert)]
+        super().__init__([first, *later], (threshold,) * len(later), **options)
+        self._threshold = float(threshold)
+
+    @classmethod
+    def of(
+        cls, network: HybridNetwork, variables: Mapping[str, Any], **options: Any
+    ) -> HybridModel:
+        """Returns the model of a trained `HybridNetwork`."""
+        parts = {name: (getattr(network, name), part(variables, name)) for name in PARTS}
+        return cls(parts["base"], parts["expert"], parts["router"], **options)
+
+    @property
+    def threshold(self) -> float:
+        """The score above which inputs are asked about."""
+        return self._threshold
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        self._threshold = float(value)
+        if not self.abstains:
+            self.thresholds = (value,)
+
+    def predict(self, inputs: Any, mask: Any = None) -> Answers:
+        """See `StagedModel.predict`; label and answerer are `ABSTAINED` where nobody answers."""
+        found = super().predict(inputs, mask)
+        if not self.abstains:
+            return found
+        kept = found.scores <= self.threshold
+        return found._replace(
+            labels=np.where(kept, found.labels, ABSTAINED),
+            answered_by=np.where(kept, 0, ABSTAINED),
+        )
+
+    def curve(self, inputs: Any, labels: np.ndarray, mask: Any = None) -> curves.Curve:
+        """Returns accuracy against coverage; where the model abstains, it is not right."""
+        outputs, scores = self.collect(inputs, mask)
+        right = outputs.argmax(-1) == np.asarray(labels)
+        expert = np.zeros_like(right[0]) if self.abstains else right[1]
+        return curves.accuracy_coverage(scores[0], right[0], expert)
+
+    def calibrate(
+        self,
+        inputs: Any,
+        labels: np.ndarray,
+        *,
+        mask: Any = None,
+        coverage: float | None = None,
+        accuracy: float | None = None,
+        budget_ms: float | None = None,
+    ) -> tuple[float, float]:
+        """Chooses and sets the threshold on calibration data.
+
+        Args:
+          inputs: examples that base, expert and router were not trained on.
+          labels: their classes.
+          mask: see `predict`.
+          coverage: smallest share that the base is to keep; or
+          accuracy: accuracy to reach at the least cost; or
+          budget_ms: time per input within which to be as accurate as possible.
+
+        Returns:
+          coverage and accuracy on the calibration data.
+
+        Raises:
+          ConfigError: not one of the three targets, or one that needs the model's cost without it.
+          DataError: a target that no threshold reaches.
+        """
+        if sum(target is not None for target in (coverage, accuracy, budget_ms)) != 1:
+            raise ConfigError("calibrate needs one of coverage, accuracy and budget_ms")
+        found = self.curve(inputs, labels, mask)
+        if coverage is not None:
+            point = int(np.argmax(found.coverage >= coverage))
+        elif self.cost is None:
+            raise ConfigError("the model has no cost; call measure, or set cost to an EdgeCloud")
+        elif accuracy is not None:
+            point = cost.cheapest(found, self.cost, accuracy)
+        else:
+            point = cost.within(found, self.cost, float(budget_ms))  # type: ignore[arg-type]
+        everything = point + 1 == len(found.threshold)
+        self.threshold = np.inf if everything else float(found.threshold[point])
+        return float(found.coverage[point]), float(found.accuracy[point])

@@ -1,0 +1,273 @@
+"""Trained models in stages, as a user runs them: predictions, who answered, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxeff import bench
+from jaxeff.errors import ConfigError
+from jaxeff.hybrid import cost
+from jaxeff.hybrid.cascade import Plan, Table
+from jaxeff.hybrid.route import Cascade, Stage
+from jaxeff.selective import confidence
+from jaxeff.typing import Array
+
+#: A Flax module and its variables.
+Classifier = tuple[nn.Module, Mapping[str, Any]]
+#: In the place of a label, and of who answered, where nobody did.
+ABSTAINED = -1
+
+
+class Answers(NamedTuple):
+    """Answers to a batch.
+
+    Attributes:
+      labels: predicted classes ``[batch]``.
+      outputs: logits of the stage that answered, ``[batch, classes]``.
+      answered_by: number of that stage, ``[batch]``.
+      scores: query scores of the first stage, ``[batch]``.
+      overflow: inputs that asked for a later stage without a place for them.
+      macs: multiply-adds per input, of all stages that ran for it.
+      milliseconds: per input, by the model's cost; None if it has none.
+    """
+
+    labels: np.ndarray
+    outputs: np.ndarray
+    answered_by: np.ndarray
+    scores: np.ndarray
+    overflow: int
+    macs: float
+    milliseconds: float | None
+
+    @property
+    def coverage(self) -> float:
+        """Share of the inputs that the first stage answered."""
+        return float(np.mean(self.answered_by == 0))
+
+
+def apply(model: nn.Module, variables: Any, payload: Mapping[str, Any]) -> Array:
+    """Applies a classifier to ``inputs`` and, where there is one, ``mask``."""
+    options = {name: value for name, value in payload.items() if name != "inputs"}
+    return model.apply(variables, payload["inputs"], train=False, **options)  # type: ignore
+
+
+def require_confidence(score: str) -> Callable[[Array], Array]:
+    """Returns the named confidence of logits; raises `ConfigError` for another name."""
+    if score not in confidence.OF_LOGITS:
+        known = ", ".join(confidence.OF_LOGITS)
+        raise ConfigError(f"the score must be one of {known} or a trained router, not {score!r}")
+    return confidence.OF_LOGITS[score]
+
+
+def last_stage(classifier: Classifier) -> Stage:
+    """Returns a stage that asks nobody."""
+    model, variables = classifier
+
+    def call(variables: Any, payload: Any) -> tuple[Array, Array, Any]:
+        outputs = apply(model, variables, payload)
+        return outputs, jnp.zeros(len(outputs)), ()
+
+    return Stage(call, variables)
+
+
+def confident_stage(classifier: Classifier, score: str = "softmax response") -> Stage:
+    """Returns a stage that asks where a confidence of its own logits is low.
+
+    Args:
+      classifier: the stage's model.
+      score: a name in `jaxeff.selective.confidence.OF_LOGITS`.
+
+    Raises:
+      ConfigError: another name.
+    """
+    confident, (model, variables) = require_confidence(score), classifier
+
+    def call(variables: Any, payload: Any) -> tuple[Array, Array, Any]:
+        outputs = apply(model, variables, payload)
+        return outputs, -confident(outputs.astype(jnp.float32)), payload
+
+    return Stage(call, variables)
+
+
+class StagedModel:
+    """Stages of which the later ones run only for the inputs that ask for them.
+
+    Args:
+      stages: see `jaxeff.hybrid.route`.
+      thresholds: query scores above go on; see `plan`.
+      limits: most inputs of a batch that each later stage may get.
+      batch_size: inputs are taken in batches of this size, the last filled up, so that each stage
+        is compiled for few sizes; None takes all inputs of a call as one batch.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        thresholds: Sequence[float],
+        *,
+        limits: Sequence[int | None] | None = None,
+        batch_size: int | None = None,
+    ):
+        self.stages, self.batch_size = list(stages), batch_size
+        self.cascade = Cascade(stages, thresholds, limits)
+        self.cost: cost.Cost | None = None
+        self._macs: dict[tuple[int, ...], list[int]] = {}
+        self._all = jax.jit(self._every_stage)
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Query scores above which inputs go on, one fewer than the stages."""
+        return self.cascade.thresholds
+
+    @thresholds.setter
+    def thresholds(self, values: Sequence[float]) -> None:
+        if len(values) != len(self.stages) - 1:
+            raise ConfigError(f"{len(self.stages)} stages need {len(self.stages) - 1} thresholds")
+        self.cascade.thresholds = tuple(map(float, values))
+
+    def predict(self, inputs: Any, mask: Any = None) -> Answers:
+        """Answers inputs ``[batch, ...]``, with a mask ``[batch, time]`` of their real steps."""
+        payload = _payload(inputs, mask)
+        total = len(payload["inputs"])
+        found = list(self.cascade.stream(self._batches(payload)))
+
+        def joined(name: str) -> np.ndarray:
+            return np.concatenate([np.asarray(getattr(part, name)) for part in found])[:total]
+
+        outputs, reached = joined("outputs"), np.array([part.reached for part in found])
+        time = None
+        if self.cost is not None:
+            time = sum(self.cost.batch_ms(part.reached) for part in found) / total
+        return Answers(
+            labels=outputs.argmax(-1),
+            outputs=outputs,
+            answered_by=joined("answered_by"),
+            scores=joined("scores"),
+            overflow=sum(part.overflow for part in found),
+            macs=float(reached.sum(0) @ self.macs(payload)) / total,
+            milliseconds=time,
+        )
+
+    def _batches(self, payload: dict[str, Any]) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+        total = len(payload["inputs"])
+        size = self.batch_size or total
+        for start in range(0, total, size):
+            rows = np.arange(start, start + size)
+            if rows[-1] < total:
+                yield jax.tree.map(lambda a, r=rows: a[r[0] : r[-1] + 1], payload), rows < total
+            else:
+                kept = np.minimum(rows, total - 1)
+                yield jax.tree.map(lambda a, k=kept: a[k], payload), rows < total
+
+    def macs(self, payload: Mapping[str, Any]) -> list[int]:
+        """Returns each stage's multiply-adds for one input, routers included."""
+        shape = tuple(payload["inputs"].shape[1:])
+        if shape not in self._macs:
+            part: Any = jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), payload
+            )
+            counts = []
+            for stage in self.stages:
+                counts.append(bench.count(stage.call, stage.variables, part).macs)
+                part = jax.eval_shape(stage.call, stage.variables, part)[2]
+            self._macs[shape] = counts
+        return self._macs[shape]
+
+    def collect(self, inputs: Any, mask: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """Runs every stage on every input, as calibration needs it.
+
+        Returns:
+          outputs ``[stages, examples, classes]`` and scores ``[stages, examples]``.
+        """
+        payload = _payload(inputs, mask)
+        variables = [stage.variables for stage in self.stages]
+        found = [self._all(variables, batch) for batch, _ in self._batches(payload)]
+        total = len(payload["inputs"])
+        outputs, scores = (np.concatenate(part, axis=1) for part in zip(*found, strict=True))
+        return outputs[:, :total], scores[:, :total]
+
+    def _every_stage(self, variables: list[Any], payload: Any) -> tuple[Array, Array]:
+        outputs, scores = [], []
+        for stage, own in zip(self.stages, variables, strict=True):
+            output, score, payload = stage.call(own, payload)
+            outputs.append(output)
+            scores.append(score)
+        return jnp.stack(outputs), jnp.stack(scores)
+
+    def plan(
+        self,
+        inputs: Any,
+        labels: np.ndarray,
+        *,
+        mask: Any = None,
+        prices: Sequence[float] | None = None,
+        price: float = 0.0,
+        budget: float = np.inf,
+        candidates: int = 64,
+    ) -> Plan:
+        """Chooses and sets the thresholds on calibration data; see `jaxeff.hybrid.cascade.Table`.
+
+        Args:
+          inputs: examples that no stage was trained on.
+          labels: their classes.
+          mask: see `predict`.
+          prices: of running each stage; multiply-adds if not given.
+          price: what a unit of price is worth in accuracy.
+          budget: largest mean price of an input.
+          candidates: thresholds tried per stage.
+        """
+        outputs, scores = self.collect(inputs, mask)
+        prices = self.macs(_payload(inputs, mask)) if prices is None else prices
+        right = outputs.argmax(-1) == np.asarray(labels)
+        table = Table(scores[:-1], right, prices, candidates)
+        found = table.best(price=price, budget=budget)
+        self.thresholds = found.thresholds
+        return found
+
+    def measure(self, inputs: Any, mask: Any = None, *, rounds: int = 5, query_ms: float = 0.0):
+        """Fits and keeps this device's cost of one batch of `batch_size` inputs.
+
+        Args:
+          inputs: at least one batch.
+          mask: see `predict`.
+          rounds: timed calls of every size.
+          query_ms: what the way to a later stage adds for every input.
+        """
+        batch, _ = next(self._batches(_payload(inputs, mask)))
+        self.batch_size = len(batch["inputs"])  # of which alone the cost is known
+        self.cost = cost.measure(self.cascade, batch, query_ms=query_ms, rounds=rounds)
+        return self.cost
+
+
+def _payload(inputs: Any, mask: Any) -> dict[str, Any]:
+    payload = {"inputs": inputs} if mask is None else {"inputs": inputs, "mask": mask}
+    if not len(inputs):
+        raise ConfigError("there are no inputs to answer")
+    return payload
+
+
+def cascade(
+    classifiers: Sequence[Classifier],
+    thresholds: Sequence[float] | None = None,
+    *,
+    score: str = "softmax response",
+    **options: Any,
+) -> StagedModel:
+    """Returns a cascade of classifiers, cheapest first, each asked where the last was in doubt.
+
+    Args:
+      classifiers: modules and variables.
+      thresholds: minus the confidence below which inputs go on; keeps everything until planned if
+        not given.
+      score: which confidence, see `confident_stage`.
+      **options: of `StagedModel`.
+    """
+    *early, final = classifiers
+    stages = [*(confident_stage(each, score) for each in early), last_stage(final)]
+    return StagedModel(stages, thresholds or (np.inf,) * len(early), **options)

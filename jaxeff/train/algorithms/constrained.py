@@ -1,0 +1,236 @@
+"""Training under constraints on the model's distribution over examples.
+
+References:
+  The statistics and the schedules reconstruct distributionally constrained learning, see
+  `jaxeff.constraints.library`; ``configs/dcl.py`` bundles a discount of hard examples, entropy and
+  the width of the loss surface.
+  Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", ICLR 2021,
+  for ``sharpness_radius``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxeff.constraints import (
+    CONSTRAINTS,
+    DUAL_STEPS,
+    Constraint,
+    Forward,
+    Reweighting,
+    Settings,
+    constrained,
+    init_duals,
+)
+from jaxeff.constraints.statistics import ascend
+from jaxeff.errors import ConfigError
+from jaxeff.registry import closest
+from jaxeff.train.algorithms.base import (
+    ALGORITHMS,
+    Algorithm,
+    Task,
+    starting_carry,
+    step_key,
+    total_weight,
+    whole_carry,
+)
+from jaxeff.train.objectives import Objective, class_logits, per_example, weighted_means
+from jaxeff.train.state import TrainState
+from jaxeff.typing import Array, Batch, Params
+
+#: How often multipliers move: after every batch, along running means, or after every epoch.
+MOVES = ("step", "epoch")
+
+
+@ALGORITHMS.register("constrained")
+class Constrained(Algorithm):
+    """Gradient training of the objective's mean under constraints with Lagrange multipliers.
+
+    The multipliers and what they know of their constraints are in the algorithm's state. Without
+    constraints, and with multipliers fixed at 0, this is `BPTT` to the bit.
+
+    Args:
+      model: see `Algorithm`, as are the next three and the last two.
+      objective: the objective.
+      optimizer: the optimiser; it and its weight decay do not see the multipliers.
+      task: facts of the data.
+      constraints: sections of `jaxeff.constraints.CONSTRAINTS`; at most one that reweights.
+      dual: section of `jaxeff.constraints.DUAL_STEPS`: "gradient", "optimistic" or "nupi" with
+        their gains, or "fixed" for constant penalty weights.
+      rho: weight of the augmented Lagrangian; 0 is the plain one.
+      max_multiplier: the largest multiplier.
+      initial_multiplier: of every constraint, at the start.
+      decay: of the running means of the constraints' violations.
+      move: "step" or "epoch"; see `MOVES`.
+      normalize: divides violations by the size of their statistic on the first batch.
+      sharpness_radius: takes the gradient so far uphill from the weights; 0 takes it at them.
+      average_decay: decay of an average of the weights.
+      evaluate_at: which weights to evaluate.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        task: Task | None = None,
+        constraints: Sequence[Mapping[str, Any]] = (),
+        dual: Mapping[str, Any] | None = None,
+        rho: float = 1.0,
+        max_multiplier: float = 10.0,
+        initial_multiplier: float = 0.0,
+        decay: float = 0.99,
+        move: str = "step",
+        normalize: bool = True,
+        sharpness_radius: float = 0.0,
+        average_decay: float = 0.0,
+        evaluate_at: str = "best",
+    ):
+        super().__init__(model, objective, optimizer, task, average_decay, evaluate_at)
+        if move not in MOVES:
+            raise ConfigError(f"move: unknown choice '{move}'{closest(move, list(MOVES))}")
+        if sharpness_radius < 0:
+            raise ConfigError(f"sharpness_radius must not be negative, not {sharpness_radius}")
+        self.sharpness_radius = sharpness_radius
+        epoch = max(1, self.task.steps_per_epoch)
+        self.settings = Settings(
+            step=DUAL_STEPS.build(dual or {"name": "gradient"}, "algorithm.dual"),
+            rho=rho,
+            maximum=max_multiplier,
+            initial=initial_multiplier,
+            decay=decay,
+            every=epoch if move == "epoch" else 0,
+            steps_per_epoch=epoch,
+            normalize=normalize,
+        )
+        built = [
+            CONSTRAINTS.build(
+                section, f"algorithm.constraints[{i}]", num_classes=self.task.num_classes
+            )
+            for i, section in enumerate(constraints)
+        ]
+        self.constraints: list[Constraint] = [c for c in built if isinstance(c, Constraint)]
+        reweightings = [c for c in built if isinstance(c, Reweighting)]
+        if len(reweightings) > 1:
+            raise ConfigError(
+                "constraints: 'discount' and 'cvar' both weigh the examples; choose one, once"
+            )
+        self.reweighting = reweightings[0] if reweightings else None
+        self.objective = _Showing(objective, self.constraints)
+
+    def init(self, params: Params) -> dict[str, Any]:
+        """See `Algorithm.init`."""
+        return {**super().init(params), "duals": init_duals(self.constraints, self.settings)}
+
+    def update(
+        self, state: TrainState, batch: Batch, axis_name: str | None = None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """Makes one update of the parameters and one of the multipliers; see `Algorithm.update`."""
+        weight, key = batch["weight"], step_key(state, axis_name)
+        total = total_weight(weight, axis_name)
+        start = starting_carry(self.model, state.carry, batch, axis_name)
+        duals = state.algo_state["duals"]
+        time = duals.step / self.settings.steps_per_epoch
+
+        def apply(params, batch):
+            # An empty collection is one that the model may write: what it reports of itself.
+            variables = {"params": params, **state.model_state, "intermediates": {}}
+            found = self.forward(variables, batch, start, train=True, key=key)
+            return (*found, self.objective(found[0], batch))
+
+        def loss_fn(params):
+            outputs, carry, collected, values = apply(params, batch)
+
+            def losses_at(params=params, inputs=batch["inputs"]):
+                return apply(params, {**batch, "inputs": inputs})[3]["loss"]
+
+            collected = dict(collected)
+            sown = collected.pop("intermediates", {})
+            losses, risk_weight = values["loss"], weight
+            shares: dict[str, Array] = {}
+            if self.reweighting is not None:
+                factors, shares = self.reweighting(losses, weight, time, axis_name)
+                risk_weight = weight * factors
+            forward = Forward(
+                params=params,
+                batch=batch,
+                outputs=class_logits(self.objective, outputs),
+                losses=losses,
+                risk_weight=risk_weight,
+                losses_at=losses_at,
+                per_example=functools.partial(per_example, batch=batch),
+                sown=sown,
+                axis_name=axis_name,
+            )
+            loss = jnp.sum(losses * risk_weight) / total
+            return (loss, forward), (values, carry, collected, shares)
+
+        own, dual_update = constrained(
+            loss_fn, self.constraints, self.settings, axis_name=axis_name, has_aux=True
+        )
+
+        def gradient(params):
+            evaluation, grads = own(params, duals)
+            return evaluation, grads if axis_name is None else jax.lax.pmean(grads, axis_name)
+
+        evaluation, grads = gradient(state.params)
+        values, carry, collected, shares = evaluation.aux
+        if axis_name is not None:
+            collected = jax.lax.pmean(collected, axis_name)
+        if self.sharpness_radius:
+            _, grads = gradient(ascend(state.params, grads, self.sharpness_radius))
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        duals, metrics = dual_update(duals, evaluation.statistics)
+        algo_state = self.averaged({**state.algo_state, "duals": duals}, params, collected)
+        new = state.replace(  # type: ignore[attr-defined]
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            model_state=collected,
+            algo_state=algo_state,
+            carry=whole_carry(carry, axis_name),
+        )
+        return new, {**weighted_means(values, weight, axis_name), **metrics, **shares}
+
+    def warnings(self, state: TrainState) -> list[str]:
+        """Returns a sentence for every constraint whose multiplier ended at its maximum."""
+        limit = self.settings.maximum
+        ended = jax.device_get(state.algo_state["duals"].multiplier)
+        return [
+            f"constraint '{name}' cannot be met: its multiplier ended at its limit {limit:g}; "
+            "loosen its level in config.algorithm.constraints, or raise "
+            "config.algorithm.max_multiplier"
+            for name, multiplier in ended.items()
+            if np.max(multiplier) >= limit
+        ]
+
+
+class _Showing:
+    """An objective with the statistics that outputs alone say among its metrics.
+
+    Evaluations then show them for other data, and for the model as it is used: with running
+    statistics and without dropout. All else that the objective has is passed on.
+    """
+
+    def __init__(self, objective: Objective, constraints: Sequence[Constraint]):
+        self._of = objective
+        self._shown = {c.name: c.per_example for c in constraints if c.per_example is not None}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # not yet there, while a copy is made
+            raise AttributeError(name)
+        return getattr(self._of, name)
+
+    def __call__(self, outputs: Array, batch: Batch) -> dict[str, Array]:
+        values, logits = self._of(outputs, batch), class_logits(self._of, outputs)
+        more = {name: per_example(of(logits, batch), batch) for name, of in self._shown.items()}
+        return {**values, **more}

@@ -1,0 +1,267 @@
+"""Distillation: a student learns from labels and from a frozen teacher, perhaps with a helper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxeff.distill import LOSSES, Seen
+from jaxeff.errors import ConfigError
+from jaxeff.train.algorithms.base import (
+    ALGORITHMS,
+    Algorithm,
+    Task,
+    Trained,
+    step_key,
+    total_weight,
+)
+from jaxeff.train.algorithms.helper import helper
+from jaxeff.train.algorithms.teacher import Teacher, see
+from jaxeff.train.objectives import Objective, weighted_means
+from jaxeff.train.state import TrainState
+from jaxeff.typing import Array, Batch, PRNGKey
+
+
+@ALGORITHMS.register("distill")
+class Distillation(Algorithm):
+    """A weighted sum of the objective, of distillation losses, and of a selective one (DiSK).
+
+    The teacher is the prerequisite "teacher"; a prerequisite "student", of the same model, is what
+    the student starts from. Only the student is evaluated and kept: the teacher, the gate and the
+    adapters of features are state of the training. What projects features for SimKD is part of its
+    student, the model "projected".
+
+    By default student and gate learn from every batch. With ``gate_epochs`` they take turns, each
+    frozen while the other learns, as DiSK's authors do: ``gate_init_epochs`` of the gate, then
+    rounds of ``student_epochs`` and ``gate_epochs``. The learning rate is that of the run's step
+    for both.
+
+    Args:
+      model: see `Algorithm`, as are the next three and the last two.
+      objective: the objective, on the labels.
+      optimizer: of the student and, with a state of its own, of the gate.
+      task: facts of the data.
+      trained: the prerequisites, by name.
+      label_weight: weight of the objective.
+      losses: fields of distillation losses by their names in `jaxeff.distill.LOSSES`, each with its
+        ``weight`` (default 1).
+      disk: fields of `jaxeff.distill.Disk` to change, the name ``variant`` in
+        `jaxeff.distill.VARIANTS`, and ``weight`` (default 1); None distils without a gate.
+      gate: a name in `jaxeff.distill.GATES` with its fields, or "closed_form", which computes the
+        best gate of each batch.
+      student_epochs: epochs of the student in a round, the unit of DiSK's schedules.
+      gate_epochs: epochs of the gate in a round; 0 lets both learn at once.
+      gate_init_epochs: epochs of the gate alone before the first round.
+      keep_classifier: whether the student takes over the teacher's last linear layer and keeps it
+        as it is (SimKD).
+      cache: whether the teacher's logits are kept, see `Teacher`.
+      average_decay: decay of an average of the weights.
+      evaluate_at: which weights to evaluate.
+
+    Raises:
+      ConfigError: fields that do not fit together, or no teacher.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        task: Task | None = None,
+        trained: Mapping[str, Trained] | None = None,
+        label_weight: float = 1.0,
+        losses: Mapping[str, Mapping[str, Any]] | None = None,
+        disk: Mapping[str, Any] | None = None,
+        gate: Mapping[str, Any] | None = None,
+        student_epochs: int = 1,
+        gate_epochs: int = 0,
+        gate_init_epochs: int = 0,
+        keep_classifier: bool = False,
+        cache: bool = False,
+        average_decay: float = 0.0,
+        evaluate_at: str = "best",
+    ):
+        super().__init__(model, objective, optimizer, task, average_decay, evaluate_at)
+        if self.task.kind != "classification":
+            raise ConfigError(f"distillation is of classifiers, not of {self.task.kind} data")
+        self.label_weight = label_weight
+        self.losses, self.loss_weights = _losses(losses or {})
+        self.helper = helper(disk, gate, self.task.num_classes)
+        self.learns_gate = self.helper is not None and self.helper.gate is not None
+        self.student_epochs, self.gate_epochs = student_epochs, gate_epochs
+        self.gate_init_epochs = gate_init_epochs
+        if student_epochs < 1 or min(gate_epochs, gate_init_epochs) < 0:
+            raise ConfigError("student_epochs must be positive, and no number of epochs negative")
+        if (gate_epochs or gate_init_epochs) and not self.learns_gate:
+            raise ConfigError("gate_epochs and gate_init_epochs need disk and a gate that learns")
+        trained = trained or {}
+        if "teacher" not in trained:
+            raise ConfigError(
+                "distillation needs a teacher; give the config of its training as "
+                "config.prerequisites.teacher"
+            )
+        self.start = trained["student"].variables if "student" in trained else None
+        self.teacher = Teacher(trained["teacher"], self.task, cache)
+        self.keep_classifier, self.needs_index = keep_classifier, cache
+
+    def init_state(self, key: PRNGKey, example: Array) -> TrainState:
+        """See `Algorithm.init_state`; the optimiser's state is that of student and adapters."""
+        state = super().init_state(key, example)
+        params, model_state = state.params, state.model_state
+        if self.start is not None:
+            model_state = dict(self.start)
+            _check_same({"params": params, **state.model_state}, model_state)
+            params = model_state.pop("params")
+        if self.keep_classifier:
+            params = self.teacher.give_classifier(params, example)
+        teacher = self.teacher.seen(example)
+        student = see(self.model, {"params": params, **model_state}, {"inputs": example})[1]
+        keys = jax.random.split(jax.random.fold_in(key, 1), len(self.losses) + 1)
+        labels = jnp.zeros(len(example), jnp.int32)
+        adapters = {}
+        for own_key, (name, loss) in zip(keys[1:], self.losses.items(), strict=True):
+            made: Any = loss.init(own_key, student, teacher, labels)
+            adapters[name] = made.get("params", {})
+        algo_state = {"adapters": adapters, "teacher": self.teacher.init()}
+        if self.helper is not None:
+            algo_state["helper"] = self.helper.init(keys[0], teacher)
+            gate_params = algo_state["helper"]["gate"]["params"]
+            algo_state["gate_opt_state"] = self.optimizer.init(gate_params)
+        return state.replace(  # type: ignore[attr-defined]
+            params=params,
+            model_state=model_state,
+            opt_state=self.optimizer.init((params, adapters)),
+            algo_state={**self.init(params), **self._init_average(model_state), **algo_state},
+        )
+
+    def update(
+        self, state: TrainState, batch: Batch, axis_name: str | None = None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """Makes one step of the student, of the gate, or of both; see `Algorithm.update`."""
+        teacher, kept = self.teacher(state.algo_state["teacher"], batch, axis_name)
+        algo_state = {**state.algo_state, "teacher": kept}
+        state = state.replace(algo_state=algo_state)  # type: ignore[attr-defined]
+
+        def learn(student: bool, gate: bool) -> Callable[[TrainState], Any]:
+            return lambda state: self._step(state, batch, teacher, axis_name, student, gate)
+
+        students_turn = learn(True, self.learns_gate and not self.gate_epochs)
+        if not (self.gate_epochs or self.gate_init_epochs):
+            return students_turn(state)
+        gates_turn = learn(False, True)
+        return jax.lax.cond(self._is_gates_turn(state.step), gates_turn, students_turn, state)
+
+    def _rounds(self, step: Array) -> tuple[Array, Array]:
+        """Returns the number of the round, negative before the first, and the epoch in it."""
+        epoch = step // max(self.task.steps_per_epoch, 1) - self.gate_init_epochs
+        return jnp.divmod(epoch, self.student_epochs + self.gate_epochs)
+
+    def _is_gates_turn(self, step: Array) -> Array:
+        number, epoch = self._rounds(step)
+        return (number < 0) | (epoch >= self.student_epochs)
+
+    def _step(
+        self,
+        state: TrainState,
+        batch: Batch,
+        teacher: Seen,
+        axis_name: str | None,
+        trains_student: bool,
+        trains_gate: bool,
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """Makes a step of whoever is trained; the other is applied as in evaluation."""
+        algo_state, weight, labels = dict(state.algo_state), batch["weight"], batch["labels"]
+        total, key = total_weight(weight, axis_name), step_key(state, axis_name)
+        helper_state = algo_state.get("helper", {"gate": {"params": {}}})
+
+        def loss_fn(own, gate_params):
+            params, adapters = own
+            variables = {"params": params, **state.model_state}
+            outputs, student, collected = see(
+                self.model, variables, batch, train=trains_student, key=key
+            )
+            values: dict[str, Any] = dict(self.objective(outputs, batch))
+            loss = self.label_weight * jnp.sum(values["loss"] * weight) / total
+            for name, distil in self.losses.items():
+                values[name] = distil.apply({"params": adapters[name]}, student, teacher, labels)
+                loss += self.loss_weights[name] * jnp.sum(values[name] * weight) / total
+            helped: Any = {}
+            if self.helper is not None:
+                number = jnp.maximum(self._rounds(state.step)[0], 0)
+                seen = student, teacher, labels, weight
+                term, more, helped = self.helper(
+                    gate_params, helper_state, *seen, number, axis_name, trains_gate
+                )
+                loss, values = loss + term, values | more
+            return loss, (values, collected, helped)
+
+        players = (state.params, algo_state["adapters"]), helper_state["gate"]["params"]
+        who = tuple(n for n, trained in enumerate((trains_student, trains_gate)) if trained)
+        grad_fn = jax.value_and_grad(loss_fn, argnums=who, has_aux=True)
+        (_, (values, *changed)), grads = grad_fn(*players)
+        if axis_name is not None:
+            grads, changed = jax.lax.pmean((grads, changed), axis_name)
+        collected, helped = changed
+        new: dict[str, Any] = {}
+        if trains_student:
+            (params, adapters), opt_state = self._descend(
+                grads[0], state.opt_state, players[0], state
+            )
+            if self.keep_classifier:
+                params = self.teacher.keep_classifier(params, state.params)
+            new = {"params": params, "opt_state": opt_state, "model_state": collected}
+            algo_state = self.averaged({**algo_state, "adapters": adapters}, params, collected)
+        if trains_gate:
+            params, algo_state["gate_opt_state"] = self._descend(
+                grads[-1], algo_state["gate_opt_state"], players[1], state
+            )
+            algo_state["helper"] = {**helped, "gate": {**helped["gate"], "params": params}}
+        new |= {"step": state.step + 1, "algo_state": algo_state}
+        return state.replace(**new), weighted_means(values, weight, axis_name)  # type: ignore
+
+    def _descend(
+        self, grads: Any, opt_state: Any, params: Any, state: TrainState
+    ) -> tuple[Any, Any]:
+        """Returns a player's updated parameters and optimiser state.
+
+        Its learning rate is that of the run's step, because one who takes turns makes fewer updates
+        than the run has steps.
+        """
+
+        def scheduled(node: Any) -> bool:
+            return isinstance(node, optax.ScaleByScheduleState)
+
+        opt_state = jax.tree.map(
+            lambda node: node._replace(count=state.step) if scheduled(node) else node,
+            opt_state,
+            is_leaf=scheduled,
+        )
+        updates, opt_state = self.optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+
+def _losses(
+    specs: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, nn.Module], dict[str, float]]:
+    """Returns the losses and their weights, by name."""
+    losses, weights = {}, {}
+    for name, spec in specs.items():
+        fields = {"name": name, **spec}
+        weights[name] = fields.pop("weight", 1.0)
+        losses[name] = LOSSES.build(fields, "algorithm.losses")
+    return losses, weights
+
+
+def _check_same(wanted: Any, given: Any) -> None:
+    """Raises `ConfigError` if trained variables are not those of the student."""
+    wanted, given = (jax.tree.map(jnp.shape, dict(tree)) for tree in (wanted, given))
+    if wanted != given:
+        raise ConfigError(
+            "config.prerequisites.student has other parameters than config.model; give both the "
+            "same model"
+        )

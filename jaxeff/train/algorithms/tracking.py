@@ -1,0 +1,229 @@
+"""Gradient training with a loss that depends on more than the batch: on what was seen before it.
+
+The algorithm adds entries to the batch, which the objective reads, and moves its own state by
+values that the objective returns. So the objective stays a function of outputs and batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxeff.errors import ConfigError
+from jaxeff.selective import one_sided
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, Task, step_key, total_weight
+from jaxeff.train.objectives import Objective, weighted_means
+from jaxeff.train.state import TrainState
+from jaxeff.typing import Array, Batch, Params
+
+
+@ALGORITHMS.register("pretrained")
+class Tracking(Algorithm):
+    """One gradient per batch of a loss with a state; this one knows only whether it pretrains.
+
+    Args:
+      model: see `Algorithm`, as are the next three and the last two.
+      objective: the objective.
+      optimizer: the optimiser.
+      task: facts of the data.
+      pretrain_steps: number of steps at first with ``batch["pretraining"]`` true.
+      average_decay: decay of an average of the weights.
+      evaluate_at: which weights to evaluate.
+
+    Raises:
+      ConfigError: a negative number of steps, or an objective that cannot pretrain.
+    """
+
+    #: Values of the objective that `track` reads and that are no metrics.
+    tracked: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        task: Task | None = None,
+        pretrain_steps: int = 0,
+        average_decay: float = 0.0,
+        evaluate_at: str = "best",
+    ):
+        super().__init__(model, objective, optimizer, task, average_decay, evaluate_at)
+        if pretrain_steps < 0:
+            raise ConfigError(f"pretrain_steps must not be negative, not {pretrain_steps}")
+        if pretrain_steps and not getattr(objective, "pretrains", False):
+            raise ConfigError("pretrain_steps: the objective has no pretraining; leave it at 0")
+        self.pretrain_steps = pretrain_steps
+
+    def hints(self, state: TrainState, batch: Batch) -> dict[str, Array]:
+        """Returns what is added to the batch."""
+        if not self.pretrain_steps:
+            return {}
+        return {"pretraining": state.step < self.pretrain_steps}
+
+    def track(
+        self,
+        algo_state: dict[str, Any],
+        batch: Batch,
+        values: dict[str, Array],
+        axis_name: str | None,
+    ) -> dict[str, Any]:
+        """Returns the algorithm's state after a batch with these values per example."""
+        return algo_state
+
+    def update(
+        self, state: TrainState, batch: Batch, axis_name: str | None = None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """Makes one step; see `Algorithm.update`."""
+        weight, key = batch["weight"], step_key(state, axis_name)
+        total = total_weight(weight, axis_name)
+        batch = {**batch, **self.hints(state, batch)}
+
+        def loss_fn(params):
+            variables = {"params": params, **state.model_state}
+            outputs, _, collected = self.forward(variables, batch, train=True, key=key)
+            values = self.objective(outputs, batch)
+            return jnp.sum(values["loss"] * weight) / total, (values, collected)
+
+        grads, (values, collected) = jax.grad(loss_fn, has_aux=True)(state.params)
+        if axis_name is not None:
+            grads, collected = jax.lax.pmean((grads, collected), axis_name)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        algo_state = self.track(state.algo_state, batch, values, axis_name)
+        new = state.replace(  # type: ignore[attr-defined]
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            model_state=collected,
+            algo_state=self.averaged(algo_state, params, collected),
+        )
+        shown = {name: value for name, value in values.items() if name not in self.tracked}
+        return new, weighted_means(shown, weight, axis_name)
+
+
+@ALGORITHMS.register("one_sided_saddle")
+class OneSidedSaddle(Tracking):
+    """The min-max problem of one-sided prediction, with its multipliers and slacks as state.
+
+    The network follows its optimiser; multipliers and slacks make an extragradient step at the C of
+    the batch, because simultaneous steps go round the saddle point. The objective "one_sided" in
+    the closed form has the same solutions and needs none of this.
+
+    Args:
+      model: see `Tracking`, as are the next three and the last two.
+      objective: "one_sided".
+      optimizer: the optimiser.
+      task: facts of the data.
+      multiplier_rate: step size of multipliers and slacks.
+      average_decay: decay of an average of the weights.
+      evaluate_at: which weights to evaluate.
+
+    Raises:
+      ConfigError: another objective, or a rate that is not positive.
+    """
+
+    tracked = ("outside",)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        task: Task | None = None,
+        multiplier_rate: float = 0.05,
+        average_decay: float = 0.0,
+        evaluate_at: str = "best",
+    ):
+        super().__init__(model, objective, optimizer, task, 0, average_decay, evaluate_at)
+        if not hasattr(objective, "mu"):
+            raise ConfigError("this algorithm needs config.objective.name='one_sided'")
+        if not multiplier_rate > 0:
+            raise ConfigError(f"multiplier_rate must be positive, not {multiplier_rate}")
+        self.mu, self.multiplier_rate = objective.mu, multiplier_rate
+
+    def init(self, params: Params) -> dict[str, Any]:
+        """Returns slacks and multipliers as the authors start them."""
+        slacks = jnp.full(self.task.num_classes, 0.5)
+        multipliers = jnp.maximum(jnp.full(self.task.num_classes, self.mu) - 0.5, 0)
+        return {**super().init(params), "slacks": slacks, "multipliers": multipliers}
+
+    def hints(self, state: TrainState, batch: Batch) -> dict[str, Array]:
+        """See `Tracking.hints`."""
+        return {"multipliers": state.algo_state["multipliers"]}
+
+    def track(
+        self,
+        algo_state: dict[str, Any],
+        batch: Batch,
+        values: dict[str, Array],
+        axis_name: str | None,
+    ) -> dict[str, Any]:
+        """See `Tracking.track`."""
+        outside = weighted_means({"C": values["outside"]}, batch["weight"], axis_name)["C"]
+        old = algo_state["slacks"], algo_state["multipliers"]
+        half = one_sided.move_multipliers(old, old, outside, self.mu, self.multiplier_rate)
+        new = one_sided.move_multipliers(old, half, outside, self.mu, self.multiplier_rate)
+        return {**algo_state, "slacks": new[0], "multipliers": new[1]}
+
+
+@ALGORITHMS.register("self_adaptive")
+class SelfAdaptiveTraining(Tracking):
+    """Self-adaptive training: a target per training example that follows the network.
+
+    For the objective "self_adaptive"; arguments are those of `Tracking`. The state holds one number
+    per example, the target of its label: the abstention has the rest.
+
+    Raises:
+      ConfigError: another objective, or an unknown number of training examples.
+    """
+
+    needs_index = True
+    tracked = ("target",)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        task: Task | None = None,
+        pretrain_steps: int = 0,
+        average_decay: float = 0.0,
+        evaluate_at: str = "best",
+    ):
+        super().__init__(
+            model, objective, optimizer, task, pretrain_steps, average_decay, evaluate_at
+        )
+        if not hasattr(objective, "momentum"):
+            raise ConfigError("this algorithm needs config.objective.name='self_adaptive'")
+        if not self.task.num_examples:
+            raise ConfigError("this algorithm needs a training split of known size")
+
+    def init(self, params: Params) -> dict[str, Any]:
+        """Returns targets of one, which are those of the labels."""
+        return {**super().init(params), "targets": jnp.ones(self.task.num_examples)}
+
+    def hints(self, state: TrainState, batch: Batch) -> dict[str, Array]:
+        """See `Tracking.hints`."""
+        targets = state.algo_state["targets"][batch["index"]]
+        return {**super().hints(state, batch), "targets": targets}
+
+    def track(
+        self,
+        algo_state: dict[str, Any],
+        batch: Batch,
+        values: dict[str, Array],
+        axis_name: str | None,
+    ) -> dict[str, Any]:
+        """See `Tracking.track`."""
+        index, target = batch["index"], values["target"]
+        if axis_name is not None:
+            index, target = jax.lax.all_gather((index, target), axis_name, tiled=True)
+        # An example that is twice in a batch keeps its larger target, in whatever order.
+        targets = algo_state["targets"].at[index].set(0).at[index].max(target)
+        if self.pretrain_steps:
+            targets = jnp.where(batch["pretraining"], algo_state["targets"], targets)
+        return {**algo_state, "targets": targets}

@@ -1,0 +1,319 @@
+"""What a hybrid model and a network with exits reach, and what that costs on this device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxeff import bench
+from jaxeff.errors import ConfigError, DataError
+from jaxeff.eval.hybrid_plots import trade_offs
+from jaxeff.hybrid import cost, curves
+from jaxeff.hybrid.cascade import Table, follow
+from jaxeff.models.early_exit import EarlyExitNet, early_exits
+from jaxeff.models.hybrid import HybridModel, HybridNetwork, part
+from jaxeff.selective import confidence
+from jaxeff.train.analyses.base import ANALYSES, Findings, collect, require_split
+
+if TYPE_CHECKING:
+    from jaxeff.train.experiment import Experiment
+
+PICTURE = "accuracy_coverage.png"
+EXITS_PICTURE = "accuracy_cost.png"
+LEARNED = "learned router"
+_ORACLES = ("agreement oracle", "label oracle")
+
+
+class _Outputs:
+    """Stands for an algorithm whose outputs are those of all stages, side by side."""
+
+    def __init__(self, forward: Any):
+        self._forward = forward
+
+    def forward(self, variables: Any, batch: Any, *, train: bool) -> tuple[Any, Any, Any]:
+        del train
+        return jnp.concatenate(self._forward(variables, batch), axis=-1), (), {}
+
+
+def _all_outputs(experiment: Experiment, chosen: Any, split: str, forward: Any) -> Any:
+    stand_in: Any = dataclasses.replace(experiment, algorithm=_Outputs(forward))  # type: ignore
+    found = collect(stand_in, chosen, split)
+    return found["outputs"], found["labels"]
+
+
+def _first_test_batch(experiment: Experiment) -> np.ndarray:
+    split = experiment.dataset.splits["test"]
+    size = min(experiment.config.eval.batch_size, len(split))
+    return split.take(np.arange(size))["inputs"]
+
+
+def _local(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    variables = {"params": chosen["params"], **chosen["model_state"]}
+    return jax.device_put(jax.device_get(variables), jax.local_devices()[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Split:
+    """Who is right on a split, and every rule's query scores."""
+
+    base: np.ndarray
+    expert: np.ndarray
+    scores: dict[str, np.ndarray]
+
+    def curve(self, rule: str) -> curves.Curve:
+        return curves.accuracy_coverage(self.scores[rule], self.base, self.expert)
+
+
+@ANALYSES.register("hybrid")
+@dataclasses.dataclass(frozen=True)
+class Hybrid:
+    """Compares the router with confidences, oracles and the models alone, at measured cost.
+
+    Thresholds are chosen on the calibration split and judged once on the test split. The cost is
+    fitted to whole batches of the evaluation's size on this device.
+
+    Attributes:
+      coverages: targets of the share that the base keeps.
+      accuracy_losses: how far below the expert's accuracy the cheapest threshold may be.
+      rounds: timed calls of every size of bucket.
+    """
+
+    coverages: Sequence[float] = (0.9, 0.8, 0.75, 0.7, 0.5, 0.25)
+    accuracy_losses: Sequence[float] = (0.0, 0.005, 0.01)
+    rounds: int = 5
+
+    def __post_init__(self) -> None:
+        if not all(0 <= c <= 1 for c in self.coverages):
+            raise ConfigError(f"coverages must be in [0, 1], not {tuple(self.coverages)}")
+
+    def check(self, experiment: Experiment) -> None:
+        """Raises `ConfigError` for another model, or data without a calibration split."""
+        if not isinstance(experiment.model, HybridNetwork):
+            raise ConfigError("analysis 'hybrid' needs config.model.name='hybrid'")
+        require_split(experiment, "calibration")
+
+    def __call__(
+        self, experiment: Experiment, chosen: Mapping[str, Any], workdir: Path
+    ) -> Findings:
+        """Returns the tables, and writes the picture."""
+        network: Any = experiment.model
+        splits = self._splits(experiment, chosen)
+        calibration, test = splits["calibration"], splits["test"]
+        static, measured = self._measure(experiment, network, _local(chosen))
+        rules = {
+            rule: self._of(rule, calibration, test, measured.get(rule, measured["confidence"]))
+            for rule in test.scores
+        }
+        for name, right in (("base", test.base), ("expert", test.expert)):
+            static[name]["accuracy"] = float(np.mean(right))
+        extras = {
+            "examples": {name: len(split.base) for name, split in splits.items()},
+            "shares": curves.Shares.of(test.base, test.expert)._asdict(),
+            "static": static,
+            "cost": {name: dataclasses.asdict(found) for name, found in measured.items()},
+            "rules": rules,
+        }
+        self._draw(experiment, workdir, test, measured, static)
+        return Findings(extras, {"accuracy_coverage": PICTURE})
+
+    def _splits(self, experiment: Experiment, chosen: Mapping[str, Any]) -> dict[str, _Split]:
+        algorithm: Any = experiment.algorithm
+        classes = experiment.dataset.num_classes
+
+        def forward(variables: Any, batch: Any) -> Any:
+            logits, scores, _ = algorithm.scored(variables, batch)
+            return logits, algorithm.expert_logits(variables, batch), scores[:, None]
+
+        found, power = {}, None
+        for name in ("calibration", "test"):
+            outputs, labels = _all_outputs(experiment, chosen, name, forward)
+            base, expert = np.split(outputs[:, :-1].astype(np.float64), [classes], axis=1)
+            answers = base.argmax(-1), expert.argmax(-1)
+            right = [answer == labels for answer in answers]
+            if name == "calibration":
+                power = confidence.tune_p_norm(base, ~right[0])
+            scores = {LEARNED: outputs[:, -1]}
+            scores |= {label: -of(base) for label, of in confidence.OF_LOGITS.items()}
+            scores["max-logit p-norm"] = -confidence.p_norm_or_response(base, power)
+            scores[_ORACLES[0]] = (answers[0] != answers[1]).astype(float)
+            scores[_ORACLES[1]] = right[1].astype(float) - right[0]
+            found[name] = _Split(right[0], right[1], scores)
+        return found
+
+    def _measure(
+        self, experiment: Experiment, network: HybridNetwork, variables: Any
+    ) -> tuple[dict[str, dict[str, float]], dict[str, cost.MeasuredCost]]:
+        """Times the models alone and together; a confidence costs no more than the base does."""
+        inputs = jax.device_put(_first_test_batch(experiment))
+        model = HybridModel.of(network, variables)
+        measured = model.measure(inputs, rounds=self.rounds)
+        alone = {}
+        for name in ("base", "expert"):
+            own: Any = getattr(network, name)
+            call = jax.jit(own.apply)
+            of_part = part(variables, name)
+            alone[name] = lambda call=call, of_part=of_part: call(of_part, inputs)
+        times = bench.interleaved(alone, self.rounds, 1)
+        base_ms = times["base"].median_ms
+        macs = {
+            name: bench.macs_per_example(
+                getattr(network, name).apply, part(variables, name), inputs
+            )
+            for name in alone
+        }
+        static = {
+            name: {"milliseconds": times[name].median_ms / len(inputs), "macs": macs[name]}
+            for name in alone
+        }
+        without = dataclasses.replace(measured, base_ms=min(base_ms, measured.base_ms))
+        return static, {LEARNED: measured, "confidence": without}
+
+    def _of(
+        self, rule: str, calibration: _Split, test: _Split, measured: cost.MeasuredCost
+    ) -> dict[str, Any]:
+        """Returns the table of one rule."""
+        known = calibration.curve(rule)
+        curve = test.curve(rule)
+
+        def judged(threshold: float) -> dict[str, float]:
+            queried = test.scores[rule] > threshold
+            reached = curves.breakdown(queried, test.base, test.expert)
+            milliseconds = measured.milliseconds(reached.coverage)
+            return {"threshold": threshold, **reached._asdict(), "milliseconds": milliseconds}
+
+        def cheapest(loss: float) -> dict[str, Any]:
+            wanted = float(np.mean(calibration.expert)) - loss
+            try:
+                return judged(float(known.threshold[cost.cheapest(known, measured, wanted)]))
+            except DataError as error:
+                return {"unreachable": str(error)}
+
+        targets = {
+            c: curves.calibrated_threshold(calibration.scores[rule], c) for c in self.coverages
+        }
+        return {
+            "area": curve.area,
+            "at_coverage": {
+                f"{c:g}": {
+                    **judged(threshold),
+                    "accuracy_at_exactly": float(curve.accuracy_at(c)),
+                }
+                for c, threshold in targets.items()
+            },
+            "cheapest_within": {f"{loss:g}": cheapest(loss) for loss in self.accuracy_losses},
+        }
+
+    def _draw(
+        self,
+        experiment: Experiment,
+        workdir: Path,
+        test: _Split,
+        measured: Mapping[str, cost.MeasuredCost],
+        static: Mapping[str, Mapping[str, float]],
+    ) -> None:
+        coverage = np.linspace(0, 1, 101)
+        by_coverage, by_cost = {}, {}
+        for rule in test.scores:
+            accuracy = test.curve(rule).accuracy_at(coverage)
+            by_coverage[rule] = (coverage, accuracy)
+            if rule not in _ORACLES:
+                line = measured.get(rule, measured["confidence"])
+                by_cost[rule] = ([line.milliseconds(float(c)) for c in coverage], accuracy)
+        axis = "milliseconds per input"
+        points = {n: (found["milliseconds"], found["accuracy"]) for n, found in static.items()}
+        trade_offs(
+            {"coverage": by_coverage, axis: by_cost},
+            {axis: points},
+            workdir / PICTURE,
+            title=f"{experiment.config.name}, test split",
+        )
+
+
+@ANALYSES.register("early_exits")
+@dataclasses.dataclass(frozen=True)
+class EarlyExits:
+    """Plans the thresholds of a network's exits for several budgets, and measures the cost.
+
+    Thresholds are chosen on the calibration split and judged once on the test split. A budget is a
+    share of the multiply-adds of the whole network, exits included.
+
+    Attributes:
+      budgets: the shares.
+      candidates: thresholds tried per exit.
+      rounds: timed calls of every size of bucket.
+    """
+
+    budgets: Sequence[float] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    candidates: int = 64
+    rounds: int = 5
+
+    def check(self, experiment: Experiment) -> None:
+        """Raises `ConfigError` for another model, or data without a calibration split."""
+        if not isinstance(experiment.model, EarlyExitNet):
+            raise ConfigError("analysis 'early_exits' needs config.model.name='early_exit'")
+        require_split(experiment, "calibration")
+
+    def __call__(
+        self, experiment: Experiment, chosen: Mapping[str, Any], workdir: Path
+    ) -> Findings:
+        """Returns the tables, and writes the picture."""
+        network: Any = experiment.model
+        exits = len(network.exits) + 1
+        model = early_exits(network, _local(chosen))
+        example = _first_test_batch(experiment)
+        prices = [float(macs) for macs in model.macs({"inputs": example})]
+        total = sum(prices)
+
+        def forward(variables: Any, batch: Any) -> Any:
+            return tuple(network.apply(variables, batch["inputs"], method="every_exit"))
+
+        right, scores = {}, {}
+        for name in ("calibration", "test"):
+            outputs, labels = _all_outputs(experiment, chosen, name, forward)
+            logits = np.stack(np.split(outputs.astype(np.float64), exits, axis=1))
+            right[name] = logits.argmax(-1) == labels
+            # As the model scores, so that the thresholds are its own.
+            scores[name] = -confidence.softmax_response(logits[:-1].astype(np.float32))
+        measured = model.measure(example, rounds=self.rounds)
+        table = Table(scores["calibration"], right["calibration"], prices, self.candidates)
+        plans: dict[str, Any] = {}
+        for budget in self.budgets:
+            try:
+                plan = table.best(budget=budget * total)
+            except DataError as error:
+                plans[f"{budget:g}"] = {"unreachable": str(error)}
+                continue
+            found = follow(scores["test"], right["test"], prices, plan.thresholds)
+            plans[f"{budget:g}"] = {
+                **found._asdict(),
+                "calibration_accuracy": plan.accuracy,
+                "milliseconds": measured.expected_ms(found.reached[1:]),
+            }
+        reachable = [plan for plan in plans.values() if "accuracy" in plan]
+        lines = {
+            axis: {
+                "early exits": (
+                    [plan[name] for plan in reachable],
+                    [plan["accuracy"] for plan in reachable],
+                )
+            }
+            for axis, name in (
+                ("multiply-adds per input", "price"),
+                ("milliseconds per input", "milliseconds"),
+            )
+        }
+        title = f"{experiment.config.name}, test split"
+        trade_offs(lines, {}, workdir / EXITS_PICTURE, title=title)
+        extras = {
+            "macs": prices,
+            "exit_accuracy": right["test"].mean(-1).tolist(),
+            "cost": dataclasses.asdict(measured),
+            "budgets": plans,
+        }
+        return Findings(extras, {"accuracy_cost": EXITS_PICTURE})

@@ -1,0 +1,154 @@
+"""What a classifier reaches if it may abstain, with thresholds from a calibration split."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxeff.errors import ConfigError, DataError
+from jaxeff.eval.selective_plots import risk_coverage
+from jaxeff.selective import calibrate, confidence, metrics, rules
+from jaxeff.train import objectives
+from jaxeff.train.analyses.base import ANALYSES, Findings, collect, require_split
+
+if TYPE_CHECKING:
+    from jaxeff.train.experiment import Experiment
+
+PICTURE = "risk_coverage.png"
+_DECIMALS = {"coverage": 4, "joint_error": 5, "selective_risk": 5}
+_P_NORM = "max-logit p-norm"
+
+
+@ANALYSES.register("selective")
+@dataclasses.dataclass(frozen=True)
+class Selective:
+    """Chooses thresholds on the calibration split and judges them once on the test split.
+
+    It compares the confidence that the objective trains with those of any classifier. Powers and
+    thresholds come from the calibration split, the grid of a tested selective risk from the
+    validation split. Any classification objective will do.
+
+    Attributes:
+      joint_errors: targets of the share of accepted and wrong examples.
+      selective_risks: targets of the share of wrong examples among the accepted.
+      coverages: targets of the share of accepted examples.
+      delta: probability with which a guarantee by tests may fail.
+    """
+
+    joint_errors: Sequence[float] = (0.005, 0.01, 0.02)
+    selective_risks: Sequence[float] = (0.01, 0.02)
+    coverages: Sequence[float] = (1.0, 0.95, 0.9, 0.8, 0.7)
+    delta: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.delta < 1:
+            raise ConfigError(f"delta must be in (0, 1), not {self.delta}")
+        if not all(0 < c <= 1 for c in self.coverages):
+            raise ConfigError(f"coverages must be in (0, 1], not {tuple(self.coverages)}")
+        for name in ("joint_errors", "selective_risks"):
+            if not all(0 < e < 1 for e in getattr(self, name)):
+                raise ConfigError(f"{name} must be in (0, 1), not {tuple(getattr(self, name))}")
+
+    def check(self, experiment: Experiment) -> None:
+        """Raises `ConfigError` if the data is for something else, or has no calibration split."""
+        if experiment.dataset.task != "classification":
+            raise ConfigError(
+                f"config.analyses: 'selective' is for one class per example, and data "
+                f"'{experiment.dataset.name}' is for {experiment.dataset.task}; leave it out"
+            )
+        require_split(experiment, "calibration")
+
+    def __call__(
+        self, experiment: Experiment, chosen: Mapping[str, Any], workdir: Path
+    ) -> Findings:
+        """Returns the tables, and writes the picture of the risk-coverage curves.
+
+        Raises:
+          DataError: the calibration split lacks a class.
+        """
+        objective = experiment.algorithm.objective
+        splits = {s: collect(experiment, chosen, s) for s in ("calibration", "test")}
+        if len(experiment.dataset.splits["validation"]):
+            splits["validation"] = collect(experiment, chosen, "validation")
+        rules.require_classes(splits["calibration"]["labels"], experiment.dataset.num_classes)
+        own: Callable[[Any], dict[str, Any]] = getattr(objective, "confidences", lambda _: {})
+        outputs = {name: split["outputs"].astype(np.float64) for name, split in splits.items()}
+        logits = {name: objectives.class_logits(objective, outputs[name]) for name in splits}
+        wrong = {n: logits[n].argmax(-1) != split["labels"] for n, split in splits.items()}
+        power = confidence.tune_p_norm(logits["calibration"], wrong["calibration"])
+        found = {
+            name: {
+                **own(outputs[name]),
+                **{label: function(z) for label, function in confidence.OF_LOGITS.items()},
+                _P_NORM: confidence.p_norm_or_response(z, power),
+            }
+            for name, z in logits.items()
+        }
+        labels = list(found["test"])
+        curves = {c: metrics.risk_coverage(found["test"][c], wrong["test"]) for c in labels}
+        title = f"Selective classification with {experiment.config.name}, test split"
+        risk_coverage(curves, workdir / PICTURE, title=title)
+        error = float(wrong["test"].mean())
+        extras = {
+            "examples": {name: len(split["labels"]) for name, split in splits.items()},
+            "test_error": error,
+            "best": {"aurc": metrics.best_aurc(error), "augrc": metrics.best_augrc(error)},
+            "p_norm_power": power,
+            "promises": {
+                "quantile": "the coverage, on average",
+                "plug-in": "none",
+                "learn then test": f"with probability {1 - self.delta:.4g}",
+                "conformal risk control": "on average",
+            },
+            "columns": ["threshold", "calibrated_coverage", *_DECIMALS],
+            "confidences": {
+                c: self._of({name: found[name][c] for name in splits}, wrong) for c in labels
+            },
+        }
+        return Findings(extras, {"risk_coverage": PICTURE})
+
+    def _of(
+        self, confidences: Mapping[str, np.ndarray], wrong: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
+        """Returns the table of one confidence: rows on the test split, or why there is none."""
+        calibration, test = confidences["calibration"], confidences["test"]
+        grid = calibrate.grid_of(confidences.get("validation", calibrate.UNIT_GRID))
+
+        def judged(choose, *arguments: Any, **options: Any) -> list[float] | str:
+            try:
+                found = choose(calibration, *arguments, **options)
+            except DataError as error:
+                return str(error)
+            reached = metrics.rates(test >= found.value, wrong["test"])
+            points = [round(getattr(reached, k), digits) for k, digits in _DECIMALS.items()]
+            return [found.value, round(found.rates.coverage, 4), *points]
+
+        def within(kind: str, targets: Sequence[float]) -> dict[str, Any]:
+            options = {"learn then test": {"delta": self.delta, "grid": grid}}
+            chooses = {
+                name: choose
+                for name, choose in calibrate.METHODS.items()
+                if kind == "joint" or choose is not calibrate.conformal_risk_control
+            }
+            return {
+                f"{target:g}": {
+                    name: judged(
+                        choose, wrong["calibration"], target, kind, **options.get(name, {})
+                    )
+                    for name, choose in chooses.items()
+                }
+                for target in targets
+            }
+
+        return {
+            "aurc": metrics.aurc(test, wrong["test"]),
+            "aurc_of_prefixes": metrics.aurc_of_prefixes(test, wrong["test"]),
+            "augrc": metrics.augrc(test, wrong["test"]),
+            "at_coverage": {f"{c:g}": judged(calibrate.quantile, c) for c in self.coverages},
+            "at_joint_error": within("joint", self.joint_errors),
+            "at_selective_risk": within("selective", self.selective_risks),
+        }

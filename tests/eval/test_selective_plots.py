@@ -1,0 +1,48 @@
+"""The picture of risk-coverage curves shows each confidence and the best possible."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxeff.eval import plots, selective_plots
+from jaxeff.selective import metrics
+
+
+@pytest.fixture
+def axes(monkeypatch):
+    """Collects the axes that are drawn."""
+    seen = []
+    plain = plots._plain
+    monkeypatch.setattr(plots, "_plain", lambda axis: (seen.append(axis), plain(axis)))
+    return seen
+
+
+def test_lines_are_the_curves(axes, tmp_path):
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(size=(2, 200))
+    wrong = rng.random(200) < 0.3
+    curves = {
+        name: metrics.risk_coverage(c, wrong) for name, c in zip("ab", confidence, strict=True)
+    }
+    path = selective_plots.risk_coverage(curves, tmp_path / "deep" / "c.png", title="A title")
+    assert np.asarray(Image.open(path)).std() > 0
+    assert len(axes) == 2
+    for axis, kind in zip(axes, ("selective", "joint"), strict=True):
+        lines = {line.get_label(): line for line in axis.get_lines()}
+        assert list(lines) == ["a", "b", "at best"]
+        for name, curve in curves.items():
+            x, y = lines[name].get_data()
+            np.testing.assert_array_equal(x, curve.coverage[24:])  # what fewer say is chance
+            np.testing.assert_array_equal(y, curve.error(kind)[24:])
+        x, y = lines["at best"].get_data()
+        assert (x[0], y[0]) == (1 - wrong.mean(), 0)
+        assert (x[-1], y[-1]) == pytest.approx((1, wrong.mean()))
+        accepted_wrong = x - (1 - wrong.mean())
+        expected = accepted_wrong / x if kind == "selective" else accepted_wrong
+        np.testing.assert_allclose(y, expected)
+
+
+def test_few_examples_are_drawn_all_the_same(axes, tmp_path):
+    curve = metrics.risk_coverage(np.ones(3), np.array([0, 1, 0]))
+    selective_plots.risk_coverage({"a": curve}, tmp_path / "c.png")
+    assert axes[0].get_lines()[0].get_data()[0].tolist() == [1.0]
