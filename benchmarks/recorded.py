@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -42,8 +43,15 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
         return jobs.run(config, workdir)
 
 
-def line(table: str, name: str, argument: str, overrides: list[str], file: str) -> dict[str, Any]:
-    """Returns one line over all seeds."""
+def line(
+    table: str,
+    name: str,
+    argument: str,
+    overrides: list[str],
+    file: str,
+    more: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Returns one line over all seeds, with what ``more`` has to say of their reports."""
     reports, curves = [], []
     for seed in SEEDS:
         config = config_of(argument, overrides, file)
@@ -79,6 +87,7 @@ def line(table: str, name: str, argument: str, overrides: list[str], file: str) 
             r["training"]["seconds"] / r["training"]["epochs"] for r in reports
         ),
         "training_seconds": mean(report["training"]["seconds"] for report in reports),
+        **(more(reports) if more else {}),
     }
 
 
@@ -118,12 +127,17 @@ def asked(all_lines: dict[str, Any]) -> list[str]:
     return chosen[number::count]
 
 
-def run(all_lines: dict[str, tuple[str, list[str], str]], table: str) -> None:
+def run(
+    all_lines: dict[str, tuple[str, list[str], str]],
+    table: str,
+    more: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
+) -> None:
     """Runs the lines that the command line asks for and that are not in the record yet.
 
     Args:
       all_lines: argument, overrides and file of the config, by name.
       table: name of the script and of its record.
+      more: further entries of a line, from the reports of its seeds.
     """
     import jax
 
@@ -137,7 +151,7 @@ def run(all_lines: dict[str, tuple[str, list[str], str]], table: str) -> None:
         argument, overrides, file = all_lines[name]
         known = json.loads(out.read_text())["lines"].get(name, {}) if out.exists() else {}
         if known.get("command") != command(argument, overrides, file):
-            found = line(table, name, argument, overrides, file)
+            found = line(table, name, argument, overrides, file, more)
             with locked_record(out) as record:
                 record["command"] = f"python benchmarks/{table}.py"
                 record["environment"] = bench.environment()

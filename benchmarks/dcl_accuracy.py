@@ -1,0 +1,89 @@
+"""Compares constrained training with plain training and with what else is said to generalise.
+
+Writes ``results/dcl_accuracy.json``. Lines that are there already with the same command are kept:
+
+    python benchmarks/dcl_accuracy.py                     # all lines
+    python benchmarks/dcl_accuracy.py fashion dcl         # lines whose name contains the words
+    python benchmarks/dcl_accuracy.py summary             # the table of what is recorded
+
+The fixed penalty has five weights; the one to be compared with is the best on validation.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from statistics import mean
+from typing import Any
+
+from recorded import HERE, run
+
+TABLE = "dcl_accuracy"
+WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0)
+CONSTRAINTS = {
+    "": "",
+    ", discount": ",constraints=discount",
+    ", entropy and width": ",constraints=entropy+width",
+}
+
+
+def lines() -> dict[str, tuple[str, list[str], str]]:
+    """Returns argument, overrides and config file of every line, by ``data, method``."""
+    found: dict[str, tuple[str, list[str], str]] = {}
+    for data in ("digits", "fashion"):
+        for method in ("plain", "smoothing", "sam", "cvar"):
+            found[f"{data}, {method}"] = (f"{data},method={method}", [], "dcl")
+        for name, argument in CONSTRAINTS.items():
+            found[f"{data}, dcl{name}"] = (f"{data},method=dcl{argument}", [], "dcl")
+        for weight in WEIGHTS:
+            argument = f"{data},method=penalty,weight={weight}"
+            found[f"{data}, penalty, {weight}"] = (argument, [], "dcl")
+    return found
+
+
+def about_constraints(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns generalisation gaps, and how the constraints and their multipliers ended."""
+    ends = {
+        name: [report["metrics"]["train"][name] for report in reports]
+        for name in reports[0]["metrics"]["train"]
+        if name not in ("loss", "accuracy")
+    }
+    gaps = {
+        metric: [
+            sign * (report["metrics"]["train"][metric] - report["metrics"]["test"][metric])
+            for report in reports
+        ]
+        for metric, sign in (("accuracy", 1), ("loss", -1))
+    }
+    return {"generalisation_gap": gaps, "constraints_at_end": ends}
+
+
+def summary() -> None:
+    """Prints the table of the record, with the best penalty on validation alone."""
+    record = json.loads((HERE / "results" / f"{TABLE}.json").read_text())["lines"]
+    for data in ("digits", "fashion"):
+        known = {name: line for name, line in record.items() if name.startswith(f"{data}, ")}
+        penalties = [name for name in known if "penalty" in name]
+        best = max(penalties, key=lambda name: known[name]["validation_mean"], default=None)
+        seconds = known.get(f"{data}, plain", {}).get("training_seconds")
+        for name, line in known.items():
+            if name in penalties and name != best:
+                continue
+            ends = {
+                key: round(mean(values), 4)
+                for key, values in line["constraints_at_end"].items()
+                if key.endswith(("_violation", "_multiplier"))
+            }
+            gap = mean(line["generalisation_gap"]["accuracy"])
+            cost = line["training_seconds"] / seconds if seconds else float("nan")
+            print(
+                f"{name:32s} {line['test_mean']:.4f} +- {line['test_deviation']:.4f}  "
+                f"gap {gap:.4f}  time x{cost:.2f}  {ends}"
+            )
+
+
+if __name__ == "__main__":
+    if "summary" in sys.argv[1:]:
+        summary()
+    else:
+        run(lines(), TABLE, more=about_constraints)
