@@ -1,0 +1,93 @@
+"""Strided and transposed convolutions of images and volumes, initialised as in PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxeff.ode import strided
+from jaxeff.typing import Array, Dtype, PRNGKey
+
+uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+uniform_fan_out = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+
+
+def uniform(bound: float) -> Any:
+    """Returns an initialiser that draws from U(-bound, bound)."""
+
+    def draw(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return draw
+
+
+class StridedConv(nn.Module):
+    """`jaxeff.ode.strided.conv` with a kernel of its own.
+
+    Attributes:
+      features: output channels.
+      kernel_size: k, of all axes.
+      strides: of all axes.
+      padding: zeros on either side.
+      use_bias: whether a bias per channel is added.
+      dtype: of the computation; None follows the input.
+    """
+
+    features: int
+    kernel_size: int
+    strides: int = 1
+    padding: int = 0
+    use_bias: bool = False
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Maps ``[batch, *shape, channels]`` to ``[batch, *shape, features]``.
+
+        ``train`` gives faster gradients in reverse mode, and none in forward mode.
+        """
+        sides = (self.kernel_size,) * (x.ndim - 2)
+        kernel = self.param("kernel", uniform_fan_in, (*sides, x.shape[-1], self.features))
+        bias = None
+        if self.use_bias:
+            bound = (self.kernel_size ** len(sides) * x.shape[-1]) ** -0.5
+            bias = self.param("bias", uniform(bound), (self.features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        function = strided.trained_conv if train else strided.conv
+        y = function(x, kernel, self.strides, self.padding)
+        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+class TransposedConv(nn.Module):
+    """`jaxeff.ode.strided.transposed_conv` with a kernel of its own, without bias.
+
+    Attributes:
+      features: output channels.
+      kernel_size: k, of all axes.
+      strides: of all axes.
+      padding: pixels cut off at either end.
+      output_padding: pixels added at the far end.
+      dtype: of the computation; None follows the input.
+    """
+
+    features: int
+    kernel_size: int
+    strides: int = 1
+    padding: int = 0
+    output_padding: int = 0
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Maps ``[batch, *shape, channels]`` to ``[batch, *shape, features]``.
+
+        ``train`` gives faster gradients in reverse mode, and none in forward mode.
+        """
+        sides = (self.kernel_size,) * (x.ndim - 2)
+        kernel = self.param("kernel", uniform_fan_out, (*sides, x.shape[-1], self.features))
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        function = strided.trained_transposed_conv if train else strided.transposed_conv
+        return function(x, kernel, self.strides, self.padding, self.output_padding)

@@ -1,0 +1,63 @@
+"""Losses against their closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxeff.affine import POSES, losses
+
+
+def test_divergence_is_that_of_normal_distributions():
+    rng = np.random.default_rng(0)
+    mean, log_variance = rng.normal(size=(2, 5))
+    # By the integral over a fine grid.
+    x = np.linspace(-12, 12, 40_001)[:, None]
+    variance = np.exp(log_variance)
+    log_q = -((x - mean) ** 2) / (2 * variance) - 0.5 * np.log(2 * np.pi * variance)
+    log_p = -(x**2) / 2 - 0.5 * np.log(2 * np.pi)
+    wanted = (np.exp(log_q) * (log_q - log_p)).sum(0) * (x[1] - x[0])
+    found = losses.corrected_kl(jnp.asarray(mean), jnp.asarray(log_variance))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    np.testing.assert_allclose(
+        losses.corrected_kl(jnp.asarray(mean), jnp.zeros(5)), mean**2 / 2, rtol=1e-5
+    )
+
+
+def test_the_released_form_takes_log_variance_for_log_sigma():
+    mean, code = jnp.asarray([0.3, -1.2]), jnp.asarray([0.4, -0.7])
+    np.testing.assert_allclose(
+        losses.code2019_kl(mean, code),
+        -0.5 * (1 + 2 * code - mean**2 - np.exp(2 * code)),
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+        losses.code2019_kl(mean, code), losses.corrected_kl(mean, 2 * code), rtol=1e-6
+    )
+
+
+def test_cross_entropy_and_its_bounds():
+    output, target = jnp.asarray([0.2, 0.9, 0.5]), jnp.asarray([0.0, 1.0, 0.25])
+    wanted = -(target * np.log(output) + (1 - target) * np.log(1 - output))
+    np.testing.assert_allclose(losses.cross_entropy(output, target), wanted, rtol=1e-5)
+    ends = jnp.asarray([0.0, 1.0])
+    slopes = jax.grad(lambda o: losses.cross_entropy(o, 1 - ends).sum())(ends)
+    assert np.isfinite(slopes).all()
+    assert (losses.cross_entropy(ends, 1 - ends) > 20).all()
+    assert np.abs(losses.cross_entropy(ends, ends)).max() < 1e-6
+
+
+def test_floor_of_outputs_that_cannot_reach_their_targets():
+    images = jnp.asarray([[0.0, 1.0, 0.2]])
+    targets = losses.code2019_targets(images)
+    np.testing.assert_allclose(targets, [[-0.4242, 2.8215, 0.2249]], atol=1e-4)
+    np.testing.assert_allclose(losses.output_floor(targets), [0.4242**2 + 1.8215**2], rtol=1e-3)
+    np.testing.assert_array_equal(losses.output_floor(losses.unit_targets(images)), [0.0])
+
+
+def test_floor_of_resampling_is_zero_for_quarter_turns_only():
+    images = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 8, 8, 1)), jnp.float32)
+    family = POSES.build({"name": "rotation"})
+    quarter = jnp.pi / 2 * jnp.arange(4.0)[:, None]
+    exact = losses.resampling_floor(images, family.transform(quarter))
+    assert exact.max() < 1e-5
+    assert losses.resampling_floor(images, family.transform(quarter + 0.4)).min() > 0.1

@@ -1,0 +1,256 @@
+"""The pose search: derivatives, independence of images, coverage, and what it finds."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxeff.affine import POSES, Problem, Search, adam, gauss_newton, inverse, resample
+from jaxeff.affine import search as run_search
+from jaxeff.affine.losses import per_example
+from jaxeff.affine.poses import build
+from jaxeff.errors import ConfigError
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+ROTATION = build({"name": "rotation"})
+
+
+def template():
+    """A soft letter L, which looks like itself in one pose only."""
+    y, x = np.mgrid[:14, :14] - 6.5
+    stroke = np.exp(-((x + 2) ** 2) / 3 - (y / 4.5) ** 6)
+    foot = np.exp(-((y - 3) ** 2) / 3 - ((x - 0.5) / 3) ** 6)
+    return np.maximum(stroke, 0.7 * foot).astype(np.float32)[None, ..., None]
+
+
+TEMPLATE = template()
+
+
+def autoencoding(family=ROTATION):
+    """A stand-in for an autoencoder: its code is how much of the template an image has."""
+
+    def code(data, pose):
+        images = resample(data, family.transform(pose))
+        amount = jnp.einsum("bijc,ijc->b", images, TEMPLATE[0]) / np.square(TEMPLATE).sum()
+        return amount[:, None], jnp.sin(3 * amount)[:, None]
+
+    def place(code, pose):
+        drawn = code[0][..., None, None] * TEMPLATE
+        return resample(drawn, inverse(family.transform(pose))), code[1]
+
+    def criterion(outputs, data):
+        return per_example((outputs[0] - data) ** 2) + per_example(jnp.exp(outputs[1])) - 1
+
+    return Problem(code, place, criterion, family.valid)
+
+
+PROBLEM = autoencoding()
+
+
+def images_of(angles, family=ROTATION):
+    pose = jnp.asarray(angles, jnp.float32)[:, None]
+    return resample(jnp.tile(TEMPLATE, (len(angles), 1, 1, 1)), family.transform(pose))
+
+
+ANGLES = np.random.default_rng(0).uniform(0, 2 * np.pi, 7)
+IMAGES = jax.jit(images_of)(ANGLES)
+
+
+loss_of = jax.jit(PROBLEM.loss)
+at_every = jax.jit(jax.vmap(PROBLEM.loss, (None, 1)))
+
+
+def starts(count, batch=7, family=ROTATION):
+    drawn = family.starts(jax.random.key(1), count)
+    return jnp.broadcast_to(drawn, (batch, *drawn.shape))
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def find(images, starts, settings):
+    return run_search(PROBLEM, images, starts, settings)
+
+
+def test_derivatives_are_those_of_reverse_mode(x64):
+    family = build({"name": "rotation", "translation": 0.2})
+    problem, count = autoencoding(family), 3
+    pose = family.starts(jax.random.key(0), count).astype(jnp.float64)
+    images = IMAGES[:count].astype(jnp.float64)
+    loss, gradient, matrix = jax.jit(problem.derivatives)(images, pose)
+    one, expected = jax.jit(jax.value_and_grad(lambda p: problem.loss(images, p).sum()))(pose)
+    np.testing.assert_allclose(loss.sum(), one, rtol=1e-12)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-9)
+    # J^T H J with H the curvature of every output: 2 of the squares, e^x of the rest.
+    jacobian, outputs = jax.jit(
+        lambda p: (jax.jacfwd(lambda p: problem.outputs(images, p))(p), problem.outputs(images, p))
+    )(pose)
+    every, wanted = np.arange(count), 0.0
+    for j, h in zip(jacobian, (2.0, np.exp(outputs[1])), strict=True):
+        own = np.asarray(j)[every, ..., every, :].reshape(count, -1, 3)
+        weight = np.broadcast_to(h, (count, own.shape[1]))
+        wanted += np.einsum("bos,bo,bot->bst", own, weight, own)
+    np.testing.assert_allclose(matrix, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_gradient_of_the_loss_against_a_difference():
+    problem, pose, step = PROBLEM, jnp.asarray(ANGLES, jnp.float32)[:, None] + 0.4, 1e-3
+    _, gradient, _ = jax.jit(problem.derivatives)(IMAGES, pose)
+    loss = jax.jit(problem.loss)
+    difference = (loss(IMAGES, pose + step) - loss(IMAGES, pose - step)) / (2 * step)
+    np.testing.assert_allclose(gradient[:, 0], difference, rtol=0.02)
+
+
+METHODS = {
+    "adam": Search(method="adam", steps=8, learning_rate=0.05),
+    "kept": Search(method="adam", steps=8, learning_rate=0.05, keep=3),
+    "gauss_newton": Search(method="gauss_newton", steps=3, keep=3),
+    "align": Search(method="align", steps=3, keep=3),
+    "screen": Search(method="screen"),
+}
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_an_image_does_not_depend_on_its_batch(name):
+    settings = METHODS[name]
+    found = find(IMAGES, starts(6), settings)
+    other = jnp.where(jnp.arange(7)[:, None, None, None] == 3, IMAGES, IMAGES[::-1] * 0.5)
+    again = find(other, starts(6), settings)
+    np.testing.assert_allclose(found.loss[3], again.loss[3], rtol=1e-5)
+    np.testing.assert_allclose(found.pose[3], again.pose[3], atol=1e-5)
+    order = np.array([3, 1, 0, 2, 6, 5, 4])
+    shuffled = find(IMAGES[order], starts(6), settings)
+    np.testing.assert_allclose(shuffled.loss, found.loss[order], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["screen", "gauss_newton"])
+def test_the_parts_in_which_candidates_are_computed_do_not_matter(name):
+    settings = METHODS[name]
+    whole = find(IMAGES, starts(6), dataclasses.replace(settings, chunk=0))
+    parts = find(IMAGES, starts(6), dataclasses.replace(settings, chunk=5))
+    np.testing.assert_allclose(parts.loss, whole.loss, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_the_best_is_no_worse_than_any_start_and_than_fewer_starts(name):
+    settings = METHODS[name]
+    at_starts = at_every(IMAGES, starts(6)).T
+    found = find(IMAGES, starts(6), settings)
+    assert (found.loss <= at_starts.min(1) * (1 + 1e-6)).all()
+    if name != "align":  # whose loss is that of the code before the last step
+        np.testing.assert_allclose(loss_of(IMAGES, found.pose), found.loss, rtol=1e-4)
+    if name == "adam":  # nested starts, every one refined
+        fewer = find(IMAGES, starts(3), settings)
+        assert (found.loss <= fewer.loss * (1 + 1e-6)).all()
+    if name == "screen":
+        np.testing.assert_allclose(found.loss, at_starts.min(1), rtol=1e-6)
+
+
+def test_more_steps_are_never_worse():
+    pose = starts(1)[:, 0]
+    for method in (functools.partial(adam, learning_rate=0.3), gauss_newton):
+        run = jax.jit(
+            lambda steps, m=method: m(PROBLEM, IMAGES, pose, steps).loss, static_argnums=0
+        )
+        losses = [run(n) for n in (1, 4)]
+        start = loss_of(IMAGES, pose)
+        for before, after in zip([start, *losses], losses, strict=False):
+            assert (after <= before * (1 + 1e-6)).all()
+        assert (losses[-1] < 0.9 * start).any()
+
+
+def test_steps_that_overshoot_are_taken_back():
+    data, pose = jnp.tile(IMAGES[:1], (24, 1, 1, 1)), ROTATION.starts(jax.random.key(1), 24)
+    hasty = jax.jit(lambda p: gauss_newton(PROBLEM, data, p, 3, damping=1e-8))
+    found, start = hasty(pose).loss, loss_of(data, pose)
+    assert (found <= start * (1 + 1e-6)).all()
+    one = jax.jit(lambda p: gauss_newton(PROBLEM, data, p, 1, damping=1e-8))(pose)
+    assert (one.loss == start).any()  # where the step was too long
+
+
+def test_gauss_newton_finds_the_pose_in_few_steps():
+    pose = jnp.asarray(-ANGLES, jnp.float32)[:, None] + 0.15
+    exact = loss_of(IMAGES, pose - 0.15)
+    found = jax.jit(lambda p: gauss_newton(PROBLEM, IMAGES, p, 4))(pose)
+    slow = jax.jit(lambda p: adam(PROBLEM, IMAGES, p, 4, 0.03))(pose)
+    assert (found.loss <= exact * 1.001).all()
+    assert (slow.loss > found.loss * 1.002).all()
+    np.testing.assert_allclose(found.pose, pose - 0.15, atol=0.05)
+
+
+def test_search_comes_within_a_percent_of_a_grid_of_degrees():
+    grid = jnp.deg2rad(jnp.arange(360.0))[None, :, None]
+    best = find(IMAGES, jnp.broadcast_to(grid, (7, 360, 1)), METHODS["screen"])
+    for settings in (
+        Search(starts=40, steps=20, learning_rate=0.01),
+        Search(starts=40, keep=2, steps=3, method="gauss_newton"),
+    ):
+        found = find(IMAGES, starts(40), settings)
+        assert (found.loss <= 1.01 * best.loss).sum() >= 6  # of seven
+
+
+def test_a_quarter_turn_of_the_image_does_not_change_the_loss():
+    quarter = jnp.pi / 2 * jnp.arange(4)
+    closed = (quarter[:, None] + jnp.asarray([0.1, 0.7, 1.2])).reshape(1, -1, 1)
+    closed = jnp.broadcast_to(closed, (7, 12, 1))
+    settings = Search(method="adam", steps=5, learning_rate=0.02)
+    found = find(IMAGES, closed, settings)
+    turned = find(jnp.rot90(IMAGES, axes=(1, 2)), closed, settings)
+    np.testing.assert_allclose(turned.loss, found.loss, rtol=1e-3)
+
+
+@pytest.mark.parametrize("batch", [1, 8, 14, 32])
+def test_every_image_meets_all_24_rotations(batch):
+    family = POSES.build({"name": "cube_rotations"})
+    tried = starts(3, batch, family)
+    # The only pose without a loss is another one for every image and every round.
+    problem = Problem(
+        lambda data, pose: pose - data, lambda code, pose: code, lambda o, d: per_example(o**2)
+    )
+    settings = Search.build({"like": "exhaustive", "chunk": 5}, "search")
+    run = jax.jit(lambda target: run_search(problem, target, tried, settings))
+    for shift in range(24):
+        target = ((jnp.arange(batch) + shift) % 24).astype(jnp.float32)[:, None]
+        found = run(target)
+        np.testing.assert_array_equal(found.pose, target)
+        np.testing.assert_array_equal(found.loss, 0.0)
+
+
+def test_poses_that_lose_the_image_do_not_win():
+    family = POSES.build({"name": "free_affine"})
+    problem = autoencoding(family)
+    # With a white image of zeros, vanishing is perfect.
+    black = jnp.zeros((1, 14, 14, 1))
+    candidates = jnp.asarray([[[0.0, 0, 0, 0], [1, 0, 0, 1]]])
+    settings = Search(method="gauss_newton", steps=2)
+    found = jax.jit(lambda s: run_search(problem, black, s, settings))(candidates)
+    assert np.isfinite(found.loss).all()
+    assert family.valid(found.pose).all()
+
+
+def test_published_settings():
+    built = Search.build({"like": "2019_rotation"}, "search")
+    assert (built.starts, built.keep, built.steps, built.learning_rate) == (40, 0, 20, 0.01)
+    built = Search.build({"like": "2019_affine"}, "search")
+    assert (built.starts, built.keep, built.steps, built.learning_rate) == (120, 0, 30, 0.03)
+    built = Search.build({"like": "2019_training"}, "search")
+    assert (built.starts, built.keep, built.steps, built.learning_rate) == (20, 1, 10, 0.01)
+    built = Search.build({"like": "2020", "steps": 20}, "search")
+    assert (built.starts, built.keep, built.steps, built.learning_rate) == (32, 8, 20, 0.03)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"like": "2018"}, "config.search.like: unknown '2018'"),
+        ({"step": 3}, "config.search.step is no field; did you mean 'steps'"),
+        ({"method": "adm"}, "method: unknown choice 'adm'; did you mean 'adam'"),
+        ({"keep": -1}, "keep must not be negative"),
+        ({"steps": 0}, "steps must be at least 1"),
+    ],
+)
+def test_impossible_settings_are_one_sentence(spec, message):
+    with pytest.raises(ConfigError, match=message):
+        Search.build(spec, "search")

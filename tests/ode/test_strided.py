@@ -1,0 +1,96 @@
+"""Strided and transposed convolutions against loops over their definition, and their gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxeff.ode import strided
+
+pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
+
+#: dimensions, kernel, strides, padding, output padding, side.
+TRANSPOSED = [
+    (2, 4, 1, 2, 0, 6),
+    (2, 5, 2, 1, 1, 5),
+    (2, 5, 2, 2, 1, 4),
+    (3, 3, 2, 1, 1, 3),
+    (2, 3, 3, 0, 2, 4),
+    (2, 2, 2, 0, 1, 4),
+]
+CONVS = [(2, 4, 2, 1, 6), (2, 3, 2, 1, 7), (2, 5, 1, 2, 6), (3, 5, 2, 2, 4), (2, 3, 3, 0, 8)]
+
+
+def drawn(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def operands(d, k, n):
+    return drawn(2, *(n,) * d, 3), drawn(*(k,) * d, 3, 2, seed=1)
+
+
+def slopes(function, x, kernel):
+    def total(x, kernel):
+        return jnp.sin(function(x, kernel)).sum()
+
+    return jax.jit(jax.grad(total, (0, 1)))(x, kernel)
+
+
+@pytest.mark.parametrize(("d", "k", "s", "p", "more", "n"), TRANSPOSED)
+def test_transposed_convolution_is_the_scattered_sum(d, k, s, p, more, n):
+    x, kernel = operands(d, k, n)
+    size = (n - 1) * s - 2 * p + k + more
+    scattered = np.zeros((2, *(((n - 1) * s + k + more + p),) * d, 2))
+    for i in np.ndindex(*(n,) * d):
+        for t in np.ndindex(*(k,) * d):
+            at = (slice(None), *(s * a + b for a, b in zip(i, t, strict=True)))
+            scattered[at] += np.asarray(x)[(slice(None), *i)] @ np.asarray(kernel)[t]
+    wanted = scattered[(slice(None), *(slice(p, p + size),) * d)]
+    apply = functools.partial(strided.transposed_conv, strides=s, padding=p, output_padding=more)
+    np.testing.assert_allclose(jax.jit(apply)(x, kernel), wanted, atol=1e-12)
+    # What accelerators run.
+    dilated = functools.partial(strided._dilated, strides=s, padding=p, more=(more,) * d)
+    np.testing.assert_allclose(jax.jit(dilated)(x, kernel), wanted, atol=1e-12)
+    trained = functools.partial(lambda x, w: strided.trained_transposed_conv(x, w, s, p, more))
+    np.testing.assert_allclose(jax.jit(trained)(x, kernel), wanted, atol=1e-12)
+    for one, other in zip(slopes(trained, x, kernel), slopes(apply, x, kernel), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-11)
+
+
+@pytest.mark.parametrize(("d", "k", "s", "p", "n"), CONVS)
+def test_convolution_is_the_sum_over_taps_and_so_are_its_gradients(d, k, s, p, n):
+    x, kernel = operands(d, k, n)
+    size = (n + 2 * p - k) // s + 1
+    padded = np.pad(x, ((0, 0), *((p, p),) * d, (0, 0)))
+    wanted = np.zeros((2, *(size,) * d, 2))
+    for o in np.ndindex(*(size,) * d):
+        at = tuple(slice(s * a, s * a + k) for a in o)
+        window = padded[(slice(None), *at)].reshape(2, -1)
+        wanted[(slice(None), *o)] = window @ np.asarray(kernel).reshape(-1, 2)
+    apply = functools.partial(strided.conv, strides=s, padding=p)
+    np.testing.assert_allclose(jax.jit(apply)(x, kernel), wanted, atol=1e-12)
+    trained = functools.partial(lambda x, w: strided.trained_conv(x, w, s, p))
+    np.testing.assert_allclose(jax.jit(trained)(x, kernel), wanted, atol=1e-12)
+    for one, other in zip(slopes(trained, x, kernel), slopes(apply, x, kernel), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-11)
+
+
+def test_forward_mode_agrees_with_reverse_mode():
+    x, kernel = operands(2, 5, 4)
+
+    def total(x):
+        y = strided.conv(jnp.sin(x), kernel, 2, 2)
+        return jnp.sin(strided.transposed_conv(y, jnp.swapaxes(kernel, -1, -2), 2, 2, 1)).sum()
+
+    way = drawn(*x.shape, seed=2)
+    forward = jax.jit(lambda x: jax.jvp(total, (x,), (way,))[1])(x)
+    np.testing.assert_allclose(forward, (jax.jit(jax.grad(total))(x) * way).sum(), rtol=1e-10)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="needs a kernel"):
+        strided.conv(jnp.zeros((1, 4, 4, 3)), jnp.zeros((3, 3, 2, 1)))
+    with pytest.raises(ValueError, match="needs a kernel"):
+        strided.transposed_conv(jnp.zeros((1, 4, 4, 3)), jnp.zeros((3, 3, 3, 3, 1)))
