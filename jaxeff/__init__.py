@@ -12,6 +12,7 @@ from typing import Any
 from jaxeff.version import __version__
 
 _MODULES = (
+    "affine",
     "bench",
     "constraints",
     "data",

@@ -6,7 +6,19 @@ batches. Nothing here starts a JAX device, and TensorFlow Datasets or scikit-lea
 when a data set needs them.
 """
 
-from jaxeff.data import cifar, digits, idx, image_folder, series, speech, synthetic, text
+from jaxeff.data import (
+    cifar,
+    digits,
+    idx,
+    image_folder,
+    mnist_5k,
+    posed,
+    series,
+    speech,
+    synthetic,
+    text,
+    voxels,
+)
 from jaxeff.data.base import DATASETS, Dataset, Request, Split
 from jaxeff.data.loading import load
 from jaxeff.data.pipeline import eval_batches, make_train_iterator
@@ -25,8 +37,11 @@ __all__ = [
     "image_folder",
     "load",
     "make_train_iterator",
+    "mnist_5k",
+    "posed",
     "series",
     "speech",
     "synthetic",
     "text",
+    "voxels",
 ]

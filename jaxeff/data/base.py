@@ -237,8 +237,9 @@ class Dataset:
 
     Attributes:
       name: its name in ``DATASETS``.
-      task: "classification", "regression" or "tagging" (a class at every step).
-      num_classes: number of classes; 0 for regression.
+      task: "classification", "regression", "tagging" (a class at every step) or "reconstruction"
+        (of the inputs; labels are not trained on).
+      num_classes: number of classes; 0 for regression and reconstruction.
       num_outputs: width of a model's output: the classes, or the regressed values.
       input_shape: shape of one example: [time, features], [height, width, channels], or [time] for
         symbols.

@@ -1,6 +1,7 @@
 """Models composed from the package's layers."""
 
 from jaxeff.models import (
+    autoencoder,
     densenet,
     early_exit,
     encoder,
@@ -25,6 +26,7 @@ __all__ = [
     "HybridModel",
     "HybridNetwork",
     "SequenceModel",
+    "autoencoder",
     "densenet",
     "encoder",
     "mlp",

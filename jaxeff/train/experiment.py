@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -162,6 +163,9 @@ def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset)
             f"config.model does not fit inputs {dataset.input_shape} of data '{dataset.name}': "
             f"{reason}"
         ) from error
+    if dataset.task == "reconstruction":
+        _check_reconstruction(traced, dataset)
+        return
     found = traced.shape
     steps = dataset.input_shape[:1] if dataset.task == "tagging" else ()
     wanted = (1, *steps, _width(algorithm.objective, dataset))
@@ -170,4 +174,13 @@ def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset)
         raise ConfigError(
             f"config.model gives outputs {found[1:]}, but data '{dataset.name}' ({dataset.task}) "
             f"needs {wanted[1:]}; a sequence model does so with config.model.readout='{readout}'"
+        )
+
+
+def _check_reconstruction(outputs: Any, dataset: data.Dataset) -> None:
+    found = getattr(outputs, "reconstruction", None)
+    if found is None or found.shape != (1, *dataset.input_shape):
+        raise ConfigError(
+            f"config.model returns no reconstruction {dataset.input_shape} of data "
+            f"'{dataset.name}'; choose a model such as 'autoencoder'"
         )

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxeff.affine import losses
 from jaxeff.errors import ConfigError
-from jaxeff.registry import Registry
+from jaxeff.registry import Registry, closest
 from jaxeff.typing import Array, Batch
 
 OBJECTIVES = Registry("objective")
@@ -28,6 +29,7 @@ TASK_OBJECTIVES = {
     "classification": "cross_entropy",
     "tagging": "cross_entropy",
     "regression": "mean_squared_error",
+    "reconstruction": "elbo",
 }
 
 
@@ -118,6 +120,41 @@ def mean_squared_error() -> Objective:
         errors = outputs.astype(jnp.float32) - batch["labels"]
         return {"loss": jnp.square(errors).reshape(errors.shape[0], -1).mean(axis=1)}
 
+    return objective
+
+
+@OBJECTIVES.register("elbo")
+def elbo(
+    reconstruction: str = "squared_error", kl: str = "corrected", targets: str = "unit"
+) -> Objective:
+    """Reconstruction loss plus divergence of the code, both summed over an example.
+
+    Of outputs with ``reconstruction`` ``[batch, ...]``, ``mean`` and ``log_variance``.
+
+    Args:
+      reconstruction: "squared_error" or "cross_entropy".
+      kl: "corrected", or "code2019" for the released form.
+      targets: "unit" compares with the inputs, "code2019" with MNIST normalised as in that code.
+    """
+    choices: dict[str, tuple[str, Mapping[str, Any]]] = {
+        "reconstruction": (reconstruction, losses.RECONSTRUCTION),
+        "kl": (kl, losses.KL),
+        "targets": (targets, losses.TARGETS),
+    }
+    for field, (name, known) in choices.items():
+        if name not in known:
+            raise ConfigError(
+                f"config.objective.{field}: unknown choice '{name}'{closest(name, list(known))}"
+            )
+
+    def objective(outputs: Any, batch: Batch) -> dict[str, Array]:
+        wanted = losses.TARGETS[targets](batch["inputs"])
+        errors = losses.RECONSTRUCTION[reconstruction](outputs.reconstruction, wanted)
+        error = losses.per_example(errors)
+        code = losses.per_example(losses.KL[kl](outputs.mean, outputs.log_variance))
+        return {"loss": error + code, "reconstruction": error, "kl": code}
+
+    objective.targets = losses.TARGETS[targets]  # type: ignore[attr-defined]
     return objective
 
 

@@ -1,5 +1,6 @@
 """Training algorithms, found by name."""
 
+from jaxeff.train.algorithms.affine import AffineVAE
 from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, Task, Trained
 from jaxeff.train.algorithms.bptt import BPTT
 from jaxeff.train.algorithms.constrained import Constrained
@@ -12,6 +13,7 @@ from jaxeff.train.algorithms.tracking import OneSidedSaddle, SelfAdaptiveTrainin
 
 __all__ = [
     "ALGORITHMS",
+    "AffineVAE",
     "BPTT",
     "BPTTWithoutFold",
     "EarlyExits",

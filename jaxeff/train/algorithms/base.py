@@ -31,7 +31,7 @@ class Task:
     """What an algorithm may know of the data.
 
     Attributes:
-      kind: "classification", "regression" or "tagging" (a class at every step).
+      kind: "classification", "regression", "tagging" (a class at every step) or "reconstruction".
       num_classes: number of classes; 0 for regression.
       length: time steps of an example; 0 if unknown.
       steps_per_epoch: batches in an epoch; 0 if there are no epochs.

@@ -11,6 +11,7 @@ from jaxeff.train.analyses.base import (
     run,
 )
 from jaxeff.train.analyses.hybrid import EarlyExits, Hybrid
+from jaxeff.train.analyses.poses import LossByAngle, Reconstructions, RecoveredAngles
 from jaxeff.train.analyses.selective import Selective
 
 __all__ = [
@@ -19,6 +20,9 @@ __all__ = [
     "EarlyExits",
     "Findings",
     "Hybrid",
+    "LossByAngle",
+    "RecoveredAngles",
+    "Reconstructions",
     "Selective",
     "build",
     "check",

@@ -1,0 +1,175 @@
+"""Time of the pose search, of its ways and of a loop over starts in PyTorch, in turns in one run.
+
+Forty starts of twenty steps for 128 images of 40 x 40, on a trained model, and the losses that each
+way reaches. PyTorch's time is that of one start, times forty. Writes
+``results/pose_search_speed.json``:
+
+    TORCH_PYTHON=.venv-torch/bin/python python benchmarks/pose_search_speed.py --run=WORKDIR
+    python benchmarks/pose_search_speed.py --run=WORKDIR --amortised=WORKDIR
+
+``--run`` is the folder of a finished training by ``configs/avae.py`` of an "avae" with images of
+40 x 40, such as ``mnist_5k``; ``--amortised`` that of a "semi_amortised" one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from workers import Worker
+
+from jaxeff import bench
+from jaxeff.affine import Search, search
+from jaxeff.train import experiment
+from jaxeff.train.loop import Training
+
+HERE = Path(__file__).parent
+OUT = HERE / "results" / "pose_search_speed.json"
+
+STARTS, STEPS = 40, 20
+WAYS = {
+    "every start by Adam": Search(starts=STARTS, steps=STEPS, chunk=64),
+    "best 4 by Adam": Search(starts=STARTS, keep=4, steps=STEPS, chunk=64),
+    "best 4 by Gauss-Newton": Search(
+        starts=STARTS, keep=4, steps=4, method="gauss_newton", chunk=64
+    ),
+    "best 2 of spread ones by Gauss-Newton": Search(
+        starts=STARTS, spread=True, keep=2, steps=3, method="gauss_newton", chunk=64
+    ),
+}
+
+
+def trained(workdir: Path) -> tuple[Any, Any]:
+    """Returns the experiment of a finished run and its selected variables."""
+    fields = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    fields["devices"]["cpu"] = 1
+    built = experiment.build(ml_collections.ConfigDict(fields))
+    training = Training(built, workdir)
+    try:
+        chosen, _ = training.selected()
+    finally:
+        training.close()
+    return built, {"params": chosen["params"], **chosen["model_state"]}
+
+
+def test_images(built: Any, count: int) -> jnp.ndarray:
+    return jnp.asarray(built.dataset.splits["test"].take(np.arange(count))["inputs"])
+
+
+def on_a_grid(built: Any, variables: Any, images: Any) -> np.ndarray:
+    """Returns the least losses over poses of a degree."""
+    problem = built.algorithm.problem(variables)
+    degrees = jnp.deg2rad(jnp.arange(360.0))[None, :, None]
+    starts = jnp.broadcast_to(degrees, (len(images), 360, 1))
+    settings = Search(method="screen", chunk=64)
+    find = jax.jit(lambda images: search(problem, {"inputs": images}, starts, settings))
+    return np.asarray(find(images).loss)
+
+
+def searches(built: Any, variables: Any, images: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns compiled searches, and the losses that they find."""
+    problem, calls, losses = built.algorithm.problem(variables), {}, {}
+    for name, settings in WAYS.items():
+        starts = built.algorithm.starts(variables, images, settings, None)
+
+        def find(images: Any, starts: Any, settings: Search = settings) -> Any:
+            return search(problem, {"inputs": images}, starts, settings)
+
+        program = jax.jit(find).lower(images, starts).compile()
+        calls[name] = lambda program=program, starts=starts: program(images, starts)
+        losses[name] = np.asarray(calls[name]().loss)
+    return calls, losses
+
+
+def inference(built: Any, variables: Any, images: Any) -> dict[str, Any]:
+    """Returns compiled inference by the algorithm, and by the plain model's one pass."""
+
+    def amortised(images: Any) -> Any:
+        return built.algorithm.forward(variables, {"inputs": images}, train=False)[0]
+
+    def plain(images: Any) -> Any:
+        pose = jnp.tile(built.model.family.identity(), (len(images), 1))
+        found = built.algorithm.problem(variables).code({"inputs": images}, pose)
+        return found[0]  # without any resampling that matters
+
+    def full(images: Any) -> Any:
+        settings = WAYS["best 4 by Gauss-Newton"]
+        pose = built.algorithm.find(variables, images, settings)
+        return built.model.apply(variables, images, pose)
+
+    return {
+        name: jax.jit(call).lower(images).compile()
+        for name, call in (("amortised", amortised), ("plain", plain), ("search", full))
+    }
+
+
+def main() -> None:
+    """Measures and writes the record."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--amortised", type=Path)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--quality", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=OUT)
+    asked = parser.parse_args()
+    built, variables = trained(asked.run)
+    images = test_images(built, asked.batch)
+    calls, losses = searches(built, variables, images)
+    python, worker = os.environ.get("TORCH_PYTHON"), None
+    if python:
+        size = [asked.batch, STEPS, built.model.latents, os.cpu_count() or 1]
+        worker = Worker([python, str(HERE / "torch_pose_worker.py"), *map(str, size)])
+    times: dict[str, list[float]] = {}
+    for _ in range(asked.rounds):
+        for name, call in calls.items():
+            found = bench.measure(call, warmup=1, repeats=1)
+            times.setdefault(name, []).append(found.min_ms)
+        for name in worker.names if worker else ():
+            (one,) = worker.time(name, 1)
+            times.setdefault(f"PyTorch, {name.replace('_', ' ')}", []).append(STARTS * one)
+    if worker:
+        worker.close()
+    record: dict[str, Any] = {
+        "command": "python benchmarks/pose_search_speed.py",
+        "environment": bench.environment(),
+        "batch": asked.batch,
+        "starts": STARTS,
+        "steps": STEPS,
+        "ms": {name: {"median": float(np.median(t)), "all": t} for name, t in times.items()},
+        "mean_loss": {name: float(found.mean()) for name, found in losses.items()},
+    }
+    some = test_images(built, asked.quality)
+    best = on_a_grid(built, variables, some)
+    record["within_a_percent_of_a_grid_of_degrees"] = {
+        name: float((found <= 1.01 * best).mean())
+        for name, found in searches(built, variables, some)[1].items()
+    }
+    if asked.amortised:
+        built, variables = trained(asked.amortised)
+        images = test_images(built, asked.batch)
+        programs = inference(built, variables, images)
+        variants = {n: (lambda p=program: p(images)) for n, program in programs.items()}
+        found = bench.interleaved(variants, asked.rounds, 1, warmup=1)
+        objective = built.algorithm.objective
+        record["inference"] = {
+            "ms": {name: timing.median_ms for name, timing in found.items()},
+            "mean_loss": {
+                name: float(objective(programs[name](images), {"inputs": images})["loss"].mean())
+                for name in ("amortised", "search")
+            },
+        }
+    asked.out.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    json.dump({k: v for k, v in record.items() if k != "environment"}, sys.stdout, indent=2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Affine variational autoencoders of rotated images, and what they are compared with.
+
+    python -m jaxeff.main --config=configs/avae.py                          # digits, two minutes
+    python -m jaxeff.main --config=configs/avae.py:digits,model=vae
+    python -m jaxeff.main --config=configs/avae.py:mnist_5k,model=semi_amortised
+
+The argument is a comma-separated list of a setting, ``model=NAME`` of `MODELS`, ``latents=L`` and
+``quick``. The models of one setting have codes of one length: the AVAE's L numbers and its pose
+against the VAE's L + 1. ``mnist_2020`` is the published training of Bidart's code (commit of the
+final plots): 40 epochs, 32 starts of which 8 are refined by 15 steps of Adam.
+"""
+
+import math
+
+from jaxeff.errors import ConfigError
+from jaxeff.registry import closest
+from jaxeff.train.defaults import base_config, split_argument
+
+SETTINGS: dict[str, dict] = {
+    "digits": {
+        "data": {"base": "digits", "size": 24, "scale": 2.0},
+        "latents": 6,
+        "steps": 1200,
+        "batch": 64,
+    },
+    "digits_shifted": {
+        "data": {"base": "digits", "size": 24, "scale": 2.0, "translation": 0.15},
+        "latents": 6,
+        "steps": 1200,
+        "batch": 64,
+    },
+    "mnist_5k": {
+        "data": {"base": "mnist_5k", "size": 40, "scale": 1.0},
+        "latents": 6,
+        "steps": 1500,
+        "batch": 64,
+    },
+    "fashion": {
+        "data": {"base": "fashion_mnist", "size": 40, "scale": 1.0, "test_examples": 1000},
+        "latents": 6,
+        "steps": 3000,
+        "batch": 64,
+    },
+    "mnist_2020": {
+        "data": {"base": "mnist", "size": 40, "scale": 1.0},
+        "latents": 6,
+        "steps": 40 * 54_000 // 128,
+        "batch": 128,
+    },
+}
+
+#: The search in training: few drawn starts and the pose found last time, or the head's proposals.
+FEW = {"starts": 4, "keep": 1, "method": "gauss_newton", "steps": 2}
+#: The search at evaluation.
+THOROUGH = {"starts": 36, "spread": True, "keep": 3, "method": "gauss_newton", "steps": 4}
+
+MODELS: dict[str, dict] = {
+    # Drawn starts alone, training examples in a new pose every time.
+    "avae": {"search": {**FEW, "starts": 8}},
+    # Training examples stay in their pose, and what was found for them is a start the next time.
+    "avae_cached": {"search": FEW, "cache": True, "redraw": False},
+    # A head proposes poses, which are aligned; inference is two passes instead of a search.
+    "semi_amortised": {
+        "search": {**FEW, "starts": 6, "proposals": 2},
+        "evaluation": {"starts": 0, "proposals": 1, "method": "align", "steps": 3},
+        "proposals": 8,
+    },
+    # A decoder of coordinates paints in place: no second resampling.
+    "coordinates": {"search": {**FEW, "starts": 8}, "decoder": "coordinates"},
+    "vae": {},  # with a code as long as the AVAE's with its pose
+    "vae_upright": {"rotation": 0.0},  # trained and tested without rotation
+    "stn": {"proposals": 1},  # one pose, amortised and trained through the loss
+}
+
+
+def _search(config, chosen: dict, published: bool) -> None:
+    config.algorithm.name = "avae"
+    if published:
+        config.algorithm.search = {"like": "2020"}
+        config.algorithm.evaluation = {"like": "2020"}
+        return
+    config.algorithm.search = chosen["search"]
+    config.algorithm.evaluation = chosen.get("evaluation", THOROUGH)
+    config.algorithm.cache = chosen.get("cache", False)
+
+
+def get_config(arg: str = ""):
+    """Returns the config of a setting; see the file's docstring for the argument."""
+    options = ["quick", "model", "latents"]
+    setting, given = split_argument(arg, list(SETTINGS), "digits", options)
+    model = given.get("model", "avae")
+    if model not in MODELS:
+        raise ConfigError(f"the config's argument model={model} is unknown{closest(model, MODELS)}")
+    chosen, values = MODELS[model], SETTINGS[setting]
+    translation = values["data"].get("translation", 0.0)
+    freedom = 3 if translation else 1
+    text = given.get("latents") or str(values["latents"])
+    if not text.isdigit() or int(text) < 1:
+        raise ConfigError(
+            f"latents in the config's argument must be a positive whole number, not '{text}'"
+        )
+
+    config = base_config()
+    config.name = f"{model}_{setting}"
+    config.data.name = "posed_images"
+    config.data.update({"translation": 0.0, "test_examples": 0, **values["data"]})
+    config.data.rotation = chosen.get("rotation", 180.0)
+    config.data.redraw = chosen.get("redraw", True)
+    config.model.name = "autoencoder"
+    config.model.size = values["data"]["size"]
+    config.model.latents = int(text)
+    if model.startswith("vae"):
+        config.model.latents += freedom
+    else:
+        config.model.pose = {"name": "rotation", "translation": translation}
+        config.model.proposals = chosen.get("proposals", 0)
+        config.model.decoder = chosen.get("decoder", "convolutional")
+    if "search" in chosen:
+        _search(config, chosen, setting == "mnist_2020")
+    config.optim.weight_decay = 5e-4 if setting == "mnist_2020" else 0.0
+    config.optim.decayed = "all"
+    if setting == "mnist_2020":
+        config.model.sampled = False
+        config.optim.schedule_name = "step"
+        config.optim.boundaries = (1 / 3, 2 / 3)
+        config.optim.decay_factor = 0.2
+    else:
+        config.optim.learning_rate = 2e-3
+        config.optim.warmup_steps = 20
+    config.train.batch_size = values["batch"]
+    config.train.num_steps = values["steps"]
+    config.train.log_every = 50
+    config.train.eval_every = config.checkpoint.every = math.ceil(values["steps"] / 4)
+    config.eval.batch_size = 128
+    config.analyses = [{"name": "reconstructions"}, {"name": "loss_by_angle", "images": 64}]
+    if not model.startswith("vae"):
+        config.analyses.append({"name": "recovered_angles", "images": 300})
+    if "quick" in given:
+        config.train.num_steps = 40
+        config.train.eval_every = config.checkpoint.every = 40
+    return config

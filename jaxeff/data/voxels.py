@@ -1,0 +1,183 @@
+"""Voxels in random poses: extruded digits, which are always there, and the objects of ModelNet.
+
+References:
+  Z. Wu et al. 3D ShapeNets: A Deep Representation for Volumetric Shapes. CVPR 2015 (ModelNet).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxeff.data import paths
+from jaxeff.data.base import DATASETS, Dataset, Request
+from jaxeff.data.images import split_indices
+from jaxeff.data.posed import TURNS, Turn, posed_dataset, whole
+from jaxeff.data.voxelise import read_mesh, voxelise
+from jaxeff.errors import ConfigError, DataError
+from jaxeff.registry import closest
+
+MODELNET10 = (
+    *("bathtub", "bed", "chair", "desk", "dresser"),
+    *("monitor", "night_stand", "sofa", "table", "toilet"),
+)
+
+
+def _turn(rotation: str) -> Turn:
+    if rotation not in TURNS:
+        raise ConfigError(
+            f"config.data.rotation: unknown choice '{rotation}'{closest(rotation, TURNS)}"
+        )
+    return TURNS[rotation]
+
+
+@DATASETS.register("digit_voxels")
+def digit_voxels(
+    request: Request,
+    *,
+    size: int = 16,
+    scale: float = 1.25,
+    thickness: int = 3,
+    rotation: str = "uniform",
+    translation: float = 0.0,
+    redraw: bool = True,
+) -> Dataset:
+    """Scikit-learn's digits as bodies: 8x8 voxels, some deep, turned in a cube.
+
+    Args:
+      request: see `Request`.
+      size: side of the cube.
+      scale: enlargement of the bodies.
+      thickness: voxels of depth before the enlargement.
+      rotation: name in `jaxeff.data.posed.TURNS`.
+      translation: shifts are drawn from U(-translation, translation), in half sides.
+      redraw: whether training sees an example in a new pose every time.
+
+    Raises:
+      ConfigError: an impossible field.
+    """
+    request.refuse_view("digit_voxels")
+    if thickness < 1:
+        raise ConfigError(f"config.data.thickness must be at least 1, not {thickness}")
+    turn = _turn(rotation)
+    found = DATASETS["digits"](request)
+    parts = {}
+    for name, split in found.splits.items():
+        images, labels = whole(split)
+        parts[name] = (np.repeat(images[:, None], thickness, 1), labels)
+    return posed_dataset(
+        "digit_voxels",
+        parts,
+        size=size,
+        scale=scale,
+        turn=turn,
+        translation=translation,
+        redraw=redraw,
+        seed=request.split_seed,
+        origin=found.description.split(":")[0],
+        class_names=found.class_names,
+    )
+
+
+def read_folder(
+    folder: Path, classes: Sequence[str], part: str, resolution: int, fill: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns voxels float32 ``[objects, r, r, r, 1]`` and labels of ``folder/CLASS/PART/*.off``.
+
+    Voxels are kept beside the meshes in ``CLASS/PART.FILL.RESOLUTION.npz`` where that can be
+    written.
+
+    Raises:
+      DataError: a class has no meshes, or a mesh cannot be used.
+    """
+    voxels, labels = [], []
+    for number, name in enumerate(classes):
+        files = sorted((folder / name / part).glob("*.off"))
+        if not files:
+            raise DataError(
+                f"{folder / name / part}: has no .off files; unpack ModelNet10.zip of "
+                "modelnet.cs.princeton.edu and set --config.data.dir to its folder"
+            )
+        voxels.append(_kept(folder / name / f"{part}.{fill}.{resolution}.npz", files, fill))
+        labels.append(np.full(len(files), number, np.int32))
+    return np.concatenate(voxels)[..., None].astype(np.float32), np.concatenate(labels)
+
+
+def _kept(archive: Path, files: list[Path], fill: str) -> np.ndarray:
+    names = [path.name for path in files]
+    if archive.is_file():
+        with np.load(archive) as kept:
+            if list(kept["names"]) == names:
+                return kept["voxels"]
+    resolution = int(archive.name.split(".")[-2])
+    found = []
+    for path in files:
+        try:
+            found.append(voxelise(*read_mesh(path), resolution, fill))
+        except DataError as error:
+            raise DataError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    voxels = np.stack(found)
+    with contextlib.suppress(OSError):  # a folder that cannot be written is read again next time
+        np.savez_compressed(archive, names=names, voxels=voxels)
+    return voxels
+
+
+@DATASETS.register("modelnet10")
+def modelnet10(
+    request: Request,
+    *,
+    classes: Sequence[str] = MODELNET10,
+    resolution: int = 32,
+    fill: str = "surface",
+    size: int = 48,
+    rotation: str = "uniform",
+    translation: float = 0.0,
+    redraw: bool = True,
+) -> Dataset:
+    """ModelNet10's objects as voxels, turned in a larger cube; meshes are read by trimesh.
+
+    Args:
+      request: see `Request`; ``dir`` is the folder with one folder per class.
+      classes: which, such as ``("sofa",)``.
+      resolution: voxels along an object's longest side.
+      fill: "surface" or "solid", see `jaxeff.data.voxelise.voxelise`.
+      size: side of the cube.
+      rotation: name in `jaxeff.data.posed.TURNS`; "euler" is the published draw.
+      translation: shifts are drawn from U(-translation, translation), in half sides.
+      redraw: whether training sees an object in a new pose every time.
+
+    Raises:
+      ConfigError: an impossible field.
+      DataError: meshes are missing or cannot be used.
+    """
+    request.refuse_view("modelnet10")
+    turn = _turn(rotation)
+    for name in classes:
+        if name not in MODELNET10:
+            raise ConfigError(
+                f"config.data.classes: unknown class '{name}'{closest(name, list(MODELNET10))}"
+            )
+    folder = Path(request.dir) if request.dir else paths.data_dir("") / "ModelNet10"
+    images, labels = read_folder(folder, classes, "train", resolution, fill)
+    train, validation, calibration = split_indices(
+        len(labels), request.validation_fraction, request.split_seed, request.calibration_fraction
+    )
+    rows = {"train": train, "validation": validation}
+    rows |= {"calibration": calibration} if request.calibration_fraction else {}
+    parts = {name: (images[index], labels[index]) for name, index in rows.items()}
+    parts["test"] = read_folder(folder, classes, "test", resolution, fill)
+    return posed_dataset(
+        "modelnet10",
+        parts,
+        size=size,
+        scale=1.0,
+        turn=turn,
+        translation=translation,
+        redraw=redraw,
+        seed=request.split_seed,
+        origin=str(folder),
+        class_names=tuple(classes),
+    )

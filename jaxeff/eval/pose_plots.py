@@ -1,0 +1,129 @@
+"""Pictures of autoencoders with poses: grids of images, voxels, angles and losses by angle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxeff.affine.poses import euler_matrix
+from jaxeff.affine.resampling import Transform, resample
+from jaxeff.eval.plots import _COLORS, _FAINT, _INK, _figure, _plain, _save
+
+#: From where voxels are looked at: a little from above and from the side.
+_VIEW = (0.5, 0.6, 0.0)
+_LIGHT = np.array([0.3, -0.5, -0.8]) / np.linalg.norm([0.3, -0.5, -0.8])
+
+
+def rendered(voxels: np.ndarray) -> np.ndarray:
+    """Returns shaded views ``[batch, rows, columns]`` of voxels ``[batch, z, y, x, 1]`` in [0, 1].
+
+    The voxels are turned, and seen along z through what is in front of them; light and dark show
+    how the surface faces the light.
+    """
+    matrix = np.tile(euler_matrix(np.asarray(_VIEW, np.float32), np), (len(voxels), 1, 1))
+    turned = resample(voxels, Transform(matrix, np.zeros((len(voxels), 3), np.float32)), np)[..., 0]
+    density = np.clip(2 * turned - 0.5, 0, 1)
+    through = np.cumprod(1 - density, axis=1)
+    seen = density * np.concatenate([np.ones_like(through[:, :1]), through[:, :-1]], 1)
+    slopes = np.stack(np.gradient(turned, axis=(3, 2, 1)), -1)  # (x, y, z)
+    normals = -slopes / np.maximum(np.linalg.norm(slopes, axis=-1, keepdims=True), 1e-6)
+    shade = 0.55 + 0.45 * (normals @ _LIGHT)
+    return (seen * shade).sum(1)
+
+
+def image_grid(
+    rows: Mapping[str, np.ndarray], path: str | os.PathLike[str], *, title: str | None = None
+) -> Path:
+    """Draws rows of images, each with its name on the left.
+
+    Args:
+      rows: ``[columns, rows, columns, 1]`` images, or voxels with one axis more, in [0, 1].
+      path: the PNG file to write.
+      title: heading of the picture.
+
+    Returns:
+      ``path``.
+    """
+    count = max(len(images) for images in rows.values())
+    figure = _figure(1.6 + 0.75 * count, 0.5 + 0.8 * len(rows))
+    axes = figure.subplots(len(rows), count, squeeze=False)
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        flat = rendered(images) if images.ndim == 5 else images[..., 0]
+        for number, axis in enumerate(line):
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for spine in axis.spines.values():
+                spine.set_color(_FAINT)
+            if number < len(flat):
+                axis.imshow(flat[number], cmap="gray_r", vmin=0, vmax=1)
+        label = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 9.5, "color": _INK}
+        line[0].set_ylabel(name, **label)
+    if title:
+        figure.suptitle(title, fontsize=12, fontweight="bold", color=_INK)
+    return _save(figure, path)
+
+
+def angle_histograms(
+    angles: Mapping[str, np.ndarray], path: str | os.PathLike[str], *, title: str | None = None
+) -> Path:
+    """Draws how angles in (-pi, pi] are distributed, a circle per name, sign and all.
+
+    Args:
+      angles: name to angles in radians.
+      path: the PNG file to write.
+      title: heading of the picture.
+
+    Returns:
+      ``path``.
+    """
+    columns = min(5, len(angles))
+    lines = -(-len(angles) // columns)
+    figure = _figure(2.2 * columns, 2.4 * lines)
+    edges = np.linspace(-np.pi, np.pi, 37)
+    axes = figure.subplots(lines, columns, squeeze=False, subplot_kw={"projection": "polar"})
+    for axis in axes.flat[len(angles) :]:
+        axis.set_visible(False)
+    for axis, (name, values) in zip(axes.flat, angles.items(), strict=False):
+        heights, _ = np.histogram(values, edges)
+        axis.bar(edges[:-1], heights, np.diff(edges), align="edge", color=_COLORS[0])
+        axis.set_title(name, fontsize=10, color=_INK)
+        axis.set_yticks([])
+        axis.set_xticks(np.pi / 2 * np.arange(4), ["0°", "90°", "180°", "-90°"], fontsize=7)
+    if title:
+        figure.suptitle(title, fontsize=12, fontweight="bold", color=_INK)
+    return _save(figure, path)
+
+
+def loss_by_angle(
+    degrees: Sequence[float],
+    losses: Mapping[str, Sequence[float]],
+    path: str | os.PathLike[str],
+    *,
+    title: str | None = None,
+) -> Path:
+    """Draws losses against the angle by which the images were turned.
+
+    Args:
+      degrees: the angles.
+      losses: of each name, one per angle.
+      path: the PNG file to write.
+      title: heading of the picture.
+
+    Returns:
+      ``path``.
+    """
+    figure = _figure(6.0, 3.6)
+    axis = figure.subplots()
+    for color, (name, values) in zip(_COLORS, losses.items(), strict=False):
+        axis.plot(degrees, values, color=color, marker="o", markersize=4, label=name)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("rotation of the image, degrees", fontsize=11, color=_INK)
+    axis.set_ylabel("loss per image", fontsize=11, color=_INK)
+    _plain(axis)
+    axis.legend(frameon=False, fontsize=9.5, labelcolor=_INK)
+    if title:
+        figure.suptitle(title, fontsize=12, fontweight="bold", color=_INK)
+    return _save(figure, path)

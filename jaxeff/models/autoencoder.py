@@ -1,0 +1,364 @@
+"""Variational autoencoders of images and voxels, of the content and of the pose apart.
+
+An `Autoencoder` without poses is a plain VAE. With them, it encodes the image that a transform has
+brought into a canonical pose, and places the reconstruction back: what codes an image is its latent
+vector and its pose. Who finds the pose is left open: a search (`jaxeff.train.algorithms.affine`),
+or the model's own head of proposals, the first of which is used when no pose is given.
+
+References:
+  R. Bidart, A. Wong. Affine Variational Autoencoders: An Efficient Approach for Improving
+  Generalization and Robustness to Distribution Shift. 2019. arXiv:1905.05300. The convolutions are
+  those of its code, after L. Schott et al. 2018, and in three dimensions of its sequel's.
+  T. Bepler et al. Explicitly disentangling image content from translation and rotation with
+  spatial-VAE. NeurIPS 2019. arXiv:1909.11663 (the decoder of coordinates).
+  M. Jaderberg et al. Spatial Transformer Networks. NeurIPS 2015. arXiv:1506.02025 (one proposal,
+  trained through the loss).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxeff.affine import poses, resampling
+from jaxeff.errors import ConfigError
+from jaxeff.layers.strided import StridedConv, TransposedConv, uniform, uniform_fan_in
+from jaxeff.models.base import MODELS
+from jaxeff.models.coordinates import CoordinateDecoder
+from jaxeff.typing import Array
+
+#: Features, kernel side, strides and padding of the encoder's convolutions.
+ENCODERS = {
+    2: ((32, 5, 1, 2), (32, 4, 2, 1), (64, 3, 2, 1), (16, 5, 1, 2)),
+    3: ((16, 3, 1, 1), (16, 5, 2, 2), (32, 5, 2, 2), (8, 3, 2, 1)),
+}
+#: The same of the decoder's transposed ones, and what is added at their far end.
+DECODERS = {
+    2: ((32, 4, 1, 2, 0), (16, 5, 2, 1, 1), (16, 5, 2, 2, 1)),
+    3: ((32, 3, 2, 1, 1), (16, 5, 2, 2, 1), (16, 5, 2, 2, 1)),
+}
+#: By how much the encoder's strides divide a side.
+SHRINKS = {2: 4, 3: 8}
+
+
+class Outputs(NamedTuple):
+    """What an autoencoder returns.
+
+    Attributes:
+      reconstruction: in [0, 1], in the frame of the input.
+      mean: ``[batch, latents]``.
+      log_variance: ``[batch, latents]``.
+    """
+
+    reconstruction: Array
+    mean: Array
+    log_variance: Array
+
+
+class Dense(nn.Module):
+    """A linear layer initialised as in PyTorch.
+
+    Attributes:
+      features: outputs.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps ``[..., inputs]`` to ``[..., features]``."""
+        return nn.Dense(
+            self.features,
+            kernel_init=uniform_fan_in,
+            bias_init=uniform(x.shape[-1] ** -0.5),
+            name="linear",
+        )(x)
+
+
+def _norm(train: bool, name: str) -> nn.Module:
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)
+
+
+class Encoder(nn.Module):
+    """Convolutions and linear heads of mean and logarithm of the variance.
+
+    Attributes:
+      latents: length of the code.
+      with_variance: whether there is a head of the variance; without one it is 1.
+    """
+
+    latents: int
+    with_variance: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> tuple[Array, Array]:
+        """Maps ``[batch, *shape, channels]`` to two ``[batch, latents]``."""
+        *stages, last = ENCODERS[x.ndim - 2]
+        for i, stage in enumerate(stages):
+            x = StridedConv(*stage, name=f"conv{i}")(x, train=train)
+            x = nn.elu(_norm(train, f"norm{i}")(x))
+        x = StridedConv(*last, use_bias=True, name=f"conv{len(stages)}")(x, train=train)
+        x = x.reshape(len(x), -1)
+        self.sow("intermediates", "penultimate", x)
+        mean = Dense(self.latents, name="mean")(x)
+        if not self.with_variance:
+            return mean, jnp.zeros_like(mean)
+        return mean, Dense(self.latents, name="log_variance")(x)
+
+
+class Decoder(nn.Module):
+    """A linear layer and transposed convolutions to pixels in [0, 1].
+
+    Attributes:
+      shape: of the image.
+      channels: of the image.
+    """
+
+    shape: tuple[int, ...]
+    channels: int = 1
+
+    @nn.compact
+    def __call__(self, z: Array, *, train: bool = False) -> Array:
+        """Maps ``[batch, latents]`` to ``[batch, *shape, channels]``."""
+        count = len(self.shape)
+        small = [n // SHRINKS[count] for n in self.shape]
+        features = ENCODERS[count][-1][0]
+        x = Dense(features * math.prod(small), name="linear")(z)
+        x = x.reshape(len(x), *small, features)
+        for i, stage in enumerate(DECODERS[count]):
+            x = TransposedConv(*stage, name=f"conv{i}")(x, train=train)
+            x = nn.elu(_norm(train, f"norm{i}")(x))
+        x = StridedConv(self.channels, 3, 1, 1, use_bias=True, name="pixels")(x, train=train)
+        return jax.nn.sigmoid(x)
+
+
+class PoseHead(nn.Module):
+    """Proposes poses for an image as it is, the likeliest first.
+
+    Attributes:
+      family: the poses.
+      proposals: how many.
+      features: of its three convolutions.
+      hidden: width of the layer behind them.
+    """
+
+    family: poses.Poses
+    proposals: int
+    features: tuple[int, ...] = (16, 32, 32)
+    hidden: int = 64
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool = False) -> tuple[Array, Array]:
+        """Returns poses ``[batch, proposals, size]`` and their scores ``[batch, proposals]``."""
+        x = images
+        for i, features in enumerate(self.features):
+            conv = StridedConv(features, 3, 2, 1, use_bias=True, name=f"conv{i}")
+            x = nn.elu(conv(x, train=train))
+        x = nn.elu(Dense(self.hidden, name="hidden")(x.reshape(len(x), -1)))
+        spread = self.family.to_raw(self.family.spread(self.proposals))
+        raw = nn.Dense(
+            spread.size,
+            kernel_init=nn.initializers.variance_scaling(0.01, "fan_in", "normal"),
+            bias_init=lambda key, shape, dtype: spread.reshape(shape).astype(dtype),
+            name="pose",
+        )(x)
+        raw = raw.reshape(-1, *spread.shape)
+        scores = nn.Dense(self.proposals, kernel_init=nn.initializers.zeros, name="scores")(x)
+        order = jnp.argsort(-scores, axis=1)
+        ordered = jnp.take_along_axis(raw, order[..., None], 1)
+        return self.family.from_raw(ordered), jnp.take_along_axis(scores, order, 1)
+
+
+class Autoencoder(nn.Module):
+    """A variational autoencoder, with a pose beside the code if ``family`` is given.
+
+    Attributes:
+      shape: of the images, without channels.
+      latents: length of the code, without the pose.
+      channels: of the images.
+      family: the `Poses`, or None.
+      proposals: poses that a head of the model proposes; 0 has no head.
+      decoder: "convolutional", whose image is resampled into its place, or "coordinates", which
+        paints it there.
+      sampled: whether training draws the code, or takes its mean.
+      with_variance: whether the variance of the code depends on the image, or is 1.
+    """
+
+    shape: tuple[int, ...]
+    latents: int
+    channels: int = 1
+    family: Any = None
+    proposals: int = 0
+    decoder: str = "convolutional"
+    sampled: bool = True
+    with_variance: bool = True
+
+    def setup(self) -> None:
+        """Makes the parts."""
+        self.encoder = Encoder(self.latents, self.with_variance)
+        if self.decoder == "coordinates":
+            self.painter = CoordinateDecoder(self.channels)
+        else:
+            self.canonical = Decoder(self.shape, self.channels)
+        if self.proposals:
+            self.head = PoseHead(self.family, self.proposals)
+
+    @property
+    def code_length(self) -> int:
+        """Numbers that code an image: the latent ones and those of the pose."""
+        return self.latents + (self.family.freedom if self.family else 0)
+
+    @nn.nowrap
+    def outputs(self, reconstruction: Array, mean: Array, log_variance: Array) -> Outputs:
+        """Returns what the model's call returns."""
+        return Outputs(reconstruction, mean, log_variance)
+
+    def propose(self, images: Array, *, train: bool = False) -> tuple[Array, Array]:
+        """Returns the head's poses ``[batch, proposals, size]``, best first, and their scores."""
+        return self.head(images, train=train)
+
+    def encode(
+        self, images: Array, pose: Array | None, *, train: bool = False
+    ) -> tuple[Array, Array]:
+        """Returns mean and log-variance of the code of images brought into canonical pose."""
+        self._check(images)
+        if pose is not None:
+            images = resampling.resample(images, self.family.transform(pose))
+        return self.encoder(images, train=train)
+
+    def draw(self, z: Array, *, train: bool = False) -> Array:
+        """Returns what `place` needs: the canonical image, or the code to paint it from."""
+        return z if self.decoder == "coordinates" else self.canonical(z, train=train)
+
+    def place(self, drawn: Array, pose: Array | None) -> Array:
+        """Returns the drawn image in the frame of the input ``[batch, *shape, channels]``."""
+        if self.decoder != "coordinates":
+            if pose is None:
+                return drawn
+            return resampling.resample(drawn, resampling.inverse(self.family.transform(pose)))
+        points = jnp.asarray(resampling.grid(self.shape).reshape(1, -1, len(self.shape)))
+        if pose is not None:
+            points = resampling.apply(resampling.inverse(self.family.transform(pose)), points)
+        return self.painter(points, drawn).reshape(len(drawn), *self.shape, self.channels)
+
+    def __call__(self, images: Array, pose: Array | None = None, *, train: bool = False) -> Outputs:
+        """Encodes and reconstructs images.
+
+        Args:
+          images: ``[batch, *shape, channels]``, in [0, 1].
+          pose: ``[batch, size]``; None takes the head's first proposal, or none without a head.
+          train: whether to use the batch's statistics, and to draw the code if ``sampled``.
+
+        Raises:
+          ConfigError: images of another size.
+        """
+        self._check(images)
+        if self.proposals and pose is None:
+            pose = self.propose(images, train=train)[0][:, 0]
+        elif self.proposals and self.is_initializing():
+            self.propose(images)
+        mean, log_variance = self.encode(images, pose, train=train)
+        z = mean
+        if train and self.sampled:
+            noise = jax.random.normal(self.make_rng("dropout"), mean.shape, mean.dtype)
+            z = mean + jnp.exp(log_variance / 2) * noise
+        return self.outputs(self.place(self.draw(z, train=train), pose), mean, log_variance)
+
+    def _check(self, images: Array) -> None:
+        if images.shape[1:] != (*self.shape, self.channels):
+            raise ConfigError(
+                f"the model is made for images {(*self.shape, self.channels)}, not "
+                f"{images.shape[1:]}; set config.model.size or config.data.size"
+            )
+
+
+DECODER_NAMES = ("convolutional", "coordinates")
+
+
+def _build(
+    dimensions: int,
+    size: int,
+    latents: int,
+    pose: Mapping[str, Any] | None,
+    proposals: int,
+    decoder: str,
+    **fields: Any,
+) -> Autoencoder:
+    step = SHRINKS[dimensions]
+    if size < 2 * step or size % step:
+        raise ConfigError(f"size must be a multiple of {step} and at least {2 * step}, not {size}")
+    if latents < 1 or proposals < 0:
+        raise ConfigError(
+            f"latents must be at least 1 and proposals at least 0, not {latents} and {proposals}"
+        )
+    if decoder not in DECODER_NAMES:
+        raise ConfigError(f"decoder must be one of {', '.join(DECODER_NAMES)}, not '{decoder}'")
+    family = poses.build(pose) if pose else None
+    if family is not None and family.dimensions != dimensions:
+        raise ConfigError(
+            f"pose '{pose['name'] if pose else ''}' turns {family.dimensions} dimensions, but the "
+            f"model's images have {dimensions}"
+        )
+    if proposals and (family is None or family.elements):
+        raise ConfigError("proposals needs a continuous pose, such as {'name': 'rotation'}")
+    shape = (size,) * dimensions
+    return Autoencoder(shape, latents, 1, family, proposals, decoder, **fields)
+
+
+@MODELS.register("autoencoder")
+def autoencoder(
+    num_outputs: int,
+    *,
+    size: int = 40,
+    latents: int = 8,
+    pose: Mapping[str, Any] | None = None,
+    proposals: int = 0,
+    decoder: str = "convolutional",
+    sampled: bool = True,
+) -> Autoencoder:
+    """A VAE of grey images, plain, with poses (AVAE), or with proposals (also as an STN).
+
+    Args:
+      num_outputs: of the data; not used.
+      size: side of the square images, a multiple of 4.
+      latents: see `Autoencoder`, as are the last three.
+      pose: section of a family in `jaxeff.affine.POSES`; nothing has no pose.
+      proposals: of a head.
+      decoder: kind of decoder.
+      sampled: whether codes are drawn in training.
+    """
+    return _build(2, size, latents, pose, proposals, decoder, sampled=sampled)
+
+
+@MODELS.register("voxel_autoencoder")
+def voxel_autoencoder(
+    num_outputs: int,
+    *,
+    size: int = 48,
+    latents: int = 16,
+    pose: Mapping[str, Any] | None = None,
+    proposals: int = 0,
+    decoder: str = "convolutional",
+    sampled: bool = False,
+    with_variance: bool = False,
+) -> Autoencoder:
+    """A VAE of voxels; as published, the variance of the code is 1 and training takes its mean.
+
+    Args:
+      num_outputs: of the data; not used.
+      size: side of the cube, a multiple of 8.
+      latents: see `Autoencoder`, as are the last four.
+      pose: see `autoencoder`.
+      proposals: of a head.
+      decoder: kind of decoder.
+      sampled: whether codes are drawn in training.
+      with_variance: whether there is a head of the variance.
+    """
+    return _build(
+        3, size, latents, pose, proposals, decoder, sampled=sampled, with_variance=with_variance
+    )

@@ -1,0 +1,49 @@
+"""A decoder that is a function of a point: it paints an image in any pose without resampling it."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxeff.typing import Array
+
+
+class CoordinateDecoder(nn.Module):
+    """Maps points and a code to intensities, by a small network of waves of the coordinates.
+
+    The waves (sines and cosines of the coordinates, ``octaves`` frequencies along every axis) let
+    few layers paint strokes, which the plain coordinates of the reference do not.
+
+    Attributes:
+      channels: of the image.
+      hidden: width of the layers.
+      layers: number of hidden layers.
+      octaves: frequencies ``pi 2^k / 2`` of the waves, k below it.
+
+    References:
+      T. Bepler et al. Explicitly disentangling image content from translation and rotation with
+      spatial-VAE. NeurIPS 2019. arXiv:1909.11663.
+    """
+
+    channels: int = 1
+    hidden: int = 64
+    layers: int = 2
+    octaves: int = 4
+
+    @nn.compact
+    def __call__(self, points: Array, z: Array) -> Array:
+        """Maps points ``[batch or 1, points, d]`` and codes ``[batch, latents]`` to pixels.
+
+        Returns:
+          ``[batch, points, channels]`` in [0, 1].
+        """
+        waves = points[..., None] * (np.pi / 2 * 2.0 ** np.arange(self.octaves)).astype(np.float32)
+        waves = waves.reshape(*points.shape[:-1], -1)
+        features = jnp.concatenate([points, jnp.sin(waves), jnp.cos(waves)], -1)
+        x = nn.Dense(self.hidden, name="points")(features)
+        x = x + nn.Dense(self.hidden, use_bias=False, name="code")(z)[:, None]
+        for i in range(self.layers - 1):
+            x = nn.Dense(self.hidden, name=f"hidden{i}")(nn.elu(x))
+        return jax.nn.sigmoid(nn.Dense(self.channels, name="pixels")(nn.elu(x)))

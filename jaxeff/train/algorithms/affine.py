@@ -1,0 +1,224 @@
+"""Training with the pose of every image searched first: the affine variational autoencoder.
+
+For each batch the weights are held fixed and each image's pose is searched that minimises the
+image's own loss, then the weights make one step at those poses with a drawn code. Batch statistics
+are the running ones in the search, which changes neither them nor the weights.
+
+References:
+  R. Bidart, A. Wong. Affine Variational Autoencoders: An Efficient Approach for Improving
+  Generalization and Robustness to Distribution Shift. 2019. arXiv:1905.05300.
+  S. Shekarforoush et al. CryoSPIN: Improving Ab-Initio Cryo-EM Reconstruction with Semi-Amortized
+  Pose Inference. 2024. arXiv:2406.10455 (several proposals, refined).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxeff.affine import Problem, Search, Transform, search
+from jaxeff.errors import ConfigError
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, Task, step_key, total_weight
+from jaxeff.train.objectives import Objective, weighted_means
+from jaxeff.train.state import TrainState
+from jaxeff.typing import Array, Batch, Carry, Params, PRNGKey
+
+
+@ALGORITHMS.register("avae")
+class AffineVAE(Algorithm):
+    """Searches poses, then makes a step of the weights.
+
+    Args:
+      model: a `jaxeff.models.autoencoder.Autoencoder` with poses; see `Algorithm` for the next
+        three and the last two.
+      objective: per example a sum of convex functions of the outputs, as "elbo" is.
+      optimizer: the optimiser.
+      task: facts of the data.
+      search: section of the `Search` in training; its random starts are drawn anew for every batch.
+      evaluation: section of the search at evaluation, with the same starts for every image.
+      cache: whether the pose found for a training example is kept as one of its next starts. The
+        example must then come back in the same pose.
+      average_decay: decay of an average of the weights.
+      evaluate_at: which weights to evaluate.
+
+    Raises:
+      ConfigError: a model without poses, or a search without a start.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        task: Task | None = None,
+        search: Mapping[str, Any] | None = None,
+        evaluation: Mapping[str, Any] | None = None,
+        cache: bool = False,
+        average_decay: float = 0.0,
+        evaluate_at: str = "best",
+    ):
+        super().__init__(model, objective, optimizer, task, average_decay, evaluate_at)
+        self.family: Any = getattr(model, "family", None)
+        if self.family is None:
+            raise ConfigError(
+                "the model has no poses to search; set config.model.pose, such as "
+                "{'name': 'rotation'}, or train it with config.algorithm.name='bptt'"
+            )
+        self.search = Search.build(search or {"like": "2020"}, "algorithm.search")
+        self.evaluation = Search.build(evaluation or {"like": "2020"}, "algorithm.evaluation")
+        self.cache = self.needs_index = cache
+        if cache and not (self.task.num_examples and self.task.num_versions == 1):
+            raise ConfigError(
+                "cache keeps the pose of a training example, which must come back as it was; leave "
+                "config.algorithm.cache False, or config.data.redraw"
+            )
+        self._refuse_nothing("search", self.search, cached=cache)
+        self._refuse_nothing("evaluation", self.evaluation, cached=False)
+
+    def _refuse_nothing(self, name: str, settings: Search, cached: bool) -> None:
+        heads = min(settings.proposals, getattr(self.model, "proposals", 0))
+        if not (settings.starts or heads or cached):
+            raise ConfigError(
+                f"config.algorithm.{name} has no pose to start from; set its starts, or its "
+                "proposals and config.model.proposals"
+            )
+
+    def init(self, params: Params) -> dict[str, Any]:
+        """See `Algorithm.init`; the cache begins at the identity."""
+        state = super().init(params)
+        if self.cache:
+            poses = jnp.tile(self.family.identity(), (self.task.num_examples, 1))
+            state["poses"] = poses
+        return state
+
+    def problem(self, variables: Any) -> Problem:
+        """Returns the loss of poses under fixed weights and statistics."""
+
+        def code(data: Any, pose: Array) -> Any:
+            mean, log_variance = self._apply(variables, data["inputs"], pose, method="encode")
+            return self._apply(variables, mean, method="draw"), mean, log_variance
+
+        def place(code: Any, pose: Array) -> Any:
+            drawn, mean, log_variance = code
+            placed = self._apply(variables, drawn, pose, method="place")
+            return self.model.outputs(placed, mean, log_variance)
+
+        def criterion(outputs: Any, data: Any) -> Array:
+            return self.objective(outputs, data)["loss"]
+
+        return Problem(code, place, criterion, self.family.valid)
+
+    def _apply(self, variables: Any, *args: Any, method: str) -> Any:
+        found: Any = self.model.apply(variables, *args, method=method)
+        return found
+
+    def starts(self, variables: Any, inputs: Array, settings: Search, key: PRNGKey | None) -> Array:
+        """Returns ``[batch, starts, size]``: drawn or spread ones, and the head's proposals."""
+        if settings.spread:
+            starts = self.family.spread(settings.starts)
+        else:
+            own = jax.random.key(0) if key is None else key
+            starts = self.family.starts(own, settings.starts)
+        tiled = jnp.broadcast_to(starts, (len(inputs), *starts.shape))
+        if not settings.proposals or not self.model.proposals:
+            return tiled
+        proposed, _ = self._apply(variables, inputs, method="propose")
+        return jnp.concatenate([tiled, proposed[:, : settings.proposals]], 1)
+
+    def find(self, variables: Any, inputs: Array, settings: Search | None = None) -> Array:
+        """Returns the poses ``[batch, size]`` of images, by the search of the evaluation."""
+        settings = settings or self.evaluation
+        starts = self.starts(variables, inputs, settings, None)
+        return search(self.problem(variables), {"inputs": inputs}, starts, settings).pose
+
+    def forward(
+        self,
+        variables: Any,
+        batch: Batch,
+        carry: Carry = (),
+        *,
+        train: bool,
+        key: PRNGKey | None = None,
+    ) -> tuple[Any, Carry, Any]:
+        """Applies the model at the poses that a search finds; see `Algorithm.forward`."""
+        pose = self.find(variables, batch["inputs"])
+        return *self._at(variables, batch["inputs"], pose, train=train, key=key), {}
+
+    def _at(
+        self, variables: Any, inputs: Array, pose: Array, *, train: bool, key: PRNGKey | None
+    ) -> tuple[Any, Any]:
+        if not train:
+            return self.model.apply(variables, inputs, pose, train=False), ()
+        collections = [name for name in variables if name != "params"]
+        rngs: Any = {"dropout": key}
+        return self.model.apply(variables, inputs, pose, train=True, rngs=rngs, mutable=collections)
+
+    def update(
+        self, state: TrainState, batch: Batch, axis_name: str | None = None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """Searches the batch's poses and makes one step at them; see `Algorithm.update`."""
+        inputs, weight = batch["inputs"], batch["weight"]
+        search_key, code_key = jax.random.split(step_key(state, axis_name))
+        variables = {"params": state.params, **state.model_state}
+        starts = self.starts(variables, inputs, self.search, search_key)
+        if self.cache:
+            known = state.algo_state["poses"][batch["index"]]
+            starts = jnp.concatenate([starts, known[:, None]], 1)
+        found = search(self.problem(variables), {"inputs": inputs}, starts, self.search)
+        pose = jax.lax.stop_gradient(found.pose)
+        total = total_weight(weight, axis_name)
+
+        def loss_fn(params: Params) -> tuple[Array, tuple[dict[str, Array], Any]]:
+            variables = {"params": params, **state.model_state}
+            outputs, collected = self._at(variables, inputs, pose, train=True, key=code_key)
+            values = self.objective(outputs, batch)
+            loss = values["loss"]
+            if self.model.proposals:
+                values["head"] = self._head_loss(variables, inputs, pose)
+                loss = loss + values["head"]
+            return jnp.sum(loss * weight) / total, (values, collected)
+
+        (_, (values, collected)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        if axis_name is not None:
+            grads, collected = jax.lax.pmean((grads, collected), axis_name)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new = state.replace(  # type: ignore[attr-defined]
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            model_state=collected,
+            algo_state=self._remember(
+                self.averaged(state.algo_state, params, collected), batch, pose, axis_name
+            ),
+        )
+        return new, weighted_means(values, weight, axis_name)
+
+    def _remember(
+        self, algo_state: dict[str, Any], batch: Batch, pose: Array, axis_name: str | None
+    ) -> dict[str, Any]:
+        if not self.cache:
+            return algo_state
+        index = batch["index"]
+        if axis_name is not None:  # the cache is whole on every device
+            index, pose = jax.lax.all_gather((index, pose), axis_name, tiled=True)
+        return {**algo_state, "poses": algo_state["poses"].at[index].set(pose)}
+
+    def _head_loss(self, variables: Any, inputs: Array, pose: Array) -> Array:
+        """Returns how far the nearest proposal is from the pose, and the score's log-loss of it."""
+        proposed, scores = self.model.apply(variables, inputs, train=True, method="propose")
+        far = distance(self.family.transform(proposed), self.family.transform(pose[:, None]))
+        nearest = jnp.argmin(far, 1)
+        log_loss = optax.softmax_cross_entropy_with_integer_labels(scores, nearest)
+        return jnp.min(far, 1) + log_loss
+
+
+def distance(one: Transform, other: Transform) -> Array:
+    """Returns the squared distance of transforms, of matrices and shifts together."""
+    matrices = jnp.square(one.matrix - other.matrix).sum((-2, -1))
+    return matrices + jnp.square(one.shift - other.shift).sum(-1)

@@ -1,0 +1,235 @@
+"""What autoencoders make of images and of their poses: pictures, angles, and losses by angle."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxeff.affine.losses import output_floor, resampling_floor
+from jaxeff.affine.poses import angle_of, rotation_matrix
+from jaxeff.affine.resampling import Transform, resample
+from jaxeff.errors import ConfigError
+from jaxeff.eval import pose_plots
+from jaxeff.train.analyses.base import ANALYSES, Findings
+
+_CHUNK = 32
+
+
+class Trained:
+    """A trained autoencoder, ready to be asked on one device.
+
+    Args:
+      experiment: what was trained.
+      chosen: its ``params`` and ``model_state``.
+    """
+
+    def __init__(self, experiment: Any, chosen: Mapping[str, Any]):
+        if experiment.dataset.task != "reconstruction":
+            raise ConfigError(
+                "this analysis looks at autoencoders, but config.data.name="
+                f"'{experiment.dataset.name}' is for {experiment.dataset.task}; leave it out"
+            )
+        variables = {"params": chosen["params"], **chosen["model_state"]}
+        self.variables = jax.device_put(jax.device_get(variables), jax.local_devices()[0])
+        self.model, self.algorithm = experiment.model, experiment.algorithm
+        self.family = self.model.family
+        self._find: Callable[..., Any] = jax.jit(self._found)
+        self._look: Callable[..., Any] = jax.jit(self._looked)
+
+    def _found(self, variables: Any, inputs: Any) -> Any:
+        if hasattr(self.algorithm, "find"):
+            return self.algorithm.find(variables, inputs)
+        if self.model.proposals:
+            found: Any = self.model.apply(variables, inputs, method="propose")
+            return found[0][:, 0]
+        return None
+
+    def _looked(self, variables: Any, inputs: Any, pose: Any) -> dict[str, Any]:
+        outputs = self.model.apply(variables, inputs, pose)
+        loss = self.algorithm.objective(outputs, {"inputs": inputs})["loss"]
+        seen = {"reconstruction": outputs.reconstruction, "mean": outputs.mean, "loss": loss}
+        if pose is not None:
+            seen["canonical"] = resample(inputs, self.family.transform(pose))
+            seen |= self.family.transform(pose)._asdict()
+        return seen
+
+    def __call__(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns reconstructions, codes, losses and poses of images ``[batch, ...]``."""
+        parts = []
+        for start in range(0, len(inputs), _CHUNK):
+            part = inputs[start : start + _CHUNK]
+            real = len(part)
+            part = np.pad(part, ((0, _CHUNK - real), *((0, 0),) * (part.ndim - 1)))
+            found = self._look(self.variables, part, self._find(self.variables, part))
+            parts.append({name: np.asarray(value)[:real] for name, value in found.items()})
+        return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+    def decoded(self, codes: np.ndarray) -> np.ndarray:
+        """Returns the canonical images of codes ``[batch, latents]``."""
+
+        def paint(variables: Any, codes: Any) -> Any:
+            drawn = self.model.apply(variables, codes, method="draw")
+            return self.model.apply(variables, drawn, None, method="place")
+
+        return np.asarray(jax.jit(paint)(self.variables, codes))
+
+
+def _first(experiment: Any, count: int, split: str = "test") -> dict[str, np.ndarray]:
+    examples = experiment.dataset.splits[split]
+    return examples.take(np.arange(min(count, len(examples))))
+
+
+@ANALYSES.register("reconstructions")
+@dataclasses.dataclass(frozen=True)
+class Reconstructions:
+    """Draws test images, their canonical poses and reconstructions, and traversals of the code.
+
+    Attributes:
+      images: how many.
+      codes: latent numbers to traverse, each from -2 to 2 about the first image's code.
+    """
+
+    images: int = 10
+    codes: int = 6
+
+    def __call__(self, experiment: Any, chosen: Mapping[str, Any], workdir: Path) -> Findings:
+        """See `jaxeff.train.analyses.Analysis`."""
+        trained, name = Trained(experiment, chosen), experiment.config.name
+        inputs = _first(experiment, self.images)["inputs"]
+        seen = trained(inputs)
+        rows = {"input": inputs}
+        if "canonical" in seen:
+            rows["canonical pose"] = seen["canonical"]
+            rows["its reconstruction"] = trained.decoded(seen["mean"])
+        rows["reconstruction"] = seen["reconstruction"]
+        pose_plots.image_grid(rows, workdir / "reconstructions.png", title=name)
+        steps = np.linspace(-2, 2, 9, dtype=np.float32)
+        wide = np.argsort(-seen["mean"].var(0))[: self.codes]
+        lines = {}
+        for number in wide:
+            code = np.tile(seen["mean"][:1], (len(steps), 1))
+            code[:, number] = steps
+            lines[f"z{number}"] = trained.decoded(code)
+        pose_plots.image_grid(
+            lines, workdir / "traversals.png", title=f"{name}: codes from -2 to 2"
+        )
+        return Findings(
+            {"loss_of_pictured": seen["loss"].tolist()},
+            {"reconstructions": "reconstructions.png", "traversals": "traversals.png"},
+        )
+
+
+def circular_variance(angles: np.ndarray) -> float:
+    """Returns 1 minus the length of the mean direction: 0 if all are equal, 1 if spread evenly."""
+    return float(1 - np.abs(np.exp(1j * np.asarray(angles)).mean()))
+
+
+@ANALYSES.register("recovered_angles")
+@dataclasses.dataclass(frozen=True)
+class RecoveredAngles:
+    """Compares the angles that the model found with those of the data, class by class.
+
+    Their sum is the orientation in which the model keeps a class: it is the same for all its images
+    if shape and orientation have come apart.
+
+    Attributes:
+      images: test images to look at.
+    """
+
+    images: int = 500
+
+    def __call__(self, experiment: Any, chosen: Mapping[str, Any], workdir: Path) -> Findings:
+        """See `jaxeff.train.analyses.Analysis`."""
+        trained = Trained(experiment, chosen)
+        if trained.family is None or trained.family.dimensions != 2:
+            raise ConfigError(
+                "the analysis 'recovered_angles' needs a model with poses in the plane; leave it "
+                "out"
+            )
+        batch = _first(experiment, self.images)
+        seen = trained(batch["inputs"])
+        drawn = batch["pose"][:, :4].reshape(-1, 2, 2)
+        kept = np.asarray(angle_of(jnp.asarray(drawn @ seen["matrix"])))
+        found = np.asarray(angle_of(jnp.asarray(seen["matrix"])))
+        names = experiment.dataset.class_names or tuple(map(str, range(10)))
+        by_class = {
+            names[label]: kept[batch["labels"] == label] for label in np.unique(batch["labels"])
+        }
+        title = "Orientation in which a class is kept: angle of the data plus angle found"
+        pose_plots.angle_histograms(by_class, workdir / "orientations.png", title=title)
+        pose_plots.angle_histograms({"all": found}, workdir / "angles.png", title="Angles found")
+        return Findings(
+            {
+                "circular_variance": {n: circular_variance(a) for n, a in by_class.items()},
+                # Of two opposite orientations the doubled angle is one.
+                "circular_variance_of_axis": {
+                    n: circular_variance(2 * a) for n, a in by_class.items()
+                },
+                "circular_variance_of_data": circular_variance(
+                    np.asarray(angle_of(jnp.asarray(drawn)))
+                ),
+            },
+            {"orientations": "orientations.png", "angles": "angles.png"},
+        )
+
+
+@ANALYSES.register("loss_by_angle")
+@dataclasses.dataclass(frozen=True)
+class LossByAngle:
+    """Measures the loss of test images turned by fixed angles, and what no such model can avoid.
+
+    Attributes:
+      images: test images to turn.
+      step: degrees from one angle to the next.
+    """
+
+    images: int = 128
+    step: int = 30
+
+    def __call__(self, experiment: Any, chosen: Mapping[str, Any], workdir: Path) -> Findings:
+        """See `jaxeff.train.analyses.Analysis`."""
+        trained = Trained(experiment, chosen)
+        split = experiment.dataset.splits["test"]
+        if len(experiment.dataset.input_shape) != 3 or not hasattr(split, "posed"):
+            raise ConfigError(
+                "the analysis 'loss_by_angle' needs images that can be turned, such as data "
+                "'posed_images'; leave it out"
+            )
+        indices = np.arange(min(self.images, len(split)))
+        degrees = list(range(0, 360, self.step))
+        losses, unavoidable, twice = [], [], []
+        for angle in degrees:
+            matrix = rotation_matrix(np.deg2rad(np.full(len(indices), angle)), np)
+            turn = Transform(matrix.astype(np.float32), np.zeros((len(indices), 2), np.float32))
+            inputs = split.posed(indices, turn)
+            seen = trained(inputs)
+            losses.append(float(seen["loss"].mean()))
+            targets = trained.algorithm.objective.targets(jnp.asarray(inputs))
+            unavoidable.append(float(output_floor(targets).mean()))
+            if "matrix" in seen:
+                found = Transform(*(jnp.asarray(seen[part]) for part in ("matrix", "shift")))
+                twice.append(float(resampling_floor(jnp.asarray(inputs), found).mean()))
+        curves = {"loss": losses}
+        if twice:
+            curves["of resampling there and back"] = twice
+        pose_plots.loss_by_angle(
+            degrees, curves, workdir / "loss_by_angle.png", title=experiment.config.name
+        )
+        reducible = [loss - floor for loss, floor in zip(losses, unavoidable, strict=True)]
+        return Findings(
+            {
+                "degrees": degrees,
+                "loss": losses,
+                "reducible_loss": reducible,
+                "output_floor": unavoidable,
+                "resampling_floor": twice,
+                "mean_loss": float(np.mean(losses)),
+            },
+            {"loss_by_angle": "loss_by_angle.png"},
+        )

@@ -1,0 +1,133 @@
+"""Voxels of meshes whose volume is known, and files that are no meshes."""
+
+import numpy as np
+import pytest
+
+from jaxeff import data
+from jaxeff.data.voxelise import is_closed, read_mesh, voxelise
+from jaxeff.errors import ConfigError, DataError
+
+CORNERS = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
+FACES = np.array(
+    [
+        *([0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1]),
+        *([2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3]),
+    ]
+)
+
+
+def box(x, y, z):
+    """A box about a point that is not the origin."""
+    return CORNERS * [x, y, z] + [3.0, -2.0, 0.7]
+
+
+def test_a_solid_box_has_its_volume_in_its_place():
+    voxels = voxelise(box(1, 0.5, 0.25), FACES, 8, "solid")
+    wanted = np.zeros((8, 8, 8), bool)
+    wanted[3:5, 2:6, :] = True  # axes (z, y, x)
+    np.testing.assert_array_equal(voxels, wanted)
+    # Rays meet the edges on which two triangles of a cube's side join.
+    assert voxelise(box(1, 1, 1), FACES, 8, "solid").all()
+
+
+def test_the_surface_of_a_box_is_its_hull():
+    voxels = voxelise(box(1, 0.5, 0.5), FACES, 8, "surface")
+    wanted = np.zeros((8, 8, 8), bool)
+    wanted[2:6, 2:6, :] = True
+    wanted[3:5, 3:5, 1:7] = False
+    np.testing.assert_array_equal(voxels, wanted)
+
+
+def test_a_solid_ball_has_about_its_volume():
+    # An octahedron, refined onto the sphere.
+    points = np.concatenate([np.eye(3), -np.eye(3)])
+    triangles = points[
+        [[0, 1, 2], [1, 3, 2], [3, 4, 2], [4, 0, 2], [1, 0, 5], [3, 1, 5], [4, 3, 5], [0, 4, 5]]
+    ]
+    for _ in range(4):
+        a, b, c = (triangles[:, i] for i in range(3))
+        ab, bc, ca = ((p + q) / np.linalg.norm(p + q, axis=1, keepdims=True)
+                      for p, q in ((a, b), (b, c), (c, a)))  # fmt: skip
+        triangles = np.concatenate(
+            [np.stack(t, 1) for t in ((a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca))]
+        )
+    vertices = triangles.reshape(-1, 3)
+    faces = np.arange(len(vertices)).reshape(-1, 3)
+    voxels = voxelise(vertices, faces, 24, "solid")
+    assert abs(voxels.sum() / (4 / 3 * np.pi * 12**3) - 1) < 0.02
+    hull = voxelise(vertices, faces, 24, "surface")
+    assert not hull[12, 12, 12]
+    assert hull.any((1, 2)).all()
+
+
+def test_an_open_box_is_not_watertight():
+    assert is_closed(box(1, 1, 1), FACES)
+    assert not is_closed(box(1, 1, 1), FACES[:-1])
+    with pytest.raises(DataError, match=r"not watertight: .* take fill='surface'"):
+        voxelise(box(1, 1, 1), FACES[:-1], 8, "solid")
+    assert voxelise(box(1, 1, 1), FACES[:-1], 8, "surface").any()
+
+
+def test_what_cannot_be_is_one_sentence():
+    with pytest.raises(ConfigError, match="fill must be one of surface, solid"):
+        voxelise(box(1, 1, 1), FACES, 8, "filled")
+    with pytest.raises(DataError, match="corners are all in one point"):
+        voxelise(box(0, 0, 0), FACES, 8)
+
+
+def off(vertices, faces):
+    lines = ["OFF", f"{len(vertices)} {len(faces)} 0"]
+    lines += [" ".join(map(str, v)) for v in vertices]
+    return "\n".join([*lines, *(f"3 {a} {b} {c}" for a, b, c in faces)]) + "\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    pytest.importorskip("trimesh")
+    for part, count in (("train", 4), ("test", 2)):
+        for name in ("sofa", "chair"):
+            place = tmp_path / name / part
+            place.mkdir(parents=True)
+            for number in range(count):
+                sides = (1, 0.5, 0.25 if name == "sofa" else 1)
+                text = off(box(*sides) * (number + 1), FACES)
+                (place / f"{name}_{number:04d}.off").write_text(text)
+    return tmp_path
+
+
+def test_files_of_meshes(folder):
+    vertices, faces = read_mesh(folder / "sofa/train/sofa_0001.off")
+    np.testing.assert_allclose(vertices, 2 * box(1, 0.5, 0.25))
+    np.testing.assert_array_equal(faces, FACES)
+    options = {"dir": str(folder), "classes": ("sofa", "chair"), "resolution": 8, "size": 16}
+    options |= {"fill": "solid", "rotation": "none", "validation_fraction": 0.25}
+    found = data.load("modelnet10", **options)
+    assert [len(found.splits[s]) for s in ("train", "validation", "test")] == [6, 2, 4]
+    assert found.class_names == ("sofa", "chair")
+    batch = found.splits["test"].take(np.arange(4))
+    np.testing.assert_array_equal(batch["labels"], [0, 0, 1, 1])
+    np.testing.assert_allclose(batch["inputs"].sum((1, 2, 3, 4)), [64, 64, 256, 256], rtol=1e-5)
+    assert batch["inputs"].shape == (4, 16, 16, 16, 1)
+    # The second time from the voxels that were kept.
+    kept = folder / "sofa/test.solid.8.npz"
+    assert kept.is_file()
+    for path in (folder / "sofa/test").glob("*.off"):
+        path.write_text("OFF\n")
+    again = data.load("modelnet10", **options).splits["test"].take(np.arange(4))
+    np.testing.assert_array_equal(again["inputs"], batch["inputs"])
+
+
+def test_files_that_are_no_meshes_are_one_sentence(folder):
+    path = folder / "sofa/train/sofa_0001.off"
+    for text in ("", "OFF\nnothing\n", "\0\1\2", "OFF\n0 0 0\n"):
+        path.write_text(text)
+        with pytest.raises(DataError, match=r"sofa_0001.off: .*; fetch it again"):
+            read_mesh(path)
+    path.write_text(off(box(1, 1, 1), FACES[:-1]))
+    options = {"dir": str(folder), "classes": ("sofa",), "resolution": 8, "size": 16}
+    with pytest.raises(DataError, match=r"sofa_0001.off: the mesh is not watertight"):
+        data.load("modelnet10", fill="solid", **options)
+    with pytest.raises(DataError, match=r"has no .off files; unpack ModelNet10.zip"):
+        data.load("modelnet10", dir=str(folder), classes=("bed",))
+    with pytest.raises(ConfigError, match="did you mean 'sofa'"):
+        data.load("modelnet10", dir=str(folder), classes=("sofas",))

@@ -1,0 +1,207 @@
+"""Training with searched poses: what a step changes, the cache, the head, and the refusals."""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxeff.errors import ConfigError
+from jaxeff.models import MODELS
+from jaxeff.train.algorithms import ALGORITHMS, BPTT, AffineVAE, Task
+from jaxeff.train.algorithms.affine import distance
+from jaxeff.train.objectives import OBJECTIVES, elbo
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+KEY = jax.random.key(0)
+FEW = {"starts": 3, "keep": 1, "method": "gauss_newton", "steps": 1}
+TASK = Task("reconstruction", num_examples=10, num_versions=1)
+
+
+def blobs(count, seed=0):
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:8, :8] - 3.5
+    angle = rng.uniform(0, 2 * np.pi, (count, 1, 1))
+    along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    images = np.exp(-((along - 0.8) ** 2) / 6 - across**2 / 1.5)
+    return images[..., None].astype(np.float32)
+
+
+def build(model=(), task=TASK, **fields):
+    spec = {"name": "autoencoder", "size": 8, "latents": 2, "pose": {"name": "rotation"}}
+    network = MODELS.build({**spec, **dict(model)}, num_outputs=1)
+    spec = {"search": FEW, "evaluation": {**FEW, "starts": 8}, **fields}
+    return AffineVAE(network, elbo(), optax.sgd(1e-3), task, **spec)
+
+
+def batch_of(images, index=None):
+    index = np.arange(len(images)) if index is None else index
+    return {"inputs": images, "weight": np.ones(len(images), np.float32), "index": index}
+
+
+def fingerprint(tree):
+    joined = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))
+    return hashlib.sha256(joined).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def cached():
+    algorithm = build(cache=True)
+    state = jax.jit(algorithm.init_state)(KEY, blobs(1))
+    return algorithm, state, jax.jit(algorithm.update)
+
+
+def test_a_search_leaves_weights_and_statistics_alone(cached):
+    algorithm, state, _ = cached
+    variables = {"params": state.params, **state.model_state}
+    before = fingerprint(variables)
+    jax.block_until_ready(jax.jit(algorithm.find)(variables, blobs(3)))
+    assert fingerprint(variables) == before
+    # Nor are the poses part of the weights' gradient: it is the plain model's at those poses.
+
+
+def test_a_step_is_the_gradient_at_the_poses_it_found(cached):
+    algorithm, state, update = cached
+    new, metrics = update(state, batch_of(blobs(4)))
+    pose = new.algo_state["poses"][:4]
+    _, code_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+
+    def loss(params):
+        variables = {"params": params, **state.model_state}
+        outputs, changed = algorithm.model.apply(
+            variables, blobs(4), pose, train=True, rngs={"dropout": code_key},
+            mutable=["batch_stats"],
+        )  # fmt: skip
+        return elbo()(outputs, {"inputs": blobs(4)})["loss"].mean(), changed
+
+    (value, changed), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    updates, _ = algorithm.optimizer.update(grads, state.opt_state, state.params)
+    wanted = optax.apply_updates(state.params, updates)
+    for one, other in zip(
+        jax.tree.leaves((new.params, new.model_state)),
+        jax.tree.leaves((wanted, changed)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
+
+
+def test_the_cache_holds_the_best_pose_known(cached):
+    algorithm, state, update = cached
+    images = blobs(4)
+    first, _ = update(state, batch_of(images, np.array([7, 2, 5, 0])))
+    poses = first.algo_state["poses"]
+    assert poses.shape == (10, 1)
+    np.testing.assert_array_equal(poses[np.array([1, 3, 4, 6, 8, 9])], 0.0)
+    # With the same weights the pose kept is a start, so the next search is not worse.
+    kept = state.replace(algo_state=first.algo_state, step=state.step + 1)
+    second, _ = update(kept, batch_of(images, np.array([7, 2, 5, 0])))
+    problem = algorithm.problem({"params": state.params, **state.model_state})
+    loss = jax.jit(problem.loss)
+    rows = np.array([7, 2, 5, 0])
+    before = loss({"inputs": images}, poses[rows])
+    after = loss({"inputs": images}, second.algo_state["poses"][rows])
+    assert (after <= before * (1 + 1e-5)).all()
+
+
+def test_evaluation_searches_and_does_not_depend_on_the_batch(cached):
+    algorithm, state, _ = cached
+    variables = {"params": state.params, **state.model_state}
+    evaluate = jax.jit(algorithm.evaluate)
+    images = blobs(4)
+    every = [
+        evaluate(state.params, state.model_state, {"inputs": images[[i] * 4], "weight": np.ones(4)})
+        for i in range(4)
+    ]
+    whole = evaluate(state.params, state.model_state, {"inputs": images, "weight": np.ones(4)})
+    np.testing.assert_allclose(whole["loss"], sum(e["loss"] for e in every) / 4, rtol=1e-5)
+    pose = jax.jit(algorithm.find)(variables, images)
+    outputs = jax.jit(algorithm.model.apply)(variables, images, pose)
+    values = elbo()(outputs, {"inputs": images})
+    np.testing.assert_allclose(whole["loss"], values["loss"].sum(), rtol=1e-5)
+    assert whole["weight"] == 4
+
+
+def test_without_turning_the_loss_is_the_plain_autoencoders(cached):
+    algorithm, state, _ = cached
+    variables = {"params": state.params, **state.model_state}
+    plain = BPTT(MODELS.build({"name": "autoencoder", "size": 8, "latents": 2}, num_outputs=1),
+                 elbo(), optax.adam(1e-3), TASK)  # fmt: skip
+    sums = jax.jit(plain.evaluate)(state.params, state.model_state, batch_of(blobs(3)))
+    problem = algorithm.problem(variables)
+    loss = jax.jit(problem.loss)({"inputs": blobs(3)}, jnp.zeros((3, 1)))
+    np.testing.assert_allclose(loss.sum(), sums["loss"], rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def amortised():
+    algorithm = build(
+        model={"proposals": 4},
+        search={**FEW, "starts": 8, "proposals": 4},
+        evaluation={"starts": 0, "proposals": 1, "method": "align", "steps": 2},
+    )
+    algorithm.optimizer = optax.adam(5e-3)
+    return algorithm, jax.jit(algorithm.init_state)(KEY, blobs(1)), jax.jit(algorithm.update)
+
+
+def test_the_head_learns_the_poses_that_are_found(amortised):
+    algorithm, state, update = amortised
+    head = []
+    for _ in range(40):
+        state, metrics = update(state, batch_of(blobs(4)))
+        head.append(float(metrics["head"]))
+    assert np.mean(head[-5:]) < 0.6 * np.mean(head[:5])
+    variables = {"params": state.params, **state.model_state}
+    proposed, _ = jax.jit(lambda v: algorithm.model.apply(v, blobs(4), method="propose"))(variables)
+    starts = algorithm.starts(variables, jnp.asarray(blobs(4)), algorithm.evaluation, None)
+    np.testing.assert_allclose(starts, proposed[:, :1], atol=1e-6)
+
+
+def test_the_distance_of_poses_does_not_see_whole_turns():
+    family = build().family
+    one, other = family.transform(jnp.asarray([[0.3]])), family.transform(jnp.asarray([[6.783185]]))
+    far = family.transform(jnp.asarray([[0.3 + np.pi]]))
+    assert distance(one, other)[0] < 0.2
+    np.testing.assert_allclose(distance(one, far), 8.0, rtol=1e-5)
+
+
+def test_parts_of_the_objective():
+    values = OBJECTIVES["elbo"]()
+    outputs = build().model.outputs(
+        jnp.full((2, 8, 8, 1), 0.5), jnp.ones((2, 3)), jnp.zeros((2, 3))
+    )
+    found = values(outputs, {"inputs": jnp.zeros((2, 8, 8, 1))})
+    np.testing.assert_allclose(found["reconstruction"], 16.0)
+    np.testing.assert_allclose(found["kl"], 1.5)
+    np.testing.assert_allclose(found["loss"], 17.5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: build(model={"pose": None}), "no poses to search; set config.model.pose"),
+        (lambda: build(search={"starts": 0}), "algorithm.search has no pose to start from"),
+        (
+            lambda: build(evaluation={"starts": 0, "proposals": 2}),
+            "algorithm.evaluation has no pose to start from",
+        ),
+        (
+            lambda: build(cache=True, task=Task("reconstruction", num_examples=9)),
+            "leave config.algorithm.cache False, or config.data.redraw",
+        ),
+        (lambda: build(search={"lik": "2020"}), "algorithm.search.lik is no field"),
+        (lambda: elbo(kl="2019"), "config.objective.kl: unknown choice '2019'"),
+        (lambda: elbo(reconstruction="bce"), "config.objective.reconstruction: unknown choice"),
+    ],
+)
+def test_impossible_fields_are_one_sentence(call, message):
+    with pytest.raises(ConfigError, match=message):
+        call()
+
+
+def test_it_has_a_name():
+    assert ALGORITHMS["avae"] is AffineVAE
+    assert build(cache=True).needs_index
+    assert not build().needs_index

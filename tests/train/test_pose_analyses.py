@@ -1,0 +1,124 @@
+"""Looks at trained autoencoders: the files they draw and the numbers they find."""
+
+import types
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxeff.affine.poses import rotation_matrix
+from jaxeff.data.posed import PosedSplit
+from jaxeff.errors import ConfigError
+from jaxeff.eval import pose_plots
+from jaxeff.models import MODELS
+from jaxeff.train.algorithms import BPTT, AffineVAE, Task
+from jaxeff.train.analyses import ANALYSES
+from jaxeff.train.analyses.poses import Trained, circular_variance
+from jaxeff.train.objectives import elbo
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+FEW = {"starts": 4, "method": "screen"}
+
+
+def plane(drawn):
+    return rotation_matrix((2 * np.pi * drawn[:, 0]).astype(np.float32), np)
+
+
+def experiment_of(pose, task="reconstruction", targets="unit"):
+    spec = {"name": "autoencoder", "size": 8, "latents": 2, "pose": pose}
+    model = MODELS.build(spec, num_outputs=1)
+    objective, kind = elbo(targets=targets), Task("reconstruction")
+    if pose:
+        algorithm = AffineVAE(model, objective, optax.sgd(0.1), kind, FEW, FEW)
+    else:
+        algorithm = BPTT(model, objective, optax.sgd(0.1), kind)
+    images = np.random.default_rng(0).uniform(size=(9, 6, 6, 1)).astype(np.float32)
+    labels = np.arange(9, dtype=np.int32) % 3
+    split = PosedSplit(images, labels, 8, 1.0, plane, stream=2)
+    dataset = types.SimpleNamespace(
+        task=task, splits={"test": split}, input_shape=(8, 8, 1), class_names=(), name="toy"
+    )
+    state = jax.jit(algorithm.init_state)(jax.random.key(0), split.take(np.arange(1))["inputs"])
+    chosen = {"params": state.params, "model_state": state.model_state}
+    config = types.SimpleNamespace(name="toy")
+    built = types.SimpleNamespace(dataset=dataset, model=model, algorithm=algorithm, config=config)
+    return built, chosen
+
+
+@pytest.fixture(scope="module")
+def posed():
+    return experiment_of({"name": "rotation"})
+
+
+def test_what_is_seen_is_what_the_search_found(posed):
+    built, chosen = posed
+    trained = Trained(*posed)
+    inputs = built.dataset.splits["test"].take(np.arange(5))["inputs"]
+    seen = trained(inputs)
+    variables = {"params": chosen["params"], **chosen["model_state"]}
+    outputs, _, _ = jax.jit(lambda v, x: built.algorithm.forward(v, {"inputs": x}, train=False))(
+        variables, inputs
+    )
+    np.testing.assert_allclose(seen["reconstruction"], outputs.reconstruction, atol=1e-5)
+    np.testing.assert_allclose(seen["loss"], elbo()(outputs, {"inputs": inputs})["loss"], rtol=1e-5)
+    canonical = trained.decoded(seen["mean"])
+    assert canonical.shape == (5, 8, 8, 1)
+
+
+@pytest.mark.parametrize("name", ["reconstructions", "recovered_angles", "loss_by_angle"])
+def test_every_analysis_draws_its_pictures(name, posed, tmp_path):
+    analysis = ANALYSES.build({"name": name}, "analyses")
+    found = analysis(*posed, tmp_path)
+    assert found.artifacts
+    for file in found.artifacts.values():
+        assert (tmp_path / file).read_bytes()[:4] == b"\x89PNG"
+    if name == "recovered_angles":
+        assert set(found.extras["circular_variance"]) == {"0", "1", "2"}
+        assert all(0 <= v <= 1 for v in found.extras["circular_variance"].values())
+    if name == "loss_by_angle":
+        assert found.extras["degrees"] == list(range(0, 360, 30))
+        assert len(found.extras["resampling_floor"]) == 12
+        # Nothing is lost by whole quarter turns.
+        np.testing.assert_allclose(found.extras["reducible_loss"], found.extras["loss"])
+
+
+def test_a_plain_autoencoder_has_no_poses_to_look_at(tmp_path):
+    built, chosen = experiment_of(None, targets="code2019")
+    found = ANALYSES.build({"name": "loss_by_angle", "step": 90}, "a")(built, chosen, tmp_path)
+    assert found.extras["resampling_floor"] == []
+    assert (np.array(found.extras["output_floor"]) > 10).all()
+    np.testing.assert_allclose(
+        np.add(found.extras["output_floor"], found.extras["reducible_loss"]), found.extras["loss"]
+    )
+    with pytest.raises(ConfigError, match="'recovered_angles' needs a model with poses"):
+        ANALYSES.build({"name": "recovered_angles"}, "a")(built, chosen, tmp_path)
+
+
+def test_other_data_is_one_sentence(tmp_path):
+    built, chosen = experiment_of(None, task="classification")
+    with pytest.raises(ConfigError, match="looks at autoencoders, but"):
+        ANALYSES.build({"name": "reconstructions"}, "a")(built, chosen, tmp_path)
+
+
+def test_spread_of_angles():
+    assert circular_variance(np.full(5, 2.0)) == pytest.approx(0.0)
+    assert circular_variance(2 * np.pi * np.arange(8) / 8) == pytest.approx(1.0)
+    assert circular_variance(np.array([np.pi - 0.1, -np.pi + 0.1])) == pytest.approx(
+        1 - np.cos(0.1)
+    )
+
+
+def test_voxels_are_seen_from_outside():
+    voxels = np.zeros((2, 12, 12, 12, 1), np.float32)
+    voxels[0, 3:9, 3:9, 3:9] = 1.0
+    views = pose_plots.rendered(voxels)
+    assert views.shape == (2, 12, 12)
+    assert views[0, 6, 6] > 0.2
+    assert views[0].max() <= 1.0
+    np.testing.assert_allclose(views[0][[0, -1]], 0.0, atol=1e-6)
+    np.testing.assert_array_equal(views[1], 0.0)
+    # What is behind cannot be seen.
+    hollow = voxels.copy()
+    hollow[0, 5:7, 5:7, 5:7] = 0.0
+    np.testing.assert_allclose(pose_plots.rendered(hollow)[0, 6, 6], views[0, 6, 6], atol=0.15)
