@@ -245,7 +245,7 @@ def constrained(
 
         constraints = [Constraint("bound", lambda w: w, level=1.0)]
         settings = Settings(DualStep(0.1), every=1)
-        gradient, dual_update = constrained(loss, constraints, settings)
+        gradient, dual_update = map(jax.jit, constrained(loss, constraints, settings))
         duals, w = init_duals(constraints, settings), 0.0
         for _ in range(200):
             evaluation, slope = gradient(w, duals)

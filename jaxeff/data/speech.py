@@ -24,6 +24,7 @@ from jaxeff.errors import DataError
 
 #: A clip, in samples: one second.
 NUM_SAMPLES = 16_000
+PARTS = ("train", "validation", "test")
 
 # Clips that are decoded and transformed at a time: their spectra are 13 MB.
 _BLOCK = 64
@@ -53,7 +54,7 @@ def read(folder: Path, log_mel: LogMel) -> tuple[dict[str, tuple], tuple[str, ..
         if file_format == "array_record":
             class_names = tuple((folder / "label.labels.txt").read_text("utf-8").split())
             counts = {part["name"]: sum(map(int, part["shardLengths"])) for part in info["splits"]}
-            parts = {part: _read_part(folder, part, counts[part], log_mel) for part in STREAMS}
+            parts = {part: _read_part(folder, part, counts[part], log_mel) for part in PARTS}
     except Exception as error:  # whatever a damaged file makes the reader raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(

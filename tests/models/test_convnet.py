@@ -297,7 +297,8 @@ def tied(factor, share_shortcut=True, **fields):
     return model, {**variables, "batch_stats": moved["batch_stats"]}, x
 
 
-@pytest.mark.parametrize("factor", first_fast([2, 4]))
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [2, 4])
 def test_a_tied_network_folds_into_a_narrow_one(factor):
     model, variables, x = tied(factor)
     narrow = build(name="resnet", depth=18, widths=(16, 32 // factor, 64 // factor, 128 // factor))
@@ -309,6 +310,7 @@ def test_a_tied_network_folds_into_a_narrow_one(factor):
     np.testing.assert_array_equal(ours.argmax(-1), theirs.argmax(-1))
 
 
+@pytest.mark.slow
 def test_networks_whose_copies_differ_are_not_folded():
     _, variables, _ = tied(2, share_shortcut=False)
     with pytest.raises(ValueError, match="shortcut of full width"):
@@ -374,6 +376,7 @@ def test_sequences_are_refused():
         build(name="resnet", depth=20).init(jax.random.key(0), jnp.zeros((2, 8, 8)))
 
 
+@pytest.mark.slow
 def test_computes_in_the_asked_type_with_float32_parameters():
     for design in ("plain", "interpolated", "out_tile", "global"):
         model = build(3, **HOSTS["resnet"], design=DESIGNS[design], dtype="bfloat16")
@@ -387,6 +390,7 @@ def test_channels_are_rounded_to_eighths_never_down_by_more_than_a_tenth():
     assert [divisible(c) for c in (3, 16, 18, 20, 23.9, 33, 144)] == [8, 16, 24, 24, 24, 32, 144]
 
 
+@pytest.mark.slow
 def test_kernels_of_mobile_networks_are_drawn_by_their_fan_out():
     """Of grey images too, whose stem looks like a depthwise kernel."""
     model = build(name="mobilenet_v2", width=2.0)

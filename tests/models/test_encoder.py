@@ -99,7 +99,11 @@ def test_a_network_starts_as_the_shortened_pretrained_one():
 
 @pytest.mark.parametrize(
     ("kind", "keep", "pooled"),
-    [("linear", 0, False), ("mean", 1, True), ("attention", 1, False)],
+    [
+        ("linear", 0, False),
+        pytest.param("mean", 1, True, marks=pytest.mark.slow),
+        pytest.param("attention", 1, False, marks=pytest.mark.slow),
+    ],
 )
 def test_padding_makes_no_difference(kind, keep, pooled):
     plan = Plan(3, ((1, 2), (2, 4)), keep, kind, pooled)
@@ -169,8 +173,8 @@ def test_a_classifier_is_its_parts():
     model = MODELS.build(spec, num_outputs=3)
     variables = jax.jit(model.init)(jax.random.key(0), TOKENS)
     logits = jax.jit(lambda v: model.apply(v, TOKENS, mask=MASK))(variables)
-    encoder = model.encoder
-    states, weight = encoder.apply({"params": variables["params"]["encoder"]}, TOKENS, mask=MASK)
+    inner = variables["params"]["encoder"]
+    states, weight = run(model.encoder.shape, model.encoder.plan, inner)
     layer = variables["params"]["classifier"]
     expected = masked_mean(states, weight) @ layer["kernel"] + layer["bias"]
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
@@ -179,7 +183,7 @@ def test_a_classifier_is_its_parts():
     assert low.dtype == jnp.bfloat16
     np.testing.assert_allclose(low.astype(jnp.float32), logits, atol=0.05)
     first = MODELS.build({**spec, "keep_first": 1}, num_outputs=3)
-    states, _ = first.encoder.apply({"params": variables["params"]["encoder"]}, TOKENS, mask=MASK)
+    states, _ = run(first.encoder.shape, first.encoder.plan, inner)
     found = jax.jit(lambda v: first.apply(v, TOKENS, mask=MASK))(variables)
     np.testing.assert_allclose(found, states[:, 0] @ layer["kernel"] + layer["bias"], atol=1e-6)
 
