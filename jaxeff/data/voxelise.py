@@ -7,6 +7,7 @@ voxels have the axes (z, y, x).
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except ImportError as error:
         raise DataError("reading meshes needs trimesh; install jaxeff[meshes]") from error
     try:
-        mesh = trimesh.load(str(path), force="mesh", process=False)
+        mesh: Any = trimesh.load(str(path), force="mesh", process=False)
         vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces)
     except Exception as error:  # whatever its parsers come upon
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
