@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxeff.affine import poses
-from jaxeff.affine.resampling import Transform, apply, grid, sample
 from jaxeff.data import counter_rng
 from jaxeff.data.base import DATASETS, STREAMS, Dataset, Request, Split, sizes
 from jaxeff.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from jaxeff.affine import Transform
+
+
+def _affine() -> Any:
+    """Returns the package of poses, imported where it is used: reading other data needs no JAX."""
+    from jaxeff import affine
+
+    return affine
+
 
 #: Draws matrices ``[batch, d, d]`` from numbers in [0, 1) ``[batch, 4]``.
 Turn = Callable[[np.ndarray], np.ndarray]
@@ -19,7 +29,7 @@ Turn = Callable[[np.ndarray], np.ndarray]
 
 def _plane(drawn: np.ndarray, degrees: float = 180.0) -> np.ndarray:
     angle = np.deg2rad(degrees) * (2 * drawn[:, 0] - 1)
-    return poses.rotation_matrix(angle.astype(np.float32), np)
+    return _affine().poses.rotation_matrix(angle.astype(np.float32), np)
 
 
 def _uniform(drawn: np.ndarray) -> np.ndarray:
@@ -28,15 +38,15 @@ def _uniform(drawn: np.ndarray) -> np.ndarray:
     inner, outer = np.sqrt(1 - drawn[:, 0]), np.sqrt(drawn[:, 0])
     parts = [inner * np.sin(first), inner * np.cos(first)]
     parts += [outer * np.sin(second), outer * np.cos(second)]
-    return poses.quaternion_matrix(np.stack(parts, -1).astype(np.float32), np)
+    return _affine().poses.quaternion_matrix(np.stack(parts, -1).astype(np.float32), np)
 
 
 def _euler(drawn: np.ndarray) -> np.ndarray:
-    return poses.euler_matrix((2 * np.pi * drawn[:, :3]).astype(np.float32), np)
+    return _affine().poses.euler_matrix((2 * np.pi * drawn[:, :3]).astype(np.float32), np)
 
 
 def _cube(drawn: np.ndarray) -> np.ndarray:
-    table = poses.CubeRotations.table
+    table = _affine().poses.CubeRotations.table
     return table[(drawn[:, 0] * len(table)).astype(int)]
 
 
@@ -103,7 +113,7 @@ class PosedSplit(Split):
             keys = np.asarray(rng.bit_generator.random_raw(len(indices)), np.uint64)
         drawn = counter_rng.uniform(keys, 4 + self.dimensions)
         shift = self.translation * (2 * drawn[:, 4:] - 1)
-        transform = Transform(self.turn(drawn[:, :4]), shift.astype(np.float32))
+        transform = _affine().Transform(self.turn(drawn[:, :4]), shift.astype(np.float32))
         rows = [a.reshape(len(a), -1) for a in transform]
         return {
             "inputs": self.posed(indices, transform),
@@ -115,10 +125,13 @@ class PosedSplit(Split):
         """Returns the examples in given poses, ``[batch, *canvas, channels]``."""
         images = self.images[indices]
         canvas = (self.size,) * self.dimensions
-        points = apply(transform, grid(canvas).reshape(1, -1, self.dimensions))
+        resampling = _affine().resampling
+        points = resampling.apply(
+            transform, resampling.grid(canvas).reshape(1, -1, self.dimensions)
+        )
         # From half sides of the canvas to half sides of the image, components in reverse order.
         ratio = self.size / (self.scale * np.asarray(images.shape[-2:0:-1], np.float32))
-        found = sample(images, points * ratio, np)
+        found = resampling.sample(images, points * ratio, np)
         return found.reshape(len(images), *canvas, -1)
 
 
