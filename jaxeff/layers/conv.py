@@ -35,6 +35,11 @@ def he_depthwise(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float3
     return (2.0 / (shape[0] * shape[1])) ** 0.5 * jax.random.normal(key, shape, dtype)
 
 
+def uniform_fan_in(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+    """Draws from U(-1, 1) / sqrt(inputs), as PyTorch and with it the authors' networks do."""
+    return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
+
+
 def activation(name: str) -> Any:
     """Returns the named activation; raises `ConfigError` for another name."""
     if name not in ACTIVATIONS:

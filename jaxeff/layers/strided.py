@@ -8,10 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxeff.layers.conv import uniform_fan_in
 from jaxeff.ode import strided
 from jaxeff.typing import Array, Dtype, PRNGKey
 
-uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 uniform_fan_out = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 

@@ -27,7 +27,8 @@ import jax.numpy as jnp
 
 from jaxeff.affine import poses, resampling
 from jaxeff.errors import ConfigError
-from jaxeff.layers.strided import StridedConv, TransposedConv, uniform, uniform_fan_in
+from jaxeff.layers.conv import uniform_fan_in
+from jaxeff.layers.strided import StridedConv, TransposedConv, uniform
 from jaxeff.models.base import MODELS
 from jaxeff.models.coordinates import CoordinateDecoder
 from jaxeff.typing import Array

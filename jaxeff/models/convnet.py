@@ -15,9 +15,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxeff.layers.conv import Ops, activation
+from jaxeff.layers.conv import Ops, activation, uniform_fan_in
 from jaxeff.layers.global_layer import unstable_layers
-from jaxeff.typing import Array, Dtype, PRNGKey
+from jaxeff.typing import Array, Dtype
 
 Wrap = Callable[[nn.Module], nn.Module]
 
@@ -178,11 +178,6 @@ class Stem(nn.Module):
             unit = self.ops.conv_norm(width, self.kernel_size, strides, name=f"conv{i}")
             x = self.ops.act(unit(x, train=train))
         return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))) if self.pool else x
-
-
-def uniform_fan_in(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
-    """Draws a matrix from U(-1, 1) / sqrt(inputs), as the authors' framework does."""
-    return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
 
 
 class Head(nn.Module):

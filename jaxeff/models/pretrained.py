@@ -109,11 +109,6 @@ class Pretrained:
     params: dict[str, Any]
     folder: Path
 
-    @property
-    def tokenizer_file(self) -> Path:
-        """The tokenizer's file."""
-        return self.folder / TOKENIZER
-
 
 def locate(name: str) -> Path:
     """Returns the folder of a model: a local one, or that of a Hugging Face identifier.

@@ -77,6 +77,22 @@ def schedule(
     return optax.join_schedules([warmup, main], [warmup_steps])
 
 
+def at_step(opt_state: Any, step: jax.Array) -> Any:
+    """Returns an optimiser's state whose schedule stands at a step of the run.
+
+    A part of a model that is trained in turn with others makes fewer updates than the run has
+    steps.
+    """
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    def moved(node: Any) -> Any:
+        return optax.ScaleByScheduleState(count=step) if is_schedule(node) else node
+
+    return jax.tree.map(moved, opt_state, is_leaf=is_schedule)
+
+
 def build(
     name: str,
     *,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -37,6 +39,9 @@ class BPTT(Algorithm):
       evaluate_at: which weights to evaluate.
     """
 
+    #: Values of the objective that `track` reads and that are no metrics.
+    tracked: tuple[str, ...] = ()
+
     def __init__(
         self,
         model: nn.Module,
@@ -52,10 +57,27 @@ class BPTT(Algorithm):
             raise ConfigError(f"repeats must be at least 1, not {repeats}")
         self.updates_per_batch = repeats
 
+    def hints(self, state: TrainState, batch: Batch) -> dict[str, Array]:
+        """Returns what the algorithm adds to a batch for its objective."""
+        del state, batch
+        return {}
+
+    def track(
+        self,
+        algo_state: dict[str, Any],
+        batch: Batch,
+        values: dict[str, Array],
+        axis_name: str | None,
+    ) -> dict[str, Any]:
+        """Returns the algorithm's state after an update with these values per example."""
+        del batch, values, axis_name
+        return algo_state
+
     def update(
         self, state: TrainState, batch: Batch, axis_name: str | None = None
     ) -> tuple[TrainState, dict[str, Array]]:
         """Makes the updates of one batch; see `Algorithm.update`."""
+        batch = {**batch, **self.hints(state, batch)}
         weight, key = batch["weight"], step_key(state, axis_name)
         total = total_weight(weight, axis_name)
         start = starting_carry(self.model, state.carry, batch, axis_name)
@@ -80,6 +102,7 @@ class BPTT(Algorithm):
                 grads, collected = jax.lax.pmean((grads, collected), axis_name)
             updates, opt_state = self.optimizer.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
+            algo_state = self.track(algo_state, batch, values, axis_name)
             loop = params, opt_state, collected, self.averaged(algo_state, params, collected)
             return loop, (values, carry)
 
@@ -98,4 +121,5 @@ class BPTT(Algorithm):
             algo_state=algo_state,
             carry=whole_carry(carry, axis_name),
         )
-        return new, weighted_means(values, weight, axis_name)
+        shown = {name: value for name, value in values.items() if name not in self.tracked}
+        return new, weighted_means(shown, weight, axis_name)

@@ -12,6 +12,7 @@ import optax
 
 from jaxeff.distill import LOSSES, Seen
 from jaxeff.errors import ConfigError
+from jaxeff.train import optim
 from jaxeff.train.algorithms.base import (
     ALGORITHMS,
     Algorithm,
@@ -232,15 +233,7 @@ class Distillation(Algorithm):
         Its learning rate is that of the run's step, because one who takes turns makes fewer updates
         than the run has steps.
         """
-
-        def scheduled(node: Any) -> bool:
-            return isinstance(node, optax.ScaleByScheduleState)
-
-        opt_state = jax.tree.map(
-            lambda node: node._replace(count=state.step) if scheduled(node) else node,
-            opt_state,
-            is_leaf=scheduled,
-        )
+        opt_state = optim.at_step(opt_state, state.step)
         updates, opt_state = self.optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 

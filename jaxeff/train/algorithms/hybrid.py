@@ -23,6 +23,7 @@ from jaxeff.hybrid.route import by_priority
 from jaxeff.models.base import apply_with_features
 from jaxeff.models.hybrid import PARTS, HybridNetwork, part
 from jaxeff.registry import closest
+from jaxeff.train import optim
 from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, Task, step_key, total_weight
 from jaxeff.train.algorithms.bptt import BPTT
 from jaxeff.train.objectives import Objective, weighted_means
@@ -282,7 +283,7 @@ class Hybrid(Algorithm):
                 if axis_name is not None:
                     grads, changed = jax.lax.pmean((grads, changed), axis_name)
                 # The schedule counts the steps of the run, also those of the other parts.
-                before = _at_step(state.opt_state[name], state.step)
+                before = optim.at_step(state.opt_state[name], state.step)
                 own = state.params[name]
                 updates, opt_state = self.optimizer.update(grads, before, own)
                 updates = jax.tree.map(lambda u: self.rates[name] * u, updates)
@@ -343,15 +344,3 @@ class Hybrid(Algorithm):
 
 def _mask(batch: Batch) -> dict[str, Any]:
     return {"mask": batch["mask"]} if "mask" in batch else {}
-
-
-def _at_step(opt_state: Any, step: Array) -> Any:
-    """Returns an optimiser's state whose schedule stands at a step."""
-
-    def is_schedule(node: Any) -> bool:
-        return isinstance(node, optax.ScaleByScheduleState)
-
-    def moved(node: Any) -> Any:
-        return optax.ScaleByScheduleState(count=step) if is_schedule(node) else node
-
-    return jax.tree.map(moved, opt_state, is_leaf=is_schedule)

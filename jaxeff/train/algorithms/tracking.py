@@ -15,14 +15,15 @@ import optax
 
 from jaxeff.errors import ConfigError
 from jaxeff.selective import one_sided
-from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, Task, step_key, total_weight
+from jaxeff.train.algorithms.base import ALGORITHMS, Task
+from jaxeff.train.algorithms.bptt import BPTT
 from jaxeff.train.objectives import Objective, weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Params
 
 
 @ALGORITHMS.register("pretrained")
-class Tracking(Algorithm):
+class Tracking(BPTT):
     """One gradient per batch of a loss with a state; this one knows only whether it pretrains.
 
     Args:
@@ -38,9 +39,6 @@ class Tracking(Algorithm):
       ConfigError: a negative number of steps, or an objective that cannot pretrain.
     """
 
-    #: Values of the objective that `track` reads and that are no metrics.
-    tracked: tuple[str, ...] = ()
-
     def __init__(
         self,
         model: nn.Module,
@@ -51,7 +49,7 @@ class Tracking(Algorithm):
         average_decay: float = 0.0,
         evaluate_at: str = "best",
     ):
-        super().__init__(model, objective, optimizer, task, average_decay, evaluate_at)
+        super().__init__(model, objective, optimizer, task, 1, average_decay, evaluate_at)
         if pretrain_steps < 0:
             raise ConfigError(f"pretrain_steps must not be negative, not {pretrain_steps}")
         if pretrain_steps and not getattr(objective, "pretrains", False):
@@ -59,50 +57,10 @@ class Tracking(Algorithm):
         self.pretrain_steps = pretrain_steps
 
     def hints(self, state: TrainState, batch: Batch) -> dict[str, Array]:
-        """Returns what is added to the batch."""
+        """See `BPTT.hints`."""
         if not self.pretrain_steps:
             return {}
         return {"pretraining": state.step < self.pretrain_steps}
-
-    def track(
-        self,
-        algo_state: dict[str, Any],
-        batch: Batch,
-        values: dict[str, Array],
-        axis_name: str | None,
-    ) -> dict[str, Any]:
-        """Returns the algorithm's state after a batch with these values per example."""
-        return algo_state
-
-    def update(
-        self, state: TrainState, batch: Batch, axis_name: str | None = None
-    ) -> tuple[TrainState, dict[str, Array]]:
-        """Makes one step; see `Algorithm.update`."""
-        weight, key = batch["weight"], step_key(state, axis_name)
-        total = total_weight(weight, axis_name)
-        batch = {**batch, **self.hints(state, batch)}
-
-        def loss_fn(params):
-            variables = {"params": params, **state.model_state}
-            outputs, _, collected = self.forward(variables, batch, train=True, key=key)
-            values = self.objective(outputs, batch)
-            return jnp.sum(values["loss"] * weight) / total, (values, collected)
-
-        grads, (values, collected) = jax.grad(loss_fn, has_aux=True)(state.params)
-        if axis_name is not None:
-            grads, collected = jax.lax.pmean((grads, collected), axis_name)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        algo_state = self.track(state.algo_state, batch, values, axis_name)
-        new = state.replace(  # type: ignore[attr-defined]
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            model_state=collected,
-            algo_state=self.averaged(algo_state, params, collected),
-        )
-        shown = {name: value for name, value in values.items() if name not in self.tracked}
-        return new, weighted_means(shown, weight, axis_name)
 
 
 @ALGORITHMS.register("one_sided_saddle")
@@ -162,7 +120,7 @@ class OneSidedSaddle(Tracking):
         values: dict[str, Array],
         axis_name: str | None,
     ) -> dict[str, Any]:
-        """See `Tracking.track`."""
+        """See `BPTT.track`."""
         outside = weighted_means({"C": values["outside"]}, batch["weight"], axis_name)["C"]
         old = algo_state["slacks"], algo_state["multipliers"]
         half = one_sided.move_multipliers(old, old, outside, self.mu, self.multiplier_rate)
@@ -218,7 +176,7 @@ class SelfAdaptiveTraining(Tracking):
         values: dict[str, Array],
         axis_name: str | None,
     ) -> dict[str, Any]:
-        """See `Tracking.track`."""
+        """See `BPTT.track`."""
         index, target = batch["index"], values["target"]
         if axis_name is not None:
             index, target = jax.lax.all_gather((index, target), axis_name, tiled=True)
