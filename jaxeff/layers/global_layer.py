@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ from flax import traverse_util
 
 from jaxeff.errors import ConfigError
 from jaxeff.layers.conv import ACTIVATIONS, Conv
-from jaxeff.ode import transport
+from jaxeff.ode import convolution, transport
 from jaxeff.ode.transport import Coefficients
 from jaxeff.typing import Array, Dtype
 
@@ -104,7 +105,7 @@ class GlobalLayer(nn.Module):
         if self.residual and x.shape != h.shape:
             raise ValueError(f"a residual input {x.shape} cannot be added to a field {h.shape}")
         act = ACTIVATIONS[self.activation]
-        c = self._coefficients(h, act, train)
+        c = self._coefficients(h, train)
         source: Array | float = given if self.source else 0.0
         options: dict[str, Any] = {"spacing": self.spacing, "boundary": self.boundary}
         if self.scheme == "spectral":
@@ -115,7 +116,7 @@ class GlobalLayer(nn.Module):
                 h, c, source, num_steps=self.num_steps, dt=self.dt, **options
             )
         else:
-            self._watch(c)
+            self._watch(h, c)
             before = given if self.start == "repeat" else None
             h = transport.leapfrog(
                 h,
@@ -130,43 +131,77 @@ class GlobalLayer(nn.Module):
         y = act(self._norm("norm_out", self.epsilon, train)(h))
         return x + y if self.residual else y
 
-    def _watch(self, c: Coefficients) -> None:
+    def _watch(self, h: Array, c: Coefficients) -> None:
         """Shows the stability number of a scheme that has a limit; one step cannot grow far."""
-        if self.num_steps > 1 and not self.is_initializing():
+        watched = self.is_mutable_collection("stability") and not self.is_initializing()
+        if self.num_steps > 1 and watched:
+            c = Coefficients(*(value(h) if callable(value) else value for value in c))
             number = transport.stability_number(c, self.dt, self.spacing)
             self.sow("stability", "number", jnp.max(number), reduce_fn=jnp.maximum, init_fn=_zero)
 
-    def _coefficients(self, h: Array, act: Any, train: bool) -> Coefficients:
-        channels = h.shape[-1]
+    def _coefficients(self, h: Array, train: bool) -> Coefficients:
+        """Returns the coefficients, for the leapfrog scheme outside training as functions of h."""
+        names = COEFFICIENTS if self.diffusivity is None else COEFFICIENTS[:2]
+        if self._folds(train):
+            folded = {name: self._folded(name, h) for name in names}
+            found = [
+                jax.tree_util.Partial(functools.partial(_of_block, self._activated, name), folded)
+                for name in names
+            ]
+        else:
+            values = {name: self._normalised(name, h, train) for name in names}
+            found = [self._activated(name, values.__getitem__) for name in names]
+        return Coefficients(*found, *(self.diffusivity or ()))
+
+    def _folds(self, train: bool) -> bool:
+        return self.scheme == "leapfrog" and not train and not self.is_initializing()
+
+    @nn.nowrap
+    def _activated(self, name: str, predicted: Callable[[str], Array]) -> Array:
+        """Returns a coefficient from the normalised convolutions that are called for by name."""
+        act = ACTIVATIONS[self.activation]
+        velocity = name in COEFFICIENTS[:2]
+        first, second = COEFFICIENTS[:2] if velocity else COEFFICIENTS[2:]
+        value = predicted(first) * act(predicted(second)) if self.product else predicted(name)
+        if not velocity:
+            return jax.nn.relu(act(value))
+        if self.velocity == "signed":
+            distance = self.spacing[COEFFICIENTS.index(name)]
+            return distance / (2 * self.dt) * jnp.tanh(value)
+        return act(value) * (1 if self.velocity == "paper" else -1)
+
+    def _normalised(self, name: str, h: Array, train: bool) -> Array:
+        # Its initialiser is the fan-out without regard to groups, as the authors' for CIFAR.
+        conv = Conv(
+            0,
+            self.kernel_size,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name=f"conv_{name}",
+        )
+        return self._norm(f"norm_{name}", self._coefficient_epsilon(h), train)(conv(h))
+
+    def _folded(self, name: str, h: Array) -> tuple[Array, Array]:
+        """Returns kernel and bias of a convolution with its normalisation in them."""
+        dtype = self.dtype or h.dtype
+        precise = jnp.promote_types(dtype, jnp.float32)
+        conv, norm, statistics = jax.tree.map(
+            lambda x: x.astype(precise),
+            (
+                self.variables["params"][f"conv_{name}"],
+                self.variables["params"][f"norm_{name}"],
+                self.variables["batch_stats"][f"norm_{name}"],
+            ),
+        )
+        scale = norm["scale"] * jax.lax.rsqrt(statistics["var"] + self._coefficient_epsilon(h))
+        bias = norm["bias"] + (conv.get("bias", 0.0) - statistics["mean"]) * scale
+        kernel = conv["kernel"] * scale[None, None, None]
+        return kernel.astype(dtype), bias.astype(dtype)[None, None, None]
+
+    def _coefficient_epsilon(self, h: Array) -> float:
         epsilon = self.coefficient_epsilon
-        epsilon = float(channels) if epsilon is None else epsilon
-
-        def predicted(name):
-            # Its initialiser is the fan-out without regard to groups, as the authors' for CIFAR.
-            conv = Conv(
-                0,
-                self.kernel_size,
-                use_bias=self.use_bias,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                name=f"conv_{name}",
-            )
-            return self._norm(f"norm_{name}", epsilon, train)(conv(h))
-
-        def pair(first, second):
-            a, b = predicted(first), predicted(second)
-            return (a * act(b),) * 2 if self.product else (a, b)
-
-        def velocity(value, distance):
-            if self.velocity == "signed":
-                return distance / (2 * self.dt) * jnp.tanh(value)
-            return act(value) * (1 if self.velocity == "paper" else -1)
-
-        u, v = map(velocity, pair(*COEFFICIENTS[:2]), self.spacing)
-        if self.diffusivity is not None:
-            return Coefficients(u, v, *self.diffusivity)
-        dx, dy = (jax.nn.relu(act(value)) for value in pair(*COEFFICIENTS[2:]))
-        return Coefficients(u, v, dx, dy)
+        return float(h.shape[-1]) if epsilon is None else epsilon
 
     def _norm(self, name: str, epsilon: float, train: bool) -> nn.BatchNorm:
         return nn.BatchNorm(
@@ -265,6 +300,16 @@ def unstable_layers(model: nn.Module, variables: Mapping[str, Any], x: Array) ->
         for path, number in numbers.items()
         if float(number) > 1
     ]
+
+
+def _of_block(activated: Any, name: str, folded: Mapping[str, Any], h: Array) -> Array:
+    """Returns a coefficient of fields h from all coefficients' kernels and biases."""
+
+    def predicted(name):
+        kernel, bias = folded[name]
+        return convolution.depthwise_conv(h, kernel) + bias
+
+    return activated(name, predicted)
 
 
 def _zero() -> Array:

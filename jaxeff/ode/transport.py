@@ -21,13 +21,15 @@ Reference:
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxeff.errors import ConfigError
+from jaxeff.ode.blocks import apart, over_blocks
+from jaxeff.ode.neighbours import neighbours
 from jaxeff.typing import Array
 
 BOUNDARIES = ("periodic", "reflecting")
@@ -45,10 +47,10 @@ class Coefficients(NamedTuple):
       diffusion_y: non-negative diffusivity along the columns' axis.
     """
 
-    u: Array | float = 0.0
-    v: Array | float = 0.0
-    diffusion_x: Array | float = 0.0
-    diffusion_y: Array | float = 0.0
+    u: Any = 0.0
+    v: Any = 0.0
+    diffusion_x: Any = 0.0
+    diffusion_y: Any = 0.0
 
 
 def leapfrog(
@@ -79,7 +81,8 @@ def leapfrog(
 
     Args:
       h: field ``[..., rows, columns, channels]``.
-      coefficients: of the equation.
+      coefficients: of the equation. Each may also be a `jax.tree_util.Partial` of any part of h,
+        ``[n, rows, columns, channels]``, which saves its values the way through a CPU's memory.
       source: f, broadcastable to h.
       num_steps: K, at least 1.
       dt: time step.
@@ -107,38 +110,68 @@ def leapfrog(
         raise ConfigError(f"start must be one of {', '.join(STARTS)}, not {start!r}")
     if start == "euler" and before is not None:
         raise ConfigError("before has no use with start='euler', which makes its own first step")
-    u, v, diffusion_x, diffusion_y = coefficients
-    dx, dy = spacing
-    shift = functools.partial(_shift, boundary=boundary)
-    axes = ((u, diffusion_x, ROWS, dx), (v, diffusion_y, COLUMNS, dy))
+    steps = functools.partial(
+        _leapfrog, num_steps=num_steps, dt=dt, spacing=spacing, boundary=boundary, start=start
+    )
+    if start == "repeat" and before is None:
+        before = h
+    given = (h, before, source, *coefficients)
+    arrays = [_like(x, h).reshape(-1, *h.shape[-3:]) for x in given if _is_array(x)]
 
-    # Per neighbour its weight; the divergence and the sum of the weights belong to the centre.
-    neighbours: list[tuple[Array | float, int, int]] = []
+    def of_block(skip, functions, *block):
+        left = iter(block)
+        h, before, source, *c = (next(left) if _is_array(x) else x for x in given)
+        found = iter(apart(skip, lambda h: [f(h) for f in functions], h))
+        c = Coefficients(*(next(found) if callable(f) else f for f in c))
+        return steps(skip, h, before, source, c)
+
+    functions = [f for f in coefficients if callable(f)]
+    return over_blocks(of_block, functions, *arrays).reshape(h.shape)
+
+
+def _leapfrog(
+    skip: Array | None,
+    h: Array,
+    before: Array,
+    source: Array | float,
+    coefficients: Coefficients,
+    *,
+    num_steps: int,
+    dt: float,
+    spacing: tuple[int, int],
+    boundary: str,
+    start: str,
+) -> Array:
+    """Steps fields ``[n, rows, columns, channels]``; see `leapfrog` and `apart`."""
+    u, v, diffusion_x, diffusion_y = coefficients
+    axes = ((u, diffusion_x, ROWS, spacing[0]), (v, diffusion_y, COLUMNS, spacing[1]))
+
+    # Per axis the weights of the cells ahead and behind; the divergence and the sum of the weights
+    # belong to the centre.
+    weights: list[tuple[Array | float, Array | float, int, int]] = []
     spread: Array | float = 0.0
     divergence: Array | float = 0.0
     for velocity, diffusion, axis, distance in axes:
         a, b = velocity * (dt / distance), diffusion * (dt / distance**2)
         spread = spread + 2 * b
         if not _is_zero(velocity):
-            ahead, behind = (
-                shift(_like(velocity, h), axis, by, odd=True) for by in (distance, -distance)
-            )
+            full = _like(velocity, h)
+            ahead, behind = neighbours(skip, full, axis, distance, boundary, True)
             divergence = divergence + (ahead - behind) * (dt / (2 * distance))
         if not (_is_zero(velocity) and _is_zero(diffusion)):
-            neighbours += [(2 * b - a, axis, distance), (2 * b + a, axis, -distance)]
+            weights.append((2 * b - a, 2 * b + a, axis, distance))
 
     def change(h):
         """Everything but the field one step before."""
         total = 2 * dt * source - 2 * divergence * h
-        for weight, axis, by in neighbours:
-            total = total + weight * shift(h, axis, by)
+        for weight_ahead, weight_behind, axis, distance in weights:
+            ahead, behind = neighbours(skip, h, axis, distance, boundary)
+            total = total + weight_ahead * ahead + weight_behind * behind
         return total
 
     if start == "euler":
         first = h + 0.5 * (change(h) - 2 * spread * h)
         before, h, num_steps = h, first, num_steps - 1
-    elif before is None:
-        before = h
 
     def step(state, _):
         h, before = state
@@ -380,22 +413,6 @@ def _implicit_lines(diffusion, velocity, axis, dt, distance, boundary):
     return -jnp.roll(out_ahead, 1, 0), diagonal, -out_behind
 
 
-def _shift(h: Array, axis: int, by: int, boundary: str, odd: bool = False) -> Array:
-    """Returns the array whose entry i is h's entry ``i + by`` along the axis."""
-    size, distance = h.shape[axis], abs(by)
-    start, middle, end = (
-        jax.lax.slice_in_dim(h, *ends, axis=axis)
-        for ends in ((0, distance), (distance, size), (size - distance, size))
-    )
-    kept = middle if by > 0 else jax.lax.slice_in_dim(h, 0, size - distance, axis=axis)
-    if boundary == "periodic":
-        beyond = start if by > 0 else end
-    else:
-        beyond = jnp.flip(end if by > 0 else start, axis)
-        beyond = -beyond if odd else beyond
-    return jnp.concatenate((kept, beyond) if by > 0 else (beyond, kept), axis)
-
-
 def _cosines(n: int) -> np.ndarray:
     """Returns the orthonormal cosine transform (DCT-II) as a matrix ``[frequency, position]``."""
     basis = np.cos(np.pi / n * np.arange(n)[:, None] * (np.arange(n) + 0.5)) * np.sqrt(2 / n)
@@ -418,6 +435,10 @@ def _like(value: Array | float, h: Array) -> Array:
 def _is_zero(value: Array | float) -> bool:
     """Whether a coefficient was left out, which is known while tracing."""
     return isinstance(value, int | float) and value == 0
+
+
+def _is_array(value: Any) -> bool:
+    return not (value is None or callable(value) or isinstance(value, int | float))
 
 
 def _check(h: Array, boundary: str, num_steps: int, spacing: tuple[int, int]) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from flax import traverse_util
 
 from jaxeff.errors import ConfigError
 from jaxeff.layers import GlobalLayer, global_layer_from_reference, unstable_layers
-from jaxeff.ode import transport
+from jaxeff.ode import blocks, transport
 from jaxeff.ode.transport import stability_number
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -164,6 +165,26 @@ def test_gradients_by_differences(x64, jitter, fields):
     step = 1e-5
     expected = (loss(step) - loss(-step)) / (2 * step)
     np.testing.assert_allclose(jax.grad(loss)(0.0), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("fields", [{}, {"product": True, "num_steps": 2}, CONSTANT])
+def test_normalisations_folded_outside_training_change_nothing(x64, jitter, monkeypatch, fields):
+    """Values and gradients are those of the coefficients' normalised convolutions, in any block."""
+    layer = GlobalLayer(use_bias=True, **fields)
+    x = jax.random.normal(jax.random.key(0), (6, 4, 5, 2))
+    variables = jitter(jax.tree.map(jnp.float64, layer.init(jax.random.key(1), x)))
+
+    def loss(x, variables):
+        return jnp.sum(jnp.sin(layer.apply(variables, x)))
+
+    def found():
+        return jax.jit(jax.value_and_grad(lambda *a: loss(*a), argnums=(0, 1)))(x, variables)
+
+    monkeypatch.setattr(blocks, "BLOCK", 2 * x[0].nbytes)
+    folded = found()
+    monkeypatch.setattr(GlobalLayer, "_folds", lambda *_: False)
+    whole = found()
+    chex.assert_trees_all_close(folded, whole, rtol=1e-10, atol=1e-12)
 
 
 def test_initial_field_of_another_shape_replaces_the_input(x64):

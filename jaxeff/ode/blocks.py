@@ -1,0 +1,112 @@
+"""Work on a batch block by block, so that what lies between two passes stays in a CPU's cache.
+
+XLA's CPU compiler makes one loop of everything elementwise. Where such a loop reads its
+intermediate values at shifted places, it computes them again for every shift, and where it does not
+make one loop, whole batches of intermediate values go through memory.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxeff.typing import Array
+
+#: Bytes of one array of a block: a handful of them fit a core's second-level cache.
+BLOCK = 1 << 17
+
+
+def apart(skip: Array | None, function: Callable[..., Any], *args: Array) -> Any:
+    """Returns ``function(*args)``, computed once and kept, however its values are used later.
+
+    A branch is the one barrier that the compiler honours. ``skip`` is what `over_blocks` gives a
+    function; None computes as usual.
+    """
+    if skip is None:
+        return function(*args)
+
+    def skipped(*args):
+        shapes = jax.eval_shape(function, *args)
+        return jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes)
+
+    return jax.lax.cond(skip, skipped, function, *args)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def over_blocks(function: Callable[..., Any], shared: Any, *arrays: Array) -> Any:
+    """Returns ``function(skip, shared, *arrays)``, on CPUs block by block of the leading axis.
+
+    Gradients compute every block again instead of keeping what lies within it.
+
+    Args:
+      function: of `apart`'s first argument, of ``shared``, and of arrays ``[n, ...]`` with any n,
+        row by row; returns such arrays. It must not close over traced values.
+      shared: tree of arrays that all blocks need.
+      *arrays: floats ``[n, ...]``.
+    """
+
+    def of_block(skip, shared, *block):
+        return (), function(skip, shared, *block)
+
+    return _per_platform(of_block, shared, *arrays)[1]
+
+
+def _forward(function, shared, *arrays):
+    return over_blocks(function, shared, *arrays), (shared, arrays)
+
+
+def _backward(function, saved, cotangent):
+    def of_block(skip, shared, *values):
+        *block, cotangent = values
+        pull = jax.vjp(functools.partial(function, skip), shared, *block)[1]
+        of_shared, *of_arrays = pull(cotangent)
+        return of_shared, tuple(of_arrays)
+
+    shared, arrays = saved
+    of_shared, of_arrays = _per_platform(of_block, shared, *arrays, cotangent)
+    return of_shared, *of_arrays
+
+
+over_blocks.defvjp(_forward, _backward)
+
+
+def _per_platform(function: Callable[..., Any], shared: Any, *arrays: Any) -> tuple[Any, Any]:
+    """Returns the first results of ``function`` summed over the blocks, the second joined."""
+    return jax.lax.platform_dependent(
+        shared,
+        *arrays,
+        cpu=functools.partial(_in_blocks, function),
+        default=functools.partial(function, None),
+    )
+
+
+def _in_blocks(function: Callable[..., Any], shared: Any, *arrays: Any) -> tuple[Any, Any]:
+    first = arrays[0]
+    n = first.shape[0]
+    rows = max(1, min(n, BLOCK * n // max(first.nbytes, 1)))
+    while n % rows:
+        rows -= 1
+
+    def of_block(i):
+        # Slices where they lie: arrays in the shape of the blocks would cost the loops around this
+        # one a division per value.
+        block = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, i * rows, rows), arrays)
+        # False, but for the compiler; where it is true all values are lost anyway.
+        skip = jnp.isnan(block[0].ravel()[0])
+        return function(skip, shared, *block)
+
+    def step(i, found):
+        total, joined = found
+        part, values = of_block(i)
+        total = jax.tree.map(jnp.add, total, part)
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=i * rows, axis=0)
+        return total, jax.tree.map(put, joined, values)
+
+    total, joined = jax.eval_shape(of_block, 0)
+    total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), total)
+    joined = jax.tree.map(lambda s: jnp.zeros((n, *s.shape[1:]), s.dtype), joined)
+    return jax.lax.fori_loop(0, n // rows, step, (total, joined))
