@@ -144,7 +144,7 @@ class GlobalLayer(nn.Module):
         names = COEFFICIENTS if self.diffusivity is None else COEFFICIENTS[:2]
         if self._folds(train):
             folded = {name: self._folded(name, h) for name in names}
-            found = [
+            found: list[Any] = [
                 jax.tree_util.Partial(functools.partial(_of_block, self._activated, name), folded)
                 for name in names
             ]

@@ -115,15 +115,15 @@ def leapfrog(
     )
     if start == "repeat" and before is None:
         before = h
-    given = (h, before, source, *coefficients)
+    given: tuple[Any, ...] = (h, before, source, *coefficients)
     arrays = [_like(x, h).reshape(-1, *h.shape[-3:]) for x in given if _is_array(x)]
 
     def of_block(skip, functions, *block):
         left = iter(block)
         h, before, source, *c = (next(left) if _is_array(x) else x for x in given)
         found = iter(apart(skip, lambda h: [f(h) for f in functions], h))
-        c = Coefficients(*(next(found) if callable(f) else f for f in c))
-        return steps(skip, h, before, source, c)
+        values = Coefficients(*(next(found) if callable(f) else f for f in c))
+        return steps(skip, h, before, source, values)
 
     functions = [f for f in coefficients if callable(f)]
     return over_blocks(of_block, functions, *arrays).reshape(h.shape)
