@@ -14,8 +14,7 @@ the passes of the first training too, in one run.
 CIFAR-100's numbers are those of the authors' code (Kag et al., ICLR 2023): batches of 200, a
 teacher and a first student of 200 epochs, then 200 rounds of 3 student epochs and, in turns, 3 of
 the gate, after 5 of the gate alone. Unlike there a tenth of the training images is held out to
-select by, images have crops, flips and cut-outs but no learned policy, and the learning rate falls
-in one cosine instead of four.
+select by, and images have crops, flips and cut-outs but no learned policy.
 """
 
 from jaxeff.errors import ConfigError
@@ -51,6 +50,7 @@ SETTINGS: dict[str, dict] = {
         "student_epochs": 3,
         "epochs": 200,
         "init": 5,
+        "periods": 4,  # of the learning rate of the last training
         "train": 45_000,
         "augment": {"crop": 4, "flip": True, "cutout": 16},
     },
@@ -167,6 +167,7 @@ def get_config(arg: str = ""):
             turns = {"gate_epochs": chosen["student_epochs"], "gate_init_epochs": chosen["init"]}
             config.algorithm.update(turns)
             _set_epochs(config, setting, 2 * passes + chosen["init"])
+        config.optim.periods = chosen.get("periods", 1)
         config.algorithm.cache = "augment" not in chosen and _reads_logits_only(setting, fields)
         if setting != "digits":
             config.optim.weight_decay = 1e-5

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxeff.errors import ConfigError
@@ -38,6 +39,7 @@ def schedule(
     warmup_steps: int = 0,
     boundaries: Sequence[float] = (0.5, 0.75, 0.9),
     decay_factor: float = 0.1,
+    periods: int = 1,
 ) -> Callable[[int], float]:
     """Returns the learning rate as a function of the step.
 
@@ -48,6 +50,8 @@ def schedule(
       warmup_steps: steps of linear growth from zero.
       boundaries: for "step", the fractions of the run at which the rate drops.
       decay_factor: for "step", the factor of each drop.
+      periods: for "cosine", how often the rate falls from its highest to zero (Loshchilov, Hutter,
+        "SGDR", ICLR 2017, with equal periods).
 
     Raises:
       ConfigError: unknown name, or numbers out of range.
@@ -64,10 +68,19 @@ def schedule(
             f"not {warmup_steps}"
         )
     rest = num_steps - warmup_steps
+    if not 1 <= periods <= rest:
+        raise ConfigError(
+            f"config.optim.periods must be in [1, {rest}], the steps after the warm-up, "
+            f"not {periods}"
+        )
     if name == "constant":
         main = optax.constant_schedule(learning_rate)
     elif name == "cosine":
-        main = optax.cosine_decay_schedule(learning_rate, rest)
+        fall = optax.cosine_decay_schedule(learning_rate, rest)
+
+        def main(step):
+            passed = step * periods / rest
+            return fall((passed - jnp.minimum(jnp.floor(passed), periods - 1)) * rest)
     else:
         drops = {int(fraction * rest): decay_factor for fraction in boundaries}
         main = optax.piecewise_constant_schedule(learning_rate, drops)
@@ -102,6 +115,7 @@ def build(
     warmup_steps: int = 0,
     boundaries: Sequence[float] = (0.5, 0.75, 0.9),
     decay_factor: float = 0.1,
+    periods: int = 1,
     clip_norm: float = 0.0,
     weight_decay: float = 0.0,
     decayed: str = "kernels",
@@ -112,11 +126,12 @@ def build(
     Args:
       name: a name in `OPTIMIZERS`.
       num_steps: length of the run.
-      learning_rate: see `schedule`, as are the next four.
+      learning_rate: see `schedule`, as are the next five.
       schedule_name: name of the schedule.
       warmup_steps: steps of linear growth.
       boundaries: of the "step" schedule.
       decay_factor: of the "step" schedule.
+      periods: of the "cosine" schedule.
       clip_norm: largest global norm of the gradient; 0 does not clip.
       weight_decay: for "adamw" decoupled from the gradient, else added to it as an L2 penalty.
       decayed: "kernels", see `kernels_only`, or "all" parameters.
@@ -132,7 +147,9 @@ def build(
         raise ConfigError(
             f"config.optim.decayed must be one of {', '.join(DECAYED)}, not {decayed!r}"
         )
-    rate = schedule(schedule_name, learning_rate, num_steps, warmup_steps, boundaries, decay_factor)
+    rate = schedule(
+        schedule_name, learning_rate, num_steps, warmup_steps, boundaries, decay_factor, periods
+    )
     steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     if name == "adamw":
         options |= {"weight_decay": weight_decay, "mask": DECAYED[decayed]}

@@ -118,6 +118,17 @@ def test_cosine_schedule_reaches_zero_at_the_last_step(warmup):
     np.testing.assert_allclose(rates("cosine", steps, warmup_steps=warmup), closed, atol=1e-6)
 
 
+def test_cosine_schedule_starts_again():
+    found = rates("cosine", np.arange(10, 111), num_steps=110, warmup_steps=10, periods=4)
+    one = rates("cosine", np.arange(26), num_steps=25)
+    np.testing.assert_allclose(found, [*np.tile(one[:25], 4), 0.0], atol=1e-6)
+    # Where the periods are no whole number of steps, they are of one length all the same.
+    fall = 0.25 * (1 + np.cos(np.pi * np.array([0, 0.8, 0.6, 0.4, 0.2, 1.0])))
+    np.testing.assert_allclose(
+        rates("cosine", [0, 2, 4, 6, 8, 10], num_steps=10, periods=4), fall, atol=1e-6
+    )
+
+
 def test_step_schedule_drops_at_fractions_of_what_follows_the_warmup():
     fields = {"warmup_steps": 20, "boundaries": (0.5, 0.75), "decay_factor": 0.2}
     found = rates("step", [10, 20, 59, 61, 79, 81, 100], **fields)
@@ -130,6 +141,7 @@ def test_step_schedule_drops_at_fractions_of_what_follows_the_warmup():
         ({"name": "cosin"}, "must be one of constant, cosine, step, not 'cosin'"),
         ({"learning_rate": 0.0}, "learning_rate must be positive, not 0.0"),
         ({"warmup_steps": 100}, r"warmup_steps must be in \[0, 100\)"),
+        ({"periods": 0}, r"periods must be in \[1, 100\]"),
         ({"warmup_steps": -1}, r"warmup_steps must be in \[0, 100\)"),
     ],
 )
