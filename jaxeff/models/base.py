@@ -6,6 +6,9 @@ understands. Its factory gets the data set's facts (``num_outputs``) and the con
 It shows the input of its last linear layer, ``self.sow("intermediates", "penultimate", ...)``, and
 that of its head as ``"map"`` if it is convolutional, so that others can build on its features
 without knowing it. Where nobody asks for them, this costs nothing.
+
+A model that starts from weights on disk has ``initial_variables(variables)``, which gets the fresh
+variables and returns what training starts from.
 """
 
 from __future__ import annotations

@@ -9,16 +9,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
-from jaxeff.layers.bottleneck import Bottleneck, check, shortened
-from jaxeff.models.base import MODELS
+from jaxeff.layers.bottleneck import Bottleneck
+from jaxeff.search.plan import Plan
 from jaxeff.typing import Array, Dtype
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -70,55 +69,6 @@ class EncoderShape:
     def max_length(self) -> int:
         """Tokens that a text may have."""
         return self.positions - self.first_position
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """How deep an encoder is and where its sequences are shortened.
-
-    Attributes:
-      depth: layers used, from the first.
-      cuts: pairs (l, k): behind layer l, counted from 1, the length is divided by k.
-      keep_first: tokens at the start that no cut touches.
-      kind: of the bottlenecks, see `jaxeff.layers.bottleneck.Bottleneck`.
-      pooled_queries: whether the layer after a cut still has keys and values of the longer
-        sequence, as in Dai et al., "Funnel-Transformer", 2020.
-    """
-
-    depth: int
-    cuts: tuple[tuple[int, int], ...] = ()
-    keep_first: int = 0
-    kind: str = "linear"
-    pooled_queries: bool = False
-
-    def __post_init__(self) -> None:
-        places = [place for place, _ in self.cuts]
-        if places != sorted(set(places)) or any(not 0 < p < self.depth for p in places):
-            raise ConfigError(
-                f"cuts must lie behind layers 1 to {self.depth - 1}, each once and in order, not "
-                f"behind {places}"
-            )
-        for _, factor in self.cuts:
-            check(self.kind, factor)
-        if self.keep_first < 0:
-            raise ConfigError(f"keep_first must not be negative, not {self.keep_first}")
-
-    def lengths(self, length: int) -> list[tuple[int, int]]:
-        """Returns the numbers of queries and of keys of every layer, for ``length`` tokens."""
-        found, factors = [], dict(self.cuts)
-        for layer in range(self.depth):
-            before = length
-            length = shortened(length, factors.get(layer, 1), self.keep_first)
-            found.append((length, before if self.pooled_queries else length))
-        return found
-
-    def macs(self, shape: EncoderShape, length: int) -> int:
-        """Returns the multiply-adds of the layers' matrix products, without the bottlenecks."""
-        d = shape.width
-        return sum(
-            2 * q * d * d + 2 * k * d * d + 2 * q * k * d + 2 * q * d * shape.hidden
-            for q, k in self.lengths(length)
-        )
 
 
 class TransformerLayer(nn.Module):
@@ -192,11 +142,13 @@ class Encoder(nn.Module):
       shape: sizes.
       plan: depth and cuts.
       dtype: of the computation.
+      spares: further pairs (l, k), as a plan's cuts, whose parameters exist without being used.
     """
 
     shape: EncoderShape
     plan: Plan
     dtype: Dtype = jnp.float32
+    spares: tuple[tuple[int, int], ...] = ()
 
     @nn.compact
     def __call__(
@@ -238,15 +190,21 @@ class Encoder(nn.Module):
         factors = dict(plan.cuts)
         for number in range(plan.depth):
             memory = None
+            if self.is_initializing():
+                for place, factor in self.spares:
+                    if place == number:
+                        self._cut(place, factor)(x, weight)
             if number in factors:
-                cut = Bottleneck(
-                    factors[number], plan.kind, plan.keep_first, self.dtype, name=f"cut_{number}"
-                )
                 memory = (x, weight) if plan.pooled_queries else None
-                x, weight = cut(x, weight)
+                x, weight = self._cut(number, factors[number])(x, weight)
             layer = TransformerLayer(shape, self.dtype, name=f"layer_{number}")
             x = layer(x, weight, memory=memory, train=train)
         return x, weight
+
+    def _cut(self, place: int, factor: int) -> Bottleneck:
+        plan = self.plan
+        name = f"cut_{place}_{factor}"  # one of another factor has other parameters
+        return Bottleneck(factor, plan.kind, plan.keep_first, self.dtype, name=name)
 
     def _embedded(self, tokens: Array, types: Array | None) -> Array:
         shape, length = self.shape, tokens.shape[1]
@@ -264,81 +222,8 @@ class Encoder(nn.Module):
         return x
 
 
-class TextClassifier(nn.Module):
-    """An encoder, the mean of its tokens, or its first token if that is kept, and a linear layer.
-
-    Attributes:
-      encoder: the encoder.
-      num_outputs: width of the output.
-      dtype: of the computation.
-    """
-
-    encoder: Encoder
-    num_outputs: int
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, inputs: Array, *, train: bool = False, mask: Array | None = None) -> Array:
-        """Maps integers ``[batch, length]`` to ``[batch, num_outputs]``; see `Encoder`."""
-        tokens, weight = self.encoder(inputs, mask=mask, train=train)
-        if self.encoder.plan.keep_first:
-            pooled = tokens[:, 0]
-        else:
-            pooled = masked_mean(tokens, weight)
-        pooled = nn.Dropout(self.encoder.shape.dropout, deterministic=not train)(pooled)
-        self.sow("intermediates", "penultimate", pooled)
-        start = nn.initializers.normal(0.02)
-        return nn.Dense(self.num_outputs, dtype=self.dtype, kernel_init=start, name="classifier")(
-            pooled
-        )
-
-
 def masked_mean(tokens: Array, weight: Array) -> Array:
     """Returns the weighted mean ``[batch, width]`` of tokens ``[batch, length, width]``."""
     w = weight.astype(tokens.dtype)
     total = jnp.maximum(jnp.sum(w, axis=1), 1)[:, None]
     return jnp.einsum("bld,bl->bd", tokens, w) / total
-
-
-@MODELS.register("encoder")
-def encoder(
-    *,
-    num_outputs: int,
-    shape: Mapping[str, Any],
-    depth: int = 0,
-    cuts: Sequence[Sequence[int]] = (),
-    keep_first: int = 0,
-    kind: str = "linear",
-    pooled_queries: bool = False,
-    dtype: str = "float32",
-) -> TextClassifier:
-    """Builds a `TextClassifier`.
-
-    Args:
-      num_outputs: classes.
-      shape: fields of `EncoderShape`.
-      depth: layers used; 0 is all.
-      cuts: see `Plan`, as are the next three.
-      keep_first: tokens that pass.
-      kind: of the bottlenecks.
-      pooled_queries: see `Plan`.
-      dtype: of the computation.
-
-    Raises:
-      ConfigError: sizes that do not fit each other.
-    """
-    try:
-        sizes = EncoderShape(**shape)
-    except TypeError as error:
-        raise ConfigError(f"config.model.shape: {error}") from error
-    plan = Plan(
-        depth or sizes.layers,
-        tuple((int(place), int(factor)) for place, factor in cuts),
-        keep_first,
-        kind,
-        pooled_queries,
-    )
-    if plan.depth > sizes.layers:
-        raise ConfigError(f"depth must be at most the {sizes.layers} layers, not {plan.depth}")
-    kinds = jnp.dtype(dtype)
-    return TextClassifier(Encoder(sizes, plan, kinds), num_outputs, kinds)

@@ -1,12 +1,13 @@
 """Pretrained text encoders from folders as Hugging Face lays them out.
 
-A folder holds ``config.json``, ``model.safetensors`` and ``tokenizer.json``. Tensors are matched by
+`jaxeff.data.model_folder` says where the folders are. Tensors are matched by
 name, and none may be missing, unknown or of another shape; heads of other tasks are left out.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -15,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxeff.data.model_folder import CONFIG, WEIGHTS, locate
 from jaxeff.errors import DataError
 from jaxeff.models.encoder import ACTIVATIONS, EncoderShape
-
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 
 _QKV = "query_key_value"
 # Their module in a layer to ours; query, key and value become parts of one.
@@ -110,31 +110,6 @@ class Pretrained:
     folder: Path
 
 
-def locate(name: str) -> Path:
-    """Returns the folder of a model: a local one, or that of a Hugging Face identifier.
-
-    Raises:
-      DataError: there is neither, or the hub cannot be reached.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise DataError(f"{name} is no folder; it should hold {CONFIG}, {WEIGHTS}, {TOKENIZER}")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise DataError(
-            f"{name} is no folder, and fetching it from the Hugging Face hub needs "
-            "huggingface_hub; install jaxeff[text]"
-        ) from error
-    try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, TOKENIZER]))
-    except Exception as error:  # whatever the hub's client raises
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{name} is no folder, and the hub did not give it ({reason})") from None
-
-
 def read_shape(folder: Path) -> tuple[EncoderShape, str]:
     """Returns the sizes in a folder's ``config.json`` and the kind of model.
 
@@ -167,8 +142,9 @@ def read_shape(folder: Path) -> tuple[EncoderShape, str]:
     return EncoderShape(**fields), kind
 
 
+@functools.lru_cache(maxsize=2)
 def load(name: str) -> Pretrained:
-    """Loads a pretrained encoder from a folder or a Hugging Face identifier.
+    """Loads a pretrained encoder by a name that `jaxeff.data.model_folder.locate` knows.
 
     Raises:
       DataError: files are missing or damaged, or tensors are missing, unknown or misshapen.

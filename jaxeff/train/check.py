@@ -13,7 +13,7 @@ from jaxeff.errors import CheckpointError, ConfigError
 from jaxeff.registry import closest
 from jaxeff.train.defaults import base_config
 
-OPEN_SECTIONS = ("data", "prerequisites", "model", "algorithm", "objective", "optim")
+OPEN_SECTIONS = ("data", "prerequisites", "model", "search", "algorithm", "objective", "optim")
 POSITIVE = (
     "train.batch_size",
     "train.num_steps",
@@ -26,7 +26,7 @@ POSITIVE = (
 )
 SELECTIONS = ("best", "last")
 CONFIG_FILE = "config.json"
-RESERVED = ("checkpoints", "eval", "bench")  # folders of a run
+RESERVED = ("checkpoints", "eval", "bench", "search")  # folders of a run
 
 
 def check(config: ml_collections.ConfigDict) -> None:

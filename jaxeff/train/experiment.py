@@ -68,8 +68,15 @@ class Experiment:
             carry = self.initial_carry("train", self.config.train.batch_size)
             return state.replace(carry=carry)  # type: ignore[attr-defined]
 
+        # Weights from elsewhere are arguments of the program: constants in it would be slow.
+        traced, shapes = jax.make_jaxpr(init, return_shape=True)(self.example)
+
+        def made(weights, example):
+            return jax.core.eval_jaxpr(traced.jaxpr, weights, example)
+
         # Made in place: an array of one process cannot be moved to the devices of all.
-        return jax.jit(init, out_shardings=self.devices.replicated)(self.example)
+        jitted = jax.jit(made, out_shardings=self.devices.replicated)
+        return jax.tree.unflatten(jax.tree.structure(shapes), jitted(traced.consts, self.example))
 
 
 def build(

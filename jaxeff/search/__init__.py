@@ -1,0 +1,1 @@
+"""Search for shortened encoders: the space of plans, measured latencies, fronts and strategies."""

@@ -1,0 +1,113 @@
+"""Which of the networks found answers a requirement."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from jaxeff.errors import ConfigError
+from jaxeff.search.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A network that a search has evaluated.
+
+    Attributes:
+      plan: what it is.
+      accuracy: on the examples of the search.
+      predicted_ms: time of a call by the table.
+      measured_ms: time of a call as measured; None if it was not.
+    """
+
+    plan: Plan
+    accuracy: float
+    predicted_ms: float
+    measured_ms: float | None = None
+
+    @property
+    def milliseconds(self) -> float:
+        """The best that is known of its time."""
+        return self.predicted_ms if self.measured_ms is None else self.measured_ms
+
+    def __str__(self) -> str:
+        cuts = ", ".join(f"{factor} behind layer {place}" for place, factor in self.plan.cuts)
+        return (
+            f"depth {self.plan.depth}, lengths divided by {cuts or 'nothing'}: "
+            f"{self.milliseconds:.3g} ms, accuracy {self.accuracy:.4f}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Requirement:
+    """A bound of the time of a call, or of the accuracy.
+
+    Attributes:
+      max_ms: 0 asks for nothing.
+      min_accuracy: 0 asks for nothing.
+
+    Raises:
+      ConfigError: both are asked for, or neither, or one is impossible.
+    """
+
+    max_ms: float = 0.0
+    min_accuracy: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.max_ms < 0 or not 0 <= self.min_accuracy <= 1:
+            raise ConfigError(
+                "config.search: a latency must not be negative, and an accuracy lie in [0, 1]"
+            )
+        if bool(self.max_ms) == bool(self.min_accuracy):
+            raise ConfigError(
+                "config.search needs either a largest latency or a min_accuracy; set one of them"
+            )
+
+    def met_by(self, candidate: Candidate) -> bool:
+        """Whether a candidate is what is asked for."""
+        if self.max_ms:
+            return candidate.milliseconds <= self.max_ms
+        return candidate.accuracy >= self.min_accuracy
+
+    def ordered(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Returns the candidates, best first; where none meets the requirement, nearest first."""
+        within = [c for c in candidates if self.met_by(c)]
+        most_accurate = {"key": lambda c: (-c.accuracy, c.milliseconds)}
+        cheapest = {"key": lambda c: (c.milliseconds, -c.accuracy)}
+        if self.max_ms:
+            return sorted(within or candidates, **(most_accurate if within else cheapest))  # type: ignore
+        return sorted(within or candidates, **(cheapest if within else most_accurate))  # type: ignore
+
+    def __str__(self) -> str:
+        if self.max_ms:
+            return f"at most {self.max_ms:.3g} ms"
+        return f"an accuracy of at least {self.min_accuracy:.4f}"
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    requirement: Requirement,
+    measure: Callable[[Sequence[Candidate]], list[Candidate]],
+    at_once: int = 3,
+    groups: int = 4,
+) -> Candidate:
+    """Returns the best candidate that meets the requirement when it is measured.
+
+    What the table promises is measured a few at a time, best first, until one keeps it.
+
+    Args:
+      candidates: what was found, at least one.
+      requirement: what is asked for.
+      measure: returns candidates with their measured times.
+      at_once: candidates measured together.
+      groups: how often, at most.
+    """
+    waiting, known = requirement.ordered(candidates), []
+    for _ in range(groups):
+        group, waiting = waiting[:at_once], waiting[at_once:]
+        if not group:
+            break
+        known += measure(group)
+        if any(requirement.met_by(candidate) for candidate in known):
+            break
+    return requirement.ordered(known)[0]

@@ -1,0 +1,122 @@
+"""Times of shortened encoders, predicted from a table of measured parts.
+
+A network takes the sum of its layers' and its cuts' times, by shape, plus a constant for what all
+networks have: embeddings, classifier, and the call itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxeff.errors import DataError
+from jaxeff.search.plan import Plan
+
+#: Of a layer: queries and keys. Of a cut: tokens before it, and its factor.
+Shape = tuple[int, int]
+
+
+def parts(plan: Plan, length: int) -> tuple[list[Shape], list[Shape]]:
+    """Returns the shapes of a plan's layers and of its cuts, for sequences of ``length``."""
+    layers = plan.lengths(length)
+    cuts = [(layers[place - 1][0], factor) for place, factor in plan.cuts]
+    return layers, cuts
+
+
+def needed(plans: Iterable[Plan], length: int) -> tuple[list[Shape], list[Shape]]:
+    """Returns all shapes of layers and of cuts that some plan has, in order."""
+    found: tuple[set[Shape], set[Shape]] = (set(), set())
+    for plan in plans:
+        for known, own in zip(found, parts(plan, length), strict=True):
+            known.update(own)
+    return sorted(found[0]), sorted(found[1])
+
+
+def monotone(times: Mapping[Shape, float]) -> dict[Shape, float]:
+    """Returns the times nearest to the given ones (least squares) that grow with the queries.
+
+    Pools neighbours that are out of order. Shapes are compared with others of as many keys for each
+    query only, that is, with other layers without longer keys, and with other such layers.
+    """
+    repaired: dict[Shape, float] = {}
+    for plain in (True, False):
+        pools: list[tuple[float, list[Shape]]] = []
+        for shape in sorted(s for s in times if (s[0] == s[1]) == plain):
+            pools.append((times[shape], [shape]))
+            while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+                (low, first), (high, second) = pools[-2:]
+                total = low * len(first) + high * len(second)
+                pools[-2:] = [(total / (len(first) + len(second)), first + second)]
+        repaired |= {shape: mean for mean, shapes in pools for shape in shapes}
+    return repaired
+
+
+@dataclasses.dataclass(frozen=True)
+class LatencyTable:
+    """Measured parts of networks for batches of one size and sequences of one length.
+
+    Attributes:
+      batch: sequences in a call.
+      length: tokens of a sequence.
+      constant: milliseconds of what every network has.
+      layers: milliseconds of a layer by queries and keys.
+      cuts: milliseconds of a cut by the tokens before it and its factor.
+      environment: where they were measured, see `jaxeff.bench.environment`.
+    """
+
+    batch: int
+    length: int
+    constant: float
+    layers: Mapping[Shape, float]
+    cuts: Mapping[Shape, float]
+    environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, plan: Plan) -> float:
+        """Returns the predicted milliseconds of a plan's network.
+
+        Raises:
+          DataError: the plan has a shape that was not measured.
+        """
+        layers, cuts = parts(plan, self.length)
+        try:
+            return (
+                self.constant
+                + sum(self.layers[s] for s in layers)
+                + sum(self.cuts[s] for s in cuts)
+            )
+        except KeyError as error:
+            raise DataError(
+                f"the table of latencies has no part of shape {error}; measure it for {plan}"
+            ) from None
+
+    def fitted(self, measured: Mapping[Plan, float]) -> LatencyTable:
+        """Returns the table with the constant that fits whole networks (median of what is left)."""
+        rest = [time - (self(plan) - self.constant) for plan, time in measured.items()]
+        return dataclasses.replace(self, constant=max(float(np.median(rest)), 0.0))
+
+    def save(self, path: Path) -> None:
+        """Writes the table as JSON."""
+        fields = dataclasses.asdict(self)
+        for name in ("layers", "cuts"):
+            fields[name] = [[*shape, time] for shape, time in getattr(self, name).items()]
+        path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> LatencyTable:
+        """Reads a table.
+
+        Raises:
+          DataError: the file is missing or damaged.
+        """
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            for name in ("layers", "cuts"):
+                fields[name] = {(first, second): time for first, second, time in fields[name]}
+            return cls(**fields)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{path}: is no table of latencies ({error})") from None

@@ -1,0 +1,130 @@
+"""Measures the parts of encoders, and whole ones, on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxeff import bench
+from jaxeff.layers.bottleneck import Bottleneck
+from jaxeff.models.encoder import EncoderShape, TransformerLayer
+from jaxeff.search.latency import LatencyTable, Shape, monotone, needed
+from jaxeff.search.plan import Plan
+from jaxeff.typing import Array, Dtype
+
+#: Layers of one timed program: a call costs little beside them, and weights come from memory.
+STACK = 3
+
+#: What has been timed: ("layer" or "cut", shape), ("call", (0, 0)), or a plan.
+Times = Mapping[Any, bench.Latency]
+
+
+class _Stack(nn.Module):
+    """Layers in a row, as in a network; the first reads longer keys if there are any."""
+
+    shape: EncoderShape
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, tokens: Array, weight: Array, longer: Array | None = None) -> Array:
+        memory = None
+        if longer is not None:
+            memory = (longer, jnp.ones(longer.shape[:2]))
+        for _ in range(STACK):
+            tokens = TransformerLayer(self.shape, self.dtype)(tokens, weight, memory=memory)
+        return tokens
+
+
+def random_variables(module: nn.Module, *inputs: Any, seed: int = 0) -> Any:
+    """Returns small random numbers in the place of a module's variables; compiles nothing."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    made = jax.tree.map(lambda s: 0.02 * rng.standard_normal(s.shape, np.float32), shapes)
+    return jax.device_put(made, jax.local_devices()[0])
+
+
+def _bound(module: nn.Module, *inputs: Any) -> Callable[[], Any]:
+    variables, inputs = random_variables(module, *inputs), jax.device_put(inputs)
+    jitted: Any = jax.jit(module.apply)
+    return lambda: jitted(variables, *inputs)
+
+
+def network_call(network: nn.Module, batch: int, length: int) -> Callable[[], Any]:
+    """Returns a call of a whole network on sequences without padding."""
+    jitted: Any = jax.jit(lambda v, x, mask: network.apply(v, x, mask=mask))
+    inputs = jax.device_put((jnp.zeros((batch, length), jnp.int32), jnp.ones((batch, length))))
+    variables = random_variables(network, inputs[0])
+    return lambda: jitted(variables, *inputs)
+
+
+def time_parts(
+    network_of: Callable[[Plan], nn.Module],
+    plans: Sequence[Plan],
+    whole: Sequence[Plan],
+    batch: int,
+    length: int,
+    rounds: int = 10,
+) -> dict[Any, bench.Latency]:
+    """Times all parts that plans are made of, and some whole networks, in turns.
+
+    Args:
+      network_of: the network of a plan, with an attribute ``encoder``.
+      plans: what the table is for.
+      whole: plans whose networks are timed as they are.
+      batch: sequences in a call.
+      length: tokens of a sequence.
+      rounds: turns of every part; each has three calls.
+    """
+    encoder: Any = network_of(plans[0]).encoder  # type: ignore[attr-defined]
+    shape, dtype, width = encoder.shape, encoder.dtype, encoder.shape.width
+    layers, cuts = needed(plans, length)
+    rng = np.random.default_rng(0)
+
+    def tokens(number: int) -> Any:
+        return jnp.asarray(rng.standard_normal((batch, number, width)), dtype)
+
+    calls: dict[Any, Callable[[], Any]] = {}
+    nothing: Any = jax.jit(lambda x: x + 1)
+    calls["call", (0, 0)] = lambda: nothing(jnp.float32(0))
+    for queries, keys in layers:
+        longer = () if keys == queries else (tokens(keys),)
+        inputs = (tokens(queries), jnp.ones((batch, queries)), *longer)
+        calls["layer", (queries, keys)] = _bound(_Stack(shape, dtype), *inputs)
+    for number, factor in cuts:
+        cut = Bottleneck(factor, encoder.plan.kind, encoder.plan.keep_first, dtype)
+        calls["cut", (number, factor)] = _bound(cut, tokens(number), jnp.ones((batch, number)))
+    for plan in whole:
+        calls[plan] = network_call(network_of(plan), batch, length)
+    named = {str(i): call for i, call in enumerate(calls.values())}
+    times = bench.interleaved(named, rounds, 3, warmup=2)
+    return dict(zip(calls, times.values(), strict=True))
+
+
+def table(times: Times, batch: int, length: int, statistic: str = "median_ms") -> LatencyTable:
+    """Makes a table of what `time_parts` found; its constant fits the whole networks.
+
+    Args:
+      times: the times.
+      batch: sequences in a call.
+      length: tokens of a sequence.
+      statistic: a field of `jaxeff.bench.Latency`.
+    """
+    call = getattr(times["call", (0, 0)], statistic)
+
+    def part(name: str, share: int) -> dict[Shape, float]:
+        return {
+            key[1]: max(getattr(time, statistic) - call, 0.0) / share
+            for key, time in times.items()
+            if isinstance(key, tuple) and key[0] == name
+        }
+
+    made = LatencyTable(
+        batch, length, 0.0, monotone(part("layer", STACK)), part("cut", 1), bench.environment()
+    )
+    whole = {k: getattr(t, statistic) for k, t in times.items() if isinstance(k, Plan)}
+    return made.fitted(whole) if whole else made

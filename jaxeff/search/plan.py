@@ -1,0 +1,70 @@
+"""What a shortened encoder is: its depth, and where its sequences become shorter."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+from jaxeff.errors import ConfigError
+from jaxeff.layers.bottleneck import check, shortened
+
+
+class Sizes(Protocol):
+    """What the arithmetic of an encoder depends on, see `jaxeff.models.encoder.EncoderShape`."""
+
+    @property
+    def width(self) -> int:
+        """Features of a token."""
+
+    @property
+    def hidden(self) -> int:
+        """Inner width of the feed-forward part."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How deep an encoder is and where its sequences are shortened.
+
+    Attributes:
+      depth: layers used, from the first.
+      cuts: pairs (l, k): behind layer l, counted from 1, the length is divided by k.
+      keep_first: tokens at the start that no cut touches.
+      kind: of the bottlenecks, see `jaxeff.layers.bottleneck.Bottleneck`.
+      pooled_queries: whether the layer after a cut still has keys and values of the longer
+        sequence, as in Dai et al., "Funnel-Transformer", 2020.
+    """
+
+    depth: int
+    cuts: tuple[tuple[int, int], ...] = ()
+    keep_first: int = 0
+    kind: str = "linear"
+    pooled_queries: bool = False
+
+    def __post_init__(self) -> None:
+        places = [place for place, _ in self.cuts]
+        if places != sorted(set(places)) or any(not 0 < p < self.depth for p in places):
+            raise ConfigError(
+                f"cuts must lie behind layers 1 to {self.depth - 1}, each once and in order, not "
+                f"behind {places}"
+            )
+        for _, factor in self.cuts:
+            check(self.kind, factor)
+        if self.keep_first < 0:
+            raise ConfigError(f"keep_first must not be negative, not {self.keep_first}")
+
+    def lengths(self, length: int) -> list[tuple[int, int]]:
+        """Returns the numbers of queries and of keys of every layer, for ``length`` tokens."""
+        found, factors = [], dict(self.cuts)
+        for layer in range(self.depth):
+            before = length
+            length = shortened(length, factors.get(layer, 1), self.keep_first)
+            found.append((length, before if self.pooled_queries else length))
+        return found
+
+    def macs(self, shape: Sizes, length: int) -> int:
+        """Returns the multiply-adds of the layers' matrix products, without the bottlenecks."""
+        d = shape.width
+        return sum(
+            2 * q * d * d + 2 * k * d * d + 2 * q * k * d + 2 * q * d * shape.hidden
+            for q, k in self.lengths(length)
+        )

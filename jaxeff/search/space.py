@@ -1,0 +1,139 @@
+"""The plans among which to search: depths, and a few cuts of the sequence length at any layers.
+
+The space is that of a reconstruction: the text of Bidart, 2023, is public as an abstract only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from jaxeff.errors import ConfigError
+from jaxeff.search.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """All plans of the given depths with at most so many cuts.
+
+    What all plans share are fields too, because they share one classifier: whether it reads the
+    first token, and of what kind the bottlenecks are.
+
+    Attributes:
+      depths: numbers of layers, ascending.
+      factors: of a cut, above 1.
+      max_cuts: cuts of a plan, at most.
+      keep_first: see `jaxeff.search.plan.Plan`, as are the next two.
+      kind: of the bottlenecks.
+      pooled_queries: whether the layer behind a cut has keys of the longer sequence.
+    """
+
+    depths: tuple[int, ...]
+    factors: tuple[int, ...] = (2, 3, 4)
+    max_cuts: int = 3
+    keep_first: int = 0
+    kind: str = "linear"
+    pooled_queries: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("depths", "factors"):
+            values = getattr(self, field)
+            least = 1 if field == "depths" else 2
+            if not values or list(values) != sorted(set(values)) or values[0] < least:
+                raise ConfigError(
+                    f"{field} must be ascending numbers from {least}, not {list(values)}"
+                )
+        if self.max_cuts < 0:
+            raise ConfigError(f"max_cuts must not be negative, not {self.max_cuts}")
+        for factor in self.factors:
+            self.plan(2, ((1, factor),))  # refuses what the kind cannot do
+
+    def plan(self, depth: int, cuts: Sequence[tuple[int, int]] = ()) -> Plan:
+        """Returns a plan with what all plans share."""
+        return Plan(depth, tuple(cuts), self.keep_first, self.kind, self.pooled_queries)
+
+    @property
+    def full(self) -> Plan:
+        """The deepest plan, without cuts."""
+        return self.plan(self.depths[-1])
+
+    @property
+    def smallest(self) -> Plan:
+        """The shallowest plan, with the largest cuts behind its first layers."""
+        depth = self.depths[0]
+        places = range(1, min(self.max_cuts, depth - 1) + 1)
+        return self.plan(depth, [(place, self.factors[-1]) for place in places])
+
+    @property
+    def cuts(self) -> tuple[tuple[int, int], ...]:
+        """Every cut that some plan has."""
+        return tuple(itertools.product(range(1, self.depths[-1]), self.factors))
+
+    def __len__(self) -> int:
+        return sum(
+            math.comb(depth - 1, cuts) * len(self.factors) ** cuts
+            for depth in self.depths
+            for cuts in range(self.max_cuts + 1)
+        )
+
+    def __iter__(self) -> Iterator[Plan]:
+        for depth, number in itertools.product(self.depths, range(self.max_cuts + 1)):
+            for places in itertools.combinations(range(1, depth), number):
+                for factors in itertools.product(self.factors, repeat=number):
+                    yield self.plan(depth, list(zip(places, factors, strict=True)))
+
+    @functools.cached_property
+    def plans(self) -> tuple[Plan, ...]:
+        """All plans, shallow ones first."""
+        return tuple(self)
+
+    def __contains__(self, plan: object) -> bool:
+        return (
+            isinstance(plan, Plan)
+            and plan == self.plan(plan.depth, plan.cuts)
+            and plan.depth in self.depths
+            and len(plan.cuts) <= self.max_cuts
+            and all(factor in self.factors for _, factor in plan.cuts)
+        )
+
+    def random(self, rng: np.random.Generator) -> Plan:
+        """Draws from all plans, each as likely as any other."""
+        return self.plans[rng.integers(len(self.plans))]
+
+    def mutated(self, plan: Plan, rng: np.random.Generator, probability: float = 0.5) -> Plan:
+        """Redraws the depth with the given probability, and on average so many of the cuts."""
+        depth = plan.depth
+        if rng.random() < probability:
+            depth = self.depths[rng.integers(len(self.depths))]
+        kept = [cut for cut in plan.cuts if rng.random() >= probability]
+        for _ in range(rng.binomial(self.max_cuts, probability)):
+            kept.append((int(rng.integers(1, max(depth, 2))), int(rng.choice(self.factors))))
+        return self.repaired(depth, kept, rng)
+
+    def crossed(self, one: Plan, other: Plan, rng: np.random.Generator) -> Plan:
+        """Takes the depth of either plan, and each of their cuts with probability one half."""
+        depth = (one, other)[rng.integers(2)].depth
+        return self.repaired(depth, [c for c in one.cuts + other.cuts if rng.random() < 0.5], rng)
+
+    def repaired(
+        self, depth: int, cuts: Sequence[tuple[int, int]], rng: np.random.Generator
+    ) -> Plan:
+        """Returns a plan of the space: cuts at places that it has, each once, not too many."""
+        fitting = dict(cut for cut in cuts if 0 < cut[0] < depth)
+        places = rng.permutation(sorted(fitting))[: self.max_cuts]
+        return self.plan(depth, [(int(p), fitting[int(p)]) for p in np.sort(places)])
+
+
+def stratified(
+    plans: Sequence[Plan], cost: Callable[[Plan], float], number: int, seed: int
+) -> list[Plan]:
+    """Draws plans evenly over their ranks by cost: one of each of so many strata, cheap first."""
+    ordered = sorted(plans, key=cost)
+    rng = np.random.default_rng(seed)
+    edges = np.linspace(0, len(ordered), min(number, len(ordered)) + 1).astype(int)
+    return [ordered[rng.integers(low, high)] for low, high in itertools.pairwise(edges)]

@@ -1,0 +1,156 @@
+"""Trains a network and its smaller versions, which share its parameters, at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxeff.distill.classic import kd
+from jaxeff.errors import ConfigError
+from jaxeff.search.space import stratified
+from jaxeff.train import objectives
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, Task, step_key, total_weight
+from jaxeff.train.objectives import Objective, weighted_means
+from jaxeff.train.state import TrainState
+from jaxeff.typing import Array, Batch, Carry, Params, PRNGKey
+
+
+@ALGORITHMS.register("sandwich")
+class Sandwich(Algorithm):
+    """The sandwich rule with distillation in place.
+
+    Yu and Huang, "Universally Slimmable Networks and Improved Training Techniques", ICCV 2019.
+
+    Every step trains the full network on the labels; the smallest and a few others drawn at random
+    learn its answers, which are constants to them. The gradients are averaged. The others come from
+    a pool that is drawn once, evenly over the multiply-adds, so that a step is one program.
+
+    Args:
+      model: has ``space`` and ``subnetwork(plan)``, as `jaxeff.models.text.TextSupernet`.
+      objective: see `Algorithm`, as are the next two and the last two.
+      optimizer: the optimiser.
+      task: facts of the data.
+      pool: number of plans to draw from.
+      draws: of them in a step.
+      temperature: of the distillation.
+      average_decay: decay of an average of the weights.
+      evaluate_at: which weights to evaluate.
+
+    Raises:
+      ConfigError: another model, or an impossible number.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        task: Task | None = None,
+        pool: int = 12,
+        draws: int = 2,
+        temperature: float = 1.0,
+        average_decay: float = 0.0,
+        evaluate_at: str = "best",
+    ):
+        super().__init__(model, objective, optimizer, task, average_decay, evaluate_at)
+        space: Any = getattr(model, "space", None)
+        if space is None:
+            raise ConfigError(
+                "algorithm 'sandwich' needs a supernet, such as config.model.name="
+                "'encoder_supernet'"
+            )
+        if pool < 1 or draws < 0:
+            raise ConfigError("pool must be at least 1, and draws not negative")
+        if temperature <= 0:
+            raise ConfigError(f"temperature must be positive, not {temperature}")
+        self.draws, self.temperature = draws, temperature
+        network: Any = model
+        shape, length = network.encoder.shape, self.task.length
+        self.smallest = space.smallest
+        self.pool = stratified(space.plans, lambda plan: plan.macs(shape, length), pool, seed=0)
+
+    def _logits(self, params: Params, plan: Any, batch: Batch, key: PRNGKey | None) -> Array:
+        """Returns the outputs of a plan's network, in training if there is a key."""
+        network: Any = self.model
+        options: dict[str, Any] = {"mask": batch["mask"]} if "mask" in batch else {}
+        if key is not None:
+            options["rngs"] = {"dropout": key}
+        own = network.subnetwork(plan)
+        return own.apply({"params": params}, batch["inputs"], train=key is not None, **options)
+
+    def update(
+        self, state: TrainState, batch: Batch, axis_name: str | None = None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """Makes one step; see `Algorithm.update`."""
+        weight, params = batch["weight"], state.params
+        total = total_weight(weight, axis_name)
+        key, *keys = jax.random.split(step_key(state, axis_name), 2 + self.draws)
+
+        def task_loss(params):
+            outputs = self.forward({"params": params}, batch, train=True, key=key)[0]
+            values = self.objective(outputs, batch)
+            return jnp.sum(values["loss"] * weight) / total, (values, outputs)
+
+        (_, (values, outputs)), grads = jax.value_and_grad(task_loss, has_aux=True)(params)
+        targets = objectives.class_logits(self.objective, outputs).astype(jnp.float32)
+
+        def followed(plan):
+            def step(key):
+                def loss(params):
+                    answers = self._logits(params, plan, batch, key)
+                    answers = objectives.class_logits(self.objective, answers)
+                    losses = kd(answers.astype(jnp.float32), targets, self.temperature)
+                    return jnp.sum(losses * weight) / total, losses
+
+                (_, losses), grads = jax.value_and_grad(loss, has_aux=True)(params)
+                return losses, grads
+
+            return step
+
+        branches = [followed(plan) for plan in self.pool]
+        losses, more = followed(self.smallest)(keys[0])
+        found = jax.tree.map(jnp.add, grads, more)
+        if self.draws:
+            # The same plans on every device, so that they stay in step.
+            plan_key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+            chosen = jax.random.randint(plan_key, (self.draws,), 0, len(self.pool))
+
+            def draw(carry, own):
+                losses, more = jax.lax.switch(own[0], branches, own[1])
+                return jax.tree.map(jnp.add, carry, (losses, more)), None
+
+            rest = (chosen, jnp.stack(keys[1:]))
+            (losses, found), _ = jax.lax.scan(draw, (losses, found), rest)
+        grads = jax.tree.map(lambda g: g / (2 + self.draws), found)
+        if axis_name is not None:
+            grads = jax.lax.pmean(grads, axis_name)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, params)
+        params = optax.apply_updates(params, updates)
+        new = state.replace(  # type: ignore[attr-defined]
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            algo_state=self.averaged(state.algo_state, params, state.model_state),
+        )
+        shown = {**values, "distillation": losses / (1 + self.draws)}
+        return new, weighted_means(shown, weight, axis_name)
+
+    def evaluate_window(
+        self,
+        params: Params,
+        model_state: Any,
+        carry: Carry,
+        batch: Batch,
+        axis_name: str | None = None,
+    ) -> tuple[dict[str, Array], Carry]:
+        """Evaluates the full network, and the smallest beside it; see `Algorithm`."""
+        sums, carry = super().evaluate_window(params, model_state, carry, batch, axis_name)
+        values = self.objective(self._logits(params, self.smallest, batch, None), batch)
+        smallest = {
+            f"smallest_{name}": jnp.sum(value * batch["weight"]) for name, value in values.items()
+        }
+        return {**sums, **(jax.lax.psum(smallest, axis_name) if axis_name else smallest)}, carry

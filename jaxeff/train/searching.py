@@ -1,0 +1,297 @@
+"""The search between the training of a supernet and that of the network found in it.
+
+``config.search`` names a strategy and a requirement. The supernet is the prerequisite "teacher".
+What was found stands in ``search/search.json`` of the run's folder, so that a run that goes on, and
+an evaluation, take the same network.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from jaxeff import bench, data
+from jaxeff.errors import ConfigError
+from jaxeff.registry import Registry
+from jaxeff.search import measure, strategies
+from jaxeff.search.choice import Candidate, Requirement, choose
+from jaxeff.search.front import pareto
+from jaxeff.search.plan import Plan
+from jaxeff.search.space import stratified
+from jaxeff.search.strategies import Evaluations
+from jaxeff.train.algorithms import Trained
+from jaxeff.train.console import say
+
+SEARCHES = Registry("search")
+FOLDER, RECORD, TABLE = "search", "search.json", "latency.json"
+SUPERNET = "teacher"
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What every search has.
+
+    Attributes:
+      budget: plans evaluated.
+      examples: of the validation split, on which to evaluate; 0 takes all.
+      batch: sequences in a call, for the latency.
+      max_latency_ms: requirement on a call; 0 asks for nothing.
+      min_accuracy: requirement on the accuracy on those examples; 0 asks for nothing.
+      max_latency_share: of the full network's latency, where neither of them is asked for.
+      rounds: turns of the measurement of latencies.
+    """
+
+    budget: int = 60
+    examples: int = 1000
+    batch: int = 1
+    max_latency_ms: float = 0.0
+    min_accuracy: float = 0.0
+    max_latency_share: float = 0.6
+    rounds: int = 12
+
+    def __post_init__(self) -> None:
+        for field in ("budget", "batch", "rounds"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"{field} must be at least 1, not {getattr(self, field)}")
+        if self.examples < 0:
+            raise ConfigError(f"examples must not be negative, not {self.examples}")
+        if not 0 < self.max_latency_share <= 1:
+            raise ConfigError(f"max_latency_share must be in (0, 1], not {self.max_latency_share}")
+        self.requirement(1.0)
+
+    def requirement(self, full_ms: float) -> Requirement:
+        """Returns what is asked for, given the full network's time of a call."""
+        if self.max_latency_ms or self.min_accuracy:
+            return Requirement(self.max_latency_ms, self.min_accuracy)
+        return Requirement(self.max_latency_share * full_ms)
+
+    def explore(self, evaluations: Evaluations, rng: np.random.Generator) -> None:
+        """Spends the budget."""
+        raise NotImplementedError
+
+
+@SEARCHES.register("evolution")
+@dataclasses.dataclass(frozen=True)
+class Evolution(Search):
+    """See `jaxeff.search.strategies.evolution`, as for the attributes.
+
+    Attributes:
+      population: plans evaluated at first.
+      mutation: probability of a change.
+    """
+
+    population: int = 20
+    mutation: float = 0.5
+
+    def explore(self, evaluations: Evaluations, rng: np.random.Generator) -> None:
+        """See `Search.explore`."""
+        strategies.evolution(evaluations, rng, self.population, self.mutation)
+
+
+@SEARCHES.register("enumeration")
+@dataclasses.dataclass(frozen=True)
+class Enumeration(Search):
+    """See `jaxeff.search.strategies.enumeration`."""
+
+    def explore(self, evaluations: Evaluations, rng: np.random.Generator) -> None:
+        """See `Search.explore`."""
+        strategies.enumeration(evaluations, rng)
+
+
+@SEARCHES.register("random")
+@dataclasses.dataclass(frozen=True)
+class Random(Search):
+    """See `jaxeff.search.strategies.random_search`."""
+
+    def explore(self, evaluations: Evaluations, rng: np.random.Generator) -> None:
+        """See `Search.explore`."""
+        strategies.random_search(evaluations, rng)
+
+
+def check(config: ml_collections.ConfigDict, trained: Mapping[str, Trained]) -> None:
+    """Raises `ConfigError` if a config asks for a search that is not possible."""
+    if not config.search.name:
+        return
+    SEARCHES.build(config.search, "search")
+    supernet: Any = trained[SUPERNET].model if SUPERNET in trained else None
+    if getattr(supernet, "space", None) is None:
+        raise ConfigError(
+            f"config.search needs a supernet as config.prerequisites.{SUPERNET}, with model "
+            "'encoder_supernet'"
+        )
+    if config.model.name != "encoder":
+        raise ConfigError("config.search finds a model 'encoder'; name it in config.model.name")
+    if jax.process_count() > 1:
+        raise ConfigError("config.search measures one machine; train with a single process")
+
+
+def resolved(
+    config: ml_collections.ConfigDict,
+    trained: Mapping[str, Trained],
+    workdir: Path,
+    dataset: Callable[[], data.Dataset],
+) -> ml_collections.ConfigDict:
+    """Returns the config with the network found, after searching for it if need be.
+
+    Args:
+      config: the config; one without a search is returned as it is.
+      trained: the prerequisites, trained.
+      workdir: folder of the run.
+      dataset: gives the data, if it is needed.
+    """
+    if not config.search.name:
+        return config
+    path = workdir / FOLDER / RECORD
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        search: Search = SEARCHES.build(config.search, "search")
+        record = run(search, trained[SUPERNET], dataset(), path.parent, config)
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    found = json.loads(path.read_text(encoding="utf-8"))["found"]["plan"]
+    config = copy.deepcopy(config)
+    with config.unlocked():
+        for field, value in found.items():
+            config.model[field] = value
+    return config
+
+
+def summary(workdir: Path) -> dict[str, Any]:
+    """Returns what a run's report says of its search: ``{}`` if there was none."""
+    path = workdir / FOLDER / RECORD
+    return {"search": json.loads(path.read_text(encoding="utf-8"))} if path.exists() else {}
+
+
+def run(
+    search: Search,
+    supernet: Trained,
+    dataset: data.Dataset,
+    folder: Path,
+    config: ml_collections.ConfigDict,
+) -> dict[str, Any]:
+    """Searches, and returns the record; the table of latencies goes into the folder."""
+    network: Any = supernet.model
+    space, length, began = network.space, dataset.input_shape[0], time.monotonic()
+    shape = network.encoder.shape
+    whole = [space.full, space.smallest]
+    whole += stratified(space.plans, lambda plan: plan.macs(shape, length), 3, seed=1)
+    say(f"search   measures the parts of {len(space)} networks at batch {search.batch}")
+    times = measure.time_parts(
+        network.subnetwork,
+        space.plans,
+        list(dict.fromkeys(whole)),
+        search.batch,
+        length,
+        search.rounds,
+    )
+    table = measure.table(times, search.batch, length)
+    table.save(folder / TABLE)
+    full_ms = times[space.full].median_ms
+    requirement = search.requirement(full_ms)
+    measured_seconds = time.monotonic() - began
+    score = Scorer(supernet, dataset, config.eval.batch_size, search.examples)
+    limit = requirement.max_ms or math.inf
+    evaluations = Evaluations(space, score, table, search.budget, limit)
+    say(f"search   evaluates {search.budget} networks for {requirement}")
+    search.explore(evaluations, np.random.default_rng(config.seed))
+    if not evaluations.found:  # nothing is predicted to be fast enough
+        fastest = evaluations.allowed[0]
+        evaluations.found[fastest] = score(fastest)
+    candidates = [Candidate(plan, value, table(plan)) for plan, value in evaluations.found.items()]
+    found = choose(candidates, requirement, _measurement(network, search, length))
+    met = requirement.met_by(found)
+    sentence = f"found {found}" if met else f"nothing meets {requirement}; the closest is {found}"
+    say(f"search   {sentence}")
+    front = pareto([c.predicted_ms for c in candidates], [c.accuracy for c in candidates])
+    return {
+        "requirement": str(requirement),
+        "met": met,
+        "sentence": sentence,
+        "found": described(found),
+        "full": {"measured_ms": full_ms, "accuracy": score(space.full)},
+        "front": [described(candidates[i]) for i in front],
+        "evaluated": [described(candidate) for candidate in candidates],
+        "networks_in_space": len(space),
+        "evaluations": len(candidates),
+        "seconds": {
+            "measuring": measured_seconds,
+            "all": time.monotonic() - began,
+        },
+        "batch": search.batch,
+        "length": length,
+        "environment": bench.environment(),
+    }
+
+
+def described(candidate: Candidate) -> dict[str, Any]:
+    """Returns a candidate as plain values; its plan as fields of the model 'encoder'."""
+    fields = dataclasses.asdict(candidate)
+    fields["plan"]["cuts"] = [list(cut) for cut in candidate.plan.cuts]
+    return fields
+
+
+def _measurement(
+    network: Any, search: Search, length: int
+) -> Callable[[Sequence[Candidate]], list[Candidate]]:
+    def measured(candidates: Sequence[Candidate]) -> list[Candidate]:
+        calls = {
+            str(i): measure.network_call(network.subnetwork(c.plan), search.batch, length)
+            for i, c in enumerate(candidates)
+        }
+        times = bench.interleaved(calls, search.rounds, 3, warmup=2).values()
+        return [
+            dataclasses.replace(candidate, measured_ms=found.median_ms)
+            for candidate, found in zip(candidates, times, strict=True)
+        ]
+
+    return measured
+
+
+class Scorer:
+    """Accuracy of plans with the parameters of a supernet; one program each, and not kept.
+
+    Args:
+      supernet: the trained supernet.
+      dataset: whose validation split to use.
+      batch_size: examples of a call.
+      examples: of the split, drawn at random; 0 takes all.
+    """
+
+    def __init__(self, supernet: Trained, dataset: data.Dataset, batch_size: int, examples: int):
+        self._network: Any = supernet.model
+        self._variables = jax.device_put(dict(supernet.variables), jax.local_devices()[0])
+        split = dataset.splits["validation"]
+        if not len(split):
+            raise ConfigError(
+                f"config.search: data '{dataset.name}' has no validation examples; set "
+                "config.data.validation_fraction above 0"
+            )
+        # Drawn from all of it: a split may be sorted by class.
+        number = min(examples or len(split), len(split))
+        rows = np.random.default_rng(0).permutation(len(split))[:number]
+        size = min(batch_size, number)
+        self._batches = [split.take(rows[first : first + size]) for first in range(0, number, size)]
+
+    def __call__(self, plan: Plan) -> float:
+        """Returns the accuracy of a plan's network."""
+        network = self._network.subnetwork(plan)
+
+        @jax.jit
+        def answers(variables, inputs, options):
+            return network.apply(variables, inputs, **options).argmax(-1)
+
+        right, seen = 0, 0
+        for batch in self._batches:
+            options = {"mask": batch["mask"]} if "mask" in batch else {}
+            found = np.asarray(answers(self._variables, batch["inputs"], options))
+            right, seen = right + int((found == batch["labels"]).sum()), seen + len(found)
+        return right / seen

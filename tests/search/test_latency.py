@@ -1,0 +1,87 @@
+"""Tables of latencies: sums of parts, the constant, repair, and files."""
+
+import numpy as np
+import pytest
+
+from jaxeff.errors import DataError
+from jaxeff.search.latency import LatencyTable, monotone, needed, parts
+from jaxeff.search.plan import Plan
+from jaxeff.search.space import Space
+
+SPACE = Space((2, 3, 4), (2, 3), 2)
+
+
+def table(space=SPACE, length=24):
+    layers, cuts = needed(space.plans, length)
+    return LatencyTable(
+        2, length, 0.5, {s: 0.1 * s[0] + 0.01 * s[1] for s in layers}, dict.fromkeys(cuts, 0.03)
+    )
+
+
+def test_parts_by_hand():
+    layers, cuts = parts(Plan(4, ((1, 2), (3, 3))), 10)
+    assert layers == [(10, 10), (5, 5), (5, 5), (2, 2)]
+    assert cuts == [(10, 2), (5, 3)]
+    layers, _ = parts(Plan(3, ((1, 2),), 1, pooled_queries=True), 10)
+    assert layers == [(10, 10), (6, 10), (6, 6)]
+
+
+def test_a_network_is_the_sum_of_its_parts():
+    plan = Plan(3, ((1, 2),))
+    assert table()(plan) == pytest.approx(0.5 + 0.11 * (24 + 12 + 12) + 0.03)
+    assert max(table()(p) for p in SPACE.plans) == table()(SPACE.full)
+    with pytest.raises(DataError, match=r"no part of shape \(5, 5\)"):
+        table()(Plan(3, ((1, 5),)))
+
+
+def test_every_plan_has_its_parts():
+    for space in (SPACE, Space((3,), (2, 3), 2, 1, "mean", True)):
+        found = table(space, 23)
+        assert all(found(plan) > 0 for plan in space.plans)
+
+
+def test_the_constant_fits_whole_networks():
+    exact = table()
+    measured = {p: exact(p) + 1.25 for p in SPACE.plans[::5]}
+    measured[SPACE.plans[0]] += 100.0  # one was disturbed
+    assert exact.fitted(measured).constant == pytest.approx(1.75)
+    assert exact.fitted({SPACE.full: 0.0}).constant == 0.0
+
+
+def test_repair_is_the_nearest_that_grows():
+    times = {(1, 1): 1.0, (2, 2): 4.0, (3, 3): 2.0, (4, 4): 3.0, (8, 8): 9.0}
+    found = monotone({**times, (2, 4): 0.5, (4, 8): 0.7})
+    assert found == {
+        (1, 1): 1.0,
+        (2, 2): 3.0,
+        (3, 3): 3.0,
+        (4, 4): 3.0,
+        (8, 8): 9.0,
+        (2, 4): 0.5,
+        (4, 8): 0.7,
+    }
+    rng = np.random.default_rng(0)
+    noisy = {(n, n): n + 3 * rng.normal() for n in range(1, 40)}
+    repaired = list(monotone(noisy).values())
+    assert (np.diff(repaired) >= 0).all()
+    assert np.mean(repaired) == pytest.approx(np.mean(list(noisy.values())))
+
+
+def test_shorter_or_shallower_is_never_slower():
+    found = table()
+    lengths = {plan: [q for q, _ in plan.lengths(24)] for plan in SPACE.plans}
+    for one, short in lengths.items():
+        for other, long in lengths.items():
+            same = len(one.cuts) == len(other.cuts)
+            if same and len(short) <= len(long) and all(map(int.__le__, short, long)):
+                assert found(one) <= found(other) + 1e-12
+
+
+def test_files(tmp_path):
+    made = LatencyTable(2, 24, 0.5, {(3, 3): 0.1}, {(24, 2): 0.2}, {"cpu": "x"})
+    made.save(tmp_path / "latency.json")
+    assert LatencyTable.load(tmp_path / "latency.json") == made
+    (tmp_path / "other.json").write_text('{"batch": 1}')
+    for name in ("other.json", "nothing.json"):
+        with pytest.raises(DataError, match="no table of latencies"):
+            LatencyTable.load(tmp_path / name)

@@ -1,0 +1,190 @@
+"""The search of a run: its record, what it hands on, and what is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxeff import data, train
+from jaxeff.errors import ConfigError
+from jaxeff.models import MODELS
+from jaxeff.search.latency import LatencyTable
+from jaxeff.search.plan import Plan
+from jaxeff.train import jobs, searching
+from jaxeff.train.algorithms import Trained
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+SHAPE = {
+    "vocabulary": 12,
+    "width": 8,
+    "layers": 2,
+    "heads": 2,
+    "hidden": 8,
+    "positions": 16,
+    "types": 0,
+}
+SUPERNET = {
+    "name": "encoder_supernet",
+    "shape": SHAPE,
+    "depths": (1, 2),
+    "factors": (2,),
+    "max_cuts": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """Forty texts of two words; the class is the first word."""
+    rng = np.random.default_rng(0)
+    labels = np.sort(rng.integers(0, 2, 40)).astype(np.int32)
+    values = rng.integers(4, 12, (40, 8)).astype(np.int32)
+    values[:, 0] = 2 + labels
+    split = data.snippets.TokenSplit(values, labels, np.arange(40), np.full(40, 8, np.int32))
+    return data.Dataset(
+        "words", "classification", 2, 2, (8,), dict.fromkeys(data.base.STREAMS, split), "words"
+    )
+
+
+@pytest.fixture(scope="module")
+def supernet():
+    model = MODELS.build(SUPERNET, num_outputs=2)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8), np.int32))
+    return Trained(model, jax.device_get(variables))
+
+
+def config(**search):
+    made = train.base_config()
+    made.data.name, made.name = "verses", "found"
+    made.model = {"name": "encoder", "shape": SHAPE}
+    made.search = {"name": "evolution", "budget": 3, "rounds": 1, **search}
+    made.eval.batch_size = 16
+    return made
+
+
+@pytest.mark.parametrize("name", ["evolution", "enumeration", "random"])
+def test_a_record(name, supernet, dataset, tmp_path):
+    asked = config(name=name, max_latency_share=1.0)
+    search = searching.SEARCHES.build(asked.search)
+    record = searching.run(search, supernet, dataset, tmp_path, asked)
+    json.dumps(record)
+    assert record["networks_in_space"] == record["evaluations"] == 3 or record["met"]
+    found = record["found"]
+    assert found["plan"].keys() == {"depth", "cuts", "keep_first", "kind", "pooled_queries"}
+    assert found in [{**c, "measured_ms": found["measured_ms"]} for c in record["evaluated"]]
+    assert LatencyTable.load(tmp_path / searching.TABLE).length == 8
+    assert set(record["seconds"]) == {"measuring", "all"}
+
+
+def test_what_cannot_be_met_is_answered_with_the_nearest(supernet, dataset, tmp_path, capsys):
+    asked = config(max_latency_ms=1e-9)
+    record = searching.run(
+        searching.SEARCHES.build(asked.search), supernet, dataset, tmp_path, asked
+    )
+    assert not record["met"]
+    predicted = LatencyTable.load(tmp_path / searching.TABLE)
+    cheapest = min(supernet.model.space.plans, key=predicted)
+    assert record["found"]["plan"]["depth"] == cheapest.depth
+    said = capsys.readouterr().out
+    assert "nothing meets at most 1e-09 ms; the closest is depth 1" in said
+    assert f"accuracy {record['found']['accuracy']:.4f}" in said
+
+
+def test_scores_are_accuracies_of_a_part_of_all(supernet, dataset):
+    plan = Plan(2, ((1, 2),))
+    whole = searching.Scorer(supernet, dataset, 16, 0)(plan)
+    batch = dataset.splits["validation"].take(np.arange(40))
+    network = supernet.model.subnetwork(plan)
+    found = network.apply(supernet.variables, batch["inputs"], mask=batch["mask"]).argmax(-1)
+    assert whole == np.mean(found == batch["labels"])
+    part = searching.Scorer(supernet, dataset, 16, 20)
+    labels = np.concatenate([b["labels"] for b in part._batches])
+    assert len(labels) == 20
+    assert 0.2 < labels.mean() < 0.8  # though the split is sorted
+
+
+def test_a_search_is_made_once(supernet, dataset, tmp_path, monkeypatch):
+    calls = []
+
+    def run(*_):
+        calls.append(1)
+        fields = {"depth": 2, "cuts": [[1, 2]], "keep_first": 0, "kind": "linear"}
+        return {"found": {"plan": fields}}
+
+    monkeypatch.setattr(searching, "run", run)
+    asked = config()
+    trained = {"teacher": supernet}
+    for _ in range(2):
+        found = searching.resolved(asked, trained, tmp_path, lambda: dataset)
+        assert found.model.depth == 2
+        assert found.model.cuts == ((1, 2),) or list(map(list, found.model.cuts)) == [[1, 2]]
+        MODELS.build(found.model, num_outputs=2)
+    assert "cuts" not in asked.model
+    assert len(calls) == 1
+    assert searching.summary(tmp_path)["search"]["found"]
+    assert searching.summary(tmp_path / "other") == {}
+    plain = train.base_config()
+    assert searching.resolved(plain, {}, tmp_path, lambda: dataset) is plain
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget": 0}, "budget must be at least 1"),
+        ({"max_latency_ms": 1.0, "min_accuracy": 0.5}, "set one of them"),
+        ({"max_latency_share": 0.0}, "max_latency_share must be in"),
+        ({"name": "evolutoin"}, "did you mean 'evolution'"),
+        ({"max_latncy_ms": 1.0}, "did you mean 'max_latency_ms'"),
+    ],
+)
+def test_impossible_searches(change, message, supernet):
+    with pytest.raises(ConfigError, match=message):
+        searching.check(config(**change), {"teacher": supernet})
+
+
+def test_what_a_search_needs(supernet):
+    with pytest.raises(ConfigError, match=r"needs a supernet as config\.prerequisites\.teacher"):
+        searching.check(config(), {})
+    other = config()
+    other.model.name = "encoder_supernet"
+    with pytest.raises(ConfigError, match="finds a model 'encoder'"):
+        searching.check(other, {"teacher": supernet})
+    searching.check(config(), {"teacher": supernet})
+    searching.check(train.base_config(), {})
+
+
+@pytest.mark.slow
+def test_from_supernet_to_network(tmp_path):
+    """The whole command on a few reviews: train, search, train what was found, evaluate again."""
+    import bz2
+
+    rng = np.random.default_rng(0)
+    rows = ["category,text,movie_name,has_plot_and_reviews"]
+    for number in range(200):
+        kind = ("rotten", "fresh")[number % 2]
+        words = ["bad", "good"][number % 2 :][:1] + list(rng.choice(list("abcdefgh"), 5))
+        rows.append(f"{kind},{' '.join(rng.permutation(words))} {number},m,False")
+    (tmp_path / data.snippets.CORPUS).write_bytes(bz2.compress("\n".join(rows).encode()))
+    made = config(budget=2, examples=0)
+    made.data.name, made.data.dir = "rotten_tomatoes", str(tmp_path)
+    made.data.length, made.data.vocabulary = 8, 12
+    made.devices.cpu = 1
+    made.optim.learning_rate = 0.02
+    made.train.batch_size, made.train.num_steps = 32, 60
+    made.train.eval_every = made.checkpoint.every = 30
+    teacher = train.base_config()
+    for section in ("data", "optim", "train", "checkpoint", "eval", "devices"):
+        teacher[section] = made[section].copy_and_resolve_references()
+    teacher.model = SUPERNET
+    teacher.algorithm = {"name": "sandwich", "pool": 2, "draws": 1}
+    with made.prerequisites.unlocked():
+        made.prerequisites.teacher = teacher
+    losses = {"kd": {"temperature": 1.0}}
+    made.algorithm = {"name": "distill", "losses": losses, "inherit": True}
+    report = jobs.run(made, tmp_path / "run")
+    found = report["extras"]["search"]["found"]["plan"]
+    assert report["config"]["model"]["depth"] == found["depth"]
+    assert report["metrics"]["test"]["accuracy"] > 0.9
+    again = jobs.run(made, tmp_path / "run", "eval")
+    assert again["metrics"]["test"] == report["metrics"]["test"]
