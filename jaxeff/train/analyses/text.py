@@ -1,0 +1,83 @@
+"""A trained text classifier as a folder that answers strings, and how fast it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxeff import bench
+from jaxeff.errors import ConfigError
+from jaxeff.models.encoder import Encoder
+from jaxeff.models.text import TextClassifier
+from jaxeff.search.measure import network_call
+from jaxeff.search.plan import Plan
+from jaxeff.serving import TextModel
+from jaxeff.train.analyses.base import ANALYSES, Findings
+
+if TYPE_CHECKING:
+    from jaxeff.train.experiment import Experiment
+
+FOLDER = "model"
+
+
+@ANALYSES.register("text_model")
+@dataclasses.dataclass(frozen=True)
+class ExportedTextModel:
+    """Writes the model with its tokeniser, reads it again, and times it beside the full encoder.
+
+    Attributes:
+      batches: sequences in a timed call; all have the data's length, without padding.
+      rounds: turns of the timing, each of three calls.
+      examples: test texts on which what was read must answer as what was written.
+    """
+
+    batches: Sequence[int] = (1, 32)
+    rounds: int = 10
+    examples: int = 64
+
+    def check(self, experiment: Experiment) -> None:
+        """Raises `ConfigError` for another model, or for data that is no text."""
+        if not isinstance(experiment.model, TextClassifier):
+            raise ConfigError("analysis 'text_model' needs config.model.name='encoder'")
+        if getattr(experiment.dataset.splits["test"], "tokenizer", None) is None:
+            raise ConfigError(
+                f"analysis 'text_model' needs texts, which data '{experiment.dataset.name}' is not"
+            )
+
+    def __call__(
+        self, experiment: Experiment, chosen: Mapping[str, Any], workdir: Path
+    ) -> Findings:
+        """See `jaxeff.train.analyses.Analysis`."""
+        network: Any = experiment.model
+        split: Any = experiment.dataset.splits["test"]
+        length = experiment.dataset.input_shape[0]
+        facts = split.tokenizer, experiment.dataset.class_names, length
+        model = TextModel(network, chosen["params"], *facts)
+        model.save(workdir / FOLDER)
+        texts = [split.texts[row] for row in split.indices[: self.examples]]
+        before, after = (m.logits(texts) for m in (model, TextModel.load(workdir / FOLDER)))
+        encoder = network.encoder
+        full = Encoder(encoder.shape, Plan(encoder.shape.layers), encoder.dtype)
+        networks = {
+            "network": network,
+            "full": TextClassifier(full, network.num_outputs, network.dtype),
+        }
+        latency = {}
+        for batch in self.batches:
+            calls = {name: network_call(own, batch, length) for name, own in networks.items()}
+            times = bench.interleaved(calls, self.rounds, 3)
+            latency[f"batch_{batch}"] = {name: time.median_ms for name, time in times.items()}
+        return Findings(
+            {
+                "latency_ms": latency,
+                "difference_after_reading": float(np.abs(before - after).max()),
+                "accuracy_of_examples": float(
+                    np.mean(after.argmax(-1) == split.labels[split.indices[: self.examples]])
+                ),
+            },
+            {"text_model": FOLDER},
+        )
