@@ -8,7 +8,7 @@ A reconstruction: the text of Bidart, 2023, is public as an abstract only.
     python -m jaxeff.main --config=configs/bottleneck.py:rotten_tomatoes  # MiniLM, hours
     python -m jaxeff.main --config=configs/bottleneck.py:rotten_tomatoes,search=random
 
-The argument is a setting; ``search`` (a name in `jaxeff.train.searching.SEARCHES`, or ``none`` for
+The argument is a setting; ``search`` (a name in `jaxeff.train.searches.SEARCHES`, or ``none`` for
 the network that ``config.model`` describes); ``kind`` of the bottlenecks; ``supernet`` to train the
 supernet alone; and ``quick``. Without a requirement the network may take 0.6 times as long as the
 full one.

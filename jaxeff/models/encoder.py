@@ -145,12 +145,15 @@ class Encoder(nn.Module):
       plan: depth and cuts.
       dtype: of the computation.
       spares: further pairs (l, k), as a plan's cuts, whose parameters exist without being used.
+      between: maps the number of a layer, the tokens behind it and their weights to those that the
+        next layer gets, in place of cuts.
     """
 
     shape: EncoderShape
     plan: Plan
     dtype: Dtype = jnp.float32
     spares: tuple[tuple[int, int], ...] = ()
+    between: Callable[[int, Array, Array], tuple[Array, Array]] | None = None
 
     @nn.compact
     def __call__(
@@ -196,7 +199,9 @@ class Encoder(nn.Module):
                 for place, factor in self.spares:
                     if place == number:
                         self._cut(place, factor)(x, weight)
-            if number in factors:
+            if number and self.between is not None:
+                x, weight = self.between(number, x, weight)
+            elif number in factors:
                 memory = (x, weight) if plan.pooled_queries else None
                 x, weight = self._cut(number, factors[number])(x, weight)
             layer = TransformerLayer(shape, self.dtype, name=f"layer_{number}")

@@ -36,17 +36,18 @@ class TextClassifier(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool = False, mask: Array | None = None) -> Array:
         """Maps integers ``[batch, length]`` to ``[batch, num_outputs]``; see `Encoder`."""
-        tokens, weight = self.encoder(inputs, mask=mask, train=train)
-        if self.encoder.plan.keep_first:
-            pooled = tokens[:, 0]
-        else:
-            pooled = masked_mean(tokens, weight)
+        pooled = self.pooled(*self.encoder(inputs, mask=mask, train=train))
         pooled = nn.Dropout(self.encoder.shape.dropout, deterministic=not train)(pooled)
         self.sow("intermediates", "penultimate", pooled)
         start = nn.initializers.normal(0.02)
         return nn.Dense(self.num_outputs, dtype=self.dtype, kernel_init=start, name="classifier")(
             pooled
         )
+
+    @nn.nowrap
+    def pooled(self, tokens: Array, weight: Array) -> Array:
+        """Returns what the linear layer reads ``[batch, width]`` of the encoder's output."""
+        return tokens[:, 0] if self.encoder.plan.keep_first else masked_mean(tokens, weight)
 
     @nn.nowrap
     def initial_variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:

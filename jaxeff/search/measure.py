@@ -20,6 +20,9 @@ from jaxeff.typing import Array, Dtype
 #: Layers of one timed program: a call costs little beside them, and weights come from memory.
 STACK = 3
 
+#: Which time of repeated calls counts: the fastest, which other work on the machine disturbs least.
+STATISTIC = "min_ms"
+
 #: What has been timed: ("layer" or "cut", shape), ("call", (0, 0)), or a plan.
 Times = Mapping[Any, bench.Latency]
 
@@ -105,7 +108,7 @@ def time_parts(
     return dict(zip(calls, times.values(), strict=True))
 
 
-def table(times: Times, batch: int, length: int, statistic: str = "median_ms") -> LatencyTable:
+def table(times: Times, batch: int, length: int, statistic: str = STATISTIC) -> LatencyTable:
     """Makes a table of what `time_parts` found; its constant fits the whole networks.
 
     Args:

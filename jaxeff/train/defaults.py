@@ -31,7 +31,7 @@ def base_config() -> ml_collections.ConfigDict:
             },
             "prerequisites": {},  # by name, configs of trainings that come before this one
             "model": {"name": ""},  # see jaxeff.models.MODELS
-            "search": {"name": ""},  # for the model, see jaxeff.train.searching.SEARCHES
+            "search": {"name": ""},  # for the model, see jaxeff.train.searches.SEARCHES
             "algorithm": {"name": "bptt"},  # see jaxeff.train.algorithms.ALGORITHMS
             "objective": {"name": "auto"},  # see jaxeff.train.objectives.OBJECTIVES
             "optim": {

@@ -22,100 +22,18 @@ import numpy as np
 
 from jaxeff import bench, data
 from jaxeff.errors import ConfigError
-from jaxeff.registry import Registry
-from jaxeff.search import measure, strategies
-from jaxeff.search.choice import Candidate, Requirement, choose
+from jaxeff.search import measure
+from jaxeff.search.choice import Candidate, choose
 from jaxeff.search.front import pareto
 from jaxeff.search.plan import Plan
 from jaxeff.search.space import stratified
 from jaxeff.search.strategies import Evaluations
 from jaxeff.train.algorithms import Trained
 from jaxeff.train.console import say
+from jaxeff.train.searches import SEARCHES, Known, Search
 
-SEARCHES = Registry("search")
 FOLDER, RECORD, TABLE = "search", "search.json", "latency.json"
 SUPERNET = "teacher"
-
-
-@dataclasses.dataclass(frozen=True)
-class Search:
-    """What every search has.
-
-    Attributes:
-      budget: plans evaluated.
-      examples: of the validation split, on which to evaluate; 0 takes all.
-      batch: sequences in a call, for the latency.
-      max_latency_ms: requirement on a call; 0 asks for nothing.
-      min_accuracy: requirement on the accuracy on those examples; 0 asks for nothing.
-      max_latency_share: of the full network's latency, where neither of them is asked for.
-      rounds: turns of the measurement of latencies.
-    """
-
-    budget: int = 60
-    examples: int = 1000
-    batch: int = 1
-    max_latency_ms: float = 0.0
-    min_accuracy: float = 0.0
-    max_latency_share: float = 0.6
-    rounds: int = 12
-
-    def __post_init__(self) -> None:
-        for field in ("budget", "batch", "rounds"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"{field} must be at least 1, not {getattr(self, field)}")
-        if self.examples < 0:
-            raise ConfigError(f"examples must not be negative, not {self.examples}")
-        if not 0 < self.max_latency_share <= 1:
-            raise ConfigError(f"max_latency_share must be in (0, 1], not {self.max_latency_share}")
-        self.requirement(1.0)
-
-    def requirement(self, full_ms: float) -> Requirement:
-        """Returns what is asked for, given the full network's time of a call."""
-        if self.max_latency_ms or self.min_accuracy:
-            return Requirement(self.max_latency_ms, self.min_accuracy)
-        return Requirement(self.max_latency_share * full_ms)
-
-    def explore(self, evaluations: Evaluations, rng: np.random.Generator) -> None:
-        """Spends the budget."""
-        raise NotImplementedError
-
-
-@SEARCHES.register("evolution")
-@dataclasses.dataclass(frozen=True)
-class Evolution(Search):
-    """See `jaxeff.search.strategies.evolution`, as for the attributes.
-
-    Attributes:
-      population: plans evaluated at first.
-      mutation: probability of a change.
-    """
-
-    population: int = 20
-    mutation: float = 0.5
-
-    def explore(self, evaluations: Evaluations, rng: np.random.Generator) -> None:
-        """See `Search.explore`."""
-        strategies.evolution(evaluations, rng, self.population, self.mutation)
-
-
-@SEARCHES.register("enumeration")
-@dataclasses.dataclass(frozen=True)
-class Enumeration(Search):
-    """See `jaxeff.search.strategies.enumeration`."""
-
-    def explore(self, evaluations: Evaluations, rng: np.random.Generator) -> None:
-        """See `Search.explore`."""
-        strategies.enumeration(evaluations, rng)
-
-
-@SEARCHES.register("random")
-@dataclasses.dataclass(frozen=True)
-class Random(Search):
-    """See `jaxeff.search.strategies.random_search`."""
-
-    def explore(self, evaluations: Evaluations, rng: np.random.Generator) -> None:
-        """See `Search.explore`."""
-        strategies.random_search(evaluations, rng)
 
 
 def check(config: ml_collections.ConfigDict, trained: Mapping[str, Trained]) -> None:
@@ -195,14 +113,15 @@ def run(
     )
     table = measure.table(times, search.batch, length)
     table.save(folder / TABLE)
-    full_ms = times[space.full].median_ms
+    full_ms = getattr(times[space.full], measure.STATISTIC)
     requirement = search.requirement(full_ms)
     measured_seconds = time.monotonic() - began
     score = Scorer(supernet, dataset, config.eval.batch_size, search.examples)
     limit = requirement.max_ms or math.inf
     evaluations = Evaluations(space, score, table, search.budget, limit)
     say(f"search   evaluates {search.budget} networks for {requirement}")
-    search.explore(evaluations, np.random.default_rng(config.seed))
+    known = Known(supernet, table, dataset.splits["train"], full_ms)
+    search.explore(evaluations, np.random.default_rng(config.seed), known)
     if not evaluations.found:  # nothing is predicted to be fast enough
         fastest = evaluations.allowed[0]
         evaluations.found[fastest] = score(fastest)
@@ -249,7 +168,7 @@ def _measurement(
         }
         times = bench.interleaved(calls, search.rounds, 3, warmup=2).values()
         return [
-            dataclasses.replace(candidate, measured_ms=found.median_ms)
+            dataclasses.replace(candidate, measured_ms=getattr(found, measure.STATISTIC))
             for candidate, found in zip(candidates, times, strict=True)
         ]
 

@@ -1,0 +1,192 @@
+"""What ``config.search`` may name: strategies with their requirement and budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxeff import data
+from jaxeff.errors import ConfigError
+from jaxeff.registry import Registry
+from jaxeff.search import relaxed, strategies
+from jaxeff.search.choice import Requirement
+from jaxeff.search.latency import LatencyTable
+from jaxeff.search.space import Space
+from jaxeff.search.strategies import Evaluations
+from jaxeff.train.algorithms import Trained
+
+SEARCHES = Registry("search")
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What a search may use beside scores and costs.
+
+    Attributes:
+      supernet: the trained supernet.
+      table: predicts latencies.
+      split: training examples.
+      full_ms: latency of the full network.
+    """
+
+    supernet: Trained
+    table: LatencyTable
+    split: data.Split
+    full_ms: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What every search has.
+
+    Attributes:
+      budget: plans evaluated.
+      examples: of the validation split, on which to evaluate; 0 takes all.
+      batch: sequences in a call, for the latency.
+      max_latency_ms: requirement on a call, the fastest of many; 0 asks for nothing.
+      min_accuracy: requirement on the accuracy on those examples; 0 asks for nothing.
+      max_latency_share: of the full network's latency, where neither of them is asked for.
+      rounds: turns of the measurement of latencies.
+    """
+
+    budget: int = 60
+    examples: int = 1000
+    batch: int = 1
+    max_latency_ms: float = 0.0
+    min_accuracy: float = 0.0
+    max_latency_share: float = 0.6
+    rounds: int = 12
+
+    def __post_init__(self) -> None:
+        for field in ("budget", "batch", "rounds"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"{field} must be at least 1, not {getattr(self, field)}")
+        if self.examples < 0:
+            raise ConfigError(f"examples must not be negative, not {self.examples}")
+        if not 0 < self.max_latency_share <= 1:
+            raise ConfigError(f"max_latency_share must be in (0, 1], not {self.max_latency_share}")
+        self.requirement(1.0)
+
+    def requirement(self, full_ms: float) -> Requirement:
+        """Returns what is asked for, given the full network's time of a call."""
+        if self.max_latency_ms or self.min_accuracy:
+            return Requirement(self.max_latency_ms, self.min_accuracy)
+        return Requirement(self.max_latency_share * full_ms)
+
+    def explore(self, evaluations: Evaluations, rng: np.random.Generator, known: Known) -> None:
+        """Spends the budget."""
+        raise NotImplementedError
+
+
+@SEARCHES.register("evolution")
+@dataclasses.dataclass(frozen=True)
+class Evolution(Search):
+    """See `jaxeff.search.strategies.evolution`, as for the attributes.
+
+    Attributes:
+      population: plans evaluated at first.
+      mutation: probability of a change.
+    """
+
+    population: int = 20
+    mutation: float = 0.5
+
+    def explore(self, evaluations: Evaluations, rng: np.random.Generator, known: Known) -> None:
+        """See `Search.explore`."""
+        strategies.evolution(evaluations, rng, self.population, self.mutation)
+
+
+@SEARCHES.register("enumeration")
+@dataclasses.dataclass(frozen=True)
+class Enumeration(Search):
+    """See `jaxeff.search.strategies.enumeration`."""
+
+    def explore(self, evaluations: Evaluations, rng: np.random.Generator, known: Known) -> None:
+        """See `Search.explore`."""
+        strategies.enumeration(evaluations, rng)
+
+
+@SEARCHES.register("random")
+@dataclasses.dataclass(frozen=True)
+class Random(Search):
+    """See `jaxeff.search.strategies.random_search`."""
+
+    def explore(self, evaluations: Evaluations, rng: np.random.Generator, known: Known) -> None:
+        """See `Search.explore`."""
+        strategies.random_search(evaluations, rng)
+
+
+@SEARCHES.register("gradient")
+@dataclasses.dataclass(frozen=True)
+class Gradient(Search):
+    """Learns distributions of factors and depths by gradients, see `jaxeff.search.relaxed`.
+
+    The supernet's weights stay as they are. Each of a few latencies is aimed at in turn; the
+    likeliest plan is evaluated, and what is left of the budget goes to draws.
+
+    Attributes:
+      aims: latencies to aim at, as shares of the limit, or of the full network's without one.
+      steps: of each.
+      batch_size: examples of a step.
+      learning_rate: of Adam.
+      temperature: of the draws.
+      penalty: of an expected latency that is beyond the aim, as a share of that.
+    """
+
+    aims: Sequence[float] = (1.0, 0.8, 0.6, 0.4)
+    steps: int = 150
+    batch_size: int = 32
+    learning_rate: float = 0.05
+    temperature: float = 1.0
+    penalty: float = 5.0
+
+    def explore(self, evaluations: Evaluations, rng: np.random.Generator, known: Known) -> None:
+        """See `Search.explore`."""
+        space = evaluations.space
+        if space.pooled_queries:
+            raise ConfigError("config.search: a gradient needs pooled_queries=False")
+        goal = evaluations.limit if math.isfinite(evaluations.limit) else known.full_ms
+        learned = [self._learned(space, share * goal, rng, known) for share in self.aims]
+        for probabilities in learned:
+            evaluations.add(relaxed.likeliest(space, probabilities))
+        for _ in range(20 * self.budget):
+            if evaluations.done:
+                break
+            for probabilities in learned:
+                evaluations.add(relaxed.drawn_plan(space, probabilities, rng))
+
+    def _learned(
+        self, space: Space, aim: float, rng: np.random.Generator, known: Known
+    ) -> dict[str, Any]:
+        network, table = known.supernet.model, known.table
+        params = jax.device_put(known.supernet.variables["params"], jax.local_devices()[0])
+        optimizer = optax.adam(self.learning_rate)
+
+        def loss(logits, params, batch, key):
+            choices = relaxed.drawn(logits, key, self.temperature)
+            outputs = relaxed.logits_of(
+                network, params, choices, batch["inputs"], batch.get("mask")
+            )
+            errors = optax.softmax_cross_entropy_with_integer_labels(outputs, batch["labels"])
+            expected = relaxed.expected_latency(table, space, jax.tree.map(jax.nn.softmax, logits))
+            return errors.mean() + self.penalty * jax.nn.relu(expected / aim - 1)
+
+        @jax.jit
+        def step(logits, state, params, batch, key):
+            grads = jax.grad(loss)(logits, params, batch, key)
+            updates, state = optimizer.update(grads, state)
+            return optax.apply_updates(logits, updates), state
+
+        logits: Any = relaxed.initial_logits(space)
+        state, key = optimizer.init(logits), jax.random.key(int(rng.integers(2**31)))
+        for number in range(self.steps):
+            rows = rng.integers(0, len(known.split), self.batch_size)
+            batch = known.split.take(rows)
+            logits, state = step(logits, state, params, batch, jax.random.fold_in(key, number))
+        return jax.tree.map(lambda a: np.asarray(jax.nn.softmax(a, axis=-1)), logits)
