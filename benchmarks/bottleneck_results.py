@@ -1,0 +1,318 @@
+"""Shortened text encoders: accuracy against measured time, and what the search is worth.
+
+Writes ``results/bottleneck_results.json``, part by part; lines that are there already are kept:
+
+    python benchmarks/bottleneck_results.py accuracy     # trains every network; many hours
+    python benchmarks/bottleneck_results.py latency      # of those, batches 1 and 32, 3 lengths
+    python benchmarks/bottleneck_results.py prediction   # the table against 20 other networks
+    python benchmarks/bottleneck_results.py strategies   # evolution, enumeration, random
+    TORCH_PYTHON=.venv-torch/bin/python python benchmarks/bottleneck_results.py torch
+
+``accuracy`` and ``strategies`` take ``--setting=verses`` for the small task instead of MiniLM on
+reviews, and ``--quick`` for a trial in minutes, whose record goes to ``runs``. All networks of a
+seed start from the same supernet and are trained alike; the full one is one of them. Needs
+``make text``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.stats
+from recorded import HERE, command, config_of, locked_record, train
+from workers import Worker, take_turns
+
+from jaxeff import bench
+from jaxeff.search import measure, strategies
+from jaxeff.search.front import hypervolume
+from jaxeff.search.space import stratified
+from jaxeff.search.strategies import Evaluations
+from jaxeff.train import jobs, searching
+
+SEEDS = (0, 1, 2)
+NONE = "search=none"
+FIXED: dict[str, tuple[str, list[str]]] = {
+    "full": (NONE, []),
+    **{f"depth {d}": (NONE, [f"model.depth={d}"]) for d in (5, 4, 3, 2)},
+    "mean after 2 and 4": (f"{NONE},kind=mean", ["model.cuts=[[2, 2], [4, 2]]"]),
+    "Funnel: mean after 2 and 4, pooled queries": (
+        f"{NONE},kind=mean",
+        ["model.cuts=[[2, 2], [4, 2]]", "model.pooled_queries=true"],
+    ),
+    "linear after 2 and 4": (NONE, ["model.cuts=[[2, 2], [4, 2]]"]),
+    "merging after 2 and 4": (f"{NONE},kind=merge", ["model.cuts=[[2, 2], [4, 2]]"]),
+    "merging after 1, 2 and 3": (f"{NONE},kind=merge", ["model.cuts=[[1, 2], [2, 2], [3, 2]]"]),
+}
+SEARCHED: dict[str, tuple[str, list[str]]] = {
+    f"{name}, {share} of the time": (f"search={name}", [f"search.max_latency_share={share}"])
+    for share in (0.8, 0.6, 0.4)
+    for name in ("evolution", "random")
+}
+LINES = {**FIXED, **SEARCHED}
+BATCHES, LENGTHS = (1, 32), (32, 128, 512)
+
+
+class Record:
+    """The record, and where runs go."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.quick, self.setting = arguments.quick, arguments.setting
+        name = "bottleneck_results"
+        self.runs = HERE.parent / "runs" / f"{name}{'_quick' if self.quick else ''}" / self.setting
+        self.runs.mkdir(parents=True, exist_ok=True)
+        folder = self.runs if self.quick else HERE / "results"
+        self.path = folder / f"{name}.json"
+        self.seeds = SEEDS[:1] if self.quick else SEEDS
+
+    def known(self, part: str) -> dict[str, Any]:
+        found = json.loads(self.path.read_text()) if self.path.exists() else {}
+        return found.get(self.setting, {}).get(part, {})
+
+    def write(self, part: str, found: dict[str, Any]) -> None:
+        """Adds lines to a part."""
+        with locked_record(self.path) as record:
+            record.pop("lines", None)
+            record["command"] = "python benchmarks/bottleneck_results.py"
+            entry = record.setdefault(self.setting, {}).setdefault(part, {})
+            entry.update({**found, "environment": bench.environment()})
+
+    def config(self, argument: str, overrides: list[str], seed: int) -> Any:
+        """Returns a config; the seed is that of the supernet too."""
+        quick = ["quick"] if self.quick else []
+        made = config_of(",".join([self.setting, argument, *quick]), overrides, "bottleneck")
+        for one in (made, *made.prerequisites.values()):
+            one.seed, one.devices.cpu = seed, 1
+        return made
+
+    def supernet(self, seed: int) -> Path:
+        """Trains the supernet of a seed if need be, and returns its folder."""
+        folder = self.runs / "supernet" / str(seed)
+        train(self.config(NONE, [], seed).prerequisites.teacher, folder)
+        return folder
+
+
+def accuracy(record: Record) -> None:
+    """Trains every network."""
+    for name, (argument, overrides) in LINES.items():
+        if name in record.known("accuracy"):
+            continue
+        reports = []
+        for seed in record.seeds:
+            folder = record.runs / name.replace(", ", "-").replace(": ", "-") / str(seed)
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / "teacher").exists():
+                (folder / "teacher").symlink_to(record.supernet(seed).resolve())
+            reports.append(train(record.config(argument, overrides, seed), folder))
+        test = [report["metrics"]["test"]["accuracy"] for report in reports]
+        line = {
+            "command": command(f"{record.setting},{argument}", overrides, "bottleneck"),
+            "test": test,
+            "test_mean": mean(test),
+            "test_deviation": stdev(test) if len(test) > 1 else None,
+            "macs_per_example": [r["cost"]["macs_per_example"] for r in reports],
+            "training_seconds": mean(r["training"]["seconds"] for r in reports),
+            "models": [r["config"]["model"] for r in reports],
+            "searches": [
+                {k: found[k] for k in ("requirement", "met", "found", "full", "seconds")}
+                | {"evaluations": found["evaluations"]}
+                for r in reports
+                if (found := r["extras"].get("search"))
+            ],
+        }
+        record.write("accuracy", {name: line})
+        print(f"{name:45s} {line['test_mean']:.4f}", flush=True)
+
+
+def latency(record: Record) -> None:
+    """Times the networks of the first seed, all of one shape in turns; no text is padded."""
+    lines = {n: line for n, line in record.known("accuracy").items() if n in LINES}
+    from jaxeff.models import MODELS
+
+    networks = {n: MODELS.build(line["models"][0], num_outputs=2) for n, line in lines.items()}
+    longest = min(network.encoder.shape.max_length for network in networks.values())
+    found: dict[str, dict[str, Any]] = {}
+    for batch in BATCHES:
+        for length in LENGTHS[:1] if record.quick else LENGTHS:
+            if length > longest:
+                continue
+            calls = {n: measure.network_call(own, batch, length) for n, own in networks.items()}
+            rounds = 2 if record.quick else max(4, min(30, 30 * 32 * 32 // (batch * length)))
+            times = bench.interleaved(calls, rounds, 2 if batch > 1 else 3, warmup=1)
+            found[f"batch {batch}, length {length}"] = {
+                name: {"median_ms": own.median_ms, "min_ms": own.min_ms}
+                for name, own in times.items()
+            }
+            print(f"batch {batch}, length {length}", flush=True)
+    record.write("latency", found)
+
+
+def prediction(record: Record) -> None:
+    """Compares predicted with measured times of networks on which nothing was fitted."""
+    network: Any = _supernet(record).model
+    space, shape = network.space, network.encoder.shape
+    found = {}
+    shapes = ((1, 32),) if record.quick else ((1, 32), (1, 128), (32, 32))
+    for batch, length in shapes:
+        began = time.perf_counter()
+
+        def macs(plan: Any, length: int = length) -> float:
+            return plan.macs(shape, length)
+
+        fitted = list(
+            dict.fromkeys([space.full, space.smallest, *stratified(space.plans, macs, 3, 1)])
+        )
+        others = [plan for plan in space.plans if plan not in fitted]
+        held_out = stratified(others, macs, 4 if record.quick else 20, seed=2)
+        rounds = 2 if record.quick else 20 if batch == 1 else 6
+        times = measure.time_parts(
+            network.subnetwork, space.plans, [*fitted, *held_out], batch, length, rounds
+        )
+        line: dict[str, Any] = {"seconds": time.perf_counter() - began, "parts": len(times)}
+        for statistic in ("median_ms", "min_ms"):
+            known = {key: own for key, own in times.items() if key not in held_out}
+            predict = measure.table(known, batch, length, statistic)
+            predicted = np.array([predict(plan) for plan in held_out])
+            measured = np.array([getattr(times[plan], statistic) for plan in held_out])
+            line[statistic] = {
+                "mean_error": float(np.mean(np.abs(predicted / measured - 1))),
+                "largest_error": float(np.max(np.abs(predicted / measured - 1))),
+                "rank_correlation": float(scipy.stats.spearmanr(predicted, measured).statistic),
+                "predicted": predicted.tolist(),
+                "measured": measured.tolist(),
+            }
+            print(batch, length, statistic, line[statistic]["mean_error"], flush=True)
+        found[f"batch {batch}, length {length}"] = line
+    record.write("prediction", found)
+
+
+def _supernet(record: Record) -> Any:
+    """Returns the trained supernet of the first seed."""
+    folder = record.supernet(record.seeds[0])
+    parent = record.runs / "first"
+    parent.mkdir(exist_ok=True)
+    if not (parent / "teacher").exists():
+        (parent / "teacher").symlink_to(folder.resolve())
+    return jobs.prerequisites(record.config(NONE, [], record.seeds[0]), parent)["teacher"]
+
+
+def strategies_compared(record: Record) -> None:
+    """Spends equal budgets by every strategy, on one table and the same scores."""
+    config = record.config(NONE, [], record.seeds[0])
+    supernet = _supernet(record)
+    network: Any = supernet.model
+    space, shape = network.space, network.encoder.shape
+    dataset = jobs.build(config, record.runs / "first").dataset
+    score = searching.Scorer(supernet, dataset, config.eval.batch_size, config.search.examples)
+    length, known = dataset.input_shape[0], {}
+    times = measure.time_parts(
+        network.subnetwork, space.plans, [space.full], 1, length, 2 if record.quick else 12
+    )
+    table = measure.table(times, 1, length)
+
+    def kept(plan: Any) -> float:
+        if plan not in known:
+            known[plan] = score(plan)
+        return known[plan]
+
+    budget, seeds = (4, 1) if record.quick else (40, 5)
+    ways: dict[str, Any] = {
+        "evolution": strategies.evolution,
+        "enumeration": strategies.enumeration,
+        "random": strategies.random_search,
+    }
+    fronts: dict[str, list[Any]] = {}
+    for name, way in ways.items():
+        for seed in range(1 if name == "enumeration" else seeds):
+            evaluations = Evaluations(space, kept, table, budget)
+            way(evaluations, np.random.default_rng(seed))
+            fronts.setdefault(name, []).append(evaluations.found)
+    worst = 1.01 * table(space.full), min(known.values()) - 0.01
+
+    def volume(found: Any) -> float:
+        return hypervolume([table(p) for p in found], list(found.values()), *worst)
+
+    everything = volume(known)
+    found = {
+        name: {"share_of_all_known": [volume(one) / everything for one in own], "budget": budget}
+        for name, own in fronts.items()
+    }
+    # How well depth and cost alone order the networks that were evaluated.
+    costs = [plan.macs(shape, length) for plan in known]
+    ranks = scipy.stats.spearmanr(costs, list(known.values())).statistic
+    record.write(
+        "strategies", {**found, "evaluated": len(known), "rank_correlation_with_macs": float(ranks)}
+    )
+    print(json.dumps(found, indent=2))
+
+
+class Here:
+    """Times calls of this process, as a `Worker` does."""
+
+    def __init__(self, calls: dict[str, Any]):
+        self.calls, self.names = calls, list(calls)
+        for call in calls.values():
+            jax.block_until_ready(call())
+
+    def time(self, name: str, calls: int) -> list[float]:
+        found = []
+        for _ in range(calls):
+            began = time.perf_counter()
+            jax.block_until_ready(self.calls[name]())
+            found.append((time.perf_counter() - began) * 1e3)
+        return found
+
+
+def torch(record: Record) -> None:
+    """Times the full encoder of MiniLM's sizes here and in PyTorch, in turns."""
+    from jaxeff.models.encoder import Encoder, EncoderShape
+    from jaxeff.search.plan import Plan
+
+    shapes = ["1x32", "1x128", "32x32"] + ([] if record.quick else ["32x128"])
+    encoder = Encoder(EncoderShape(30522, 384, 6, 12, 1536), Plan(6))
+    calls = {shape: measure.network_call(encoder, *map(int, shape.split("x"))) for shape in shapes}
+    python = os.environ.get("TORCH_PYTHON", sys.executable)
+    worker = Worker([python, str(HERE / "torch_encoder_worker.py"), *shapes])
+    sides: Any = {"jaxeff": Here(calls), "torch": worker}
+    try:
+        found = take_turns(sides, 2 if record.quick else 10, 3)
+    finally:
+        worker.close()
+    record.write("torch", found)
+    for name, own in found.items():
+        print(name, f"{own['ms']:.2f} ms")
+
+
+PARTS = {
+    "accuracy": accuracy,
+    "latency": latency,
+    "prediction": prediction,
+    "strategies": strategies_compared,
+    "torch": torch,
+}
+
+
+def main() -> None:
+    """Runs the parts that the command line names, or all but PyTorch's."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []])
+    parser.add_argument("--setting", default="rotten_tomatoes")
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    cache = HERE.parent / "runs" / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    for part in arguments.parts or [name for name in PARTS if name != "torch"]:
+        PARTS[part](Record(arguments))
+
+
+if __name__ == "__main__":
+    main()
