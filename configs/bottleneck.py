@@ -40,7 +40,7 @@ SETTINGS: dict[str, dict] = {
         "depths": (1, 2, 3, 4, 6),
         "batch": 64,
         "rate": 1e-3,
-        "steps": (1200, 400),  # of the supernet, and of the network found
+        "steps": (600, 300),  # of the supernet, and of the network found
         "search": {"budget": 40, "examples": 1000, "batch": 32},  # alone it is too small to time
     },
     "rotten_tomatoes": {

@@ -76,16 +76,10 @@ def spread_mean(tokens: Array, share: Array, group: Array, keep_first: int) -> t
     number = jnp.where(place < keep_first, place, keep_first + (place - keep_first) // group)
     together = (number[:, None] == number[None, :]).astype(tokens.dtype)
     total = share @ together
-    # A whole number of products, instead of a sum over a number of groups that is not known.
+    # One matrix product, because the number of groups is not static.
     summed = jnp.einsum("ij,bjd->bid", together, tokens * share[..., None])
     safe = jnp.where(total > 0, total, 1)
-    means = jnp.where((total > 0)[..., None], summed / safe[..., None], tokens)
-    shares = share / safe
-    kept = place < keep_first
-    return (
-        jnp.where(kept[:, None], tokens, means),
-        jnp.where(kept, share, shares),
-    )
+    return summed / safe[..., None], share / safe
 
 
 def logits_of(

@@ -47,3 +47,8 @@ def test_hypervolume_is_the_share_of_points_that_are_beaten(points):
 
 def test_points_on_a_line_have_two_corners():
     assert hull([1, 2, 3], [1, 2, 3]) == [0, 2]
+
+
+def test_what_is_too_dear_counts_nothing():
+    assert hypervolume([1, 20], [1, 5], 10, 0) == 9
+    assert hypervolume([], [], 10, 0) == 0

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 SHAPE = {
     "vocabulary": 20,
     "width": 8,
-    "layers": 3,
+    "layers": 4,
     "heads": 2,
     "hidden": 12,
     "positions": 12,
@@ -31,8 +31,8 @@ MASK = (np.arange(11) < np.array([[11], [7], [3], [1], [10]])).astype(np.float32
 
 @pytest.mark.parametrize("keep", [0, 1])
 def test_a_draw_is_the_short_network(keep):
-    spec = {"name": "encoder_supernet", "shape": SHAPE, "depths": (1, 3), "kind": "mean"}
-    model = MODELS.build({**spec, "keep_first": keep, "max_cuts": 2}, num_outputs=3)
+    spec = {"name": "encoder_supernet", "shape": SHAPE, "depths": (1, 4), "kind": "mean"}
+    model = MODELS.build({**spec, "keep_first": keep, "max_cuts": 3}, num_outputs=3)
     variables = jax.jit(model.init)(jax.random.key(0), TOKENS)
     params = jax.tree.map(
         lambda p: p + jnp.asarray(0.3 * RNG.normal(size=p.shape), p.dtype), variables["params"]
@@ -42,9 +42,9 @@ def test_a_draw_is_the_short_network(keep):
     chosen = [
         space.full,
         space.plan(1),
-        space.plan(3, ((1, 2),)),
-        space.plan(3, ((1, 3), (2, 2))),
-        space.plan(3, ((1, 2), (2, 4))),
+        space.plan(4, ((1, 3), (3, 2))),
+        space.plan(4, ((1, 2), (2, 4))),
+        space.plan(4, ((1, 2), (2, 2), (3, 2))),
     ]
     for plan in chosen:
         found = draw(relaxed.one_hot(space, plan))
