@@ -312,6 +312,18 @@ def test_a_student_starts_from_what_was_trained_before():
         )
 
 
+def test_a_part_of_the_teacher_starts_as_it_is_there():
+    teacher = trained_mlp((3, 4, 5), 11)
+    spec = {"losses": {"kd": {}}, "inherit": True, "average_decay": 0.9}
+    with pytest.raises(ConfigError, match=r"hidden_1/kernel has another shape"):
+        build(spec, (3, 7), teacher).init_state(jax.random.key(0), batch_of()["inputs"])
+    own = build(spec, (3, 4, 5), teacher)
+    assert same(start(own, batch_of()).params, teacher.variables["params"])
+    assert same(start(own, batch_of()).algo_state["average"], teacher.variables["params"])
+    with pytest.raises(ConfigError, match="are two starts"):
+        build(spec, student=trained_mlp((3,), 0))
+
+
 def test_adapters_learn_and_are_no_part_of_the_student():
     algorithm = build({"losses": {"fitnet": {}}, "label_weight": 0.0}, optimizer=optax.adam(1e-2))
     batch = batch_of()
