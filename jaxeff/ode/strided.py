@@ -42,10 +42,8 @@ def conv(x: Array, kernel: Array, strides: int = 1, padding: int = 0) -> Array:
     """
     _check(x, kernel)
     plain = functools.partial(_xla, strides=strides, padding=padding)
-    if x.ndim == 4:
-        return plain(x, kernel)
-    planes = functools.partial(_planes, strides=strides, padding=padding)
-    return jax.lax.platform_dependent(x, kernel, cpu=planes, default=plain)
+    small = functools.partial(_on_cpu, strides=strides, padding=padding)
+    return jax.lax.platform_dependent(x, kernel, cpu=small, default=plain)
 
 
 def transposed_conv(
@@ -76,9 +74,9 @@ def transposed_conv(
     _check(x, kernel)
     count, side = x.ndim - 2, kernel.shape[0]
     more = (output_padding,) * count if isinstance(output_padding, int) else output_padding
+    if strides == 1 and padding < side and not any(more):
+        return conv(x, jnp.flip(kernel, tuple(range(count))), 1, side - 1 - padding)
     dilated = functools.partial(_dilated, strides=strides, padding=padding, more=more)
-    if strides == 1:
-        return dilated(x, kernel)
     sizes = tuple(
         (n - 1) * strides - 2 * padding + side + m for n, m in zip(x.shape[1:-1], more, strict=True)
     )
@@ -151,10 +149,35 @@ def _xla(x: Array, kernel: Array, strides: int, padding: int) -> Array:
     )
 
 
+def _on_cpu(x: Array, kernel: Array, strides: int, padding: int) -> Array:
+    """Convolves volumes plane by plane, and single channels by one matrix product."""
+    count, side = x.ndim - 2, kernel.shape[0]
+    channels, outputs = kernel.shape[-2:]
+    if outputs == 1:
+        each = jnp.einsum("tc,...c->t...", kernel.reshape(-1, channels), x)
+        shifted = (_windows(a, count, side, strides, padding) for a in each)
+        return sum(windows[tap] for tap, windows in enumerate(shifted))[..., None]
+    if count == 2:
+        return _xla(x, kernel, strides, padding)
+    if channels == 1:
+        seen = jnp.stack(_windows(x[..., 0], count, side, strides, padding))
+        return jnp.einsum("t...,to->...o", seen, kernel.reshape(-1, outputs))
+    return _planes(x, kernel, strides, padding)
+
+
+def _windows(x: Array, count: int, side: int, strides: int, padding: int) -> list[Array]:
+    """Returns what each tap of a kernel sees of ``[batch, *shape, ...]``, ``count`` axes long."""
+    rest = ((0, 0),) * (x.ndim - 1 - count)
+    x = jnp.pad(x, ((0, 0), *((padding, padding),) * count, *rest))
+    spans = [strides * ((n - side) // strides) + 1 for n in x.shape[1 : 1 + count]]
+    return [
+        x[(slice(None), *(slice(t, t + n, strides) for t, n in zip(tap, spans, strict=True)))]
+        for tap in itertools.product(range(side), repeat=count)
+    ]
+
+
 def _planes(x: Array, kernel: Array, strides: int, padding: int) -> Array:
     """Convolves volumes plane by plane: what lies around a plane becomes its channels."""
-    if x.ndim == 4:
-        return _xla(x, kernel, strides, padding)
     batch, depth, *plane, channels = x.shape
     side, outputs = kernel.shape[0], kernel.shape[-1]
     count = (depth + 2 * padding - side) // strides + 1
@@ -190,15 +213,19 @@ def _phases(x: Array, kernel: Array, strides: int, padding: int, sizes: tuple[in
     kernel = kernel.transpose(*even, 2 * count, *odd, 2 * count + 1)
     kernel = jnp.flip(kernel, tuple(range(count)))
     kernel = kernel.reshape(*(taps,) * count, inputs, strides**count * outputs)
-    y = _planes(x, kernel, 1, taps - 1)
-    batch, *shape, _ = y.shape
-    y = y.reshape(batch, *shape, *(strides,) * count, outputs)
+    # Of the output's groups of `strides` pixels, only those that are not cut off.
+    first = padding // strides
+    groups = [(padding + size - 1) // strides - first + 1 for size in sizes]
+    low = taps - 1 - first
+    ends = [m + taps - 1 - n - low for n, m in zip(x.shape[1:-1], groups, strict=True)]
+    edges = ((0, 0, 0), *((low, end, 0) for end in ends), (0, 0, 0))
+    y = _on_cpu(jax.lax.pad(x, jnp.zeros((), x.dtype), edges), kernel, 1, 0)
+    y = y.reshape(len(x), *groups, *(strides,) * count, outputs)
     pairs = (axis for i in range(count) for axis in (1 + i, 1 + count + i))
     y = y.transpose(0, *pairs, 1 + 2 * count)
-    y = y.reshape(batch, *(n * strides for n in shape), outputs)
-    ends = [max(0, padding + size - n) for n, size in zip(y.shape[1:-1], sizes, strict=True)]
-    y = jnp.pad(y, ((0, 0), *((0, end) for end in ends), (0, 0)))
-    return y[(slice(None), *(slice(padding, padding + size) for size in sizes))]
+    y = y.reshape(len(x), *(n * strides for n in groups), outputs)
+    start = padding % strides
+    return y[(slice(None), *(slice(start, start + size) for size in sizes))]
 
 
 def _kernel_gradient(x: Array, g: Array, kernel: Array, strides: int, padding: int) -> Array:
@@ -215,19 +242,19 @@ def _kernel_gradient(x: Array, g: Array, kernel: Array, strides: int, padding: i
 
 
 def _sum_over_images(x: Array, g: Array, side: int, strides: int, padding: int) -> Array:
-    count, sizes = x.ndim - 2, g.shape[1:-1]
-    taps = list(itertools.product(range(side), repeat=count))
+    count, (inputs, outputs) = x.ndim - 2, (x.shape[-1], g.shape[-1])
+    if outputs == 1 and strides == 1 and padding < side:
+        # The other way round: the input is what a convolution of the cotangent should be.
+        turned = _sum_over_images(g, x, side, 1, side - 1 - padding)
+        return jnp.swapaxes(jnp.flip(turned, tuple(range(count))), -1, -2)
 
     def add(total: Array, image: tuple[Array, Array]) -> tuple[Array, None]:
-        padded = jnp.pad(image[0], ((padding, padding),) * count + ((0, 0),))
-        cotangent = image[1].reshape(-1, g.shape[-1])
-        products = []
-        for tap in taps:
-            ends = (t + strides * (n - 1) + 1 for t, n in zip(tap, sizes, strict=True))
-            window = padded[tuple(slice(*at, strides) for at in zip(tap, ends, strict=True))]
-            products.append(window.reshape(-1, x.shape[-1]).T @ cotangent)
-        return total + jnp.stack(products), None
+        windows = _windows(image[0][None], count, side, strides, padding)
+        cotangent = image[1].reshape(-1, outputs)
+        if inputs == 1:
+            return total + (jnp.stack([w.reshape(-1) for w in windows]) @ cotangent)[:, None], None
+        return total + jnp.stack([w.reshape(-1, inputs).T @ cotangent for w in windows]), None
 
-    zero = jnp.zeros((len(taps), x.shape[-1], g.shape[-1]), jnp.result_type(x, g))
+    zero = jnp.zeros((side**count, inputs, outputs), jnp.result_type(x, g))
     total = jax.lax.scan(add, zero, (x, g))[0]
-    return total.reshape(*(side,) * count, *total.shape[1:])
+    return total.reshape(*(side,) * count, inputs, outputs)
