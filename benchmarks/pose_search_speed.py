@@ -1,14 +1,14 @@
 """Time of the pose search, of its ways and of a loop over starts in PyTorch, in turns in one run.
 
-Forty starts of twenty steps for 128 images of 40 x 40, on a trained model, and the losses that each
+Forty starts of twenty steps for 128 images, on a trained model, and the losses that each
 way reaches. PyTorch's time is that of one start, times forty. Writes
 ``results/pose_search_speed.json``:
 
     TORCH_PYTHON=.venv-torch/bin/python python benchmarks/pose_search_speed.py --run=WORKDIR
     python benchmarks/pose_search_speed.py --run=WORKDIR --amortised=WORKDIR
 
-``--run`` is the folder of a finished training by ``configs/avae.py`` of an "avae" with images of
-40 x 40, such as ``mnist_5k``; ``--amortised`` that of a "semi_amortised" one.
+``--run`` is the folder of a finished training of an "avae" by ``configs/avae.py``, ``--amortised``
+that of a "semi_amortised" one.
 """
 
 from __future__ import annotations
@@ -36,13 +36,11 @@ OUT = HERE / "results" / "pose_search_speed.json"
 
 STARTS, STEPS = 40, 20
 WAYS = {
-    "every start by Adam": Search(starts=STARTS, steps=STEPS, chunk=64),
-    "best 4 by Adam": Search(starts=STARTS, keep=4, steps=STEPS, chunk=64),
-    "best 4 by Gauss-Newton": Search(
-        starts=STARTS, keep=4, steps=4, method="gauss_newton", chunk=64
-    ),
+    "every start by Adam": Search(starts=STARTS, steps=STEPS),
+    "best 4 by Adam": Search(starts=STARTS, keep=4, steps=STEPS),
+    "best 4 by Gauss-Newton": Search(starts=STARTS, keep=4, steps=4, method="gauss_newton"),
     "best 2 of spread ones by Gauss-Newton": Search(
-        starts=STARTS, spread=True, keep=2, steps=3, method="gauss_newton", chunk=64
+        starts=STARTS, spread=True, keep=2, steps=3, method="gauss_newton"
     ),
 }
 
@@ -69,7 +67,7 @@ def on_a_grid(built: Any, variables: Any, images: Any) -> np.ndarray:
     problem = built.algorithm.problem(variables)
     degrees = jnp.deg2rad(jnp.arange(360.0))[None, :, None]
     starts = jnp.broadcast_to(degrees, (len(images), 360, 1))
-    settings = Search(method="screen", chunk=64)
+    settings = Search(method="screen")
     find = jax.jit(lambda images: search(problem, {"inputs": images}, starts, settings))
     return np.asarray(find(images).loss)
 
@@ -126,7 +124,7 @@ def main() -> None:
     calls, losses = searches(built, variables, images)
     python, worker = os.environ.get("TORCH_PYTHON"), None
     if python:
-        size = [asked.batch, STEPS, built.model.latents, os.cpu_count() or 1]
+        size = [asked.batch, STEPS, built.model.latents, built.model.shape[0], os.cpu_count() or 1]
         worker = Worker([python, str(HERE / "torch_pose_worker.py"), *map(str, size)])
     times: dict[str, list[float]] = {}
     for _ in range(asked.rounds):

@@ -60,7 +60,8 @@ def line(
         reports.append(train(config, folder))
         curves.append(curve(folder))
     first = reports[0]
-    metric = "accuracy" if first["config"]["data"]["name"] not in ("adding", "text") else "loss"
+    by_loss = first["config"]["data"]["name"] in ("adding", "text")
+    metric = "loss" if by_loss or "accuracy" not in first["metrics"]["test"] else "accuracy"
     test = [report["metrics"]["test"][metric] for report in reports]
     return {
         "command": command(argument, overrides, file),

@@ -11,8 +11,9 @@ from torch import nn
 from workers import serve
 
 
-def network(latents: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+def network(latents: int, size: int) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Returns encoder, head of mean and of log-variance in one, and decoder."""
+    small = size // 4
     encoder = nn.Sequential(
         *(nn.Conv2d(1, 32, 5, 1, 2, bias=False), nn.BatchNorm2d(32), nn.ELU()),
         *(nn.Conv2d(32, 32, 4, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ELU()),
@@ -21,22 +22,22 @@ def network(latents: int) -> tuple[nn.Module, nn.Module, nn.Module]:
         nn.Flatten(),
     )
     decoder = nn.Sequential(
-        *(nn.Linear(latents, 1600), nn.Unflatten(1, (16, 10, 10))),
+        *(nn.Linear(latents, 16 * small**2), nn.Unflatten(1, (16, small, small))),
         *(nn.ConvTranspose2d(16, 32, 4, 1, 2, bias=False), nn.BatchNorm2d(32), nn.ELU()),
         *(nn.ConvTranspose2d(32, 16, 5, 2, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ELU()),
         *(nn.ConvTranspose2d(16, 16, 5, 2, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ELU()),
         *(nn.Conv2d(16, 1, 3, 1, 1), nn.Sigmoid()),
     )
-    return encoder, nn.Linear(1600, 2 * latents), decoder
+    return encoder, nn.Linear(16 * small**2, 2 * latents), decoder
 
 
 def main() -> None:
     """Serves one start of the search; the search is as many calls as it has starts."""
-    batch, steps, latents, threads = map(int, sys.argv[1:5])
+    batch, steps, latents, size, threads = map(int, sys.argv[1:6])
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    encoder, head, decoder = (part.eval() for part in network(latents))
-    images = torch.rand(batch, 1, 40, 40)
+    encoder, head, decoder = (part.eval() for part in network(latents, size))
+    images = torch.rand(batch, 1, size, size)
     rng = np.random.default_rng(0)
 
     def loss_of(angle):

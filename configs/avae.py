@@ -1,6 +1,6 @@
 """Affine variational autoencoders of rotated images, and what they are compared with.
 
-    python -m jaxeff.main --config=configs/avae.py                          # digits, two minutes
+    python -m jaxeff.main --config=configs/avae.py                          # digits, minutes
     python -m jaxeff.main --config=configs/avae.py:digits,model=vae
     python -m jaxeff.main --config=configs/avae.py:mnist_5k,model=semi_amortised
 
@@ -20,13 +20,13 @@ SETTINGS: dict[str, dict] = {
     "digits": {
         "data": {"base": "digits", "size": 24, "scale": 2.0},
         "latents": 6,
-        "steps": 1200,
+        "steps": 300,
         "batch": 64,
     },
     "digits_shifted": {
         "data": {"base": "digits", "size": 24, "scale": 2.0, "translation": 0.15},
         "latents": 6,
-        "steps": 1200,
+        "steps": 300,
         "batch": 64,
     },
     "mnist_5k": {
@@ -130,7 +130,7 @@ def get_config(arg: str = ""):
     config.train.batch_size = values["batch"]
     config.train.num_steps = values["steps"]
     config.train.log_every = 50
-    config.train.eval_every = config.checkpoint.every = math.ceil(values["steps"] / 4)
+    config.train.eval_every = config.checkpoint.every = math.ceil(values["steps"] / 2)
     config.eval.batch_size = 128
     config.analyses = [{"name": "reconstructions"}, {"name": "loss_by_angle", "images": 64}]
     if not model.startswith("vae"):

@@ -16,7 +16,7 @@ from jaxeff.train.defaults import base_config, split_argument
 
 OBJECTS = {"sofa": 612, "modelnet10": 3592}  # training examples left by the validation split
 SETTINGS: dict[str, dict] = {
-    "digits": {"latents": 8, "steps": 500, "batch": 32, "every": 250},
+    "digits": {"latents": 8, "steps": 200, "batch": 32, "every": 200},
     "sofa": {"latents": 16, "steps": 100 * OBJECTS["sofa"] // 14, "batch": 14, "every": 400},
     "modelnet10": {
         "latents": 16,
@@ -26,9 +26,9 @@ SETTINGS: dict[str, dict] = {
     },
 }
 
-FEW = {"starts": 4, "keep": 1, "method": "align", "steps": 2, "chunk": 64}
-THOROUGH = {"starts": 24, "keep": 2, "method": "gauss_newton", "steps": 2, "chunk": 64}
-EXHAUSTIVE = {"like": "exhaustive", "chunk": 64}
+FEW = {"starts": 4, "keep": 1, "method": "align", "steps": 2}
+THOROUGH = {"starts": 24, "keep": 2, "method": "gauss_newton", "steps": 2}
+EXHAUSTIVE = {"like": "exhaustive"}
 QUATERNION, CUBE = {"name": "quaternion"}, {"name": "cube_rotations"}
 
 MODELS: dict[str, dict] = {

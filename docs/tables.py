@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import hardness
+import poses
 from records import read, score, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -343,6 +344,8 @@ TABLES = {
     "convolutions": convolutions,
     "cnn speed conditions": lambda: conditions("cnn_speed"),
     "calibration": hardness.calibration,
+    "autoencoders digits": lambda: poses.autoencoders("digits"),
+    "autoencoders by angle": lambda: poses.by_angle("digits"),
     "calibration conditions": lambda: conditions("calibration"),
     "distilled": hardness.distilled,
     "routing toy": hardness.routing_toy,

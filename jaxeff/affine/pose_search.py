@@ -179,7 +179,7 @@ class Search:
       steps: of the refinement.
       learning_rate: of Adam.
       damping: first one of Gauss-Newton, in parts of the mean curvature.
-      chunk: candidates to compute at once; 0 takes all.
+      chunk: candidates to compute at once, few enough for a processor's cache; 0 takes all.
     """
 
     starts: int = 40
@@ -190,7 +190,7 @@ class Search:
     steps: int = 20
     learning_rate: float = 0.01
     damping: float = 1e-2
-    chunk: int = 512
+    chunk: int = 32
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

@@ -119,7 +119,8 @@ def loss_by_angle(
     axis = figure.subplots()
     for color, (name, values) in zip(_COLORS, losses.items(), strict=False):
         axis.plot(degrees, values, color=color, marker="o", markersize=4, label=name)
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.25 * max(max(values) for values in losses.values()))  # below the legend
+    axis.set_xticks(range(0, int(max(degrees)) + 1, 60))
     axis.set_xlabel("rotation of the image, degrees", fontsize=11, color=_INK)
     axis.set_ylabel("loss per image", fontsize=11, color=_INK)
     _plain(axis)

@@ -81,8 +81,14 @@ class Dense(nn.Module):
         )(x)
 
 
-def _norm(train: bool, name: str) -> nn.Module:
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)
+def _norm(train: bool, name: str, axis_name: str) -> nn.Module:
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        axis_name=axis_name or None,
+        name=name,
+    )
 
 
 class Encoder(nn.Module):
@@ -91,10 +97,12 @@ class Encoder(nn.Module):
     Attributes:
       latents: length of the code.
       with_variance: whether there is a head of the variance; without one it is 1.
+      axis_name: see `Autoencoder`.
     """
 
     latents: int
     with_variance: bool = True
+    axis_name: str = ""
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> tuple[Array, Array]:
@@ -102,7 +110,7 @@ class Encoder(nn.Module):
         *stages, last = ENCODERS[x.ndim - 2]
         for i, stage in enumerate(stages):
             x = StridedConv(*stage, name=f"conv{i}")(x, train=train)
-            x = nn.elu(_norm(train, f"norm{i}")(x))
+            x = nn.elu(_norm(train, f"norm{i}", self.axis_name)(x))
         x = StridedConv(*last, use_bias=True, name=f"conv{len(stages)}")(x, train=train)
         x = x.reshape(len(x), -1)
         self.sow("intermediates", "penultimate", x)
@@ -118,10 +126,12 @@ class Decoder(nn.Module):
     Attributes:
       shape: of the image.
       channels: of the image.
+      axis_name: see `Autoencoder`.
     """
 
     shape: tuple[int, ...]
     channels: int = 1
+    axis_name: str = ""
 
     @nn.compact
     def __call__(self, z: Array, *, train: bool = False) -> Array:
@@ -133,7 +143,7 @@ class Decoder(nn.Module):
         x = x.reshape(len(x), *small, features)
         for i, stage in enumerate(DECODERS[count]):
             x = TransposedConv(*stage, name=f"conv{i}")(x, train=train)
-            x = nn.elu(_norm(train, f"norm{i}")(x))
+            x = nn.elu(_norm(train, f"norm{i}", self.axis_name)(x))
         x = StridedConv(self.channels, 3, 1, 1, use_bias=True, name="pixels")(x, train=train)
         return jax.nn.sigmoid(x)
 
@@ -188,6 +198,7 @@ class Autoencoder(nn.Module):
         paints it there.
       sampled: whether training draws the code, or takes its mean.
       with_variance: whether the variance of the code depends on the image, or is 1.
+      axis_name: mapped axis over which batch statistics are averaged; "" keeps each device's own.
     """
 
     shape: tuple[int, ...]
@@ -198,14 +209,15 @@ class Autoencoder(nn.Module):
     decoder: str = "convolutional"
     sampled: bool = True
     with_variance: bool = True
+    axis_name: str = ""
 
     def setup(self) -> None:
         """Makes the parts."""
-        self.encoder = Encoder(self.latents, self.with_variance)
+        self.encoder = Encoder(self.latents, self.with_variance, self.axis_name)
         if self.decoder == "coordinates":
             self.painter = CoordinateDecoder(self.channels)
         else:
-            self.canonical = Decoder(self.shape, self.channels)
+            self.canonical = Decoder(self.shape, self.channels, self.axis_name)
         if self.proposals:
             self.head = PoseHead(self.family, self.proposals)
 
@@ -321,19 +333,21 @@ def autoencoder(
     proposals: int = 0,
     decoder: str = "convolutional",
     sampled: bool = True,
+    axis_name: str = "",
 ) -> Autoencoder:
     """A VAE of grey images, plain, with poses (AVAE), or with proposals (also as an STN).
 
     Args:
       num_outputs: of the data; not used.
       size: side of the square images, a multiple of 4.
-      latents: see `Autoencoder`, as are the last three.
+      latents: see `Autoencoder`, as are the last four.
       pose: section of a family in `jaxeff.affine.POSES`; nothing has no pose.
       proposals: of a head.
       decoder: kind of decoder.
       sampled: whether codes are drawn in training.
+      axis_name: mapped axis.
     """
-    return _build(2, size, latents, pose, proposals, decoder, sampled=sampled)
+    return _build(2, size, latents, pose, proposals, decoder, sampled=sampled, axis_name=axis_name)
 
 
 @MODELS.register("voxel_autoencoder")
@@ -347,19 +361,20 @@ def voxel_autoencoder(
     decoder: str = "convolutional",
     sampled: bool = False,
     with_variance: bool = False,
+    axis_name: str = "",
 ) -> Autoencoder:
     """A VAE of voxels; as published, the variance of the code is 1 and training takes its mean.
 
     Args:
       num_outputs: of the data; not used.
       size: side of the cube, a multiple of 8.
-      latents: see `Autoencoder`, as are the last four.
+      latents: see `Autoencoder`, as are the last five.
       pose: see `autoencoder`.
       proposals: of a head.
       decoder: kind of decoder.
       sampled: whether codes are drawn in training.
       with_variance: whether there is a head of the variance.
+      axis_name: mapped axis.
     """
-    return _build(
-        3, size, latents, pose, proposals, decoder, sampled=sampled, with_variance=with_variance
-    )
+    fields = {"sampled": sampled, "with_variance": with_variance, "axis_name": axis_name}
+    return _build(3, size, latents, pose, proposals, decoder, **fields)

@@ -155,8 +155,8 @@ def _on_cpu(x: Array, kernel: Array, strides: int, padding: int) -> Array:
     channels, outputs = kernel.shape[-2:]
     if outputs == 1:
         each = jnp.einsum("tc,...c->t...", kernel.reshape(-1, channels), x)
-        shifted = (_windows(a, count, side, strides, padding) for a in each)
-        return sum(windows[tap] for tap, windows in enumerate(shifted))[..., None]
+        shifted = [_windows(a, count, side, strides, padding)[tap] for tap, a in enumerate(each)]
+        return functools.reduce(jnp.add, shifted)[..., None]
     if count == 2:
         return _xla(x, kernel, strides, padding)
     if channels == 1:

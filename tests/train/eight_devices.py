@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 
 from jaxeff import data
 from jaxeff.train import DeviceMap, base_config, build
-from jaxeff.train.algorithms import BPTT, FPTT, Constrained
+from jaxeff.train.algorithms import BPTT, FPTT, AffineVAE, Constrained
 from jaxeff.train.checkpoint import Checkpoints
 from jaxeff.train.evaluate import Evaluator
 from jaxeff.train.parallel import AXIS, METHODS
@@ -85,6 +85,29 @@ def constrained_config():
     )
     config.optim.update({"name": "sgd", "schedule_name": "constant", "learning_rate": 0.3})
     return config
+
+
+def pose_config():
+    """Poses of images that stay as they are, from starts that do not depend on the device."""
+    config = tiny_config()
+    config.data = {**config.data.to_dict(), "name": "posed_images", "base": "digits", "view": ""}
+    config.data.update({"size": 8, "scale": 1.0, "redraw": False})
+    config.model = {"name": "autoencoder", "size": 8, "latents": 2, "sampled": False}
+    config.model.update({"pose": {"name": "rotation"}, "axis_name": "data"})
+    search = {"starts": 3, "spread": True, "method": "screen"}
+    config.algorithm = {"name": "avae", "cache": True, "search": search}
+    config.algorithm.evaluation = {"starts": 2, "method": "screen"}
+    config.optim.update({"name": "sgd", "schedule_name": "constant", "learning_rate": 1e-3})
+    config.train.num_steps = 3
+    return config
+
+
+class OwnPoses(AffineVAE):
+    """Every device remembers the poses of its own examples only."""
+
+    def _remember(self, algo_state, batch, pose, axis_name):
+        del axis_name
+        return super()._remember(algo_state, batch, pose, None)
 
 
 class OwnViolations(Constrained):
@@ -234,7 +257,8 @@ def compare_whole(experiment, batches, wrong=None):
 
 def streamed(experiment, steps):
     split, size = experiment.dataset.splits["train"], experiment.config.train.batch_size
-    batches = data.make_train_iterator(split, batch_size=size, seed=0, prefetch=0)
+    index = experiment.algorithm.needs_index
+    batches = data.make_train_iterator(split, batch_size=size, seed=0, prefetch=0, with_index=index)
     return [next(batches) for _ in range(steps)]
 
 
@@ -278,6 +302,24 @@ def under_constraints():
         result[f"{name}_params"] = difference(state.params, reference.params)
         result[f"{name}_duals"] = difference(state.algo_state["duals"], duals)
         result[f"{name}_metrics"] = difference(metrics, seen)
+    return result
+
+
+def remembered_poses():
+    """Says how far the poses kept by eight devices are from those of one."""
+    experiment = build(pose_config())
+    batches = streamed(experiment, 3)
+    one = DeviceMap("shard_map", jax.devices()[:1])
+    reference, _ = train_whole(experiment, one, batches)
+    poses = reference.algo_state["poses"]
+    changed = copy.copy(experiment.algorithm)
+    changed.__class__ = OwnPoses
+    wrong = dataclasses.replace(experiment, algorithm=changed)
+    result = {"kept": int(np.count_nonzero(poses))}
+    for name, each in (("right", experiment), ("wrong", wrong)):
+        state, _ = train_whole(each, DeviceMap("shard_map"), batches)
+        result[f"{name}_poses"] = difference(state.algo_state["poses"], poses)
+        result[f"{name}_params"] = difference(state.params, reference.params)
     return result
 
 
@@ -406,6 +448,7 @@ def main():
     result["restored"] = restored_elsewhere(experiment)
     result["part_by_part"] = part_by_part()  # the last, for it changes how programs are compiled
     result["constrained"] = under_constraints()
+    result["poses"] = remembered_poses()
     Path(sys.argv[1]).write_text(json.dumps(result))
 
 

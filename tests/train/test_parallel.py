@@ -56,6 +56,14 @@ def test_streams_are_carried_over_and_started_anew_on_eight_devices(eight_device
     assert found["evaluation"] < TOLERANCE
 
 
+def test_poses_that_are_remembered_are_those_of_the_whole_batch(eight_devices):
+    found = eight_devices["poses"]
+    assert found["kept"] > 60  # of three batches of 64; where the identity is best it is no less
+    assert found["right_poses"] < TOLERANCE
+    assert found["right_params"] < TOLERANCE
+    assert found["wrong_poses"] > 0.1
+
+
 @pytest.mark.parametrize("how", METHODS)
 def test_multipliers_of_constraints_are_those_of_the_whole_batch(eight_devices, how):
     found = eight_devices["constrained"]
