@@ -17,6 +17,7 @@ TRANSPOSED = [
     (2, 5, 2, 1, 1, 5),
     (2, 5, 2, 2, 1, 4),
     (3, 3, 2, 1, 1, 3),
+    (3, 4, 1, 1, 0, 3),
     (2, 3, 3, 0, 2, 4),
     (2, 2, 2, 0, 1, 4),
 ]
@@ -74,6 +75,28 @@ def test_convolution_is_the_sum_over_taps_and_so_are_its_gradients(d, k, s, p, n
     trained = functools.partial(lambda x, w: strided.trained_conv(x, w, s, p))
     np.testing.assert_allclose(jax.jit(trained)(x, kernel), wanted, atol=1e-12)
     for one, other in zip(slopes(trained, x, kernel), slopes(apply, x, kernel), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("d", "inputs", "outputs", "k", "s", "p"),
+    [
+        (3, 1, 2, 3, 1, 0),
+        (3, 3, 1, 4, 1, 2),
+        (2, 3, 1, 4, 1, 1),
+        (2, 1, 2, 4, 2, 1),
+        (3, 2, 1, 3, 2, 0),
+    ],
+)
+def test_single_channels_are_convolved_like_others(d, inputs, outputs, k, s, p):
+    x, kernel = drawn(2, *(5,) * d, inputs), drawn(*(k,) * d, inputs, outputs, seed=1)
+    plain = functools.partial(strided._xla, strides=s, padding=p)
+    trained = functools.partial(lambda x, w: strided.trained_conv(x, w, s, p))
+    for one, other in zip(
+        (jax.jit(trained)(x, kernel), *slopes(trained, x, kernel)),
+        (jax.jit(plain)(x, kernel), *slopes(plain, x, kernel)),
+        strict=True,
+    ):
         np.testing.assert_allclose(one, other, atol=1e-11)
 
 
