@@ -43,6 +43,8 @@ def test_a_turned_image_is_the_padded_image_resampled():
     batch = split.take(np.arange(6))
     matrix, shift = batch["pose"][:, :4].reshape(-1, 2, 2), batch["pose"][:, 4:]
     assert np.abs(shift).max() <= 0.2
+    many = split_of(np.tile(IMAGES, (50, 1, 1, 1)), translation=0.2).take(np.arange(300))
+    np.testing.assert_allclose(np.quantile(many["pose"][:, 4:], [0, 1]), [-0.2, 0.2], atol=0.01)
     padded = np.pad(IMAGES, ((0, 0), (2, 2), (2, 2), (0, 0)))
     wanted = resample(padded, Transform(matrix, shift), np)
     np.testing.assert_allclose(batch["inputs"], wanted, atol=1e-5)
