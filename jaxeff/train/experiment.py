@@ -76,7 +76,8 @@ class Experiment:
 
         # Made in place: an array of one process cannot be moved to the devices of all.
         jitted = jax.jit(made, out_shardings=self.devices.replicated)
-        return jax.tree.unflatten(jax.tree.structure(shapes), jitted(traced.consts, self.example))
+        weights = jax.device_get(traced.consts)
+        return jax.tree.unflatten(jax.tree.structure(shapes), jitted(weights, self.example))
 
 
 def build(
