@@ -20,8 +20,9 @@ from jaxeff.typing import Array, Dtype
 #: Layers of one timed program: a call costs little beside them, and weights come from memory.
 STACK = 3
 
-#: Which time of repeated calls counts: the fastest, which other work on the machine disturbs least.
-STATISTIC = "min_ms"
+#: Which time of repeated calls counts. The median adds up better than the fastest call, which is
+#: an extreme of its own for every part.
+STATISTIC = "median_ms"
 
 #: What has been timed: ("layer" or "cut", shape), ("call", (0, 0)), or a plan.
 Times = Mapping[Any, bench.Latency]

@@ -49,7 +49,7 @@ class Search:
       budget: plans evaluated.
       examples: of the validation split, on which to evaluate; 0 takes all.
       batch: sequences in a call, for the latency.
-      max_latency_ms: requirement on a call, the fastest of many; 0 asks for nothing.
+      max_latency_ms: requirement on a call, the median of many; 0 asks for nothing.
       min_accuracy: requirement on the accuracy on those examples; 0 asks for nothing.
       max_latency_share: of the full network's latency, where neither of them is asked for.
       rounds: turns of the measurement of latencies.
