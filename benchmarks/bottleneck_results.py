@@ -40,22 +40,23 @@ from jaxeff.train import jobs, searching
 
 SEEDS = (0, 1, 2)
 NONE = "search=none"
+MEAN, MERGE = 'model.kind="mean"', 'model.kind="merge"'  # the supernet stays the same
 FIXED: dict[str, tuple[str, list[str]]] = {
     "full": (NONE, []),
     **{f"depth {d}": (NONE, [f"model.depth={d}"]) for d in (5, 4, 3, 2)},
-    "mean after 2 and 4": (f"{NONE},kind=mean", ["model.cuts=[[2, 2], [4, 2]]"]),
+    "mean after 2 and 4": (NONE, [MEAN, "model.cuts=[[2, 2], [4, 2]]"]),
     "Funnel: mean after 2 and 4, pooled queries": (
-        f"{NONE},kind=mean",
-        ["model.cuts=[[2, 2], [4, 2]]", "model.pooled_queries=true"],
+        NONE,
+        [MEAN, "model.cuts=[[2, 2], [4, 2]]", "model.pooled_queries=true"],
     ),
     "linear after 2 and 4": (NONE, ["model.cuts=[[2, 2], [4, 2]]"]),
-    "merging after 2 and 4": (f"{NONE},kind=merge", ["model.cuts=[[2, 2], [4, 2]]"]),
-    "merging after 1, 2 and 3": (f"{NONE},kind=merge", ["model.cuts=[[1, 2], [2, 2], [3, 2]]"]),
+    "merging after 2 and 4": (NONE, [MERGE, "model.cuts=[[2, 2], [4, 2]]"]),
+    "merging after 1, 2 and 3": (NONE, [MERGE, "model.cuts=[[1, 2], [2, 2], [3, 2]]"]),
 }
 SEARCHED: dict[str, tuple[str, list[str]]] = {
     f"{name}, {share} of the time": (f"search={name}", [f"search.max_latency_share={share}"])
     for share in (0.8, 0.6, 0.4)
-    for name in ("evolution", "random")
+    for name in ("evolution", "gradient", "random")
 }
 LINES = {**FIXED, **SEARCHED}
 BATCHES, LENGTHS = (1, 32), (32, 128, 512)
