@@ -216,35 +216,48 @@ def front(
     *,
     ylabel: str,
 ) -> Path:
-    """Draws a score against several costs, a panel per cost, a labelled dot per model.
+    """Draws a score against several costs, a panel per cost, a numbered dot per model.
 
     The line joins the models that no other one beats in both cost and score.
 
     Args:
-      panels: cost, then model, to (cost, score, deviation of the score); costs are positive.
+      panels: cost, then model (the same in all), to (cost, score, deviation of the score); costs
+        are positive.
       path: the PNG file to write; its folder is made if need be.
       ylabel: what the score is.
 
     Returns:
       ``path``.
     """
-    figure = _figure(6.0 * len(panels), 4.4)
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure = _figure(6.0 * len(panels), 5.0)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    # Names beside the dots would lie on each other wherever models are alike.
+    numbers = {name: i for i, name in enumerate(next(iter(panels.values())), start=1)}
     for axis, (cost, models) in zip(axes, panels.items(), strict=True):
         best = pareto({name: (x, y) for name, (x, y, _) in models.items()})
         joined = sorted(models[name][:2] for name in best)
         axis.plot(*zip(*joined, strict=True), color=_FAINT, linewidth=2.0, zorder=1)
         for name, (x, y, deviation) in models.items():
             color = _COLORS[0] if name in best else _COLORS[-1]
-            axis.errorbar(x, y, yerr=deviation, fmt="o", color=color, capsize=2, markersize=5)
+            label = f"{numbers[name]}  {name}"
+            axis.errorbar(
+                x, y, yerr=deviation, fmt="o", color=color, capsize=2, markersize=5, label=label
+            )
             axis.annotate(
-                name, (x, y), (6, 4), textcoords="offset points", fontsize=8.5, color=_INK
+                str(numbers[name]), (x, y), (6, 4), textcoords="offset points", color=_INK
             )
         axis.set_xscale("log")
-        axis.margins(x=0.25)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.margins(x=0.1)
         axis.set_xlabel(cost, fontsize=11, color=_INK)
         _plain(axis)
     axes[0].set_ylabel(ylabel, fontsize=11, color=_INK)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, ncols=4, loc="outside lower center", fontsize=9)
     return _save(figure, path)
 
 
