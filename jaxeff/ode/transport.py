@@ -121,12 +121,13 @@ def leapfrog(
     def of_block(skip, functions, *block):
         left = iter(block)
         h, before, source, *c = (next(left) if _is_array(x) else x for x in given)
-        found = iter(apart(skip, lambda h: [f(h) for f in functions], h))
-        values = Coefficients(*(next(found) if callable(f) else f for f in c))
+        found = apart(skip, lambda h: [f(h) for f in functions], h)
+        by_function = dict(zip(map(id, given_functions), found, strict=True))
+        values = Coefficients(*(by_function[id(f)] if callable(f) else f for f in c))
         return steps(skip, h, before, source, values)
 
-    functions = [f for f in coefficients if callable(f)]
-    return over_blocks(of_block, functions, *arrays).reshape(h.shape)
+    given_functions = list({id(f): f for f in coefficients if callable(f)}.values())
+    return over_blocks(of_block, given_functions, *arrays).reshape(h.shape)
 
 
 def _leapfrog(

@@ -208,6 +208,7 @@ def test_weighted_errors_are_unbiased_with_honest_variances():
     np.testing.assert_allclose(expected, spread**2, rtol=0.3)
 
 
+@pytest.mark.slow
 def test_a_threshold_in_use_keeps_its_promise_and_moves_down():
     thresholds, rate, target = jnp.linspace(0, 1, 51), 0.3, 0.05
 

@@ -39,6 +39,7 @@ def model():
     return TextModel(network, params, WORDS, ("no", "yes"), 20)
 
 
+@pytest.mark.slow
 def test_answers_are_the_networks(model):
     assert model.lengths == [8, 16, 20]
     found = model.logits(TEXTS)

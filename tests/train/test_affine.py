@@ -62,6 +62,7 @@ def test_a_search_leaves_weights_and_statistics_alone(cached):
     # Nor are the poses part of the weights' gradient: it is the plain model's at those poses.
 
 
+@pytest.mark.slow
 def test_a_step_is_the_gradient_at_the_poses_it_found(cached):
     algorithm, state, update = cached
     new, metrics = update(state, batch_of(blobs(4)))

@@ -66,6 +66,7 @@ def finish(config, workdir):
         return done, training, list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_stopped_run_ends_as_if_it_had_not_been(image_config, named_arrays, monkeypatch, tmp_path):
     done, whole, history = finish(image_config, tmp_path / "whole")
     assert done

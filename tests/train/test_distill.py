@@ -369,6 +369,7 @@ def test_no_teacher_and_no_classifier_to_take_over_are_refused():
         algorithm.init_state(jax.random.key(0), batch_of()["inputs"])
 
 
+@pytest.mark.slow
 def test_a_run_reports_the_student_alone(tmp_path):
     def config(hidden, steps):
         made = train.base_config()

@@ -336,6 +336,7 @@ def test_sweep_equals_a_loop_by_hand(x64, quick_compile, case):
     assert int(found.step) == 1
 
 
+@pytest.mark.slow
 def test_truncated_bptt_is_fptt_without_regulariser_for_labels_at_every_step(x64, quick_compile):
     model, batch, task = network(readout="every_step"), batch_of("tagging"), task_of("tagging")
     tbptt = TruncatedBPTT(model, cross_entropy, ADAM, task, parts=3)
@@ -838,6 +839,7 @@ def fptt_config(tiny_config):
     return tiny_config
 
 
+@pytest.mark.slow
 def test_run_picks_the_best_of_the_weights(fptt_config, tmp_path):
     fptt_config.algorithm.average_decay = 0.5
     experiment = train.build(fptt_config)

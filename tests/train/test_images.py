@@ -91,6 +91,7 @@ def config(**model):
     return made
 
 
+@pytest.mark.slow
 def test_a_run_evaluates_with_the_running_statistics_of_its_best_weights(tmp_path):
     made = config(axis_name="data", design={"name": "interpolated"})
     made.algorithm.average_decay = 0.9
@@ -127,7 +128,9 @@ def test_statistics_are_those_of_the_whole_batch_where_an_axis_is_named(batches)
     assert difference(apart.params, whole.params) > 1e-4
 
 
-@pytest.mark.parametrize(("dt", "warned"), [(0.2, False), (50.0, True)])
+@pytest.mark.parametrize(("dt", "warned"), [
+    pytest.param(0.2, False, marks=pytest.mark.slow), (50.0, True),
+])  # fmt: skip
 def test_a_run_says_that_its_time_steps_are_unstable(tmp_path, capsys, dt, warned):
     layer = {"stages": (0,), "num_steps": 2, "dt": dt, "diffusivity": (1.0, 1.0)}
     made = config(design={"name": "global", "coefficient_epsilon": 1e-5, **layer})

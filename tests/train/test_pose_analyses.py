@@ -66,6 +66,7 @@ def test_what_is_seen_is_what_the_search_found(posed):
     assert canonical.shape == (5, 8, 8, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reconstructions", "recovered_angles", "loss_by_angle"])
 def test_every_analysis_draws_its_pictures(name, posed, tmp_path):
     analysis = ANALYSES.build({"name": name}, "analyses")

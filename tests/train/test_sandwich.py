@@ -100,6 +100,7 @@ def test_devices_together_make_the_step_of_one(started):
         np.testing.assert_allclose(first[0], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluation_shows_both_ends(started):
     own, state = started
     sums = jax.jit(own.evaluate)(state.params, {}, BATCH)

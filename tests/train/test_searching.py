@@ -64,7 +64,10 @@ def config(**search):
     return made
 
 
-@pytest.mark.parametrize("name", ["evolution", "enumeration", "random", "gradient"])
+@pytest.mark.parametrize("name", [
+    "evolution",
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ("enumeration", "random", "gradient")),
+])  # fmt: skip
 def test_a_record(name, supernet, dataset, tmp_path):
     fields = {"steps": 2, "aims": (1.0, 0.5)} if name == "gradient" else {}
     asked = config(name=name, max_latency_share=1.0, **fields)
@@ -199,6 +202,7 @@ def test_from_supernet_to_network(tmp_path):
     assert again["metrics"]["test"] == report["metrics"]["test"]
 
 
+@pytest.mark.slow
 def test_a_gradient_keeps_to_its_aim(supernet, dataset):
     """The expected latency comes to it, and stays above it where nothing is asked."""
     space = supernet.model.space

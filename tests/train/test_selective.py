@@ -251,6 +251,7 @@ def test_parts_on_two_devices_are_the_whole_batch(name, of):
     assert metrics["loss"][0] == pytest.approx(float(seen[-1][1]["loss"]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_multipliers_find_the_trade_off_and_slacks_the_losses():
     algo = algorithm("one_sided_saddle", "one_sided", rate=0.05)
     (batch,) = batches(1, size=60)

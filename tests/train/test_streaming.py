@@ -233,6 +233,7 @@ def test_training_carries_its_state_and_starts_anew_with_an_epoch(text_config):
     assert seen == [0, 19]
 
 
+@pytest.mark.slow
 def test_a_run_on_text_learns_and_keeps_its_state(text_config, tmp_path):
     experiment = train.build(text_config)
     training = Training(experiment, tmp_path / "run")
