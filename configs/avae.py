@@ -107,6 +107,7 @@ def get_config(arg: str = ""):
     config.data.rotation = chosen.get("rotation", 180.0)
     config.data.redraw = chosen.get("redraw", True)
     config.model.name = "autoencoder"
+    config.model.axis_name = "data"
     config.model.size = values["data"]["size"]
     config.model.latents = int(text)
     if model.startswith("vae"):

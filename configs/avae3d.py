@@ -70,6 +70,7 @@ def get_config(arg: str = ""):
     config.data.rotation = chosen.get("rotation", "euler" if published else "uniform")
     config.data.redraw = published
     config.model.name = "voxel_autoencoder"
+    config.model.axis_name = "data"
     config.model.size = config.data.size
     config.model.latents = int(text)
     if "pose" in chosen:

@@ -32,7 +32,7 @@ def apart(skip: Array | None, function: Callable[..., Any], *args: Array) -> Any
 
     def skipped(*args):
         shapes = jax.eval_shape(function, *args)
-        return jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes)
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
     return jax.lax.cond(skip, skipped, function, *args)
 
@@ -96,8 +96,9 @@ def _in_blocks(function: Callable[..., Any], shared: Any, *arrays: Any) -> tuple
         # Slices where they lie: arrays in the shape of the blocks would cost the loops around this
         # one a division per value.
         block = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, i * rows, rows), arrays)
-        # False, but for the compiler; where it is true all values are lost anyway.
-        skip = jnp.isnan(block[0].ravel()[0])
+        # Never true, which the compiler does not know.
+        first_value = block[0].ravel()[0]
+        skip = (first_value > 1) & (first_value < -1)
         return function(skip, shared, *block)
 
     def step(i, found):

@@ -25,37 +25,37 @@ def neighbours(
       boundary: "periodic" or "reflecting", which continues h evenly about its walls.
       odd: whether a reflecting boundary continues oddly.
     """
-    extended = functools.partial(
-        _extended, axis=axis, distance=distance, boundary=boundary, odd=odd
-    )
+
+    def extended(h):
+        return _extended(h, axis, distance, boundary, odd)
+
     return _ends(apart(skip, extended, h), axis, distance)
 
 
 def _forward(skip, h, *static):
-    return neighbours(skip, h, *static), (skip, jnp.zeros((0, *h.shape), h.dtype))
+    return neighbours(skip, h, *static), skip
 
 
-def _backward(axis, distance, boundary, odd, saved, cotangents):
+def _backward(axis, distance, boundary, odd, skip, cotangents):
     """The transpose: what is behind the one cotangent and ahead of the other.
 
     Differentiation would add up padded arrays, which is several times slower.
     """
-    skip, like = saved
     static = (axis, distance, boundary, odd)
     if boundary == "periodic":
         ahead, behind = (neighbours(skip, g, *static) for g in cotangents)
         return None, ahead[1] + behind[0]
-    shape = jax.ShapeDtypeStruct(like.shape[1:], like.dtype)
-    plain = functools.partial(_extended, axis=axis, distance=distance, boundary=boundary, odd=odd)
-    return None, jax.linear_transpose(lambda h: _ends(plain(h), axis, distance), shape)(cotangents)[
-        0
-    ]
+
+    def plain(h):
+        return _ends(_extended(h, *static), axis, distance)
+
+    return None, *jax.linear_transpose(plain, cotangents[0])(cotangents)
 
 
 neighbours.defvjp(_forward, _backward)
 
 
-def _extended(h: Array, *, axis: int, distance: int, boundary: str, odd: bool) -> Array:
+def _extended(h: Array, axis: int, distance: int, boundary: str, odd: bool) -> Array:
     """Returns h with ``distance`` more cells at both ends."""
     size = h.shape[axis]
     start = jax.lax.slice_in_dim(h, 0, distance, axis=axis)
