@@ -7,6 +7,7 @@ import fcntl
 import importlib.util
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -104,7 +105,8 @@ def curve(folder: Path) -> list[list[float]]:
 
 
 def command(argument: str, overrides: list[str], file: str) -> str:
-    options = " ".join(f"--config.{override}" for override in overrides)
+    plain = [re.sub(r"[\[\] ]", "", override) for override in overrides]  # as a shell takes it
+    options = " ".join(f"--config.{override}" for override in plain)
     return f"python -m jaxeff.main --config=configs/{file}.py:{argument} {options}".rstrip()
 
 

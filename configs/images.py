@@ -34,11 +34,11 @@ IMAGENET_EXAMPLES = 1_255_544  # of 1,281,167, less what is held out
 _SMALL = {"strides": (1, 1, 1, 2, 2, 1, 2, 1)}
 _SMALL_V3 = {"strides": (1, 1, 1, 2, 2, 1, 2)}
 MODELS: dict[str, dict] = {
-    "resnet20": {"name": "resnet", "depth": 20},
-    "resnet32": {"name": "resnet", "depth": 32},
-    "resnet56": {"name": "resnet", "depth": 56},
-    "resnet18": {"name": "resnet", "depth": 18},
-    "resnet50": {"name": "resnet", "depth": 50},
+    "resnet20": {"name": "resnet", "depth": 20, "widths": ()},
+    "resnet32": {"name": "resnet", "depth": 32, "widths": ()},
+    "resnet56": {"name": "resnet", "depth": 56, "widths": ()},
+    "resnet18": {"name": "resnet", "depth": 18, "widths": ()},
+    "resnet50": {"name": "resnet", "depth": 50, "widths": ()},
     "wrn_40_4": {"name": "wide_resnet", "depth": 40, "width": 4},
     "densenet_bc": {"name": "densenet"},
     "mobilenet_v2": {"name": "mobilenet_v2", **_SMALL},

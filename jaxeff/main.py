@@ -65,7 +65,11 @@ def _parse(argv: list[str]) -> list[str]:
         complaint = re.search(r"jaxeff\.errors\.\w+: (.+)", text)
         if complaint is None and "Traceback" in text:
             _fail(text)  # a mistake in the config file itself: show where
-        _fail(complaint[1] if complaint else " ".join(text.split()))
+        text = complaint[1] if complaint else " ".join(text.split())
+        field = re.fullmatch(r"('\w+')( Did .*)?", text)
+        if field:
+            text = f"the config has no field {'.'.join(filter(None, field.groups()))}"
+        _fail(text)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     return rest

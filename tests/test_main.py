@@ -160,7 +160,11 @@ def test_benchmark_writes_a_report_without_training(run, tmp_path):
 MISTAKES = {
     "misspelt_field": (
         (f"--config={CONFIG}", "--config.train.num_step=3"),
-        ["num_step", 'Did you mean "num_steps"'],
+        ["no field 'num_step'. Did you mean \"num_steps\""],
+    ),
+    "field_of_another_model": (
+        (f"--config={CONFIG}", "--config.model.blocks=3"),
+        ["the config has no field 'blocks'"],
     ),
     "wrong_type": ((f"--config={CONFIG}", "--config.train.num_steps=abc"), ["num_steps", "abc"]),
     "fraction_of_steps": (
