@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,13 +34,28 @@ def config_of(argument: str, overrides: list[str], file: str) -> Any:
     return config
 
 
+def folder_of_required(config: Any) -> Path:
+    """Returns where a training that others require is done once."""
+    from jaxeff.main import default_workdir
+
+    return HERE.parent / "runs" / "required" / Path(default_workdir(config)).name
+
+
 def train(config: Any, workdir: Path) -> dict[str, Any]:
-    """Runs one training in this process, quietly, and returns its report."""
+    """Runs one training in this process, quietly, and returns its report.
+
+    What several lines of a table require is trained once.
+    """
     from jaxeff.eval import read_report
     from jaxeff.train import jobs
 
     if (workdir / "report.json").exists():  # of a run that an interruption found finished
         return read_report(workdir)
+    for name, required in config.prerequisites.items():
+        known = folder_of_required(required)
+        train(required, known)
+        if not (workdir / name / "report.json").exists():
+            shutil.copytree(known, workdir / name, dirs_exist_ok=True)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return jobs.run(config, workdir)
 
@@ -57,6 +73,10 @@ def line(
     for seed in SEEDS:
         config = config_of(argument, overrides, file)
         config.seed, config.devices.cpu = seed, 1
+        for name, required in config.prerequisites.items():
+            # One teacher for all, as is usual; whatever else a seed may change follows it.
+            required.seed = 0 if name == "teacher" else seed
+            required.devices.cpu = 1
         folder = HERE.parent / "runs" / table / name.replace(", ", "-") / str(seed)
         reports.append(train(config, folder))
         curves.append(curve(folder))
