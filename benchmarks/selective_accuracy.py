@@ -29,9 +29,19 @@ METHODS = {
 }
 #: The backbone and the length of training that make 18 trainings on Fashion-MNIST half an hour of
 #: one core. The full setting is ``configs/selective.py:fashion,model=resnet32``.
-SMALL = ["model.depth=8", "model.widths=[8, 16, 32]", "train.num_steps=984"]
-SMALL_GAMBLERS = [*SMALL, "algorithm.pretrain_steps=328"]
+SMALL = {"depth": "8", "widths": "[8, 16, 32]"}
+STEPS, PRETRAIN_STEPS = 984, 328
 PANELS = ("at_joint_error", "at_selective_risk", "at_coverage")
+
+
+def smaller(method: str) -> list[str]:
+    """Returns the overrides of a method's small setting."""
+    model = "model.backbone" if method == "selectivenet" else "model"
+    found = [f"{model}.{field}={value}" for field, value in SMALL.items()]
+    found.append(f"train.num_steps={STEPS}")
+    if method == "gamblers":
+        found.append(f"algorithm.pretrain_steps={PRETRAIN_STEPS}")
+    return found
 
 
 def lines() -> dict[str, tuple[str, list[str], str]]:
@@ -42,8 +52,7 @@ def lines() -> dict[str, tuple[str, list[str], str]]:
     found = {}
     for data, model in models.items():
         for name, (argument, _) in METHODS.items():
-            small = SMALL_GAMBLERS if name == "gamblers" else SMALL
-            overrides = small if data == "fashion" else []
+            overrides = smaller(name) if data == "fashion" else []
             found[f"{data}, {name}"] = (f"{data},model={model},{argument}", overrides, "selective")
     return found
 

@@ -91,6 +91,8 @@ def get_config(arg: str = ""):
     config.objective = dict(objective)
     config.algorithm = dict(algorithm)
     with config.unlocked():
+        if method == "selectivenet":
+            config.model = {"name": "selecting", "backbone": config.model, "axis_name": "data"}
         if method == "osp":
             config.objective.mu = positive(own, "mu", MUS[0])
         if method == "gamblers":

@@ -117,8 +117,8 @@ class Ops:
         """Applies the activation."""
         return activation(self.activation)(x)
 
-    def norm(self, *, train: bool, name: str | None = None) -> nn.Module:
-        """Returns a batch normalisation."""
+    def norm(self, *, train: bool, name: str | None = None, **fields: Any) -> nn.Module:
+        """Returns a batch normalisation; ``fields`` are others of Flax's."""
         return nn.BatchNorm(
             use_running_average=not train,
             momentum=self.momentum,
@@ -126,6 +126,7 @@ class Ops:
             axis_name=self.axis_name,
             dtype=self.dtype,
             name=name,
+            **fields,
         )
 
     def conv(

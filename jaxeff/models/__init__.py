@@ -10,6 +10,7 @@ from jaxeff.models import (
     mobilenet,
     projected,
     resnet,
+    selecting,
     staged,
     text,
     xception,
@@ -38,5 +39,6 @@ __all__ = [
     "mobilenet",
     "projected",
     "resnet",
+    "selecting",
     "xception",
 ]

@@ -137,8 +137,8 @@ class SelectiveNet(SelectiveObjective):
 
     alpha (risk + penalty max(0, coverage - mean g)^2) + (1 - alpha) auxiliary cross entropy, with
     the selection g in (0, 1). Outputs are classes, selection and auxiliary classes, all linear in
-    one network's features; the authors give the selection a hidden layer. Means are those of a
-    device's part of the batch.
+    one network's features; with the model "selecting" the selection has the authors' hidden layer.
+    Means are those of a device's part of the batch.
 
     Attributes:
       coverage: the target, in (0, 1].
