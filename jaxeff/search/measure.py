@@ -40,7 +40,7 @@ class _Stack(nn.Module):
         if longer is not None:
             memory = (longer, jnp.ones(longer.shape[:2]))
         for _ in range(STACK):
-            tokens = TransformerLayer(self.shape, self.dtype)(tokens, weight, memory=memory)
+            tokens, _ = TransformerLayer(self.shape, self.dtype)(tokens, weight, memory=memory)
         return tokens
 
 

@@ -99,7 +99,7 @@ def logits_of(
     group = jnp.array(1)
     states = {}
 
-    def between(number: int, tokens: Array, share: Array) -> tuple[Array, Array]:
+    def between(number: int, tokens: Array, share: Array, _: Array) -> tuple[Array, Array]:
         nonlocal group
         states[number] = tokens, share
         chosen = choices["factors"][number - 1].astype(tokens.dtype)

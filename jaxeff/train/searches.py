@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from jaxeff import data
 from jaxeff.errors import ConfigError
 from jaxeff.registry import Registry
-from jaxeff.search import relaxed, strategies
+from jaxeff.search import relaxed, retention, strategies
 from jaxeff.search.choice import Requirement
 from jaxeff.search.latency import LatencyTable
 from jaxeff.search.space import Space
@@ -122,35 +123,87 @@ class Random(Search):
         strategies.random_search(evaluations, rng)
 
 
+@dataclasses.dataclass(frozen=True)
+class ByGradients(Search):
+    """What searches by gradients have in common; the supernet's weights stay as they are.
+
+    Attributes:
+      steps: of each descent.
+      batch_size: examples of a step.
+      learning_rate: of Adam.
+    """
+
+    steps: int = 150
+    batch_size: int = 32
+    learning_rate: float = 0.05
+
+    def _refuse(self, space: Space) -> None:
+        if space.pooled_queries:
+            raise ConfigError("config.search: a gradient needs pooled_queries=False")
+
+    def _descend(
+        self,
+        values: Any,
+        outputs: Callable[[Any, Any, Any, Any], Any],
+        penalty: Callable[[Any], Any],
+        rng: np.random.Generator,
+        known: Known,
+        project: Callable[[Any], Any] = lambda values: values,
+    ) -> Any:
+        """Returns what minimises cross entropy and penalty over batches of training examples.
+
+        Args:
+          values: to start from.
+          outputs: maps values, the supernet's parameters, a batch and a key to logits.
+          penalty: of values.
+          rng: draws batches.
+          known: what is known.
+          project: moves the values of a step to where they are allowed.
+        """
+        params = jax.device_put(known.supernet.variables["params"], jax.local_devices()[0])
+        optimizer = optax.adam(self.learning_rate)
+
+        def loss(values, params, batch, key):
+            found = outputs(values, params, batch, key)
+            errors = optax.softmax_cross_entropy_with_integer_labels(found, batch["labels"])
+            return errors.mean() + penalty(values)
+
+        @jax.jit
+        def step(values, state, params, batch, key):
+            grads = jax.grad(loss)(values, params, batch, key)
+            updates, state = optimizer.update(grads, state)
+            return project(optax.apply_updates(values, updates)), state
+
+        state, key = optimizer.init(values), jax.random.key(int(rng.integers(2**31)))
+        for number in range(self.steps):
+            rows = rng.integers(0, len(known.split), self.batch_size)
+            batch = known.split.take(rows)
+            values, state = step(values, state, params, batch, jax.random.fold_in(key, number))
+        return values
+
+
 @SEARCHES.register("gradient")
 @dataclasses.dataclass(frozen=True)
-class Gradient(Search):
+class Gradient(ByGradients):
     """Learns distributions of factors and depths by gradients, see `jaxeff.search.relaxed`.
 
-    The supernet's weights stay as they are. Each of a few latencies is aimed at in turn; the
-    likeliest plan is evaluated, and what is left of the budget goes to draws.
+    Each of a few latencies is aimed at in turn; the likeliest plan is evaluated, and what is left
+    of the budget goes to draws.
 
     Attributes:
       aims: latencies to aim at, as shares of the limit, or of the full network's without one.
-      steps: of each.
-      batch_size: examples of a step.
-      learning_rate: of Adam.
       temperature: of the draws.
       penalty: of an expected latency that is beyond the aim, as a share of that.
     """
 
     aims: Sequence[float] = (1.0, 0.8, 0.6, 0.4)
-    steps: int = 150
-    batch_size: int = 32
-    learning_rate: float = 0.05
     temperature: float = 1.0
     penalty: float = 5.0
 
     def explore(self, evaluations: Evaluations, rng: np.random.Generator, known: Known) -> None:
         """See `Search.explore`."""
         space = evaluations.space
-        if space.pooled_queries:
-            raise ConfigError("config.search: a gradient needs pooled_queries=False")
+        self._refuse(space)
         goal = evaluations.limit if math.isfinite(evaluations.limit) else known.full_ms
         learned = [self._learned(space, share * goal, rng, known) for share in self.aims]
         for probabilities in learned:
@@ -165,28 +218,65 @@ class Gradient(Search):
         self, space: Space, aim: float, rng: np.random.Generator, known: Known
     ) -> dict[str, Any]:
         network, table = known.supernet.model, known.table
-        params = jax.device_put(known.supernet.variables["params"], jax.local_devices()[0])
-        optimizer = optax.adam(self.learning_rate)
 
-        def loss(logits, params, batch, key):
+        def outputs(logits, params, batch, key):
             choices = relaxed.drawn(logits, key, self.temperature)
-            outputs = relaxed.logits_of(
-                network, params, choices, batch["inputs"], batch.get("mask")
-            )
-            errors = optax.softmax_cross_entropy_with_integer_labels(outputs, batch["labels"])
+            return relaxed.logits_of(network, params, choices, batch["inputs"], batch.get("mask"))
+
+        def penalty(logits):
             expected = relaxed.expected_latency(table, space, jax.tree.map(jax.nn.softmax, logits))
-            return errors.mean() + self.penalty * jax.nn.relu(expected / aim - 1)
+            return self.penalty * jax.nn.relu(expected / aim - 1)
 
-        @jax.jit
-        def step(logits, state, params, batch, key):
-            grads = jax.grad(loss)(logits, params, batch, key)
-            updates, state = optimizer.update(grads, state)
-            return optax.apply_updates(logits, updates), state
-
-        logits: Any = relaxed.initial_logits(space)
-        state, key = optimizer.init(logits), jax.random.key(int(rng.integers(2**31)))
-        for number in range(self.steps):
-            rows = rng.integers(0, len(known.split), self.batch_size)
-            batch = known.split.take(rows)
-            logits, state = step(logits, state, params, batch, jax.random.fold_in(key, number))
+        logits = self._descend(relaxed.initial_logits(space), outputs, penalty, rng, known)
         return jax.tree.map(lambda a: np.asarray(jax.nn.softmax(a, axis=-1)), logits)
+
+
+@SEARCHES.register("retention")
+@dataclasses.dataclass(frozen=True)
+class Retention(ByGradients):
+    """Learns how many tokens each layer needs, see `jaxeff.search.retention`.
+
+    Vectors are learned for several prices of tokens. Their plans are evaluated at every depth, and
+    what is left of the budget goes to changes of those.
+
+    Attributes:
+      prices: of keeping everything, in nats of the cross entropy.
+      mutation: probability of a change.
+    """
+
+    prices: Sequence[float] = (0.1, 0.3, 1.0, 3.0)
+    mutation: float = 0.3
+
+    def explore(self, evaluations: Evaluations, rng: np.random.Generator, known: Known) -> None:
+        """See `Search.explore`."""
+        space = evaluations.space
+        self._refuse(space)
+        vectors = [self._learned(space, price, rng, known) for price in self.prices]
+        plans = [retention.plan_of(space, v, d) for d in space.depths[::-1] for v in vectors]
+        for plan in plans:
+            evaluations.add(plan)
+        for number in range(20 * self.budget):
+            if evaluations.done:
+                break
+            changed = space.mutated(plans[number % len(plans)], rng, self.mutation)
+            evaluations.add(changed)
+
+    def _learned(
+        self, space: Space, price: float, rng: np.random.Generator, known: Known
+    ) -> np.ndarray:
+        network = known.supernet.model
+
+        def outputs(vectors, params, batch, key):
+            del key  # nothing is drawn
+            mask = batch.get("mask")
+            return retention.logits_of(network, params, vectors, batch["inputs"], mask)
+
+        found = self._descend(
+            retention.full(space, known.table.length),
+            outputs,
+            lambda vectors: price * retention.mass(vectors),
+            rng,
+            known,
+            lambda vectors: jnp.clip(vectors, 0, 1),
+        )
+        return np.asarray(found)

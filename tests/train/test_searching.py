@@ -66,10 +66,13 @@ def config(**search):
 
 @pytest.mark.parametrize("name", [
     "evolution",
-    *(pytest.param(n, marks=pytest.mark.slow) for n in ("enumeration", "random", "gradient")),
+    *(pytest.param(n, marks=pytest.mark.slow) for n in (
+        "enumeration", "random", "gradient", "retention",
+    )),
 ])  # fmt: skip
 def test_a_record(name, supernet, dataset, tmp_path):
-    fields = {"steps": 2, "aims": (1.0, 0.5)} if name == "gradient" else {}
+    few = {"gradient": {"steps": 2, "aims": (1.0, 0.5)}, "retention": {"steps": 2}}
+    fields = few.get(name, {})
     asked = config(name=name, max_latency_share=1.0, **fields)
     search = searches.SEARCHES.build(asked.search)
     record = searching.run(search, supernet, dataset, tmp_path, asked)
@@ -216,3 +219,18 @@ def test_a_gradient_keeps_to_its_aim(supernet, dataset):
     assert float(expected) < 9.5
     loose = search._learned(space, 1e9, np.random.default_rng(0), known)
     assert float(expected_latency(table, space, loose)) > float(expected)
+
+
+@pytest.mark.slow
+def test_dear_tokens_are_kept_less(supernet, dataset):
+    space = supernet.model.space
+    layers, cuts = needed(space.plans, 8)
+    table = LatencyTable(1, 8, 0.0, {s: float(s[0]) for s in layers}, dict.fromkeys(cuts, 0.0))
+    known = searches.Known(supernet, table, dataset.splits["train"], table(space.full))
+    search = searches.Retention(steps=40, learning_rate=0.1)
+    free, dear = (
+        search._learned(space, price, np.random.default_rng(0), known) for price in (0.0, 30.0)
+    )
+    assert free.shape == dear.shape == (1, 8)
+    assert 0 <= free.min() < free.max() <= 1
+    assert dear.max() == 0
