@@ -23,6 +23,23 @@ def closest(word: str, known: Mapping[str, Any] | list[str]) -> str:
     return f"; did you mean '{match[0]}'?" if match else f"; choose one of: {', '.join(names)}"
 
 
+def _accepted(factory: Callable[..., Any]) -> tuple[list[str], bool]:
+    """Returns the keywords that a factory takes, and whether it takes any other too.
+
+    A class hands what it does not name itself to the class before it.
+    """
+    callables: list[Callable[..., Any]] = [factory]
+    if isinstance(factory, type):
+        callables += [base.__init__ for base in factory.__mro__[1:] if "__init__" in vars(base)]  # type: ignore
+    names: list[str] = []
+    for number, function in enumerate(callables):
+        found = list(inspect.signature(function).parameters.values())[number > 0 :]  # not self
+        names += [p.name for p in found if p.kind is not p.VAR_KEYWORD]
+        if not any(p.kind is p.VAR_KEYWORD for p in found):
+            return names, False
+    return names, True
+
+
 class Registry:
     """A mapping from names to factories that explains itself when a name or a field is wrong."""
 
@@ -75,15 +92,14 @@ class Registry:
             )
         factory = self._factories[name]
         fields = {key: value for key, value in spec.items() if key != "name"}
-        accepted = inspect.signature(factory).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-            for field in fields:
-                if field not in accepted:
-                    known = [n for n in accepted if n not in extra]
-                    raise ConfigError(
-                        f"config.{where}.{field}: {self.kind} '{name}' has no such field"
-                        f"{closest(field, known)}"
-                    )
+        accepted, anything = _accepted(factory)
+        unknown = [field for field in fields if field not in accepted and not anything]
+        if unknown:
+            known = [n for n in accepted if n not in extra]
+            raise ConfigError(
+                f"config.{where}.{unknown[0]}: {self.kind} '{name}' has no such field"
+                f"{closest(unknown[0], known)}"
+            )
         try:
             return factory(**fields, **extra)
         except ConfigError as error:

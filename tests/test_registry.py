@@ -88,6 +88,27 @@ def test_factory_with_free_keywords_takes_any_field(shapes):
     assert shapes.build({"name": "polygon", "sides": 5}) == ("polygon", {"sides": 5})
 
 
+def test_a_class_takes_the_fields_of_those_it_hands_them_on_to():
+    class Shape:
+        def __init__(self, *, color="red"):
+            self.color = color
+
+    class Named(Shape):
+        pass
+
+    class Round(Named):
+        def __init__(self, *, radius=1.0, **options):
+            super().__init__(**options)
+            self.radius = radius
+
+    shapes = Registry("shape")
+    shapes.register("round")(Round)
+    made = shapes.build({"name": "round", "radius": 2.0, "color": "blue"})
+    assert (made.radius, made.color) == (2.0, "blue")
+    with pytest.raises(ConfigError, match="'round' has no such field; did you mean 'color'"):
+        shapes.build({"name": "round", "colour": "blue"})
+
+
 def test_config_errors_are_user_errors_and_value_errors():
     assert issubclass(ConfigError, UserError)
     assert issubclass(ConfigError, ValueError)
