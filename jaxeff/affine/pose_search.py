@@ -165,6 +165,10 @@ def align(problem: Problem, data: Any, pose: Array, steps: int, damping: float =
     return gauss_newton(aligned, (data, code), pose, steps, damping)
 
 
+#: Candidates that fit a processor's cache together.
+CACHED = 32
+
+
 @dataclasses.dataclass(frozen=True)
 class Search:
     """How poses are searched.
@@ -179,7 +183,8 @@ class Search:
       steps: of the refinement.
       learning_rate: of Adam.
       damping: first one of Gauss-Newton, in parts of the mean curvature.
-      chunk: candidates to compute at once, few enough for a processor's cache; 0 takes all.
+      chunk: candidates to compute at once; 0 takes what fits a processor's cache on a CPU, and all
+        of them elsewhere.
     """
 
     starts: int = 40
@@ -190,7 +195,7 @@ class Search:
     steps: int = 20
     learning_rate: float = 0.01
     damping: float = 1e-2
-    chunk: int = 32
+    chunk: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -250,6 +255,14 @@ def _chunked(function: Callable[[Any, Array], Any], data: Any, pose: Array, chun
 
     Candidates of an image share its data, which is looked up part by part instead of copied.
     """
+    if chunk:
+        return _in_parts(function, chunk, data, pose)
+    total = pose.shape[0] * pose.shape[1]
+    cpu, default = (functools.partial(_in_parts, function, n) for n in (CACHED, total))
+    return jax.lax.platform_dependent(data, pose, cpu=cpu, default=default)
+
+
+def _in_parts(function: Callable[[Any, Array], Any], chunk: int, data: Any, pose: Array) -> Any:
     batch, count, size = pose.shape
     image, flat = jnp.repeat(jnp.arange(batch), count), pose.reshape(-1, size)
 
@@ -258,7 +271,7 @@ def _chunked(function: Callable[[Any, Array], Any], data: Any, pose: Array, chun
         return function(jax.tree.map(lambda a: a[number], data), pose)
 
     total = len(flat)
-    parts = -(-total // chunk) if chunk else 1
+    parts = -(-total // chunk)
     if parts == 1:
         found = apply((image, flat))
     else:
