@@ -1,0 +1,120 @@
+"""Cells and inputs for tests of scans."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxeff.ode import (
+    GRU,
+    IRNN,
+    LSTM,
+    RNN,
+    TARNN,
+    Antisymmetric,
+    CoRNN,
+    DualODE,
+    FastGRNN,
+    FastRNN,
+    unroll,
+)
+
+FEATURES, INPUTS = 6, 3
+TIMED = {"step_size_mode": "per_time_step", "length": 16}
+
+CASES = {
+    "rnn": RNN(6),
+    "rnn_relu": RNN(6, activation="relu"),
+    "lstm": LSTM(6, forget_bias=1.0),
+    "gru": GRU(6),
+    "fastrnn": FastRNN(6, alpha_init=-1.0, beta_init=1.0),
+    "fastrnn_sigmoid": FastRNN(6, activation="sigmoid"),
+    "fastgrnn": FastGRNN(6, nu_init=-1.0),
+    "antisymmetric": Antisymmetric(6, step_size=0.3, diffusion=0.1),
+    "antisymmetric_plain": Antisymmetric(6, gated=False, step_size=0.3),
+    "cornn": CoRNN(6, step_size=0.3),
+    "irnn": IRNN(6, step_size=0.2),
+    "irnn_shared": IRNN(6, step_size=0.2, step_size_mode="shared", num_inner_steps=3, decay=0.7),
+    "irnn_three": IRNN(6, step_size=0.2, num_inner_steps=3, step_size_param="raw"),
+    "irnn_timed": IRNN(6, step_size=0.3, **TIMED),
+    "irnn_timed_three": IRNN(6, step_size=0.2, num_inner_steps=3, **TIMED),
+    "irnn_timed_fixed": IRNN(6, step_size=0.2, learn_step_size=False, **TIMED),
+    "irnn_rank": IRNN(6, step_size=0.2, num_inner_steps=2, rank=2, activation="relu", decay=1.5),
+    "irnn_cold": IRNN(6, step_size=0.2, num_inner_steps=2, warm_start=False),
+    "irnn_cold_one": IRNN(6, step_size=0.2, warm_start=False),
+    "irnn_implicit": IRNN(6, num_inner_steps=60, step_size=0.6, solver="implicit", decay=1.6),
+    "irnn_implicit_timed": IRNN(
+        6, num_inner_steps=60, step_size=0.6, solver="implicit", decay=1.6, **TIMED
+    ),
+}
+TARNNS = {
+    "tarnn": TARNN(6, step_size=0.3, activation="tanh"),
+    "tarnn_outside": TARNN(6, step_size=0.3, variant="outside", gate_bias=0.0),
+    "tarnn_three": TARNN(6, step_size=0.3, num_inner_steps=3, previous_input="zero"),
+    "tarnn_outside_three": TARNN(
+        6, step_size=0.3, num_inner_steps=3, variant="outside", gate_bias=0.0
+    ),
+    "tarnn_timed_two": TARNN(6, step_size=0.3, num_inner_steps=2, **TIMED),
+    "dual_ode": DualODE(6, step_size=0.3, gate_bias=0.0),
+    "dual_ode_timed": DualODE(6, step_size=0.3, gate_bias=0.0, **TIMED),
+}
+CASES |= TARNNS
+# One case of each kind always runs; the rest are variations for the longer checks.
+CORE = ["rnn", "lstm", "gru", "fastrnn", "fastgrnn", "antisymmetric", "cornn"]
+CORE += ["irnn", "irnn_timed_three", "irnn_rank", "irnn_implicit"]
+CORE += ["tarnn", "tarnn_outside_three", "dual_ode"]
+
+in_double = pytest.mark.usefixtures("x64", "quick_compile")
+quick = pytest.mark.usefixtures("quick_compile")
+every_cell = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in CORE else pytest.mark.slow) for n in CASES]
+)
+
+
+def random(seed, *shape, dtype=jnp.float64):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def weighted(tree):
+    """A scalar that depends on every number of a tree, each in its own way."""
+    return sum(
+        jnp.sum(jnp.sin(a) * random(i, *a.shape, dtype=a.dtype))
+        for i, a in enumerate(jax.tree.leaves(tree))
+    )
+
+
+def results(cell, arguments, **options):
+    """Value, carry, outputs, and the gradients in params, xs and the first carry."""
+
+    def loss(params, xs, carry):
+        out = unroll(cell, params, xs, carry, **options)
+        return weighted(out), out
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*arguments)
+
+
+def assert_backward_agrees(mode, cell, arguments, **options):
+    expected = results(cell, arguments, backward="autodiff", **options)
+    chex.assert_tree_all_finite(expected)
+    assert np.abs(expected[1][1]).max() > 1e-4  # there is something to compare
+    actual = results(cell, arguments, backward=mode, **options)
+    chex.assert_trees_all_close(actual, expected, atol=1e-12, rtol=1e-12)
+    chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
+
+
+def loop(cell, params, xs, carry, mask=None):
+    """A plain loop over time."""
+    ys, step = [], jax.jit(cell.step)
+    for t, x in enumerate(xs):
+        new, _ = step(params, carry, x)
+        if mask is not None:
+            real = mask[t][..., None] != 0
+            new = jax.tree.map(lambda n, o: jnp.where(real, n, o), new, carry)  # noqa: B023
+        carry = new
+        ys.append(cell.output(carry))
+    return carry, jnp.stack(ys)
+
+
+def random_mask(*shape):
+    return jnp.asarray(np.random.default_rng(0).random(shape) < 0.7)

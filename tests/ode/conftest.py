@@ -1,0 +1,23 @@
+"""What tests of several cells share."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from scan_cases import INPUTS, random
+
+from jaxeff.ode import TARNN
+
+
+@pytest.fixture
+def example(jitter):
+    """Parameters, inputs and a non-zero first carry of a case."""
+
+    def make(cell, time=7, batch=(2,), inputs=INPUTS, dtype=jnp.float64):
+        params = jitter(cell.init(jax.random.key(0), inputs, dtype))
+        xs = random(1, time, *batch, inputs, dtype=dtype)
+        carry = jitter(cell.initial_carry(batch, dtype, inputs), seed=2)
+        if isinstance(cell, TARNN) or getattr(cell, "timed", False):
+            carry = (*carry[:-1], jnp.zeros((*batch, 1), dtype))  # the counter of steps
+        return params, xs, carry
+
+    return make
