@@ -4,6 +4,7 @@ Writes ``results/bottleneck_results.json``, part by part; lines that are there a
 
     python benchmarks/bottleneck_results.py accuracy     # trains every network; many hours
     python benchmarks/bottleneck_results.py latency      # of those, batches 1 and 32, 3 lengths
+    python benchmarks/bottleneck_results.py serving      # texts a second, padded in two ways
     python benchmarks/bottleneck_results.py prediction   # the table against 20 other networks
     python benchmarks/bottleneck_results.py strategies   # evolution, enumeration, random
     TORCH_PYTHON=.venv-torch/bin/python python benchmarks/bottleneck_results.py torch
@@ -17,6 +18,7 @@ seed start from the same supernet and are trained alike; the full one is one of 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -36,6 +38,7 @@ from jaxeff.search import measure, strategies
 from jaxeff.search.front import hypervolume
 from jaxeff.search.space import stratified
 from jaxeff.search.strategies import Evaluations
+from jaxeff.serving import TextModel
 from jaxeff.train import jobs, searching
 
 SEEDS = (0, 1, 2)
@@ -56,10 +59,11 @@ FIXED: dict[str, tuple[str, list[str]]] = {
 SEARCHED: dict[str, tuple[str, list[str]]] = {
     f"{name}, {share} of the time": (f"search={name}", [f"search.max_latency_share={share}"])
     for share in (0.8, 0.6, 0.4)
-    for name in ("evolution", "gradient", "random")
+    for name in ("evolution", "gradient", "retention", "random")
 }
 LINES = {**FIXED, **SEARCHED}
 BATCHES, LENGTHS = (1, 32), (32, 128, 512)
+PADDED = 128  # to which texts are padded that are not brought together by length
 
 
 class Record:
@@ -86,6 +90,10 @@ class Record:
             entry = record.setdefault(self.setting, {}).setdefault(part, {})
             entry.update({**found, "environment": bench.environment()})
 
+    def folder(self, name: str, seed: int) -> Path:
+        """Returns where a network of a line is trained."""
+        return self.runs / name.replace(", ", "-").replace(": ", "-") / str(seed)
+
     def config(self, argument: str, overrides: list[str], seed: int) -> Any:
         """Returns a config; the seed is that of the supernet too."""
         quick = ["quick"] if self.quick else []
@@ -108,7 +116,7 @@ def accuracy(record: Record) -> None:
             continue
         reports = []
         for seed in record.seeds:
-            folder = record.runs / name.replace(", ", "-").replace(": ", "-") / str(seed)
+            folder = record.folder(name, seed)
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / "teacher").exists():
                 (folder / "teacher").symlink_to(record.supernet(seed).resolve())
@@ -272,6 +280,29 @@ class Here:
         return found
 
 
+def serving(record: Record) -> None:
+    """Times the answers to test texts, padded to one length and to the next of a few lengths."""
+    config = record.config(NONE, [], record.seeds[0])
+    split: Any = jobs.build(config, record.runs / "first").dataset.splits["test"]
+    texts = [split.texts[row] for row in split.indices[: 64 if record.quick else 512]]
+    calls: dict[str, Any] = {}
+    for name in (n for n in record.known("accuracy") if n in LINES):
+        folder = record.folder(name, record.seeds[0]) / "model"
+        for padding in ("one length", "next length"):
+            model = TextModel.load(folder)
+            if padding == "one length":
+                model.lengths = [min(PADDED, model.network.encoder.shape.max_length)]
+            calls[f"{name}, {padding}"] = functools.partial(model.logits, texts)
+    times = bench.interleaved(calls, 2 if record.quick else 5, 1, warmup=1)
+    record.write(
+        "serving",
+        {
+            name: {"texts_per_second": len(texts) / own.median_ms * 1e3}
+            for name, own in times.items()
+        },
+    )
+
+
 def torch(record: Record) -> None:
     """Times the full encoder of MiniLM's sizes here and in PyTorch, in turns."""
     from jaxeff.models.encoder import Encoder, EncoderShape
@@ -296,6 +327,7 @@ PARTS = {
     "accuracy": accuracy,
     "latency": latency,
     "prediction": prediction,
+    "serving": serving,
     "strategies": strategies_compared,
     "torch": torch,
 }
