@@ -34,7 +34,7 @@ def _accepted(factory: Callable[..., Any]) -> tuple[list[str], bool]:
     names: list[str] = []
     for number, function in enumerate(callables):
         found = list(inspect.signature(function).parameters.values())[number > 0 :]  # not self
-        names += [p.name for p in found if p.kind is not p.VAR_KEYWORD]
+        names += [p.name for p in found if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
         if not any(p.kind is p.VAR_KEYWORD for p in found):
             return names, False
     return names, True

@@ -16,15 +16,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxeff.affine import Problem, Search, Transform, search
 from jaxeff.errors import ConfigError
-from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, Task, step_key, total_weight
-from jaxeff.train.objectives import Objective, weighted_means
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, step_key, total_weight
+from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Carry, Params, PRNGKey
 
@@ -34,17 +33,14 @@ class AffineVAE(Algorithm):
     """Searches poses, then makes a step of the weights.
 
     Args:
-      model: a `jaxeff.models.autoencoder.Autoencoder` with poses; see `Algorithm` for the next
-        three and the last two.
-      objective: per example a sum of convex functions of the outputs, as "elbo" is.
-      optimizer: the optimiser.
-      task: facts of the data.
+      *shared: model, objective, optimizer and task, see `Algorithm`. The model is a
+        `jaxeff.models.autoencoder.Autoencoder` with poses; the objective is per example a sum of
+        convex functions of the outputs, as "elbo" is.
       search: section of the `Search` in training; its random starts are drawn anew for every batch.
       evaluation: section of the search at evaluation, with the same starts for every image.
       cache: whether the pose found for a training example is kept as one of its next starts. The
         example must then come back in the same pose.
-      average_decay: decay of an average of the weights.
-      evaluate_at: which weights to evaluate.
+      **options: of `Algorithm`.
 
     Raises:
       ConfigError: a model without poses, or a search without a start.
@@ -52,18 +48,14 @@ class AffineVAE(Algorithm):
 
     def __init__(
         self,
-        model: nn.Module,
-        objective: Objective,
-        optimizer: optax.GradientTransformation,
-        task: Task | None = None,
+        *shared: Any,
         search: Mapping[str, Any] | None = None,
         evaluation: Mapping[str, Any] | None = None,
         cache: bool = False,
-        average_decay: float = 0.0,
-        evaluate_at: str = "best",
+        **options: Any,
     ):
-        super().__init__(model, objective, optimizer, task, average_decay, evaluate_at)
-        self.family: Any = getattr(model, "family", None)
+        super().__init__(*shared, **options)
+        self.family: Any = getattr(self.model, "family", None)
         if self.family is None:
             raise ConfigError(
                 "the model has no poses to search; set config.model.pose, such as "

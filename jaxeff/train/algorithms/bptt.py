@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,13 +12,12 @@ from jaxeff.errors import ConfigError
 from jaxeff.train.algorithms.base import (
     ALGORITHMS,
     Algorithm,
-    Task,
     starting_carry,
     step_key,
     total_weight,
     whole_carry,
 )
-from jaxeff.train.objectives import Objective, weighted_means
+from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch
 
@@ -29,30 +27,17 @@ class BPTT(Algorithm):
     """One gradient of the objective's weighted mean over the whole batch per update.
 
     Args:
-      model: see `Algorithm`, as are the next three and the last two.
-      objective: the objective.
-      optimizer: the optimiser.
-      task: facts of the data.
+      *shared: model, objective, optimizer and task, see `Algorithm`.
       repeats: updates on each batch, one after the other; more than one equals the number of
         updates of an algorithm that updates within the sequence.
-      average_decay: decay of an average of the weights.
-      evaluate_at: which weights to evaluate.
+      **options: of `Algorithm`.
     """
 
     #: Values of the objective that `track` reads and that are no metrics.
     tracked: tuple[str, ...] = ()
 
-    def __init__(
-        self,
-        model: nn.Module,
-        objective: Objective,
-        optimizer: optax.GradientTransformation,
-        task: Task | None = None,
-        repeats: int = 1,
-        average_decay: float = 0.0,
-        evaluate_at: str = "best",
-    ):
-        super().__init__(model, objective, optimizer, task, average_decay, evaluate_at)
+    def __init__(self, *shared: Any, repeats: int = 1, **options: Any):
+        super().__init__(*shared, **options)
         if repeats < 1:
             raise ConfigError(f"repeats must be at least 1, not {repeats}")
         self.updates_per_batch = repeats

@@ -14,7 +14,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +35,6 @@ from jaxeff.registry import closest
 from jaxeff.train.algorithms.base import (
     ALGORITHMS,
     Algorithm,
-    Task,
     starting_carry,
     step_key,
     total_weight,
@@ -58,10 +56,8 @@ class Constrained(Algorithm):
     constraints, and with multipliers fixed at 0, this is `BPTT` to the bit.
 
     Args:
-      model: see `Algorithm`, as are the next three and the last two.
-      objective: the objective.
-      optimizer: the optimiser; it and its weight decay do not see the multipliers.
-      task: facts of the data.
+      *shared: model, objective, optimizer and task, see `Algorithm`. The optimiser
+        and its weight decay do not see the multipliers.
       constraints: sections of `jaxeff.constraints.CONSTRAINTS`; at most one that reweights.
       dual: section of `jaxeff.constraints.DUAL_STEPS`: "gradient", "optimistic" or "nupi" with
         their gains, or "fixed" for constant penalty weights.
@@ -72,16 +68,12 @@ class Constrained(Algorithm):
       move: "step" or "epoch"; see `MOVES`.
       normalize: divides violations by the size of their statistic on the first batch.
       sharpness_radius: takes the gradient so far uphill from the weights; 0 takes it at them.
-      average_decay: decay of an average of the weights.
-      evaluate_at: which weights to evaluate.
+      **options: of `Algorithm`.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        objective: Objective,
-        optimizer: optax.GradientTransformation,
-        task: Task | None = None,
+        *shared: Any,
         constraints: Sequence[Mapping[str, Any]] = (),
         dual: Mapping[str, Any] | None = None,
         rho: float = 1.0,
@@ -91,10 +83,9 @@ class Constrained(Algorithm):
         move: str = "step",
         normalize: bool = True,
         sharpness_radius: float = 0.0,
-        average_decay: float = 0.0,
-        evaluate_at: str = "best",
+        **options: Any,
     ):
-        super().__init__(model, objective, optimizer, task, average_decay, evaluate_at)
+        super().__init__(*shared, **options)
         if move not in MOVES:
             raise ConfigError(f"move: unknown choice '{move}'{closest(move, list(MOVES))}")
         if sharpness_radius < 0:
@@ -124,7 +115,7 @@ class Constrained(Algorithm):
                 "constraints: 'discount' and 'cvar' both weigh the examples; choose one, once"
             )
         self.reweighting = reweightings[0] if reweightings else None
-        self.objective = _Showing(objective, self.constraints)
+        self.objective = _Showing(self.objective, self.constraints)
 
     def init(self, params: Params) -> dict[str, Any]:
         """See `Algorithm.init`."""

@@ -17,14 +17,13 @@ from jaxeff.train import optim
 from jaxeff.train.algorithms.base import (
     ALGORITHMS,
     Algorithm,
-    Task,
     Trained,
     step_key,
     total_weight,
 )
 from jaxeff.train.algorithms.helper import helper
 from jaxeff.train.algorithms.teacher import Teacher, see
-from jaxeff.train.objectives import Objective, weighted_means
+from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, PRNGKey
 
@@ -44,10 +43,9 @@ class Distillation(Algorithm):
     for both.
 
     Args:
-      model: see `Algorithm`, as are the next three and the last two.
-      objective: the objective, on the labels.
-      optimizer: of the student and, with a state of its own, of the gate.
-      task: facts of the data.
+      *shared: model, objective, optimizer and task, see `Algorithm`. The objective
+        is that on the labels; the optimiser is that of the student and, with a state of its own,
+        of the gate.
       trained: the prerequisites, by name.
       label_weight: weight of the objective.
       losses: fields of distillation losses by their names in `jaxeff.distill.LOSSES`, each with its
@@ -64,8 +62,7 @@ class Distillation(Algorithm):
       keep_classifier: whether the student takes over the teacher's last linear layer and keeps it
         as it is (SimKD).
       cache: whether the teacher's logits are kept, see `Teacher`.
-      average_decay: decay of an average of the weights.
-      evaluate_at: which weights to evaluate.
+      **options: of `Algorithm`.
 
     Raises:
       ConfigError: fields that do not fit together, or no teacher.
@@ -73,10 +70,7 @@ class Distillation(Algorithm):
 
     def __init__(
         self,
-        model: nn.Module,
-        objective: Objective,
-        optimizer: optax.GradientTransformation,
-        task: Task | None = None,
+        *shared: Any,
         trained: Mapping[str, Trained] | None = None,
         label_weight: float = 1.0,
         losses: Mapping[str, Mapping[str, Any]] | None = None,
@@ -88,10 +82,9 @@ class Distillation(Algorithm):
         inherit: bool = False,
         keep_classifier: bool = False,
         cache: bool = False,
-        average_decay: float = 0.0,
-        evaluate_at: str = "best",
+        **options: Any,
     ):
-        super().__init__(model, objective, optimizer, task, average_decay, evaluate_at)
+        super().__init__(*shared, **options)
         if self.task.kind != "classification":
             raise ConfigError(f"distillation is of classifiers, not of {self.task.kind} data")
         self.label_weight = label_weight

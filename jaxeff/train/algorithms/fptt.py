@@ -52,7 +52,7 @@ class FPTT(PartwiseAlgorithm):
     ``parts`` on. Where examples differ in length, P counts the parts of the example.
 
     Args:
-      model: see `Algorithm`, as are the next three and the last two.
+      model: see `Algorithm`, as are the next three.
       objective: the task's objective.
       optimizer: the optimiser of the local objectives; its state runs through all updates.
       task: facts of the data.
@@ -72,8 +72,7 @@ class FPTT(PartwiseAlgorithm):
       auxiliary_reduction: "mean_all" divides the auxiliary term by the number of classes, as the
         authors' code does; "sum_classes" is the cross entropy as printed.
       uniform_epochs: epochs before the oracle's estimate replaces the uniform distribution.
-      average_decay: decay of an average of the weights.
-      evaluate_at: which weights to evaluate: "running", "live", "average" or "best".
+      **options: of `Algorithm`; there are the weights "running" too.
 
     Raises:
       ConfigError: a field has an impossible value or does not fit the task.
@@ -87,6 +86,7 @@ class FPTT(PartwiseAlgorithm):
         objective: Objective,
         optimizer: optax.GradientTransformation,
         task: Task | None = None,
+        *,
         parts: int = 10,
         alpha: float = 0.1,
         beta: float = 0.5,
@@ -97,10 +97,9 @@ class FPTT(PartwiseAlgorithm):
         auxiliary: str = "none",
         auxiliary_reduction: str = "mean_all",
         uniform_epochs: int = 1,
-        average_decay: float = 0.0,
-        evaluate_at: str = "best",
+        **options: Any,
     ):
-        super().__init__(model, objective, optimizer, task, parts, average_decay, evaluate_at)
+        super().__init__(model, objective, optimizer, task, parts=parts, **options)
         for name, value, known in (
             ("reset", reset, RESETS),
             ("auxiliary", auxiliary, AUXILIARIES),

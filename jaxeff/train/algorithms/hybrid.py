@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,9 +23,9 @@ from jaxeff.models.base import apply_with_features
 from jaxeff.models.hybrid import PARTS, HybridNetwork, part
 from jaxeff.registry import closest
 from jaxeff.train import optim
-from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, Task, step_key, total_weight
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, step_key, total_weight
 from jaxeff.train.algorithms.bptt import BPTT
-from jaxeff.train.objectives import Objective, weighted_means
+from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Carry, Params, PRNGKey
 
@@ -76,10 +75,8 @@ class Hybrid(Algorithm):
     score, so that accuracies are compared at one coverage.
 
     Args:
-      model: the network.
-      objective: of base and expert.
-      optimizer: of every part, with a state for each.
-      task: facts of the data.
+      *shared: model, objective, optimizer and task, see `Algorithm`. The objective
+        is that of base and expert; the optimiser has a state for every part.
       trained: ``base`` and ``expert`` to start from; what is missing starts at random.
       phases: steps of each part in a cycle, ``router``, ``base``, ``expert``; 0 freezes it.
       rates: factors of the learning rate by part.
@@ -89,8 +86,7 @@ class Hybrid(Algorithm):
       router_folds: where above 0, the router learns from every so many-th example alone, and base
         and expert from the others: on examples that they have learned, the base is nearly always
         right. What they are trained from must leave the fold out too (`BPTTWithoutFold`).
-      average_decay: decay of an average of the weights.
-      evaluate_at: which weights to evaluate.
+      **options: of `Algorithm`.
 
     Raises:
       ConfigError: another model, or a field with an impossible value.
@@ -98,10 +94,7 @@ class Hybrid(Algorithm):
 
     def __init__(
         self,
-        model: nn.Module,
-        objective: Objective,
-        optimizer: optax.GradientTransformation,
-        task: Task | None = None,
+        *shared: Any,
         trained: Mapping[str, Any] | None = None,
         phases: Mapping[str, int] | None = None,
         rates: Mapping[str, float] | None = None,
@@ -109,11 +102,10 @@ class Hybrid(Algorithm):
         penalty_weight: float = 0.0,
         penalty: str = "corrected",
         router_folds: int = 0,
-        average_decay: float = 0.0,
-        evaluate_at: str = "best",
+        **options: Any,
     ):
-        super().__init__(model, objective, optimizer, task, average_decay, evaluate_at)
-        if not isinstance(model, HybridNetwork):
+        super().__init__(*shared, **options)
+        if not isinstance(self.model, HybridNetwork):
             raise ConfigError("algorithm 'hybrid' needs config.model.name='hybrid'")
         if target not in TARGETS:
             raise ConfigError(f"target must be one of {', '.join(TARGETS)}, not {target!r}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,13 +15,12 @@ import optax
 from jaxeff.errors import ConfigError
 from jaxeff.train.algorithms.base import (
     Algorithm,
-    Task,
     starting_carry,
     step_key,
     total_weight,
     whole_carry,
 )
-from jaxeff.train.objectives import Objective, weighted_means
+from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Carry, Params
 
@@ -47,37 +45,24 @@ class PartwiseAlgorithm(Algorithm):
     objective is differentiated inside the part only, and the optimiser makes an update.
 
     Args:
-      model: see `Algorithm`, as are the next three and the last two; it must be able to keep its
-        state over parts.
-      objective: the objective.
-      optimizer: the optimiser.
-      task: facts of the data; "tagging" has a label at every step, the others one per sequence, for
-        which the model's output at the end of every part is judged.
+      *shared: model, objective, optimizer and task, see `Algorithm`. The model must be able to keep
+        its state over parts. Tasks of kind "tagging" have a label at every step, the others one per
+        sequence, for which the output at the end of every part is judged.
       parts: number of parts; 1 is back-propagation through time.
-      average_decay: decay of an average of the weights.
-      evaluate_at: which weights to evaluate.
+      **options: of `Algorithm`.
 
     Raises:
       ConfigError: a field has an impossible value, or the sequence has fewer steps than parts.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        objective: Objective,
-        optimizer: optax.GradientTransformation,
-        task: Task | None = None,
-        parts: int = 10,
-        average_decay: float = 0.0,
-        evaluate_at: str = "best",
-    ):
-        super().__init__(model, objective, optimizer, task, average_decay, evaluate_at)
+    def __init__(self, *shared: Any, parts: int = 10, **options: Any):
+        super().__init__(*shared, **options)
         if parts < 1:
             raise ConfigError(f"parts must be at least 1, not {parts}")
-        if not hasattr(model, "initial_carry"):
+        if not hasattr(self.model, "initial_carry"):
             raise ConfigError(
-                f"parts need a model that keeps its state, which {type(model).__name__} does not; "
-                "use algorithm 'bptt', or a model with initial_carry"
+                f"parts need a model that keeps its state, which {type(self.model).__name__} does "
+                "not; use algorithm 'bptt', or a model with initial_carry"
             )
         self.parts = parts
         if self.task.length:

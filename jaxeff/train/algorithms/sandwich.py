@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,8 +12,8 @@ from jaxeff.distill.classic import kd
 from jaxeff.errors import ConfigError
 from jaxeff.search.space import stratified
 from jaxeff.train import objectives
-from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, Task, step_key, total_weight
-from jaxeff.train.objectives import Objective, weighted_means
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, step_key, total_weight
+from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Carry, Params, PRNGKey
 
@@ -30,15 +29,12 @@ class Sandwich(Algorithm):
     a pool that is drawn once, evenly over the multiply-adds, so that a step is one program.
 
     Args:
-      model: has ``space`` and ``subnetwork(plan)``, as `jaxeff.models.text.TextSupernet`.
-      objective: see `Algorithm`, as are the next two and the last two.
-      optimizer: the optimiser.
-      task: facts of the data.
+      *shared: model, objective, optimizer and task, see `Algorithm`. The model has
+        ``space`` and ``subnetwork(plan)``, as `jaxeff.models.text.TextSupernet`.
       pool: number of plans to draw from.
       draws: of them in a step.
       temperature: of the distillation.
-      average_decay: decay of an average of the weights.
-      evaluate_at: which weights to evaluate.
+      **options: of `Algorithm`.
 
     Raises:
       ConfigError: another model, or an impossible number.
@@ -46,18 +42,14 @@ class Sandwich(Algorithm):
 
     def __init__(
         self,
-        model: nn.Module,
-        objective: Objective,
-        optimizer: optax.GradientTransformation,
-        task: Task | None = None,
+        *shared: Any,
         pool: int = 12,
         draws: int = 2,
         temperature: float = 1.0,
-        average_decay: float = 0.0,
-        evaluate_at: str = "best",
+        **options: Any,
     ):
-        super().__init__(model, objective, optimizer, task, average_decay, evaluate_at)
-        space: Any = getattr(model, "space", None)
+        super().__init__(*shared, **options)
+        space: Any = getattr(self.model, "space", None)
         if space is None:
             raise ConfigError(
                 "algorithm 'sandwich' needs a supernet, such as config.model.name="
@@ -68,7 +60,7 @@ class Sandwich(Algorithm):
         if temperature <= 0:
             raise ConfigError(f"temperature must be positive, not {temperature}")
         self.draws, self.temperature = draws, temperature
-        network: Any = model
+        network: Any = self.model
         shape, length = network.encoder.shape, self.task.length
         self.smallest = space.smallest
         self.pool = stratified(space.plans, lambda plan: plan.macs(shape, length), pool, seed=0)

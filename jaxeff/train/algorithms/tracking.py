@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxeff.errors import ConfigError
 from jaxeff.selective import one_sided
-from jaxeff.train.algorithms.base import ALGORITHMS, Task
+from jaxeff.train.algorithms.base import ALGORITHMS
 from jaxeff.train.algorithms.bptt import BPTT
-from jaxeff.train.objectives import Objective, weighted_means
+from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Params
 
@@ -27,32 +25,19 @@ class Tracking(BPTT):
     """One gradient per batch of a loss with a state; this one knows only whether it pretrains.
 
     Args:
-      model: see `Algorithm`, as are the next three and the last two.
-      objective: the objective.
-      optimizer: the optimiser.
-      task: facts of the data.
+      *shared: model, objective, optimizer and task, see `Algorithm`.
       pretrain_steps: number of steps at first with ``batch["pretraining"]`` true.
-      average_decay: decay of an average of the weights.
-      evaluate_at: which weights to evaluate.
+      **options: of `BPTT`.
 
     Raises:
       ConfigError: a negative number of steps, or an objective that cannot pretrain.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        objective: Objective,
-        optimizer: optax.GradientTransformation,
-        task: Task | None = None,
-        pretrain_steps: int = 0,
-        average_decay: float = 0.0,
-        evaluate_at: str = "best",
-    ):
-        super().__init__(model, objective, optimizer, task, 1, average_decay, evaluate_at)
+    def __init__(self, *shared: Any, pretrain_steps: int = 0, **options: Any):
+        super().__init__(*shared, **options)
         if pretrain_steps < 0:
             raise ConfigError(f"pretrain_steps must not be negative, not {pretrain_steps}")
-        if pretrain_steps and not getattr(objective, "pretrains", False):
+        if pretrain_steps and not getattr(self.objective, "pretrains", False):
             raise ConfigError("pretrain_steps: the objective has no pretraining; leave it at 0")
         self.pretrain_steps = pretrain_steps
 
@@ -72,13 +57,10 @@ class OneSidedSaddle(Tracking):
     the closed form has the same solutions and needs none of this.
 
     Args:
-      model: see `Tracking`, as are the next three and the last two.
-      objective: "one_sided".
-      optimizer: the optimiser.
-      task: facts of the data.
+      *shared: model, objective, optimizer and task, see `Algorithm`; the objective is
+        "one_sided".
       multiplier_rate: step size of multipliers and slacks.
-      average_decay: decay of an average of the weights.
-      evaluate_at: which weights to evaluate.
+      **options: of `Tracking`.
 
     Raises:
       ConfigError: another objective, or a rate that is not positive.
@@ -86,22 +68,13 @@ class OneSidedSaddle(Tracking):
 
     tracked = ("outside",)
 
-    def __init__(
-        self,
-        model: nn.Module,
-        objective: Objective,
-        optimizer: optax.GradientTransformation,
-        task: Task | None = None,
-        multiplier_rate: float = 0.05,
-        average_decay: float = 0.0,
-        evaluate_at: str = "best",
-    ):
-        super().__init__(model, objective, optimizer, task, 0, average_decay, evaluate_at)
-        if not hasattr(objective, "mu"):
+    def __init__(self, *shared: Any, multiplier_rate: float = 0.05, **options: Any):
+        super().__init__(*shared, **options)
+        if not hasattr(self.objective, "mu"):
             raise ConfigError("this algorithm needs config.objective.name='one_sided'")
         if not multiplier_rate > 0:
             raise ConfigError(f"multiplier_rate must be positive, not {multiplier_rate}")
-        self.mu, self.multiplier_rate = objective.mu, multiplier_rate
+        self.mu, self.multiplier_rate = self.objective.mu, multiplier_rate
 
     def init(self, params: Params) -> dict[str, Any]:
         """Returns slacks and multipliers as the authors start them."""
@@ -142,20 +115,9 @@ class SelfAdaptiveTraining(Tracking):
     needs_index = True
     tracked = ("target",)
 
-    def __init__(
-        self,
-        model: nn.Module,
-        objective: Objective,
-        optimizer: optax.GradientTransformation,
-        task: Task | None = None,
-        pretrain_steps: int = 0,
-        average_decay: float = 0.0,
-        evaluate_at: str = "best",
-    ):
-        super().__init__(
-            model, objective, optimizer, task, pretrain_steps, average_decay, evaluate_at
-        )
-        if not hasattr(objective, "momentum"):
+    def __init__(self, *shared: Any, **options: Any):
+        super().__init__(*shared, **options)
+        if not hasattr(self.objective, "momentum"):
             raise ConfigError("this algorithm needs config.objective.name='self_adaptive'")
         if not self.task.num_examples:
             raise ConfigError("this algorithm needs a training split of known size")
