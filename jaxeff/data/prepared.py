@@ -27,6 +27,29 @@ def find(name: str, root: Path) -> Path | None:
     return max(versions, key=lambda path: tuple(map(int, path.name.split("."))), default=None)
 
 
+@contextlib.contextmanager
+def refusing(folder: Path) -> Iterator[None]:
+    """Raises `DataError` for whatever a damaged copy makes its reader raise."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(
+            f"{folder}: cannot be read, remove it and prepare it again ({reason})"
+        ) from None
+
+
+def require_array_record(folder: Path, file_format: str) -> None:
+    """Raises `DataError` for a copy in a format that needs TensorFlow."""
+    if file_format != "array_record":
+        raise DataError(
+            f"{folder}: prepared as {file_format}, which needs TensorFlow to read; prepare it with"
+            " file_format='array_record'"
+        )
+
+
 def read(folder: Path) -> ImageArrays:
     """Decodes the train and test parts of a prepared image data set into memory.
 
@@ -35,21 +58,10 @@ def read(folder: Path) -> ImageArrays:
     """
     import tensorflow_datasets as tfds
 
-    try:
+    with refusing(folder):
         builder = tfds.builder_from_directory(folder)
-        file_format = builder.info.file_format.value
-        if file_format == "array_record":
-            train, test = _decode(builder, "train"), _decode(builder, "test")
-    except Exception as error:  # whatever a damaged file makes the reader raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(
-            f"{folder}: cannot be read, remove it and prepare it again ({reason})"
-        ) from None
-    if file_format != "array_record":
-        raise DataError(
-            f"{folder}: prepared as {file_format}, which needs TensorFlow to read; prepare it with"
-            " file_format='array_record'"
-        )
+        require_array_record(folder, builder.info.file_format.value)
+        train, test = _decode(builder, "train"), _decode(builder, "test")
     return ImageArrays(*train, *test, origin=f"TFDS {builder.info.full_name}")
 
 

@@ -48,23 +48,12 @@ def read(folder: Path, log_mel: LogMel) -> tuple[dict[str, tuple], tuple[str, ..
     Raises:
       DataError: the copy is damaged, or has a format that needs TensorFlow.
     """
-    try:
+    with prepared.refusing(folder):
         info = json.loads((folder / "dataset_info.json").read_text("utf-8"))
-        file_format = info["fileFormat"]
-        if file_format == "array_record":
-            class_names = tuple((folder / "label.labels.txt").read_text("utf-8").split())
-            counts = {part["name"]: sum(map(int, part["shardLengths"])) for part in info["splits"]}
-            parts = {part: _read_part(folder, part, counts[part], log_mel) for part in PARTS}
-    except Exception as error:  # whatever a damaged file makes the reader raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(
-            f"{folder}: cannot be read, remove it and prepare it again ({reason})"
-        ) from None
-    if file_format != "array_record":
-        raise DataError(
-            f"{folder}: prepared as {file_format}, which needs TensorFlow to read; prepare it with"
-            " file_format='array_record'"
-        )
+        prepared.require_array_record(folder, info["fileFormat"])
+        class_names = tuple((folder / "label.labels.txt").read_text("utf-8").split())
+        counts = {part["name"]: sum(map(int, part["shardLengths"])) for part in info["splits"]}
+        parts = {part: _read_part(folder, part, counts[part], log_mel) for part in PARTS}
     for part, (features, labels) in parts.items():
         if not len(features):
             raise DataError(f"{folder}: the {part} part has no examples")
