@@ -77,25 +77,31 @@ def routing_speed() -> str:
     return table(header, rows)
 
 
+TARGETS = ("0.005", "0.01", "0.02")
 OF_ANY = ("softmax response", "max-logit p-norm")  # confidences of any classifier
 
 
 def selective(data: str) -> str:
     """Returns coverage at target errors and errors at target coverages, by method."""
-    rows = []
-    for name, line in read("selective_accuracy")["lines"].items():
+    rows, record = [], read("selective_accuracy")
+    for name, line in record["lines"].items():
         if not name.startswith(f"{data}, ") or "selective" not in line:
             continue
         trained = [c for c in line["selective"] if c not in OF_ANY]
         own = trained[0] if trained else OF_ANY[0]
         found = line["selective"][own]
         cells = [f"{name.partition(', ')[2]}, {own}", score(line)]
-        for target in ("0.005", "0.01", "0.02"):
+        for target in TARGETS:
             cells.append(accepted(found["rows"][f"at_joint_error {target} (plug-in)"]))
         for target in ("0.95", "0.9"):
             row = found["rows"][f"at_coverage {target} (quantile)"]
             cells.append(f"{100 * row['joint_error']:.2f}" if "joint_error" in row else "–")
         rows.append([*cells, f"{1000 * found['areas']['aurc']:.2f}"])
+    chosen = record.get("chosen_trade_off", {}).get(data)
+    if chosen:
+        found = [chosen.get(f"at_joint_error {target} (plug-in)", {}) for target in TARGETS]
+        cells = [accepted(row) if row else "–" for row in found]
+        rows.append(["osp, mu by calibrated coverage", "–", *cells, "–", "–", "–"])
     header = ["method, confidence", "accuracy, %"]
     header += [f"coverage at {t} %, error" for t in ("0.5", "1", "2")]
     header += ["error at 95 %", "error at 90 %", "AURC x 1000"]

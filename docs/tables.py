@@ -353,6 +353,7 @@ TABLES = {
     "routing speed": hardness.routing_speed,
     "routing speed conditions": lambda: conditions("routing_speed"),
     "selective digits": lambda: hardness.selective("digits"),
+    "selective fashion": lambda: hardness.selective("fashion"),
     "selective conditions": lambda: conditions("selective_accuracy"),
     "speed": speed,
     "speed ratios": ratios,
