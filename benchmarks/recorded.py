@@ -73,9 +73,9 @@ def line(
     for seed in SEEDS:
         config = config_of(argument, overrides, file)
         config.seed, config.devices.cpu = seed, 1
-        for name, required in config.prerequisites.items():
+        for part, required in config.prerequisites.items():
             # One teacher for all, as is usual; whatever else a seed may change follows it.
-            required.seed = 0 if name == "teacher" else seed
+            required.seed = 0 if part == "teacher" else seed
             required.devices.cpu = 1
         folder = HERE.parent / "runs" / table / name.replace(", ", "-") / str(seed)
         reports.append(train(config, folder))
