@@ -30,7 +30,7 @@ def experiment_of(pose, task="reconstruction", targets="unit"):
     model = MODELS.build(spec, num_outputs=1)
     objective, kind = elbo(targets=targets), Task("reconstruction")
     if pose:
-        algorithm = AffineVAE(model, objective, optax.sgd(0.1), kind, FEW, FEW)
+        algorithm = AffineVAE(model, objective, optax.sgd(0.1), kind, search=FEW, evaluation=FEW)
     else:
         algorithm = BPTT(model, objective, optax.sgd(0.1), kind)
     images = np.random.default_rng(0).uniform(size=(9, 6, 6, 1)).astype(np.float32)
