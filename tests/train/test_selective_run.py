@@ -119,9 +119,10 @@ def test_impossible_targets_are_refused_before_training(fields, sentence):
 
 def tiny(method):
     config = CONFIG["get_config"](f"quick,method={method}")
-    config.model.update({"name": "mlp", "hidden": (16,)})
+    backbone = config.model.get("backbone", config.model)
+    backbone.update({"name": "mlp", "hidden": (16,)})
     for field in ("depth", "widths", "axis_name", "design"):
-        del config.model[field]
+        del backbone[field]
     config.train.num_steps = 60
     config.devices.cpu = 1
     return config
