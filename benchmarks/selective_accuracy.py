@@ -27,8 +27,8 @@ METHODS = {
     "gamblers": ("method=gamblers", "not abstaining"),
     "sat": ("method=sat", "not abstaining"),
 }
-#: The backbone and the length of training that make 18 trainings on Fashion-MNIST half an hour of
-#: one core. The full setting is ``configs/selective.py:fashion,model=resnet32``.
+#: The backbone and the length of training that make 18 trainings on Fashion-MNIST an hour of one
+#: core. The full setting is ``configs/selective.py:fashion,model=resnet32``.
 SMALL = {"depth": "8", "widths": "[8, 16, 32]"}
 STEPS, PRETRAIN_STEPS = 984, 328
 PANELS = ("at_joint_error", "at_selective_risk", "at_coverage")
