@@ -6,6 +6,7 @@ those. Writes ``results/hybrid_accuracy.json``; lines that are there already are
 
     python benchmarks/hybrid_accuracy.py
     python benchmarks/hybrid_accuracy.py static       # lines whose name contains the words
+    python benchmarks/hybrid_accuracy.py times        # times the networks anew, on a quiet machine
 """
 
 from __future__ import annotations
@@ -27,23 +28,50 @@ HYBRID = {
     "hybrid, router alone": ",train=router",
     "hybrid, released router": ",router=released",
 }
+LOSSES = (0.0, 0.002, 0.005)  # below the expert's accuracy
+EXITS = "early exits"  # the expert with exits, which may learn from all training examples
 EPOCHS = 2  # of base, expert and networks alone; the last training has half of the config's steps
 
 
 def config(name: str, seed: int) -> Any:
     """Returns the config of a line."""
+    if name == EXITS:
+        made = config_of("fashion,expert=resnet20,early_exit", [], "hybrid")
+        made.model.backbone.depth = 8
+        made.train.num_steps *= EPOCHS
+        made.seed, made.devices.cpu = seed, 1
+        return made
     made = config_of(f"fashion,expert=resnet20{HYBRID.get(name, '')}", [], "hybrid")
     parts = made.prerequisites
     parts.expert.model.depth = made.model.expert.depth = 8
     for part in parts.values():
         part.train.num_steps *= EPOCHS
     made.train.num_steps //= 2
+    made.analyses = [{"name": "hybrid", "accuracy_losses": LOSSES}]
     if name not in HYBRID:
         made = parts[name if name in PARTS else "base"]
         made.model.widths = WIDTHS.get(name, made.model.widths)
     for each in (made, *made.prerequisites.values()):
         each.seed, each.devices.cpu = seed, 1
     return made
+
+
+def times() -> dict[str, float]:
+    """Returns milliseconds per image of the networks alone, timed in turns."""
+    import jax
+
+    from jaxeff.models import MODELS
+
+    calls, batch = {}, config("base", 0).eval.batch_size
+    inputs = jax.random.normal(jax.random.key(0), (batch, 28, 28, 1))
+    for name in (*PARTS, *WIDTHS):
+        spec = {**config(name, 0).model.to_dict(), "axis_name": None}
+        model = MODELS.build(spec, "model", num_outputs=10)
+        variables = jax.jit(model.init)(jax.random.key(0), inputs[:1])
+        call = jax.jit(model.apply)
+        calls[name] = lambda call=call, variables=variables: call(variables, inputs)
+    found = bench.interleaved(calls, 10, 2)
+    return {name: time.median_ms / batch for name, time in found.items()}
 
 
 def line(name: str) -> dict[str, Any]:
@@ -54,23 +82,24 @@ def line(name: str) -> dict[str, Any]:
         folder = HERE.parent / "runs" / "hybrid_accuracy" / name.replace(", ", "-") / str(seed)
         reports.append(train(made, folder_of_required(made) if name in PARTS else folder))
     test = [report["metrics"]["test"]["accuracy"] for report in reports]
-    batch = reports[0]["config"]["eval"]["batch_size"]
     return {
         "test": test,
         "test_mean": mean(test),
         "test_deviation": stdev(test),
         "macs_per_example": reports[0]["cost"]["macs_per_example"],
-        "milliseconds": [
-            r["cost"]["latency_ms"][f"batch_{batch}"]["median"] / batch for r in reports
-        ],
         "analyses": [report.get("extras", {}) for report in reports],
     }
 
 
 def main() -> None:
     """Runs the lines that the command line asks for and that are not in the record yet."""
-    names = [n for n in (*PARTS, *WIDTHS, *HYBRID) if all(word in n for word in sys.argv[1:])]
-    for name in names:
+    if sys.argv[1:] == ["times"]:
+        with locked_record(OUT) as record:
+            record["times"] = times()
+        return
+    for name in (*PARTS, *WIDTHS, EXITS, *HYBRID):
+        if not all(word in name for word in sys.argv[1:]):
+            continue
         known = json.loads(OUT.read_text())["lines"] if OUT.exists() else {}
         if name not in known:
             found = line(name)
@@ -79,11 +108,7 @@ def main() -> None:
                 record["environment"] = bench.environment()
                 record["lines"][name] = known[name] = found
         found = known[name]
-        times = " ".join(f"{1000 * time:.0f}" for time in found["milliseconds"])
-        sys.stdout.write(
-            f"{name:26s} {found['test_mean']:.4f} +- {found['test_deviation']:.4f}  {times} us\n"
-        )
-        sys.stdout.flush()
+        print(f"{name:26s} {found['test_mean']:.4f} +- {found['test_deviation']:.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,12 @@ def calibration() -> str:
     return table(["error kept to, examples", *methods, "ideal coverage"], rows)
 
 
+def spread(values: list[float], scale: float = 1.0, digits: int = 1) -> str:
+    """Returns mean and deviation."""
+    found = [scale * value for value in values]
+    return f"{mean(found):.{digits}f} ± {stdev(found):.{digits}f}"
+
+
 DISTILLED = {
     "ce": "cross entropy",
     "kd": "KD",
@@ -43,6 +49,27 @@ def distilled() -> str:
         shown = [f"{100 * li['test_mean']:.1f} ± {100 * li['test_error']:.1f}" for li in found]
         rows.append([label, *shown])
     return table(["test accuracy, %", *(f"{u} units, {s}" for u, s in starts)], rows)
+
+
+OF_IMAGES = {
+    "ce": "cross entropy",
+    "kd": "KD",
+    "disk": "DiSK normalised",
+    "closed_form": "DiSK, gate in closed form",
+    "cifar50": "DiSK as released",
+}
+
+
+def distilled_images() -> str:
+    lines = read("distill_accuracy")["lines"]
+    students = [s for s in ("xxxs", "xxs") if f"fashion, {s}, ce" in lines]
+    rows = []
+    for method, label in OF_IMAGES.items():
+        found = [lines.get(f"fashion, {student}, {method}") for student in students]
+        if any(found):
+            rows.append([label, *(spread(li["test"], 100) if li else "–" for li in found)])
+    sizes = [f"{s}, {lines[f'fashion, {s}, ce']['parameters']:,} parameters" for s in students]
+    return table(["test accuracy, %", *sizes], rows)
 
 
 def routing_toy() -> str:
@@ -75,6 +102,36 @@ def routing_speed() -> str:
             )
     header = ["pair", "share asked", "routed, ms", "both on all, ms", "over the ideal", "over both"]
     return table(header, rows)
+
+
+def routed() -> str:
+    """Returns networks alone and together by accuracy and measured share of the expert's time."""
+    record = read("hybrid_accuracy")
+    lines, times = record["lines"], record["times"]
+    rows = []
+    for name, ms in times.items():
+        alone = f"{ms / times['expert']:.2f}"
+        rows.append([f"{name}, alone", spread(lines[name]["test"], 100), alone, "–"])
+    for name, line in lines.items():
+        founds = [found["hybrid"] for found in line["analyses"] if "hybrid" in found]
+        if founds:
+            experts = [found["static"]["expert"]["accuracy"] for found in founds]
+            rows.append([f"{name}: its expert alone", spread(experts, 100), "1.00", "100"])
+        for rule in ("learned router", "entropy") if founds else ():
+            for loss in ("0", "0.002", "0.005"):
+                cells = [f["rules"][rule]["cheapest_within"][loss] for f in founds]
+                label = f"{name}: {rule}, at most {100 * float(loss):g} points below its expert"
+                if any("unreachable" in cell for cell in cells):
+                    rows.append([label, "not reached by every seed", "–", "–"])
+                    continue
+                shares = [
+                    cell["milliseconds"] / found["static"]["expert"]["milliseconds"]
+                    for cell, found in zip(cells, founds, strict=True)
+                ]
+                asked = [100 * (1 - cell["coverage"]) for cell in cells]
+                accuracy = spread([cell["accuracy"] for cell in cells], 100)
+                rows.append([label, accuracy, spread(shares, digits=2), spread(asked)])
+    return table(["network", "accuracy, %", "time over the expert's", "asked, %"], rows)
 
 
 TARGETS = ("0.005", "0.01", "0.02")
@@ -112,3 +169,36 @@ def accepted(row: dict) -> str:
     if "coverage" not in row:
         return f"reached by {row['seeds_reached']} seeds"
     return f"{100 * row['coverage']:.1f}, {100 * row['joint_error']:.2f}"
+
+
+def constrained(data: str) -> str:
+    """Returns methods with constraints and their baselines; of the penalties the best one."""
+    known = {
+        name.partition(", ")[2]: line
+        for name, line in read("dcl_accuracy")["lines"].items()
+        if name.startswith(f"{data}, ")
+    }
+    penalties = {n: line for n, line in known.items() if n.startswith("penalty")}
+    best = max(penalties, key=lambda n: penalties[n]["validation_mean"], default="")
+    rows = []
+    for name, line in known.items():
+        if name in penalties and name != best:
+            continue
+        ends = line["constraints_at_end"]
+        multipliers = [
+            f"{kind} {mean(ends[key]):.2f}"
+            for kind in ("entropy", "width", "cvar")
+            if (key := f"{kind}_multiplier") in ends
+        ]
+        rows.append(
+            [
+                name,
+                score(line),
+                spread(line["generalisation_gap"]["accuracy"], 100),
+                f"{mean(ends['entropy']):.3f}",
+                ", ".join(multipliers) or "–",
+                f"{line['training_seconds'] / known['plain']['training_seconds']:.1f}",
+            ]
+        )
+    header = ["training", "test accuracy, %", "gap to training, points", "entropy of training"]
+    return table([*header, "multipliers at the end", "time of plain training"], rows)
