@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -72,6 +72,28 @@ class TextSupernet(TextClassifier):
         """Returns the network of a plan, which finds its parameters among this one's."""
         own = self.encoder
         return TextClassifier(Encoder(own.shape, plan, own.dtype), self.num_outputs, self.dtype)
+
+    @nn.nowrap
+    def encoded(
+        self, params: Any, between: Callable[..., Any], inputs: Array, mask: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Returns tokens and weights of the full encoder, changed behind every layer.
+
+        Args:
+          params: the network's parameters.
+          between: see `Encoder`.
+          inputs: tokens ``[batch, length]``.
+          mask: as in the network's call.
+        """
+        inner = self.encoder.clone(between=between, parent=None)
+        found: Any = inner.apply({"params": params["encoder"]}, inputs, mask=mask)
+        return found
+
+    @nn.nowrap
+    def classified(self, params: Any, pooled: Array) -> Array:
+        """Returns what the linear layer makes of `pooled`, ``[batch, num_outputs]``."""
+        layer = params["classifier"]
+        return pooled @ layer["kernel"] + layer["bias"]
 
 
 def _shape(shape: Mapping[str, Any] | None, name: str) -> EncoderShape:

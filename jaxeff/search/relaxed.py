@@ -110,13 +110,10 @@ def logits_of(
         group = group * known[jnp.argmax(chosen)]
         return mixed
 
-    states[space.depths[-1]] = network.encoder.clone(between=between, parent=None).apply(
-        {"params": params["encoder"]}, inputs, mask=mask
-    )
+    states[space.depths[-1]] = network.encoded(params, between, inputs, mask)
     pooled = [network.pooled(*states[depth]) for depth in space.depths]
     mixed = jnp.einsum("e,ebd->bd", choices["depth"].astype(pooled[0].dtype), jnp.stack(pooled))
-    layer = params["classifier"]
-    return mixed @ layer["kernel"] + layer["bias"]
+    return network.classified(params, mixed)
 
 
 def expected_latency(table: LatencyTable, space: Space, probabilities: Choices) -> Array:

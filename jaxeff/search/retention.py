@@ -71,11 +71,8 @@ def logits_of(
         scores = jax.lax.stop_gradient(significance(shares, weight))
         return tokens, scaled(weight, scores, retention[number - 1], keep)
 
-    states = network.encoder.clone(between=between, parent=None).apply(
-        {"params": params["encoder"]}, inputs, mask=mask
-    )
-    layer = params["classifier"]
-    return network.pooled(*states) @ layer["kernel"] + layer["bias"]
+    encoded = network.encoded(params, between, inputs, mask)
+    return network.classified(params, network.pooled(*encoded))
 
 
 def mass(retention: Array) -> Array:
