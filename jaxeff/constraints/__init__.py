@@ -7,9 +7,9 @@ from jaxeff.constraints.lagrangian import (
     Evaluation,
     Mean,
     Settings,
+    acting,
     constrained,
     init_duals,
-    penalty,
 )
 from jaxeff.constraints.library import CONSTRAINTS, Forward, Reweighting
 from jaxeff.constraints.schedules import level_schedule
@@ -25,8 +25,8 @@ __all__ = [
     "Mean",
     "Reweighting",
     "Settings",
+    "acting",
     "constrained",
     "init_duals",
     "level_schedule",
-    "penalty",
 ]

@@ -86,10 +86,11 @@ class Settings:
 
     Attributes:
       step: the step of the multipliers.
-      rho: weight of the augmented Lagrangian; 0 is the plain one, as with frozen multipliers.
+      rho: weight of the augmented Lagrangian; 0 is the plain one, as with frozen multipliers. Its
+        violations are the means that the multipliers learn from, over batches or over just one.
       maximum: the largest multiplier; one that ends there belongs to an infeasible constraint.
       initial: multipliers at the start.
-      decay: of the running means over batches from which multipliers learn their violations.
+      decay: of the running means over batches from which violations are taken.
       every: 0 moves the multipliers after every batch, along these running means; any other number
         moves them after so many batches, along the means over just these: an epoch, or one batch.
       steps_per_epoch: batches in a unit of the levels' time.
@@ -163,15 +164,13 @@ GradientFunction = Callable[..., tuple[Evaluation, Params]]
 DualUpdate = Callable[[DualState, Mapping[str, Mean]], tuple[DualState, dict[str, Array]]]
 
 
-def penalty(violation: Array, multiplier: Array, rho: float) -> Array:
-    r"""Returns :math:`([\lambda + \rho c]_+^2 - \lambda^2) / 2\rho`, or :math:`\lambda c`.
+def acting(multiplier: Array, violation: Array, rho: float) -> Array:
+    r"""Returns :math:`[\lambda + \rho c]_+`, as which a multiplier acts in the gradient.
 
-    The first, of the augmented Lagrangian, has the gradient :math:`[\lambda + \rho c]_+ \nabla c`;
-    ``rho=0`` gives the second, of the plain one.
+    It is the slope of the augmented Lagrangian's :math:`([\lambda + \rho c]_+^2 - \lambda^2) /
+    2\rho`; with ``rho=0``, the plain one's, it is the multiplier.
     """
-    if not rho:
-        return multiplier * violation
-    return (jnp.square(jax.nn.relu(multiplier + rho * violation)) - multiplier**2) / (2 * rho)
+    return jax.nn.relu(multiplier + rho * violation) if rho else multiplier
 
 
 def over_devices(mean: Mean, axis_name: str | None) -> Mean:
@@ -274,6 +273,9 @@ def constrained(
     rho = 0.0 if chosen.step.frozen else chosen.rho
     decay, every = (1.0, chosen.every) if chosen.every else (chosen.decay, 1)
 
+    def with_batch(seen: Mean, statistic: Mean) -> Mean:
+        return Mean(*(decay * a + b for a, b in zip(seen, statistic, strict=True)))
+
     def time_of(state: DualState) -> Array:
         return state.step / chosen.steps_per_epoch
 
@@ -283,6 +285,9 @@ def constrained(
 
     def violation(constraint: Constraint, state: DualState, value: Array, scale: Array) -> Array:
         return constraint.excess(value, time_of(state)) / jnp.where(scale > 0, scale, 1)
+
+    def averaged(constraint: Constraint, state: DualState, seen: Mean, scale: Array) -> Array:
+        return jnp.where(seen.weight > 0, violation(constraint, state, seen.value, scale), 0)
 
     def lagrangian(params: Params, state: DualState, *args: Any) -> tuple[Array, Evaluation]:
         found = loss(params, *args)
@@ -296,8 +301,13 @@ def constrained(
             if chosen.silent:
                 continue
             scale = scale_of(constraint, state, statistic)
-            excess = violation(constraint, state, own_gradient(surrogate, axis_name), scale)
-            total += jnp.sum(penalty(excess, state.multiplier[constraint.name], rho))
+            # Along the running means: the rectified violations of single batches, which are noisy,
+            # are above zero on average where the constraint is met.
+            seen = with_batch(state.seen[constraint.name], statistic)
+            excess = averaged(constraint, state, seen, scale)
+            factor = acting(state.multiplier[constraint.name], excess, rho)
+            own = violation(constraint, state, own_gradient(surrogate, axis_name), scale)
+            total += jnp.sum(jax.lax.stop_gradient(factor) * own)
         return total, Evaluation(value, aux, statistics)
 
     def gradient(params: Params, state: DualState, *args: Any) -> tuple[Evaluation, Params]:
@@ -314,9 +324,8 @@ def constrained(
         for constraint in constraints:
             name, statistic = constraint.name, statistics[constraint.name]
             scale = new.scale[name] = scale_of(constraint, state, statistic)
-            seen = Mean(*(decay * a + b for a, b in zip(state.seen[name], statistic, strict=True)))
-            excess = violation(constraint, state, seen.value, scale)
-            excess = jnp.where(seen.weight > 0, excess, 0)
+            seen = with_batch(state.seen[name], statistic)
+            excess = averaged(constraint, state, seen, scale)
             before = state.multiplier[name], state.smoothed[name]
             after = chosen.step(*before, excess, state.step < every, chosen.maximum)
             new.multiplier[name] = jnp.where(due, after[0], before[0])

@@ -13,10 +13,10 @@ from jaxeff.constraints import (
     DualStep,
     Mean,
     Settings,
+    acting,
     constrained,
     init_duals,
     level_schedule,
-    penalty,
 )
 from jaxeff.constraints.statistics import predictive_entropy
 from jaxeff.errors import ConfigError
@@ -51,15 +51,30 @@ def test_example_of_the_documentation_finds_the_bound_and_its_multiplier():
 
 @pytest.mark.parametrize("multiplier", [0.0, 0.4])
 @pytest.mark.parametrize("violation", [-0.5, -0.05, 0.3])
-def test_gradient_of_a_penalty_is_the_multiplier_that_it_acts_with(violation, multiplier):
-    c, lam, rho = jnp.asarray(violation), jnp.asarray(multiplier), 2.0
-    slope = jax.grad(lambda c: penalty(c, lam, rho))(c)
-    assert slope == pytest.approx(max(0.0, multiplier + rho * violation))
-    assert jax.grad(lambda c: penalty(c, lam, 0.0))(c) == multiplier
-    # Of the bound on a slack s >= 0: min over s of lam (c + s) + rho/2 (c + s)^2.
-    slacks = np.linspace(0, 2, 200_001)
-    best = np.min(multiplier * (violation + slacks) + rho / 2 * (violation + slacks) ** 2)
-    assert penalty(c, lam, rho) == pytest.approx(best, abs=1e-8)
+def test_acting_multiplier_is_the_slope_of_the_augmented_lagrangian(violation, multiplier):
+    rho, slacks = 2.0, np.linspace(0, 2, 200_001)
+
+    def best(c):  # over a slack s >= 0, with which the bound is an equality
+        return np.min(multiplier * (c + slacks) + rho / 2 * (c + slacks) ** 2)
+
+    found = acting(jnp.asarray(multiplier), jnp.asarray(violation), rho)
+    slope = (best(violation + 1e-4) - best(violation - 1e-4)) / 2e-4
+    assert found == pytest.approx(slope, abs=1e-6)
+    assert acting(multiplier, violation, 0.0) == multiplier
+
+
+def test_noise_of_batches_does_not_act_where_their_mean_is_allowed():
+    noisy = lambda w, noise: ((w - 2) ** 2 / 2, w + noise)  # noqa: E731
+    settings = Settings(DualStep(0.1), rho=5.0, decay=0.9, normalize=False)
+    gradient, dual_update = constrained(noisy, [bound(2.5)], settings)
+    w, duals = jnp.asarray(2.0), init_duals([bound(2.5)], settings)
+    slopes = []
+    for noise in (-2.0, 2.0, -2.0, 2.0):  # every second batch by itself is above the bound
+        evaluation, slope = gradient(w, duals, noise)
+        duals, _ = dual_update(duals, evaluation.statistics)
+        slopes.append(slope)
+    assert not np.any(slopes)
+    assert not duals.multiplier["bound"].any()
 
 
 def bound(level, **fields):
