@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.test_util import check_grads
+from irnn_cases import drawn, raw_cell
 from scipy.integrate import solve_ivp
 
 from jaxeff.errors import ConfigError
-from jaxeff.ode import IRNN, FastRNN, damped_iteration, fixed_point, unroll
+from jaxeff.ode import IRNN, FastRNN, unroll
 
 pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
 
@@ -27,17 +27,6 @@ NUMPY_ACTIVATIONS = {
 }
 
 
-def drawn(features=32, inputs=5, scale=0.5, seed=0, bias=0.0):
-    """U and W as in setting A, a bias of the given scale, a state and an input."""
-    rng = np.random.default_rng(seed)
-    params = {
-        "U": rng.normal(size=(features, features)) * scale / np.sqrt(features),
-        "W": rng.normal(size=(inputs, features)),
-        "b": bias * rng.normal(size=features),
-    }
-    return params, 0.5 * rng.normal(size=features), rng.normal(size=inputs)
-
-
 def numpy_step(params, h, x, etas, activation="tanh", decay=1.0):
     """The equations, one line per line."""
     phi = NUMPY_ACTIVATIONS[activation]
@@ -46,11 +35,6 @@ def numpy_step(params, h, x, etas, activation="tanh", decay=1.0):
     for eta in etas:
         g = g + eta * (phi((g + h) @ U + x @ params["W"] + params["b"]) - decay * (g + h))
     return g
-
-
-def raw_cell(features, num_inner_steps, **options):
-    """A cell whose parameter step_size is eta itself."""
-    return IRNN(features, num_inner_steps=num_inner_steps, step_size_param="raw", **options)
 
 
 def package_step(params, h, x, etas, activation="tanh", decay=1.0):
@@ -345,178 +329,6 @@ def test_more_and_smaller_steps_approach_the_differential_equation_at_first_orde
     ]
     orders = np.log2(np.divide(errors[:-1], errors[1:]))
     np.testing.assert_allclose(orders, 1.0, atol=0.1)
-
-
-# The implicit solver.
-
-
-def sequence_loss(cell, readout, xs, **options):
-    def loss(params):
-        _, ys = unroll(cell, params, xs, **options)
-        return jnp.sum(jnp.tanh(ys @ params["readout"]) * readout)
-
-    return loss
-
-
-@pytest.mark.parametrize(("decay", "rank"), [(1.0, 0), (1.4, 0), (2.5, 3)])
-def test_implicit_gradient_equals_the_unrolled_gradient(decay, rank):
-    rng = np.random.default_rng(0)
-    params, _, _ = drawn(features=16, bias=0.2)
-    if rank:
-        del params["U"]
-        params |= {"V2": rng.normal(size=(16, 3)) * 0.15, "V": rng.normal(size=(3, 16)) * 0.15}
-    params["readout"] = rng.normal(size=(16, 4))
-    params = jax.tree.map(jnp.asarray, params)
-    xs, weights = (jnp.asarray(rng.normal(size=(12, 2, n))) for n in (5, 4))
-    options = {"num_inner_steps": 400, "step_size": 0.4, "learn_step_size": False, "decay": decay}
-    options["rank"] = rank
-    grads = [
-        jax.jit(jax.grad(sequence_loss(IRNN(16, solver=solver, **options), weights, xs)))(params)
-        for solver in ("implicit", "euler")
-    ]
-    for name in params:
-        assert np.abs(grads[1][name]).max() > 1e-2  # there is something to compare
-        np.testing.assert_allclose(grads[0][name], grads[1][name], atol=1e-13, rtol=1e-12)
-
-
-@pytest.mark.parametrize("decay", [1.0, 1.6])
-def test_implicit_equilibrium_solves_its_equation_from_any_start(decay):
-    params, h, x = drawn(bias=0.4)
-    params = jax.tree.map(jnp.asarray, params)
-    cell = IRNN(
-        32, num_inner_steps=300, step_size=0.4, learn_step_size=False, solver="implicit",
-        decay=decay,
-    )  # fmt: skip
-    s = np.asarray(cell.equilibrium(params, jnp.asarray(x)))
-    right = np.tanh(s @ params["U"] + x @ params["W"] + params["b"])
-    np.testing.assert_allclose(decay * s, right, atol=1e-13)
-    far = cell.equilibrium(params, jnp.asarray(x), start=jnp.asarray(10.0 * h))
-    np.testing.assert_allclose(far, s, atol=1e-13)
-    new, _ = cell.step(params, jnp.asarray(h), jnp.asarray(x))
-    np.testing.assert_allclose(new, s - h, atol=1e-13)
-
-
-def test_implicit_step_size_gets_no_gradient():
-    cell = raw_cell(6, 200, solver="implicit")
-    params = cell.init(jax.random.key(0), 3, jnp.float64) | {"step_size": jnp.full(200, 0.5)}
-    params["U"] = 0.4 * params["U"]
-    xs = jnp.ones((3, 3))
-    grads = jax.grad(lambda p: jnp.sum(unroll(cell, p, xs)[1] ** 2))(params)
-    assert not np.any(grads["step_size"])
-    assert np.any(grads["U"])
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"decay": 1.5},
-        {"decay": 2.5, "rank": 2},
-        pytest.param({}, marks=pytest.mark.slow),
-    ],
-)
-def test_implicit_gradient_against_finite_differences(options):
-    cell = IRNN(
-        6, num_inner_steps=150, step_size=0.45, learn_step_size=False, solver="implicit",
-        init_scale=0.15, **options,
-    )  # fmt: skip
-    params = cell.init(jax.random.key(1), 3, jnp.float64)
-    xs = jax.random.normal(jax.random.key(2), (4, 2, 3), jnp.float64)
-    h = jax.random.normal(jax.random.key(3), (2, 6), jnp.float64)
-
-    def loss(params, xs, h):
-        return jnp.sum(jnp.sin(unroll(cell, params, xs, h)[1]))
-
-    check_grads(jax.jit(loss), (params, xs, h), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
-
-
-@pytest.mark.parametrize("backward", ["stored", pytest.param("recomputed", marks=pytest.mark.slow)])
-def test_euler_gradient_against_finite_differences(backward):
-    cell = raw_cell(5, 2, step_size_mode="per_time_step", length=4, decay=0.8)
-    params = cell.init(jax.random.key(1), 3, jnp.float64)
-    params["step_size"] = jax.random.uniform(jax.random.key(4), (2, 4), jnp.float64, 0.1, 0.6)
-    xs = jax.random.normal(jax.random.key(2), (4, 2, 3), jnp.float64)
-
-    def loss(params, xs):
-        return jnp.sum(jnp.sin(unroll(cell, params, xs, backward=backward, block_size=2)[1]))
-
-    check_grads(jax.jit(loss), (params, xs), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
-
-
-@pytest.fixture
-def contraction():
-    rng = np.random.default_rng(0)
-    matrix, offset = rng.normal(size=(4, 4)) * 0.2, rng.normal(size=(3, 4))
-    args = (jnp.asarray(matrix), jnp.asarray(offset))
-    return lambda args, z: jnp.tanh(z @ args[0] + args[1]), args
-
-
-@pytest.mark.parametrize("damping", [1.0, 0.6])
-def test_fixed_point_solves_and_differentiates(contraction, damping):
-    update, args = contraction
-    start = jnp.zeros((3, 4))
-    z = fixed_point(update, args, start, 120, damping)
-    np.testing.assert_allclose(z, update(args, z), atol=1e-14)
-
-    def solve(args):
-        return jnp.sum(jnp.sin(fixed_point(update, args, start, 120, damping)))
-
-    def iterate(args):
-        z = damped_iteration(lambda z: update(args, z), start, 120, damping)
-        return jnp.sum(jnp.sin(z))
-
-    check_grads(solve, (args,), order=1, modes=["rev"], atol=1e-7, rtol=1e-7)
-    actual, expected = jax.grad(solve)(args), jax.grad(iterate)(args)
-    for a, e in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(a, e, atol=1e-13)
-
-
-def test_fixed_point_start_and_damping_get_no_gradient(contraction):
-    update, args = contraction
-    grads = jax.grad(
-        lambda start, damping: jnp.sum(fixed_point(update, args, start, 3, damping)), (0, 1)
-    )(jnp.ones((3, 4)), jnp.asarray(0.5))
-    assert not any(np.any(g) for g in grads)
-
-
-def test_fixed_point_works_under_vmap(contraction):
-    update, (matrix, offsets) = contraction
-
-    def solve(offset):
-        return fixed_point(update, (matrix, offset), jnp.zeros(4), 100)
-
-    batched = jax.vmap(jax.value_and_grad(lambda o: jnp.sum(jnp.sin(solve(o)))))(offsets)
-    for i, offset in enumerate(offsets):
-        single = jax.value_and_grad(lambda o: jnp.sum(jnp.sin(solve(o))))(offset)
-        for a, e in zip(batched, single, strict=True):
-            np.testing.assert_allclose(a[i], e, atol=1e-13)
-
-
-@pytest.fixture
-def gradient_bytes(temp_bytes):
-    xs = jnp.ones((32, 8, 4))
-
-    def measure(num_inner_steps, **options):
-        backward = options.pop("backward", "auto")
-        cell = IRNN(16, num_inner_steps=num_inner_steps, step_size_mode="shared", **options)
-        params = cell.init(jax.random.key(0), 4, jnp.float64)
-
-        def loss(params):
-            return jnp.sum(unroll(cell, params, xs, backward=backward)[1] ** 2)
-
-        return temp_bytes(jax.grad(loss), params)
-
-    return measure
-
-
-def test_implicit_memory_does_not_depend_on_the_solver_steps(gradient_bytes):
-    sizes = [gradient_bytes(k, solver="implicit") for k in (1, 10, 100)]
-    assert max(sizes) < 1.05 * min(sizes)
-
-
-def test_differentiated_euler_memory_grows_with_the_inner_steps(gradient_bytes):
-    sizes = [gradient_bytes(k, backward="autodiff") for k in (1, 10, 100)]
-    assert sizes[1] > 3 * sizes[0]
-    assert sizes[2] > 5 * sizes[1]
 
 
 # Step sizes.
