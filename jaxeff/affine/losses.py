@@ -16,7 +16,8 @@ from jaxeff.typing import Array
 
 #: Mean and deviation by which the 2019 code normalised its targets, but not its outputs.
 MNIST_MEAN, MNIST_DEVIATION = 0.1307, 0.3081
-_SMALLEST_LOG = -100.0
+#: Outputs nearer to 0 or 1 count as so near: a resampled one may be exactly there.
+_NEAREST = 1e-12
 
 
 def corrected_kl(mean: Array, log_variance: Array) -> Array:
@@ -41,15 +42,12 @@ def squared_error(output: Array, target: Array) -> Array:
 
 
 def cross_entropy(output: Array, target: Array) -> Array:
-    """Returns cross entropies of probabilities, with logarithms of at least -100."""
-    log_one = jnp.maximum(_log(output), _SMALLEST_LOG)
-    log_zero = jnp.maximum(_log(1 - output), _SMALLEST_LOG)
-    return -(target * log_one + (1 - target) * log_zero)
+    """Returns cross entropies of probabilities, with logarithms of at least -27.6."""
+    return -(target * _log(output) + (1 - target) * _log(1 - output))
 
 
 def _log(x: Array) -> Array:
-    # Finite slopes where a resampled output is exactly 0 or 1.
-    return jnp.log(jnp.maximum(x, 1e-12))
+    return jnp.log(jnp.maximum(x, _NEAREST))
 
 
 RECONSTRUCTION: dict[str, Callable[[Array, Array], Array]] = {
