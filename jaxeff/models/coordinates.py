@@ -10,17 +10,27 @@ import numpy as np
 from jaxeff.typing import Array
 
 
+def with_waves(points: Array, octaves: int) -> Array:
+    """Returns points ``[..., d]``, their sines and their cosines, ``[..., d (1 + 2 octaves)]``.
+
+    The k-th octave is ``pi 2^k / 2`` times the coordinates, from k = 0.
+    """
+    angles = points[..., None] * (np.pi / 2 * 2.0 ** np.arange(octaves)).astype(np.float32)
+    angles = angles.reshape(*points.shape[:-1], -1)
+    return jnp.concatenate([points, jnp.sin(angles), jnp.cos(angles)], -1)
+
+
 class CoordinateDecoder(nn.Module):
     """Maps points and a code to intensities, by a small network of waves of the coordinates.
 
-    The waves (sines and cosines of the coordinates, ``octaves`` frequencies along every axis) let
-    few layers paint strokes, which the plain coordinates of the reference do not.
+    Waves of the coordinates, see `with_waves`, let few layers paint strokes, which the plain
+    coordinates of the reference do not.
 
     Attributes:
       channels: of the image.
       hidden: width of the layers.
       layers: number of hidden layers.
-      octaves: frequencies ``pi 2^k / 2`` of the waves, k below it.
+      octaves: of the waves.
 
     References:
       T. Bepler et al. Explicitly disentangling image content from translation and rotation with
@@ -39,10 +49,7 @@ class CoordinateDecoder(nn.Module):
         Returns:
           ``[batch, points, channels]`` in [0, 1].
         """
-        waves = points[..., None] * (np.pi / 2 * 2.0 ** np.arange(self.octaves)).astype(np.float32)
-        waves = waves.reshape(*points.shape[:-1], -1)
-        features = jnp.concatenate([points, jnp.sin(waves), jnp.cos(waves)], -1)
-        x = nn.Dense(self.hidden, name="points")(features)
+        x = nn.Dense(self.hidden, name="points")(with_waves(points, self.octaves))
         x = x + nn.Dense(self.hidden, use_bias=False, name="code")(z)[:, None]
         for i in range(self.layers - 1):
             x = nn.Dense(self.hidden, name=f"hidden{i}")(nn.elu(x))

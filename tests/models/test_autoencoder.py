@@ -14,6 +14,7 @@ from jaxeff.errors import ConfigError
 from jaxeff.layers.strided import StridedConv, TransposedConv
 from jaxeff.models import MODELS
 from jaxeff.models.autoencoder import Encoder
+from jaxeff.models.coordinates import with_waves
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 SMALL = {"name": "autoencoder", "size": 8, "latents": 3}
@@ -151,6 +152,17 @@ def test_drawn_codes_have_the_mean_and_variance_of_the_encoder():
     spread = np.exp(found.log_variance[0] / 2)
     np.testing.assert_allclose(z.mean(0), found.mean[0], atol=0.06)
     np.testing.assert_allclose(z.std(0), spread, rtol=0.05)
+
+
+def test_waves_double_their_frequency_from_a_quarter_period():
+    points = jnp.asarray([[0.0, 1.0], [0.5, -1.0]])
+    found = with_waves(points, 3)
+    assert found.shape == (2, 2 * (1 + 2 * 3))
+    x, sines, cosines = np.split(np.asarray(found), [2, 8], -1)
+    np.testing.assert_array_equal(x, points)
+    half = np.sqrt(0.5)  # the sine of pi / 4
+    np.testing.assert_allclose(sines, [[0, 0, 0, 1, 0, 0], [half, 1, 0, -1, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(cosines, [[1, 1, 1, 0, -1, 1], [half, 0, -1, 0, -1, 1]], atol=1e-6)
 
 
 def test_the_decoder_of_coordinates_turns_without_resampling():
