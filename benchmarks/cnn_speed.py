@@ -145,10 +145,13 @@ def convolutions() -> dict[str, Any]:
         ours, theirs = convolution.depthwise_conv, functools.partial(xla, groups=channels)
         calls |= both(name, ours, theirs, (x, kernel))
         calls |= both(f"{name}, gradients", gradients(ours), gradients(theirs), (x, kernel))
-    for size, channels in ((28, 16), (14, 32), (7, 64)):
+    for size, channels in ((28, 16), (14, 32), (7, 64), (2, 64)):
         x = jax.random.normal(jax.random.key(0), (128, size, size, channels))
         kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, channels))
-        name = f"dense 3x3, 128 x {size}x{size}x{channels}, gradients"
+        name = f"dense 3x3, 128 x {size}x{size}x{channels}"
+        if size == 2:  # at others it is XLA's
+            calls |= both(name, convolution.conv, xla, (x, kernel))
+        name = f"{name}, gradients"
         calls |= both(name, gradients(convolution.conv), gradients(xla), (x, kernel))
     times = bench.interleaved(calls, 5, 1, warmup=1)
     return {name: {"median_ms": t.median_ms, "min_ms": t.min_ms} for name, t in times.items()}

@@ -1,8 +1,8 @@
 """Hybrid models on Fashion-MNIST against networks alone, by accuracy and measured time.
 
 Three seeds of ``configs/hybrid.py:fashion`` at a size that one core trains in an hour: the expert
-is a ResNet of depth 8. Networks between base and expert in size are trained on the same examples as
-those. Writes ``results/hybrid_accuracy.json``; lines that are there already are kept:
+is a ResNet of depth 8. Narrower ones are trained on the same examples as base and expert. Writes
+``results/hybrid_accuracy.json``; lines that are there already are kept:
 
     python benchmarks/hybrid_accuracy.py
     python benchmarks/hybrid_accuracy.py static       # lines whose name contains the words
@@ -22,7 +22,7 @@ from jaxeff import bench
 
 OUT = HERE / "results" / "hybrid_accuracy.json"
 PARTS = ("base", "expert")
-WIDTHS = {"static 8-16-32": (8, 16, 32), "static 12-24-48": (12, 24, 48)}  # in between
+WIDTHS = {"static 8-16-32": (8, 16, 32), "static 12-24-48": (12, 24, 48)}
 HYBRID = {
     "hybrid": "",
     "hybrid, router alone": ",train=router",
@@ -49,7 +49,7 @@ def config(name: str, seed: int) -> Any:
     made.train.num_steps //= 2
     made.analyses = [{"name": "hybrid", "accuracy_losses": LOSSES}]
     if name not in HYBRID:
-        made = parts[name if name in PARTS else "base"]
+        made = parts[name if name in PARTS else "expert"]
         made.model.widths = WIDTHS.get(name, made.model.widths)
     for each in (made, *made.prerequisites.values()):
         each.seed, each.devices.cpu = seed, 1

@@ -2,8 +2,8 @@
 
 XLA's grouped convolution visits a CPU's memory value by value; here it is written as shifted
 products that the compiler fuses into one pass. The gradients of kernels are taken image by image,
-so that patches and sums stay in cache. ``benchmarks/cnn_speed.py`` compares both with XLA's own,
-which accelerators keep.
+so that patches and sums stay in cache. Images of few pixels are rows of one matrix product.
+``benchmarks/cnn_speed.py`` compares all with XLA's own, which accelerators keep.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxeff.typing import Array
 
@@ -86,15 +87,19 @@ def _per_platform(cpu: Any, default: Any, strides: int, *args: Array) -> Any:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _dense(x: Array, kernel: Array, strides: int) -> Array:
+    if _is_tiny(x, kernel):
+        return _per_platform(_product, _xla, strides, x, kernel)
     return _xla(x, kernel, strides)
 
 
 def _dense_forward(x: Array, kernel: Array, strides: int) -> tuple[Array, tuple[Array, Array]]:
-    return _xla(x, kernel, strides), (x, kernel)
+    return _dense(x, kernel, strides), (x, kernel)
 
 
 def _dense_backward(strides: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
+    if _is_tiny(x, kernel):
+        return _per_platform(_product_backward, _xla_backward, strides, x, kernel, g)
     (dx,) = jax.vjp(lambda x: _xla(x, kernel, strides), x)[1](g)
     return dx, _per_platform(_patches_kernel, _xla_kernel, strides, x, kernel, g)
 
@@ -111,6 +116,41 @@ def _xla(x: Array, kernel: Array, strides: int, groups: int = 1) -> Array:
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
+
+
+def _xla_backward(x: Array, kernel: Array, g: Array, strides: int) -> tuple[Array, Array]:
+    return jax.vjp(functools.partial(_xla, strides=strides), x, kernel)[1](g)
+
+
+def _is_tiny(x: Array, kernel: Array) -> bool:
+    """Returns whether most of the kernel's taps fall beside the image."""
+    return 2 * x.shape[1] * x.shape[2] < kernel.shape[0] * kernel.shape[1]
+
+
+def _product(x: Array, kernel: Array, strides: int) -> Array:
+    """Convolves by one matrix, of the taps that join every pixel with every output."""
+    rows, in_rows = _taps(x.shape[1], kernel.shape[0], strides)
+    columns, in_columns = _taps(x.shape[2], kernel.shape[1], strides)
+    joined = in_rows[:, None, :, None] & in_columns[None, :, None, :]
+    number = rows[:, None, :, None] * kernel.shape[1] + columns[None, :, None, :]
+    flat = kernel.reshape(-1, *kernel.shape[2:])
+    nothing = jnp.zeros_like(flat[:1])  # the tap of pixels that no tap joins with an output
+    matrix = jnp.concatenate([flat, nothing])[np.where(joined, number, len(flat))]
+    # [rows, columns, output rows, output columns, inputs, outputs]
+    matrix = matrix.transpose(0, 1, 4, 2, 3, 5).reshape(x[0].size, -1)
+    outputs = (rows.shape[1], columns.shape[1], kernel.shape[3])
+    return (x.reshape(len(x), -1) @ matrix).reshape(len(x), *outputs)
+
+
+def _taps(size: int, of: int, strides: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns taps by pixel and output along an axis, and which of them the kernel has."""
+    outputs = strides * np.arange(-(-size // strides))
+    taps = np.arange(size)[:, None] - outputs[None, :] + of // 2
+    return taps, (taps >= 0) & (taps < of)
+
+
+def _product_backward(x: Array, kernel: Array, g: Array, strides: int) -> tuple[Array, Array]:
+    return jax.vjp(functools.partial(_product, strides=strides), x, kernel)[1](g)
 
 
 def _xla_kernel(x: Array, kernel: Array, g: Array, strides: int) -> Array:

@@ -12,6 +12,7 @@ from jaxeff.bench import count
 from jaxeff.ode.convolution import (
     _grouped,
     _grouped_backward,
+    _is_tiny,
     _xla,
     _xla_kernel,
     conv,
@@ -50,6 +51,28 @@ def test_a_dense_one_is_xlas_and_so_are_its_gradients(x64, shape, k, strides):
     dx, dkernel = pull(g)
     np.testing.assert_allclose(dx, pull_x(g)[0], atol=1e-12)
     np.testing.assert_allclose(dkernel, _xla_kernel(x, kernel, g, strides), atol=1e-12)
+
+
+TINY = [((3, 2, 2, 4), 3, 1), ((2, 1, 4, 3), 3, 2), ((2, 3, 4, 2), 5, 2), ((2, 1, 1, 3), 3, 1)]
+
+
+@pytest.mark.parametrize(("shape", "k", "strides"), TINY)
+def test_tiny_images_are_rows_of_a_product(x64, shape, k, strides):
+    x = inputs(shape, k)[0]
+    kernel = jax.random.normal(jax.random.key(3), (k, k, shape[-1], 6))
+    assert _is_tiny(x, kernel)
+    expected, pull = jax.vjp(functools.partial(_xla, strides=strides), x, kernel)
+    found, own_pull = jax.vjp(functools.partial(conv, strides=strides), x, kernel)
+    np.testing.assert_allclose(found, expected, atol=1e-13)
+    g = jnp.sin(jnp.arange(expected.size, dtype=float)).reshape(expected.shape)
+    for ours, theirs in zip(own_pull(g), pull(g), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+    text = jax.jit(conv, static_argnums=2).lower(x, kernel, strides).compile().as_text()
+    assert " convolution(" not in text
+    assert (
+        count(functools.partial(conv, strides=strides), x, kernel).macs
+        == found[..., 0].size * kernel.size
+    )
 
 
 @pytest.mark.parametrize("function", [conv, depthwise_conv])
