@@ -104,6 +104,15 @@ def routing_speed() -> str:
     return table(header, rows)
 
 
+#: Of the hybrid models' tables: what is shown of a rule, by the part and the key of its record.
+THRESHOLDS = {
+    "asks 10 %": ("at_coverage", "0.9"),
+    "asks 20 %": ("at_coverage", "0.8"),
+    "asks 30 %": ("at_coverage", "0.7"),
+    "cheapest within 0.2 points": ("cheapest_within", "0.002"),
+}
+
+
 def routed() -> str:
     """Returns networks alone and together by accuracy and measured share of the expert's time."""
     record = read("hybrid_accuracy")
@@ -111,27 +120,54 @@ def routed() -> str:
     rows = []
     for name, ms in times.items():
         alone = f"{ms / times['expert']:.2f}"
-        rows.append([f"{name}, alone", spread(lines[name]["test"], 100), alone, "–"])
+        rows.append([f"{name}, alone", spread(lines[name]["test"], 100, 2), alone, "–"])
     for name, line in lines.items():
         founds = [found["hybrid"] for found in line["analyses"] if "hybrid" in found]
         if founds:
             experts = [found["static"]["expert"]["accuracy"] for found in founds]
-            rows.append([f"{name}: its expert alone", spread(experts, 100), "1.00", "100"])
-        for rule in ("learned router", "entropy") if founds else ():
-            for loss in ("0", "0.002", "0.005"):
-                cells = [f["rules"][rule]["cheapest_within"][loss] for f in founds]
-                label = f"{name}: {rule}, at most {100 * float(loss):g} points below its expert"
-                if any("unreachable" in cell for cell in cells):
-                    rows.append([label, "not reached by every seed", "–", "–"])
-                    continue
-                shares = [
-                    cell["milliseconds"] / found["static"]["expert"]["milliseconds"]
-                    for cell, found in zip(cells, founds, strict=True)
-                ]
-                asked = [100 * (1 - cell["coverage"]) for cell in cells]
-                accuracy = spread([cell["accuracy"] for cell in cells], 100)
-                rows.append([label, accuracy, spread(shares, digits=2), spread(asked)])
+            rows.append([f"{name}: its expert alone", spread(experts, 100, 2), "1.00", "100"])
+        for rule in ("learned router", "negative entropy") if founds else ():
+            for label, (part, key) in THRESHOLDS.items():
+                cells = [found["rules"][rule][part][key] for found in founds]
+                rows.append([f"{name}: {rule}, {label}", *_routed(cells, founds)])
+    rows += _exits(lines)
     return table(["network", "accuracy, %", "time over the expert's", "asked, %"], rows)
+
+
+def _routed(cells: list[dict], founds: list[dict]) -> list[str]:
+    if any("unreachable" in cell for cell in cells):
+        return ["not reached by every seed", "–", "–"]
+    shares = [
+        cell["milliseconds"] / found["static"]["expert"]["milliseconds"]
+        for cell, found in zip(cells, founds, strict=True)
+    ]
+    asked = [100 * (1 - cell["coverage"]) for cell in cells]
+    accuracy = spread([cell["accuracy"] for cell in cells], 100, 2)
+    return [accuracy, spread(shares, 1, 2), spread(asked)]
+
+
+def _exits(lines: dict) -> list[list[str]]:
+    """Returns what the network with exits reaches with parts of its multiply-adds."""
+    founds = [found["early_exits"] for found in lines["early exits"]["analyses"]]
+    rows = []
+    for budget in ("0.6", "0.8", "1"):
+        plans = [found["budgets"][budget] for found in founds]
+        if all("accuracy" in plan for plan in plans):
+            shares = [
+                plan["milliseconds"] / whole(found["cost"])
+                for plan, found in zip(plans, founds, strict=True)
+            ]
+            label = f"early exits, {100 * float(budget):g} % of their multiply-adds"
+            accuracy = spread([plan["accuracy"] for plan in plans], 100, 2)
+            rows.append([label, accuracy, f"{spread(shares, 1, 2)} of its own", "–"])
+    return rows
+
+
+def whole(cost: dict) -> float:
+    """Returns the milliseconds of an input that passes all stages of a cascade."""
+    batch = cost["batch"]
+    later = sum(line["fixed"] + line["per_row"] * batch for line in cost["later"])
+    return (cost["base_ms"] + later) / batch
 
 
 TARGETS = ("0.005", "0.01", "0.02")

@@ -6,9 +6,11 @@ python docs/pictures.py
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean
 
 from tables import ALGORITHMS, lines_order, networks, read, through_time_lines
 
+from jaxeff.eval.hybrid_plots import trade_offs
 from jaxeff.eval.plots import comparison, front, scores
 
 HERE = Path(__file__).resolve().parent
@@ -61,7 +63,31 @@ def convolutional() -> None:
     front(costs, HERE / "networks.png", ylabel="test accuracy on Fashion-MNIST, %")
 
 
+def routing() -> None:
+    """Accuracy of routed and of static networks against the time of an image."""
+    record, axis = read("hybrid_accuracy"), "time over the expert's"
+    times, lines = record["times"], {}
+    for name, line in record["lines"].items():
+        founds = [found["hybrid"] for found in line["analyses"] if "hybrid" in found]
+        for rule in ("learned router", "negative entropy") if founds else ():
+            tables = [found["rules"][rule]["at_coverage"] for found in founds]
+            experts = [found["static"]["expert"]["milliseconds"] for found in founds]
+            lines[f"{name}: {rule}"] = (
+                [
+                    mean(t[c]["milliseconds"] / e for t, e in zip(tables, experts, strict=True))
+                    for c in tables[0]
+                ],
+                [mean(t[c]["accuracy"] for t in tables) for c in tables[0]],
+            )
+    points = {
+        name: (ms / times["expert"], record["lines"][name]["test_mean"])
+        for name, ms in times.items()
+    }
+    trade_offs({axis: lines}, {axis: points}, HERE / "routing.png", title="Fashion-MNIST, test")
+
+
 if __name__ == "__main__":
     adding()
     classification()
     convolutional()
+    routing()

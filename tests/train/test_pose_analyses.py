@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxeff.affine import Transform
 from jaxeff.affine.poses import rotation_matrix
 from jaxeff.data.posed import PosedSplit
 from jaxeff.errors import ConfigError
@@ -64,6 +65,85 @@ def test_what_is_seen_is_what_the_search_found(posed):
     np.testing.assert_allclose(seen["loss"], elbo()(outputs, {"inputs": inputs})["loss"], rtol=1e-5)
     canonical = trained.decoded(seen["mean"])
     assert canonical.shape == (5, 8, 8, 1)
+
+
+@pytest.fixture
+def found_as_told(posed, monkeypatch):
+    """The experiment with poses that are told instead of searched, and what it draws."""
+    built, chosen = posed
+    drawn = {}
+
+    def tell(angles):
+        poses = np.zeros((32, 1), np.float32)  # of a chunk
+        poses[: len(angles), 0] = angles
+        monkeypatch.setattr(built.algorithm, "find", lambda variables, inputs: poses, raising=False)
+
+    def keep(rows, path, **_):
+        drawn[path.stem] = rows
+
+    monkeypatch.setattr(pose_plots, "image_grid", keep)
+    monkeypatch.setattr(pose_plots, "angle_histograms", keep)
+    return built, chosen, tell, drawn
+
+
+def angles_of(batch):
+    cosine, sine = batch["pose"][:, 0], batch["pose"][:, 2]
+    return np.arctan2(sine, cosine)
+
+
+def test_angles_of_the_data_and_found_ones_add_up_to_the_orientation(found_as_told, tmp_path):
+    built, chosen, tell, drawn = found_as_told
+    batch = built.dataset.splits["test"].take(np.arange(9))
+    labels = batch["labels"]
+    # The second class is kept in two opposite orientations, the third at random.
+    kept = np.where(labels == 0, 0.3, np.where(np.arange(9) % 2, 0.4 - np.pi, 0.4))
+    kept = np.where(labels == 2, np.linspace(-3, 3, 9), kept)
+    tell(kept - angles_of(batch))
+    found = ANALYSES.build({"name": "recovered_angles"}, "a")(built, chosen, tmp_path).extras
+    wanted = {name: circular_variance(kept[labels == int(name)]) for name in "012"}
+    assert found["circular_variance"] == pytest.approx(wanted, abs=1e-5)
+    assert wanted["0"] == pytest.approx(0)
+    assert wanted["1"] > 0.5
+    assert found["circular_variance_of_axis"]["1"] == pytest.approx(0, abs=1e-5)
+    data = circular_variance(angles_of(batch))
+    assert found["circular_variance_of_data"] == pytest.approx(data, abs=1e-5)
+    turned = np.exp(1j * drawn["angles"]["all"])
+    np.testing.assert_allclose(turned, np.exp(1j * (kept - angles_of(batch))), atol=1e-5)
+
+
+def test_pictures_are_of_canonical_poses_and_of_the_codes_that_vary_most(found_as_told, tmp_path):
+    built, chosen, tell, drawn = found_as_told
+    tell(np.full(9, np.pi / 2))
+    inputs = built.dataset.splits["test"].take(np.arange(9))["inputs"]
+    ANALYSES.build({"name": "reconstructions", "images": 9}, "a")(built, chosen, tmp_path)
+    quarter = drawn["reconstructions"]["canonical pose"]
+    turns = [np.abs(quarter - np.rot90(inputs, k, (1, 2))).max() for k in (1, 3)]
+    assert min(turns) < 1e-5 < max(turns)
+    trained = Trained(built, chosen)
+    seen = trained(inputs)
+    order = np.argsort(-seen["mean"].var(0))
+    assert list(drawn["traversals"]) == [f"z{number}" for number in order]
+    for number in order:
+        code = seen["mean"][:1].copy()
+        code[0, number] = -2
+        images = drawn["traversals"][f"z{number}"]
+        np.testing.assert_allclose(images[:1], trained.decoded(code), atol=1e-5)
+
+
+def test_losses_by_angle_are_those_of_turned_images(found_as_told, tmp_path):
+    built, chosen, tell, _ = found_as_told
+    tell(np.full(9, 0.2))
+    trained, split = Trained(built, chosen), built.dataset.splits["test"]
+    found = ANALYSES.build({"name": "loss_by_angle", "step": 45}, "a")(built, chosen, tmp_path)
+
+    def turned(angle):
+        turn = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        matrix = np.tile(np.array(turn, np.float32), (9, 1, 1))
+        return split.posed(np.arange(9), Transform(matrix, np.zeros((9, 2), np.float32)))
+
+    losses = [trained(turned(np.deg2rad(d)))["loss"].mean() for d in range(0, 360, 45)]
+    assert np.ptp(losses) > 0.1  # corners are lost on the diagonal
+    assert found.extras["loss"] == pytest.approx(losses, rel=1e-5)
 
 
 @pytest.mark.slow
