@@ -107,7 +107,6 @@ def routing_speed() -> str:
 #: Of the hybrid models' tables: what is shown of a rule, by the part and the key of its record.
 THRESHOLDS = {
     "asks 10 %": ("at_coverage", "0.9"),
-    "asks 20 %": ("at_coverage", "0.8"),
     "asks 30 %": ("at_coverage", "0.7"),
     "cheapest within 0.2 points": ("cheapest_within", "0.002"),
 }
@@ -224,20 +223,14 @@ def constrained(data: str) -> str:
         if name in penalties and name != best:
             continue
         ends = line["constraints_at_end"]
-        multipliers = [
-            f"{kind} {mean(ends[key]):.2f}"
-            for kind in ("entropy", "width", "cvar")
-            if (key := f"{kind}_multiplier") in ends
-        ]
         rows.append(
             [
                 name,
                 score(line),
                 spread(line["generalisation_gap"]["accuracy"], 100),
-                f"{mean(ends['entropy']):.3f}",
-                ", ".join(multipliers) or "–",
+                f"{mean(ends['entropy']):.3f}" if "entropy" in ends else "–",
                 f"{times[name] / times['plain']:.1f}",
             ]
         )
     header = ["training", "test accuracy, %", "gap to training, points", "entropy of training"]
-    return table([*header, "multipliers at the end", "time over plain training's"], rows)
+    return table([*header, "time over plain training's"], rows)
