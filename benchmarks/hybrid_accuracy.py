@@ -23,6 +23,7 @@ from jaxeff import bench
 OUT = HERE / "results" / "hybrid_accuracy.json"
 PARTS = ("base", "expert")
 WIDTHS = {"static 8-16-32": (8, 16, 32), "static 12-24-48": (12, 24, 48)}
+NARROW = "4-8-16"  # as many multiply-adds as the base has, which is small in pixels; only timed
 HYBRID = {
     "hybrid": "",
     "hybrid, router alone": ",train=router",
@@ -50,7 +51,7 @@ def config(name: str, seed: int) -> Any:
     made.analyses = [{"name": "hybrid", "accuracy_losses": LOSSES}]
     if name not in HYBRID:
         made = parts[name if name in PARTS else "expert"]
-        made.model.widths = WIDTHS.get(name, made.model.widths)
+        made.model.widths = {**WIDTHS, NARROW: (4, 8, 16)}.get(name, made.model.widths)
     for each in (made, *made.prerequisites.values()):
         each.seed, each.devices.cpu = seed, 1
     return made
@@ -64,7 +65,7 @@ def times() -> dict[str, float]:
 
     calls, batch = {}, config("base", 0).eval.batch_size
     inputs = jax.random.normal(jax.random.key(0), (batch, 28, 28, 1))
-    for name in (*PARTS, *WIDTHS):
+    for name in (*PARTS, *WIDTHS, NARROW):
         spec = {**config(name, 0).model.to_dict(), "axis_name": None}
         model = MODELS.build(spec, "model", num_outputs=10)
         variables = jax.jit(model.init)(jax.random.key(0), inputs[:1])

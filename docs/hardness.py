@@ -107,7 +107,6 @@ def routing_speed() -> str:
 #: Of the hybrid models' tables: what is shown of a rule, by the part and the key of its record.
 THRESHOLDS = {
     "asks 10 %": ("at_coverage", "0.9"),
-    "asks 30 %": ("at_coverage", "0.7"),
     "cheapest within 0.2 points": ("cheapest_within", "0.002"),
 }
 
@@ -119,13 +118,14 @@ def routed() -> str:
     rows = []
     for name, ms in times.items():
         alone = f"{ms / times['expert']:.2f}"
-        rows.append([f"{name}, alone", spread(lines[name]["test"], 100, 2), alone, "–"])
+        accuracy = spread(lines[name]["test"], 100, 2) if name in lines else "–"
+        rows.append([f"{name}, alone", accuracy, alone, "–"])
     for name, line in lines.items():
         founds = [found["hybrid"] for found in line["analyses"] if "hybrid" in found]
         if founds:
             experts = [found["static"]["expert"]["accuracy"] for found in founds]
-            rows.append([f"{name}: its expert alone", spread(experts, 100, 2), "1.00", "100"])
-        for rule in ("learned router", "negative entropy") if founds else ():
+            rows.append([f"{name}: expert alone", spread(experts, 100, 2), "1.00", "100"])
+        for rule in ("learned router", "margin", "negative entropy") if founds else ():
             for label, (part, key) in THRESHOLDS.items():
                 cells = [found["rules"][rule][part][key] for found in founds]
                 rows.append([f"{name}: {rule}, {label}", *_routed(cells, founds)])

@@ -67,21 +67,21 @@ def routing() -> None:
     """Accuracy of routed and of static networks against the time of an image."""
     record, axis = read("hybrid_accuracy"), "time over the expert's"
     times, lines = record["times"], {}
-    for name, line in record["lines"].items():
-        founds = [found["hybrid"] for found in line["analyses"] if "hybrid" in found]
-        for rule in ("learned router", "negative entropy") if founds else ():
-            tables = [found["rules"][rule]["at_coverage"] for found in founds]
-            experts = [found["static"]["expert"]["milliseconds"] for found in founds]
-            lines[f"{name}: {rule}"] = (
-                [
-                    mean(t[c]["milliseconds"] / e for t, e in zip(tables, experts, strict=True))
-                    for c in tables[0]
-                ],
-                [mean(t[c]["accuracy"] for t in tables) for c in tables[0]],
-            )
+    founds = [found["hybrid"] for found in record["lines"]["hybrid"]["analyses"]]
+    experts = [found["static"]["expert"]["milliseconds"] for found in founds]
+    for rule in ("learned router", "margin", "negative entropy"):
+        tables = [found["rules"][rule]["at_coverage"] for found in founds]
+        lines[rule] = (
+            [
+                mean(t[c]["milliseconds"] / e for t, e in zip(tables, experts, strict=True))
+                for c in tables[0]
+            ],
+            [mean(t[c]["accuracy"] for t in tables) for c in tables[0]],
+        )
     points = {
         name: (ms / times["expert"], record["lines"][name]["test_mean"])
         for name, ms in times.items()
+        if name in record["lines"]
     }
     trade_offs({axis: lines}, {axis: points}, HERE / "routing.png", title="Fashion-MNIST, test")
 
