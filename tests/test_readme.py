@@ -19,6 +19,7 @@ def load(path):
     return module
 
 
+@pytest.mark.slow
 def test_the_snippets_of_the_readme_run():
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert snippets

@@ -125,6 +125,7 @@ def test_an_image_does_not_depend_on_its_batch(name):
     np.testing.assert_allclose(shuffled.loss, found.loss[order], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["screen", "gauss_newton"])
 def test_the_parts_in_which_candidates_are_computed_do_not_matter(name):
     settings = METHODS[name]
@@ -188,6 +189,7 @@ def test_gauss_newton_finds_the_pose_in_few_steps():
     np.testing.assert_allclose(found.pose, pose - 0.15, atol=0.05)
 
 
+@pytest.mark.slow
 def test_search_comes_within_a_percent_of_a_grid_of_degrees():
     grid = jnp.deg2rad(jnp.arange(360.0))[None, :, None]
     best = find(IMAGES, jnp.broadcast_to(grid, (7, 360, 1)), METHODS["screen"])

@@ -145,6 +145,7 @@ def test_receptive_field(x64, num_steps, spacing, radius, pixels):
     assert len(reached) == pixels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [
     {}, {"num_steps": 3, "velocity": "signed"}, {"scheme": "spectral", "boundary": "periodic"},
     {"start": "euler", "num_steps": 2},
@@ -167,6 +168,7 @@ def test_gradients_by_differences(x64, jitter, fields):
     np.testing.assert_allclose(jax.grad(loss)(0.0), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"product": True, "num_steps": 2}, CONSTANT])
 def test_normalisations_folded_outside_training_change_nothing(x64, jitter, monkeypatch, fields):
     """Values and gradients are those of the coefficients' normalised convolutions, in any block."""

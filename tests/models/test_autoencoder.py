@@ -87,6 +87,7 @@ def posed():
     return model, jax.jit(model.init)(KEY, images), images
 
 
+@pytest.mark.slow
 def test_without_turning_it_is_the_plain_one(posed):
     model, variables, images = posed
     plain = build()

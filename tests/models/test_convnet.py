@@ -234,6 +234,7 @@ HOSTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", first_fast(HOSTS))
 @pytest.mark.parametrize("design", first_fast(DESIGNS, 4))
 def test_every_design_trains_in_every_host(host, design):

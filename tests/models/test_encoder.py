@@ -76,6 +76,7 @@ def initial(plan, seed=0, noise=0.0, shape=SMALL):
     return jax.tree.map(lambda p: p + noise * rng.normal(size=p.shape), variables["params"])
 
 
+@pytest.mark.slow
 def test_a_network_starts_as_the_shortened_pretrained_one():
     base, plan = initial(Plan(3), noise=0.3), Plan(3, ((1, 2), (2, 3)), keep_first=1)
     params = pretrained.overlaid(initial(plan), base)

@@ -36,6 +36,7 @@ def in_bfloat16(arguments):
     return jax.tree.map(lambda a: a.astype(jnp.bfloat16), arguments)
 
 
+@pytest.mark.slow
 @quick
 @every_cell
 def test_outputs_in_three_precisions(name, example):

@@ -29,6 +29,7 @@ TOKENS = RNG.integers(0, 20, (5, 11)).astype(np.int32)
 MASK = (np.arange(11) < np.array([[11], [7], [3], [1], [10]])).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_draw_is_the_short_network(keep):
     spec = {"name": "encoder_supernet", "shape": SHAPE, "depths": (1, 4), "kind": "mean"}

@@ -69,6 +69,7 @@ def test_keeping_everything_is_the_full_network(network):
     np.testing.assert_allclose(found(full, TOKENS, MASK), wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_nothing_kept_is_the_network_without_the_token(network):
     """Against layers applied by hand, each to the tokens that are left."""
     model, params, found = network

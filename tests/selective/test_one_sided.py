@@ -176,6 +176,7 @@ def penalised_minima(mus, steps):
     return jax.vmap(solve)(mus)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [15_000, pytest.param(60_000, marks=pytest.mark.slow)])
 def test_saddle_point_is_the_minimum_of_the_closed_form(x64, steps):
     mus = jnp.array([0.49, 0.8, 1.67, 0.25, 0.5, 1.0, 2.0, 4.0])

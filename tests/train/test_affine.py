@@ -89,6 +89,7 @@ def test_a_step_is_the_gradient_at_the_poses_it_found(cached):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_cache_holds_the_best_pose_known(cached):
     algorithm, state, update = cached
     images = blobs(4)

@@ -198,6 +198,7 @@ HELPED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", HELPED)
 def test_parts_of_a_batch_on_devices_make_the_step_of_the_whole(spec):
     task = Task("classification", CLASSES, steps_per_epoch=2, num_examples=16, num_versions=1)
@@ -225,6 +226,7 @@ def test_parts_of_a_batch_on_devices_make_the_step_of_the_whole(spec):
     assert not same(whole.params, state.params)
 
 
+@pytest.mark.slow
 def test_devices_agree_on_running_statistics():
     """Each normalises by its own part; what is kept is the average, of student and gate."""
     spec = {"disk": {}, "gate": {"name": "map", "width": 2}}

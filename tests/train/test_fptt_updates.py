@@ -153,6 +153,7 @@ HAND = {
 FAST = ("two_layers_sum_classes", "tarnn_per_step", "irnn_regression")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", [case if case in FAST else pytest.param(case, marks=SLOW) for case in HAND]
 )

@@ -50,6 +50,7 @@ def test_the_average_of_the_weights_has_the_average_of_the_statistics(batches):
     assert algo.statistics(state, "live") is state.model_state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "design",
     [
@@ -128,6 +129,7 @@ def test_statistics_are_those_of_the_whole_batch_where_an_axis_is_named(batches)
     assert difference(apart.params, whole.params) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dt", "warned"), [
     pytest.param(0.2, False, marks=pytest.mark.slow), (50.0, True),
 ])  # fmt: skip

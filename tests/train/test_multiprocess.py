@@ -53,6 +53,7 @@ def last_arrays(workdir, like):
     return step, jax.device_get(tree["best"]["params"])
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(start_pair, start_training, tiny_config, tmp_path):
     from jaxeff import train
 

@@ -57,6 +57,7 @@ def continued(tiny_config):
     return tiny_config
 
 
+@pytest.mark.slow
 def test_what_is_required_is_trained_first_and_handed_over(continued, tmp_path, monkeypatch):
     report = jobs.run(continued, tmp_path)
     required = json.loads((tmp_path / "first" / "report.json").read_text())

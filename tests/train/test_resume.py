@@ -51,6 +51,7 @@ def saving(workdir):
     return any((workdir / CHECKPOINTS).glob("*.orbax-checkpoint-tmp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moments",
     [
@@ -393,6 +394,7 @@ def last_state(config, workdir, named_arrays):
     return training, written, values, (workdir / "metrics.csv").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "which", ["fptt_config", pytest.param("text_config", marks=pytest.mark.slow)]
 )

@@ -89,6 +89,7 @@ def test_one_step_is_the_mean_of_four_gradients(started):
             assert bool(jnp.any(cut["kernel"] != 0)) == (name in used)
 
 
+@pytest.mark.slow
 def test_devices_together_make_the_step_of_one(started):
     own, state = started
     halves = jax.tree.map(lambda a: a.reshape(2, 3, *a.shape[1:]), BATCH)

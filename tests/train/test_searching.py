@@ -64,6 +64,7 @@ def config(**search):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [
     "evolution",
     *(pytest.param(n, marks=pytest.mark.slow) for n in (

@@ -128,6 +128,7 @@ def tiny(method):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     ["osp", "sat", *(pytest.param(m, marks=SLOW) for m in ("softmax", "selectivenet", "gamblers"))],
