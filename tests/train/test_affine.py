@@ -1,6 +1,7 @@
 """Training with searched poses: what a step changes, the cache, the head, and the refusals."""
 
 import hashlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -162,12 +163,25 @@ def test_the_head_learns_the_poses_that_are_found(amortised):
     np.testing.assert_allclose(starts, proposed[:, :1], atol=1e-6)
 
 
+def test_the_nearest_proposal_is_drawn_to_the_pose_and_its_score_raised():
+    algorithm = build()
+    proposed = jnp.tile(jnp.asarray([[0.0], [1.0], [2.0]]), (2, 1, 1))
+    scores = jnp.asarray([[0.1, 0.7, -0.4], [0.3, 0.0, 0.5]])
+    algorithm.model = types.SimpleNamespace(apply=lambda *_, **__: (proposed, scores))
+    loss = algorithm._head_loss({}, jnp.zeros((2, 1)), jnp.asarray([[1.1], [-0.2]]))
+    far = 4 - 4 * np.cos([0.1, 0.2])  # of rotations by so much
+    shares = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    np.testing.assert_allclose(loss, far - np.log(shares[[0, 1], [1, 0]]), rtol=1e-4)
+
+
 def test_the_distance_of_poses_does_not_see_whole_turns():
     family = build().family
     one, other = family.transform(jnp.asarray([[0.3]])), family.transform(jnp.asarray([[6.783185]]))
     far = family.transform(jnp.asarray([[0.3 + np.pi]]))
     assert distance(one, other)[0] < 0.2
     np.testing.assert_allclose(distance(one, far), 8.0, rtol=1e-5)
+    moved = one._replace(shift=one.shift + jnp.asarray([0.3, 0.4]))
+    np.testing.assert_allclose(distance(moved, far), 8.25, rtol=1e-5)
 
 
 def test_parts_of_the_objective():
