@@ -99,7 +99,8 @@ def _dense_forward(x: Array, kernel: Array, strides: int) -> tuple[Array, tuple[
 def _dense_backward(strides: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
     if _is_tiny(x, kernel):
-        return _per_platform(_product_backward, _xla_backward, strides, x, kernel, g)
+        cpu, default = (functools.partial(_pulled_back, f) for f in (_product, _xla))
+        return _per_platform(cpu, default, strides, x, kernel, g)
     (dx,) = jax.vjp(lambda x: _xla(x, kernel, strides), x)[1](g)
     return dx, _per_platform(_patches_kernel, _xla_kernel, strides, x, kernel, g)
 
@@ -118,8 +119,11 @@ def _xla(x: Array, kernel: Array, strides: int, groups: int = 1) -> Array:
     )
 
 
-def _xla_backward(x: Array, kernel: Array, g: Array, strides: int) -> tuple[Array, Array]:
-    return jax.vjp(functools.partial(_xla, strides=strides), x, kernel)[1](g)
+def _pulled_back(
+    function: Callable[..., Array], x: Array, kernel: Array, g: Array, strides: int
+) -> tuple[Array, Array]:
+    """Returns the gradients of a convolution with the cotangent ``g`` of its outputs."""
+    return jax.vjp(functools.partial(function, strides=strides), x, kernel)[1](g)
 
 
 def _is_tiny(x: Array, kernel: Array) -> bool:
@@ -147,10 +151,6 @@ def _taps(size: int, of: int, strides: int) -> tuple[np.ndarray, np.ndarray]:
     outputs = strides * np.arange(-(-size // strides))
     taps = np.arange(size)[:, None] - outputs[None, :] + of // 2
     return taps, (taps >= 0) & (taps < of)
-
-
-def _product_backward(x: Array, kernel: Array, g: Array, strides: int) -> tuple[Array, Array]:
-    return jax.vjp(functools.partial(_product, strides=strides), x, kernel)[1](g)
 
 
 def _xla_kernel(x: Array, kernel: Array, g: Array, strides: int) -> Array:
@@ -186,7 +186,7 @@ def _grouped(x: Array, kernel: Array, strides: int) -> Array:
 
 
 def _grouped_backward(x: Array, kernel: Array, g: Array, strides: int) -> tuple[Array, Array]:
-    return jax.vjp(functools.partial(_grouped, strides=strides), x, kernel)[1](g)
+    return _pulled_back(_grouped, x, kernel, g, strides)
 
 
 def _windows(x: Array, kernel: Array, strides: int) -> list[tuple[int, int, Array]]:
