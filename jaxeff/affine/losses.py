@@ -77,9 +77,12 @@ def per_example(values: Array) -> Array:
     return values.reshape(len(values), -1).sum(1)
 
 
-def output_floor(targets: Array) -> Array:
-    """Returns the squared error ``[batch]`` of the best outputs in [0, 1]."""
-    return per_example((targets - jnp.clip(targets, 0, 1)) ** 2)
+def output_floor(error: Callable[[Array, Array], Array], targets: Array) -> Array:
+    """Returns the error ``[batch]`` of the best outputs in [0, 1], one of `RECONSTRUCTION`.
+
+    The squared error has none where targets are in [0, 1]; the cross entropy has theirs.
+    """
+    return per_example(error(jnp.clip(targets, 0, 1), targets))
 
 
 def resampling_floor(images: Array, transform: Transform) -> Array:

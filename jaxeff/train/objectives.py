@@ -129,7 +129,8 @@ def elbo(
 ) -> Objective:
     """Reconstruction loss plus divergence of the code, both summed over an example.
 
-    Of outputs with ``reconstruction`` ``[batch, ...]``, ``mean`` and ``log_variance``.
+    Of outputs with ``reconstruction`` ``[batch, ...]``, ``mean`` and ``log_variance``. What the
+    best outputs in [0, 1] would leave of it is told apart: ``reducible`` is the rest.
 
     Args:
       reconstruction: "squared_error" or "cross_entropy".
@@ -147,14 +148,20 @@ def elbo(
                 f"config.objective.{field}: unknown choice '{name}'{closest(name, list(known))}"
             )
 
+    errors = losses.RECONSTRUCTION[reconstruction]
+
+    def floor(images: Array) -> Array:
+        return losses.output_floor(errors, losses.TARGETS[targets](images))
+
     def objective(outputs: Any, batch: Batch) -> dict[str, Array]:
         wanted = losses.TARGETS[targets](batch["inputs"])
-        errors = losses.RECONSTRUCTION[reconstruction](outputs.reconstruction, wanted)
-        error = losses.per_example(errors)
+        error = losses.per_example(errors(outputs.reconstruction, wanted))
         code = losses.per_example(losses.KL[kl](outputs.mean, outputs.log_variance))
-        return {"loss": error + code, "reconstruction": error, "kl": code}
+        loss = error + code
+        reducible = loss - floor(batch["inputs"])
+        return {"loss": loss, "reconstruction": error, "kl": code, "reducible": reducible}
 
-    objective.targets = losses.TARGETS[targets]  # type: ignore[attr-defined]
+    objective.floor = floor  # type: ignore[attr-defined]
     return objective
 
 

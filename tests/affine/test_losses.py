@@ -57,8 +57,14 @@ def test_floor_of_outputs_that_cannot_reach_their_targets():
     images = jnp.asarray([[0.0, 1.0, 0.2]])
     targets = losses.code2019_targets(images)
     np.testing.assert_allclose(targets, [[-0.4242, 2.8215, 0.2249]], atol=1e-4)
-    np.testing.assert_allclose(losses.output_floor(targets), [0.4242**2 + 1.8215**2], rtol=1e-3)
-    np.testing.assert_array_equal(losses.output_floor(losses.unit_targets(images)), [0.0])
+    floor = losses.output_floor(losses.squared_error, targets)
+    np.testing.assert_allclose(floor, [0.4242**2 + 1.8215**2], rtol=1e-3)
+    images = losses.unit_targets(images)
+    np.testing.assert_array_equal(losses.output_floor(losses.squared_error, images), [0.0])
+    # Of a pixel that is neither 0 nor 1, its entropy is left.
+    entropy = -(0.2 * np.log(0.2) + 0.8 * np.log(0.8))
+    floor = losses.output_floor(losses.cross_entropy, images)
+    np.testing.assert_allclose(floor, [entropy], rtol=1e-5)
 
 
 def test_floor_of_resampling_is_zero_for_quarter_turns_only():

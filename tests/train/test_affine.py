@@ -193,6 +193,16 @@ def test_parts_of_the_objective():
     np.testing.assert_allclose(found["reconstruction"], 16.0)
     np.testing.assert_allclose(found["kl"], 1.5)
     np.testing.assert_allclose(found["loss"], 17.5)
+    np.testing.assert_allclose(found["reducible"], 17.5)
+
+
+def test_what_no_output_can_avoid_is_told_apart():
+    outputs = build().model.outputs(
+        jnp.full((2, 8, 8, 1), 0.25), jnp.zeros((2, 3)), jnp.zeros((2, 3))
+    )
+    found = elbo("cross_entropy")(outputs, {"inputs": jnp.full((2, 8, 8, 1), 0.25)})
+    assert (np.asarray(found["loss"]) > 30).all()
+    np.testing.assert_allclose(found["reducible"], 0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxeff.affine.losses import output_floor, resampling_floor
+from jaxeff.affine.losses import resampling_floor
 from jaxeff.affine.poses import angle_of, rotation_matrix
 from jaxeff.affine.resampling import Transform, resample
 from jaxeff.errors import ConfigError
@@ -210,8 +210,8 @@ class LossByAngle:
             inputs = split.posed(indices, turn)
             seen = trained(inputs)
             losses.append(float(seen["loss"].mean()))
-            targets = trained.algorithm.objective.targets(jnp.asarray(inputs))
-            unavoidable.append(float(output_floor(targets).mean()))
+            floor = trained.algorithm.objective.floor(jnp.asarray(inputs))
+            unavoidable.append(float(floor.mean()))
             if "matrix" in seen:
                 found = Transform(*(jnp.asarray(seen[part]) for part in ("matrix", "shift")))
                 twice.append(float(resampling_floor(jnp.asarray(inputs), found).mean()))
