@@ -2,16 +2,17 @@
 
 Writes ``results/bottleneck_results.json``, part by part; lines that are there already are kept:
 
-    python benchmarks/bottleneck_results.py accuracy     # trains every network; many hours
+    python benchmarks/bottleneck_results.py accuracy     # trains every network; a day of one core
     python benchmarks/bottleneck_results.py latency      # of those, batches 1 and 32, 3 lengths
     python benchmarks/bottleneck_results.py serving      # texts a second, padded in two ways
     python benchmarks/bottleneck_results.py prediction   # the table against 20 other networks
     python benchmarks/bottleneck_results.py strategies   # evolution, enumeration, random
     TORCH_PYTHON=.venv-torch/bin/python python benchmarks/bottleneck_results.py torch
 
-``accuracy`` and ``strategies`` take ``--setting=verses`` for the small task instead of MiniLM on
-reviews, and ``--quick`` for a trial in minutes, whose record goes to ``runs``. All networks of a
-seed start from the same supernet and are trained alike; the full one is one of them. Needs
+``--setting`` is one of ``configs/bottleneck.py``: by default MiniLM on reviews with an epoch of
+each training, ``rotten_tomatoes`` with three and two, ``verses`` the small task. ``--lines`` names
+some of the networks, and ``--quick`` is a trial in minutes, whose record goes to ``runs``. All
+networks of a seed start from the same supernet and are trained alike, the full one too. Needs
 ``make text``.
 """
 
@@ -71,6 +72,7 @@ class Record:
 
     def __init__(self, arguments: argparse.Namespace):
         self.quick, self.setting = arguments.quick, arguments.setting
+        self.lines = arguments.lines or list(LINES)
         name = "bottleneck_results"
         self.runs = HERE.parent / "runs" / f"{name}{'_quick' if self.quick else ''}" / self.setting
         self.runs.mkdir(parents=True, exist_ok=True)
@@ -108,19 +110,22 @@ class Record:
         train(self.config(NONE, [], seed).prerequisites.teacher, folder)
         return folder
 
+    def network(self, name: str, seed: int) -> dict[str, Any]:
+        """Trains the network of a line if need be, and returns its report."""
+        folder = self.folder(name, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "teacher").exists():
+            (folder / "teacher").symlink_to(self.supernet(seed).resolve())
+        return train(self.config(*LINES[name], seed), folder)
+
 
 def accuracy(record: Record) -> None:
-    """Trains every network."""
-    for name, (argument, overrides) in LINES.items():
+    """Trains every network that is asked for."""
+    for name in record.lines:
+        argument, overrides = LINES[name]
         if name in record.known("accuracy"):
             continue
-        reports = []
-        for seed in record.seeds:
-            folder = record.folder(name, seed)
-            folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / "teacher").exists():
-                (folder / "teacher").symlink_to(record.supernet(seed).resolve())
-            reports.append(train(record.config(argument, overrides, seed), folder))
+        reports = [record.network(name, seed) for seed in record.seeds]
         test = [report["metrics"]["test"]["accuracy"] for report in reports]
         line = {
             "command": command(f"{record.setting},{argument}", overrides, "bottleneck"),
@@ -337,7 +342,8 @@ def main() -> None:
     """Runs the parts that the command line names, or all but PyTorch's."""
     parser = argparse.ArgumentParser()
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []])
-    parser.add_argument("--setting", default="rotten_tomatoes")
+    parser.add_argument("--setting", default="rotten_tomatoes_short")
+    parser.add_argument("--lines", nargs="*", choices=LINES, metavar="LINE")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     cache = HERE.parent / "runs" / "compiled"

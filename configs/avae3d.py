@@ -16,7 +16,7 @@ from jaxeff.train.defaults import base_config, split_argument
 
 OBJECTS = {"sofa": 612, "modelnet10": 3592}  # training examples left by the validation split
 SETTINGS: dict[str, dict] = {
-    "digits": {"latents": 8, "steps": 200, "batch": 32, "every": 200},
+    "digits": {"latents": 8, "steps": 1200, "batch": 16, "every": 400},
     "sofa": {"latents": 16, "steps": 100 * OBJECTS["sofa"] // 14, "batch": 14, "every": 400},
     "modelnet10": {
         "latents": 16,

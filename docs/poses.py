@@ -8,36 +8,48 @@ from records import read, score, table
 LABELS = {
     "vae, short": "VAE",
     "vae": "VAE, code as long",
+    "vae_cube": "VAE, code as long, rotations of the cube",
+    "vae_upright": "VAE, trained upright",
     "stn": "amortised pose (STN)",
     "semi_amortised": "AVAE, poses proposed and aligned",
     "avae_cached": "AVAE, poses remembered",
     "coordinates": "AVAE, decoder of coordinates",
     "avae": "AVAE",
+    "avae_cube": "AVAE, rotations of the cube",
+    "avae_upright": "AVAE, trained upright",
 }
+#: Numbers of a pose.
+FREEDOM = {"digits": 1, "digits_shifted": 3, "voxels": 3}
+PARTS = {"reconstruction": "of which squared error", "reducible": "of which above the floor"}
+UPRIGHT = ("vae_upright", "avae_upright")
 
 
-def _lines(data: str) -> list[tuple[str, dict]]:
+def _lines(data: str, *, upright: bool = False) -> list[tuple[str, dict]]:
     lines = read("avae_results")["lines"]
-    found = ((label, lines.get(f"{data}, {name}")) for name, label in LABELS.items())
-    return [(label, line) for label, line in found if line]
+    return [
+        (label, lines[f"{data}, {name}"])
+        for name, label in LABELS.items()
+        if f"{data}, {name}" in lines and (upright or name not in UPRIGHT)
+    ]
 
 
-def autoencoders(data: str) -> str:
-    """Returns code, test loss, its reconstruction part and cost of every model."""
+def autoencoders(data: str, part: str = "reconstruction") -> str:
+    """Returns code, test loss, a part of it, and cost of every model."""
     rows = []
     for label, line in _lines(data):
-        pose = "" if label.startswith("VAE") else " + 1"
-        reconstruction = np.mean(line["test_reconstruction"])
-        cells = [label, f"{line['latents']}{pose}", score(line), f"{reconstruction:.3f}"]
-        rows.append([*cells, f"{line['parameters']:,}", f"{line['training_seconds']:.0f}"])
-    header = ["model", "code", "test loss", "of which squared error", "parameters", "seconds"]
+        pose = "" if label.startswith("VAE") else f" + {FREEDOM[data]}"
+        share = f"{np.mean(line[f'test_{part}']):.2f}"
+        cells = [label, f"{line['latents']}{pose}", score(line), share, f"{line['parameters']:,}"]
+        million = f"{line['macs_per_example'] / 1e6:.1f}"
+        rows.append([*cells, million, f"{line['training_seconds']:.0f}"])
+    header = ["model", "code", "test loss", PARTS[part], "parameters", "million MACs", "seconds"]
     return table(header, rows)
 
 
 def by_angle(data: str) -> str:
     """Returns the mean loss of test images at fixed rotations, and what resampling alone costs."""
     rows, degrees = [], []
-    for label, line in _lines(data):
+    for label, line in _lines(data, upright=True):
         seeds = line["loss_by_angle"]
         degrees = seeds[0]["degrees"]
         for name, key in ((label, "loss"), (f"{label}: resampling alone", "resampling_floor")):
@@ -46,3 +58,16 @@ def by_angle(data: str) -> str:
                 mean = values.mean(0)
                 rows.append([name, *(f"{v:.2f}" for v in mean), f"{mean.mean():.2f}"])
     return table(["rotation", *(f"{d}°" for d in degrees), "mean"], rows)
+
+
+def by_length(data: str) -> str:
+    """Returns test losses of both models by all the numbers of a code, those of a pose included."""
+    known = read("avae_results")["lines"]
+    rows = []
+    for rest in ("", *(f", latents {n}" for n in range(1, 65))):
+        plain, affine = (known.get(f"{data}, {model}{rest}") for model in ("vae", "avae"))
+        if plain and affine:
+            lower = 1 - affine["test_mean"] / plain["test_mean"]
+            cells = [score(plain), score(affine), f"{100 * lower:.0f}"]
+            rows.append((plain["latents"], [str(plain["latents"]), *cells]))
+    return table(["numbers", "VAE", "AVAE", "AVAE below, %"], [cells for _, cells in sorted(rows)])
