@@ -179,6 +179,17 @@ def test_steps_that_overshoot_are_taken_back():
     assert (many.loss < 1e-6).all()
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_search_makes_as_many_steps_as_it_is_told(steps):
+    # On |p|^2 a step leaves d / (1 + d) of the pose, by a damping d that falls to a fifth.
+    pose = jnp.asarray([[3.0, -1.0]])
+    problem = Problem(lambda data, pose: (), lambda code, pose: pose, lambda p, _: (p**2).sum(-1))
+    found = gauss_newton(problem, (), pose, steps, damping=0.5)
+    left = np.prod([d / (1 + d) for d in (0.5, 0.1, 0.02)[:steps]])
+    np.testing.assert_allclose(found.pose, left * pose, rtol=1e-5)
+    np.testing.assert_allclose(found.loss, 10 * left**2, rtol=1e-5)
+
+
 def test_gauss_newton_finds_the_pose_in_few_steps():
     pose = jnp.asarray(-ANGLES, jnp.float32)[:, None] + 0.15
     exact = loss_of(IMAGES, pose - 0.15)
