@@ -251,6 +251,20 @@ def test_poses_that_lose_the_image_do_not_win():
     assert family.valid(found.pose).all()
 
 
+@pytest.mark.parametrize("method", ["screen", "adam", "gauss_newton"])
+def test_poses_that_may_not_be_used_or_have_no_loss_do_not_win(method):
+    problem = Problem(
+        lambda data, pose: (),
+        lambda code, pose: jnp.where(pose > 5, jnp.nan, pose),
+        lambda outputs, data: (outputs**2).sum(-1),
+        valid=lambda pose: pose[..., 0] >= 1,
+    )
+    tried = jnp.asarray([[[0.5], [2.0], [6.0]]])
+    found = run_search(problem, jnp.zeros((1, 1)), tried, Search(method=method, steps=3, chunk=2))
+    assert 1 <= found.pose[0, 0] <= 2
+    np.testing.assert_allclose(found.loss, found.pose[0] ** 2, rtol=1e-6)
+
+
 def test_published_settings():
     built = Search.build({"like": "2019_rotation"}, "search")
     assert (built.starts, built.keep, built.steps, built.learning_rate) == (40, 0, 20, 0.01)
