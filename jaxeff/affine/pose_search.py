@@ -106,16 +106,12 @@ def adam(problem: Problem, data: Any, pose: Array, steps: int, learning_rate: fl
         pose, state, best = loop
         loss, gradient = problem.derivatives(data, pose)[:2]
         best = _better(best, pose, loss)
-        update, state = optimizer.update(_finite(gradient), state)
+        update, state = optimizer.update(gradient, state)
         return (pose + update, state, best), None
 
     start = pose, optimizer.init(pose), Found(pose, jnp.full(len(pose), jnp.inf, pose.dtype))
     last, _ = jax.lax.scan(step, start, length=steps)
     return _better(last[2], last[0], problem.loss(data, last[0]))
-
-
-def _finite(a: Array) -> Array:
-    return jnp.where(jnp.isfinite(a), a, 0)
 
 
 def gauss_newton(
@@ -132,7 +128,7 @@ def gauss_newton(
         pose, _, gradient, matrix, damping = at
         scale = jnp.einsum("bss->b", matrix) / pose.shape[-1] + 1e-12
         damped = matrix + (damping * scale)[:, None, None] * eye
-        return pose - _finite(jnp.linalg.solve(damped, gradient[..., None])[..., 0])
+        return pose - jnp.linalg.solve(damped, gradient[..., None])[..., 0]
 
     def step(at: Any, _: None) -> tuple[Any, None]:
         tried = trial(at)
