@@ -297,7 +297,7 @@ def search(problem: Problem, data: Any, starts: Array, settings: Search) -> Foun
     keep = min(settings.keep or count, count)
     if refine is None or keep < count:
         losses = _chunked(problem.loss, data, starts, settings.chunk)
-        values, chosen = jax.lax.top_k(-losses, keep if refine else 1)
+        values, chosen = jax.lax.top_k(-losses, keep)
         kept = Found(jnp.take_along_axis(starts, chosen[..., None], 1), -values)
     else:  # the refinement evaluates every start anyway
         kept = Found(starts, jnp.full(starts.shape[:2], jnp.inf, starts.dtype))
