@@ -80,6 +80,7 @@ def test_a_step_is_the_gradient_at_the_poses_it_found(cached):
 
     (value, changed), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    assert new.step == state.step + 1
     updates, _ = algorithm.optimizer.update(grads, state.opt_state, state.params)
     wanted = optax.apply_updates(state.params, updates)
     for one, other in zip(
@@ -88,6 +89,48 @@ def test_a_step_is_the_gradient_at_the_poses_it_found(cached):
         strict=True,
     ):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_examples_count_by_their_weight_and_only_relative_to_the_others(cached):
+    _, state, update = cached
+
+    def kernel(*weight):
+        batch = {**batch_of(blobs(4)), "weight": np.asarray(weight, np.float32)}
+        return update(state, batch)[0].params["canonical"]["linear"]["linear"]["kernel"]
+
+    np.testing.assert_allclose(kernel(1, 1, 0, 0), kernel(3, 3, 0, 0), rtol=1e-5, atol=1e-7)
+    assert np.abs(kernel(1, 1, 0, 0) - kernel(1, 1, 1, 1)).max() > 1e-4
+
+
+def test_a_search_descends_the_whole_loss_of_an_image(cached):
+    algorithm, state, _ = cached
+    variables = {"params": state.params, **state.model_state}
+    images, pose = jnp.asarray(blobs(3)), jnp.asarray([[0.3], [2.0], [-1.0]])
+
+    @jax.jit
+    def slopes(pose):
+        def loss(pose):
+            return elbo()(algorithm.model.apply(variables, images, pose), {"inputs": images})[
+                "loss"
+            ]
+
+        wanted = jax.grad(lambda p: loss(p).sum())(pose)
+        return algorithm.problem(variables).derivatives({"inputs": images}, pose)[1], wanted
+
+    found, wanted = slopes(pose)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_the_cache_begins_at_the_identity_and_is_a_start_by_itself():
+    algorithm = build(
+        model={"pose": {"name": "free_affine"}},
+        cache=True,
+        search={"starts": 0, "method": "align", "steps": 1},
+    )
+    poses = algorithm.init({})["poses"]
+    np.testing.assert_array_equal(poses, np.tile(algorithm.family.identity(), (10, 1)))
+    assert np.abs(poses).max() == 1
 
 
 @pytest.mark.slow
