@@ -105,7 +105,11 @@ def test_examples_count_by_their_weight_and_only_relative_to_the_others(cached):
 
 def test_a_search_descends_the_whole_loss_of_an_image(cached):
     algorithm, state, _ = cached
-    variables = {"params": state.params, **state.model_state}
+    # Large variances, so that their divergence is a visible part of the loss.
+    params = jax.tree.map_with_path(
+        lambda path, p: 30 * p if "log_variance" in jax.tree_util.keystr(path) else p, state.params
+    )
+    variables = {"params": params, **state.model_state}
     images, pose = jnp.asarray(blobs(3)), jnp.asarray([[0.3], [2.0], [-1.0]])
 
     @jax.jit
