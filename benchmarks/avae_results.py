@@ -30,6 +30,8 @@ def lines() -> dict[str, tuple[str, list[str], str]]:
         for latents in LENGTHS:
             argument = f"digits,model={model},latents={latents}"
             found[f"digits, {model}, latents {latents}"] = (argument, [], "avae")
+    # As many seconds of training as an affine one.
+    found["digits, vae, longer"] = ("digits,model=vae", ["train.num_steps=1200"], "avae")
     # Trained upright, tested upright and, by the analysis, in every rotation.
     found["digits, vae_upright"] = ("digits,model=vae_upright", [], "avae")
     found["digits, avae_upright"] = ("digits,model=avae", ["data.rotation=0.0"], "avae")

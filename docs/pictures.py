@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import mean
 
+import poses
 from tables import ALGORITHMS, lines_order, networks, read, through_time_lines
 
 from jaxeff.eval.hybrid_plots import trade_offs
@@ -86,8 +87,27 @@ def routing() -> None:
     trade_offs({axis: lines}, {axis: points}, HERE / "routing.png", title="Fashion-MNIST, test")
 
 
+def turned() -> None:
+    """Loss of autoencoders by the angle by which test digits are turned, a curve per seed."""
+    curves: dict = {}
+    for label, line in poses.lines_of("digits"):
+        if label in ("VAE, code as long", "amortised pose (STN)", "AVAE"):
+            found = line["loss_by_angle"]
+            curves[label] = [(seed["degrees"], seed["loss"]) for seed in found]
+            if label == "AVAE":
+                floor = [(seed["degrees"], seed["resampling_floor"]) for seed in found]
+                curves["AVAE: of resampling there and back"] = floor
+    comparison(
+        {"digits, test": curves},
+        HERE / "poses.png",
+        xlabel="rotation of the image, degrees",
+        ylabel="loss",
+    )
+
+
 if __name__ == "__main__":
     adding()
     classification()
     convolutional()
     routing()
+    turned()

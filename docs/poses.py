@@ -8,6 +8,7 @@ from records import read, score, table
 LABELS = {
     "vae, short": "VAE",
     "vae": "VAE, code as long",
+    "vae, longer": "VAE, code as long, 1,200 steps",
     "vae_cube": "VAE, code as long, rotations of the cube",
     "vae_upright": "VAE, trained upright",
     "stn": "amortised pose (STN)",
@@ -24,7 +25,8 @@ PARTS = {"reconstruction": "of which squared error", "reducible": "of which abov
 UPRIGHT = ("vae_upright", "avae_upright")
 
 
-def _lines(data: str, *, upright: bool = False) -> list[tuple[str, dict]]:
+def lines_of(data: str, *, upright: bool = False) -> list[tuple[str, dict]]:
+    """Returns labels and lines of what was trained on the data."""
     lines = read("avae_results")["lines"]
     return [
         (label, lines[f"{data}, {name}"])
@@ -36,7 +38,7 @@ def _lines(data: str, *, upright: bool = False) -> list[tuple[str, dict]]:
 def autoencoders(data: str, part: str = "reconstruction") -> str:
     """Returns code, test loss, a part of it, and cost of every model."""
     rows = []
-    for label, line in _lines(data):
+    for label, line in lines_of(data):
         pose = "" if label.startswith("VAE") else f" + {FREEDOM[data]}"
         share = f"{np.mean(line[f'test_{part}']):.2f}"
         cells = [label, f"{line['latents']}{pose}", score(line), share, f"{line['parameters']:,}"]
@@ -49,14 +51,15 @@ def autoencoders(data: str, part: str = "reconstruction") -> str:
 def by_angle(data: str) -> str:
     """Returns the mean loss of test images at fixed rotations, and what resampling alone costs."""
     rows, degrees = [], []
-    for label, line in _lines(data, upright=True):
+    for label, line in lines_of(data, upright=True):
         seeds = line["loss_by_angle"]
         degrees = seeds[0]["degrees"]
-        for name, key in ((label, "loss"), (f"{label}: resampling alone", "resampling_floor")):
-            values = np.array([found[key] for found in seeds])
-            if values.size:
-                mean = values.mean(0)
-                rows.append([name, *(f"{v:.2f}" for v in mean), f"{mean.mean():.2f}"])
+        named = {label: "loss"}
+        if label == "AVAE":
+            named["AVAE: resampling alone"] = "resampling_floor"
+        for name, key in named.items():
+            mean = np.mean([found[key] for found in seeds], 0)
+            rows.append([name, *(f"{v:.2f}" for v in mean), f"{mean.mean():.2f}"])
     return table(["rotation", *(f"{d}°" for d in degrees), "mean"], rows)
 
 
