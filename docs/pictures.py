@@ -90,13 +90,10 @@ def routing() -> None:
 def turned() -> None:
     """Loss of autoencoders by the angle by which test digits are turned, a curve per seed."""
     curves: dict = {}
-    for label, line in poses.lines_of("digits"):
-        if label in ("VAE, code as long", "amortised pose (STN)", "AVAE"):
-            found = line["loss_by_angle"]
-            curves[label] = [(seed["degrees"], seed["loss"]) for seed in found]
-            if label == "AVAE":
-                floor = [(seed["degrees"], seed["resampling_floor"]) for seed in found]
-                curves["AVAE: of resampling there and back"] = floor
+    shown = ("VAE, code as long", "AVAE", "VAE, trained upright", "AVAE, trained upright")
+    for label, line in poses.lines_of("digits", upright=True):
+        if label in shown:
+            curves[label] = [(seed["degrees"], seed["loss"]) for seed in line["loss_by_angle"]]
     comparison(
         {"digits, test": curves},
         HERE / "poses.png",
