@@ -74,3 +74,26 @@ def by_length(data: str) -> str:
             cells = [score(plain), score(affine), f"{100 * lower:.0f}"]
             rows.append((plain["latents"], [str(plain["latents"]), *cells]))
     return table(["numbers", "VAE", "AVAE", "AVAE below, %"], [cells for _, cells in sorted(rows)])
+
+
+def search_times() -> str:
+    """Returns times of searches for a batch, the losses found, and how good they are."""
+    record = read("pose_search_speed")
+    rows = []
+    for name, found in record["ms"].items():
+        loss, near = record["mean_loss"], record["within_a_percent_of_a_grid_of_degrees"]
+        shown = (f"{loss[name]:.3f}", f"{100 * near[name]:.1f}") if name in loss else ("–", "–")
+        rows.append([name, f"{found['median'] / 1e3:.2f}", *shown])
+    return table(["search", "seconds", "mean loss", "within 1 % of a grid of degrees, %"], rows)
+
+
+def inference() -> str:
+    """Returns what a batch costs by proposals, by a search and without poses."""
+    found = read("pose_search_speed")["inference"]
+    names = {"plain": "plain pass", "amortised": "proposed and aligned", "search": "searched"}
+    rows = []
+    for key, label in names.items():
+        ms, loss = found["ms"][key], found["mean_loss"].get(key)
+        shown = "–" if loss is None else f"{loss:.3f}"
+        rows.append([label, f"{ms:.1f}", f"{ms / found['ms']['plain']:.1f}", shown])
+    return table(["inference", "ms", "of a plain pass", "mean loss"], rows)
