@@ -2,7 +2,7 @@
 
 Writes ``results/bottleneck_results.json``, part by part; lines that are there already are kept:
 
-    python benchmarks/bottleneck_results.py accuracy     # trains every network; a day of one core
+    python benchmarks/bottleneck_results.py accuracy     # trains every network; many hours
     python benchmarks/bottleneck_results.py latency      # of those, batches 1 and 32, 3 lengths
     python benchmarks/bottleneck_results.py serving      # texts a second, padded in two ways
     python benchmarks/bottleneck_results.py prediction   # the table against 20 other networks

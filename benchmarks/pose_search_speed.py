@@ -4,11 +4,13 @@ Forty starts of twenty steps for 128 images, on a trained model, and the losses 
 way reaches. PyTorch's time is that of one start, times forty. Writes
 ``results/pose_search_speed.json``:
 
-    TORCH_PYTHON=.venv-torch/bin/python python benchmarks/pose_search_speed.py --run=WORKDIR
-    python benchmarks/pose_search_speed.py --run=WORKDIR --amortised=WORKDIR
+    python -m jaxeff.main --config=configs/avae.py:digits,model=avae --workdir=runs/avae
+    python -m jaxeff.main --config=configs/avae.py:digits,model=semi_amortised --workdir=runs/heads
+    TORCH_PYTHON=.venv-torch/bin/python python benchmarks/pose_search_speed.py --run=runs/avae \
+        --amortised=runs/heads
 
-``--run`` is the folder of a finished training of an "avae" by ``configs/avae.py``, ``--amortised``
-that of a "semi_amortised" one.
+``--run`` and ``--amortised`` are the folders of finished trainings; without the latter nothing is
+said of inference, and without ``TORCH_PYTHON`` nothing of PyTorch.
 """
 
 from __future__ import annotations
@@ -140,14 +142,14 @@ def main() -> None:
             began = time.perf_counter()  # each was called before, when its losses were found
             jax.block_until_ready(call())
             times.setdefault(name, []).append((time.perf_counter() - began) * 1e3)
-        print({name: round(t[-1]) for name, t in times.items()}, flush=True)
         for name in worker.names if worker else ():
             (one,) = worker.time(name, 1)
             times.setdefault(f"PyTorch, {name.replace('_', ' ')}", []).append(STARTS * one)
     if worker:
         worker.close()
     record: dict[str, Any] = {
-        "command": "python benchmarks/pose_search_speed.py",
+        "command": "python benchmarks/pose_search_speed.py --run=runs/avae --amortised=runs/heads"
+        f" --rounds={asked.rounds}",
         "environment": bench.environment(),
         "batch": asked.batch,
         "starts": STARTS,

@@ -6,7 +6,7 @@ A reconstruction: the text of Bidart, 2023, is public as an abstract only.
     python -m jaxeff.main --config=configs/bottleneck.py --config.search.max_latency_ms=2
     python -m jaxeff.main --config=configs/bottleneck.py --config.search.min_accuracy=0.6
     python -m jaxeff.main --config=configs/bottleneck.py:rotten_tomatoes  # MiniLM, hours
-    python -m jaxeff.main --config=configs/bottleneck.py:rotten_tomatoes_short  # half an hour
+    python -m jaxeff.main --config=configs/bottleneck.py:rotten_tomatoes_short  # an epoch each
     python -m jaxeff.main --config=configs/bottleneck.py:rotten_tomatoes,search=random
 
 The argument is a setting; ``search`` (a name in `jaxeff.train.searches.SEARCHES`, or ``none`` for
@@ -53,16 +53,12 @@ SETTINGS: dict[str, dict] = {
         "steps": (969, 646),  # three epochs, and two
         "search": {"budget": 60, "examples": 500},
     },
-    # One epoch of each, and texts of at most 48 tokens, which 95 % of them have.
-    "rotten_tomatoes_short": {
-        "data": {"name": "rotten_tomatoes", "length": 48, "tokenizer": MINILM},
-        "model": {"pretrained": MINILM},
-        "depths": (2, 3, 4, 5, 6),
-        "batch": 32,
-        "rate": 1e-4,
-        "steps": (323, 323),
-        "search": {"budget": 40, "examples": 500, "batch": 32},
-    },
+}
+SETTINGS["rotten_tomatoes_short"] = {
+    **SETTINGS["rotten_tomatoes"],
+    "data": {"name": "rotten_tomatoes", "length": 48, "tokenizer": MINILM},
+    "steps": (323, 323),  # one epoch of each
+    "search": {"budget": 40, "examples": 500, "batch": 32},
 }
 SEARCH = {"name": "evolution", "max_latency_ms": 0.0, "min_accuracy": 0.0, "batch": 1}
 

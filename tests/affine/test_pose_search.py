@@ -251,6 +251,17 @@ def test_poses_that_lose_the_image_do_not_win():
     assert family.valid(found.pose).all()
 
 
+def test_an_alignment_keeps_the_code_of_its_start():
+    problem = Problem(
+        lambda data, pose: pose, lambda code, pose: code + pose, lambda p, _: (p**2).sum(-1)
+    )
+    for method, wanted in (("align", -2.0), ("gauss_newton", 0.0)):
+        settings = Search(method=method, steps=4, damping=1e-3)
+        found = run_search(problem, jnp.zeros((1, 1)), jnp.full((1, 1, 1), 2.0), settings)
+        np.testing.assert_allclose(found.pose, [[wanted]], atol=1e-3)
+        np.testing.assert_allclose(found.loss, 0, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["screen", "adam", "gauss_newton"])
 def test_poses_that_may_not_be_used_or_have_no_loss_do_not_win(method):
     problem = Problem(

@@ -60,11 +60,11 @@ def test_a_search_leaves_weights_and_statistics_alone(cached):
     before = fingerprint(variables)
     jax.block_until_ready(jax.jit(algorithm.find)(variables, blobs(3)))
     assert fingerprint(variables) == before
-    # Nor are the poses part of the weights' gradient: it is the plain model's at those poses.
 
 
 @pytest.mark.slow
 def test_a_step_is_the_gradient_at_the_poses_it_found(cached):
+    # The search is no part of the weights' gradient: it is the plain model's at those poses.
     algorithm, state, update = cached
     new, metrics = update(state, batch_of(blobs(4)))
     pose = new.algo_state["poses"][:4]
