@@ -80,6 +80,7 @@ def test_training_says_what_it_does(trained):
     assert lines[-1] == "report     work/report.md"
 
 
+@pytest.mark.slow
 def test_training_shows_a_table_of_the_parameters_that_adds_up(trained):
     workdir, out = trained
     rows = [line.split() for line in out.splitlines()]

@@ -112,6 +112,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(METHODS))
 def test_an_image_does_not_depend_on_its_batch(name):
     settings = METHODS[name]
@@ -149,6 +150,7 @@ def test_the_best_is_no_worse_than_any_start_and_than_fewer_starts(name):
         np.testing.assert_allclose(found.loss, at_starts.min(1), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_more_steps_are_never_worse():
     pose = starts(1)[:, 0]
     for method in (functools.partial(adam, learning_rate=0.3), gauss_newton):

@@ -132,6 +132,7 @@ def test_initial_kernels_have_the_authors_deviation():
         np.testing.assert_allclose(deviation, (2 / (9 * 512)) ** 0.5, rtol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_steps", "spacing", "radius", "pixels"), [
     (1, 1, 3, 21), (2, 1, 4, 37), (3, 1, 5, 57), (5, 1, 7, 109), (1, 2, 4, 33), (2, 2, 6, 73),
 ])  # fmt: skip
@@ -189,6 +190,7 @@ def test_normalisations_folded_outside_training_change_nothing(x64, jitter, monk
     chex.assert_trees_all_close(folded, whole, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_initial_field_of_another_shape_replaces_the_input(x64):
     x, h = (
         jnp.asarray(np.random.default_rng(0).normal(size=s)) for s in ((2, 8, 8, 3), (2, 4, 4, 5))

@@ -52,6 +52,7 @@ def body_alone(variables, x):
     return Body().apply({"params": variables["params"]["body"], "batch_stats": statistics}, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["linear", "hold", "edge_aware"])
 @pytest.mark.parametrize("size", [7, 8, 14])
 def test_anchors_carry_the_bodys_value_exactly(x64, jitter, size, interpolation):
@@ -110,6 +111,7 @@ def test_parameters_per_channel(cheap, own):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == 3 * own
 
 
+@pytest.mark.slow
 def test_body_sees_the_anchors_alone(x64, jitter):
     x = images(1, 8, 8, 2)
     layer, variables = made(jitter, x, cheap="none")
@@ -197,6 +199,7 @@ class Pointwise(nn.Module):
         return jnp.tanh(nn.Dense(x.shape[-1], name="dense")(x))
 
 
+@pytest.mark.slow
 def test_dense_tiles_have_the_bodys_own_values_where_the_cheap_branch_is_large():
     x = jax.random.normal(jax.random.key(1), (2, 8, 12, 3))
     x = x.at[0, 4:, 8:].mul(20.0).at[1, :4, :4].mul(20.0)

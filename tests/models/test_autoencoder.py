@@ -128,6 +128,7 @@ def test_training_draws_codes_and_evaluation_does_not(posed):
     np.testing.assert_array_equal(apply(jax.random.key(1), False), apply(jax.random.key(2), False))
 
 
+@pytest.mark.slow
 def test_drawn_codes_have_the_mean_and_variance_of_the_encoder():
     model, count = build(latents=2), 4000
     images = jnp.tile(jax.random.uniform(KEY, (1, 8, 8, 1)), (count, 1, 1, 1))
@@ -183,6 +184,7 @@ def test_the_decoder_of_coordinates_turns_without_resampling():
     assert upright.shape == (2, 8, 8, 1)
 
 
+@pytest.mark.slow
 def test_proposals_are_ordered_and_begin_all_over():
     model = build(pose={"name": "rotation"}, proposals=4)
     images = jax.random.uniform(KEY, (3, 8, 8, 1))

@@ -165,6 +165,7 @@ def test_multiply_adds_are_those_of_the_program(pooled):
     assert abs(extra) < 0.01 * counted
 
 
+@pytest.mark.slow
 def test_a_classifier_is_its_parts():
     spec = {
         "name": "encoder",

@@ -31,6 +31,7 @@ def folder(tmp_path):
     return str(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_supernet_holds_every_cut_and_is_the_full_network():
     spec = {"name": "encoder_supernet", "shape": SHAPE, "factors": (2, 4), "max_cuts": 2}
     model = MODELS.build(spec, num_outputs=3)

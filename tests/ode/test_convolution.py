@@ -75,6 +75,7 @@ def test_tiny_images_are_rows_of_a_product(x64, shape, k, strides):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [conv, depthwise_conv])
 def test_second_derivatives(x64, function):
     x, kernel = inputs((1, 4, 3, 2), 3)

@@ -274,6 +274,7 @@ def test_state_relaxes_by_the_time_constant(jitter):
     np.testing.assert_allclose(tau, 1 / (q * K * eta), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_time_constants_of_every_mode(jitter):
     xs = random(0, 5, BATCH, INPUTS)
     mask = jnp.ones((5, BATCH)).at[2].set(0)
@@ -335,6 +336,7 @@ def test_is_the_incremental_cell_without_gate_and_linear_terms():
 # The previous input across masks and parts.
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("previous_input", ["repeat", "zero"])
 @pytest.mark.parametrize("timed", [False, True])

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from encoder_cases import SHAPE
 
 from jaxeff.models import MODELS
 from jaxeff.search import relaxed
@@ -14,16 +15,6 @@ from jaxeff.search.space import Space
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-SHAPE = {
-    "vocabulary": 20,
-    "width": 8,
-    "layers": 4,
-    "heads": 2,
-    "hidden": 12,
-    "positions": 12,
-    "types": 0,
-    "dropout": 0.0,
-}
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(0, 20, (5, 11)).astype(np.int32)
 MASK = (np.arange(11) < np.array([[11], [7], [3], [1], [10]])).astype(np.float32)
@@ -32,7 +23,12 @@ MASK = (np.arange(11) < np.array([[11], [7], [3], [1], [10]])).astype(np.float32
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_draw_is_the_short_network(keep):
-    spec = {"name": "encoder_supernet", "shape": SHAPE, "depths": (1, 4), "kind": "mean"}
+    spec = {
+        "name": "encoder_supernet",
+        "shape": {**SHAPE, "layers": 4},
+        "depths": (1, 4),
+        "kind": "mean",
+    }
     model = MODELS.build({**spec, "keep_first": keep, "max_cuts": 3}, num_outputs=3)
     variables = jax.jit(model.init)(jax.random.key(0), TOKENS)
     params = jax.tree.map(

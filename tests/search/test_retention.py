@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from encoder_cases import SHAPE
 
 from jaxeff.models import MODELS
 from jaxeff.search import retention
@@ -11,16 +12,6 @@ from jaxeff.search.space import Space
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-SHAPE = {
-    "vocabulary": 20,
-    "width": 8,
-    "layers": 3,
-    "heads": 2,
-    "hidden": 12,
-    "positions": 12,
-    "types": 0,
-    "dropout": 0.0,
-}
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(0, 20, (4, 9)).astype(np.int32)
 MASK = (np.arange(9) < np.array([[9], [6], [3], [1]])).astype(np.float32)
@@ -62,6 +53,7 @@ def test_the_most_significant_tokens_have_the_first_entries():
     np.testing.assert_allclose(found, [[1.0, 0.5, 0.25, 0.0]])
 
 
+@pytest.mark.slow
 def test_keeping_everything_is_the_full_network(network):
     model, params, found = network
     full = retention.full(model.space, 12)  # longer than these sequences

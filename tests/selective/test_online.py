@@ -165,6 +165,7 @@ def test_excess_abstentions_stay_below_the_reference_rate(feedback):
     assert found.matched_abstentions.mean() / time <= np.sqrt(2 * np.log(600) / time)
 
 
+@pytest.mark.slow
 def test_permuted_runs_are_plays_of_permutations():
     predictions, labels = stream(60)
     keys = jax.random.split(KEY, 3)

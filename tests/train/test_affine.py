@@ -54,6 +54,7 @@ def cached():
     return algorithm, state, jax.jit(algorithm.update)
 
 
+@pytest.mark.slow
 def test_a_search_leaves_weights_and_statistics_alone(cached):
     algorithm, state, _ = cached
     variables = {"params": state.params, **state.model_state}
@@ -156,6 +157,7 @@ def test_the_cache_holds_the_best_pose_known(cached):
     assert (after <= before * (1 + 1e-5)).all()
 
 
+@pytest.mark.slow
 def test_evaluation_searches_and_does_not_depend_on_the_batch(cached):
     algorithm, state, _ = cached
     variables = {"params": state.params, **state.model_state}

@@ -95,6 +95,7 @@ PLAIN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", PLAIN)
 def test_plain_training_to_the_bit_where_constraints_have_no_weight(which):
     constraints, fields = PLAIN[which]
@@ -137,6 +138,7 @@ GROUPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_two_devices_make_the_step_of_one(group, plain_step):
     """A mapped axis is two devices as far as collectives can tell."""
@@ -167,6 +169,7 @@ def test_two_devices_make_the_step_of_one(group, plain_step):
     assert set(metrics) == shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["discount", "cvar"])
 def test_reweighted_training_descends_the_loss_of_the_examples_that_count(name):
     algo = build(({"name": name, "start": 0.25},), rate=1.0)

@@ -103,6 +103,7 @@ def test_the_loss_is_the_weighted_sum():
     np.testing.assert_allclose(metrics["kd"], mean(kd(logits, goal, 2.0), batch), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["normalised", "cifar50", "poster"])
 def test_student_and_gate_descend_on_one_sum_of_which_each_sees_its_part(name):
     """The student pays for its help where the variant says so, and the multiplier follows."""
@@ -145,6 +146,7 @@ def test_student_and_gate_descend_on_one_sum_of_which_each_sees_its_part(name):
     assert 0 < metrics["gate"] < 1
 
 
+@pytest.mark.slow
 def test_who_waits_for_its_turn_and_the_teacher_stay_as_they_are():
     teacher = trained_net(4)
     turns = {"gate_init_epochs": 1, "student_epochs": 1, "gate_epochs": 1}
@@ -275,6 +277,7 @@ def test_kept_answers_are_those_computed_anew(versions):
         assert not seen.features
 
 
+@pytest.mark.slow
 def test_simkd_keeps_the_teachers_classifier_in_a_projected_student():
     student = MODELS.build(
         {"name": "projected", "backbone": {**NET, "widths": (2,)}, "width": 4},

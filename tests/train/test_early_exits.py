@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 CROSS_ENTROPY = objectives.build({"name": "auto"}, "classification")
 
 
+@pytest.mark.slow
 def test_exits_are_trained_together_and_evaluated_at_the_last():
     backbone = {"name": "resnet", "blocks": (1, 1), "widths": (4, 4)}
     spec = {"name": "early_exit", "backbone": backbone, "exits": (0,)}

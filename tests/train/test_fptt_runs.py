@@ -132,6 +132,7 @@ def test_weights_that_may_be_evaluated(x64):
     assert list(candidates(average_decay=0.9, evaluate_at="average")[0]) == ["average"]
 
 
+@pytest.mark.slow
 def test_average_moves_with_every_part(x64, quick_compile):
     batch = batch_of("tagging")
     tbptt = TruncatedBPTT(

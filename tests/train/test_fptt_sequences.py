@@ -56,6 +56,7 @@ def test_resets_of_epochs_of_two_batches(x64, reset, step):
     chex.assert_trees_all_equal(after.opt_state.inner, old.inner)
 
 
+@pytest.mark.slow
 def test_an_epoch_ends_with_its_last_batch(x64, quick_compile):
     batch = batch_of()
     states = {}
@@ -79,6 +80,7 @@ def test_an_epoch_ends_with_its_last_batch(x64, quick_compile):
 # Sequences of different lengths.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "steps", "parts", "auxiliary"),
     [
@@ -120,6 +122,7 @@ def test_padding_after_the_end_changes_nothing(x64, quick_compile, kind, steps, 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classification", pytest.param("tagging", marks=SLOW)])
 def test_examples_that_have_ended_get_no_weight(x64, quick_compile, kind):
     model = network(readout="every_step" if kind == "tagging" else "last")

@@ -164,6 +164,7 @@ def test_penalty_is_added_to_the_routers_loss():
     np.testing.assert_allclose(difference, 3 * excess, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_only_held_out_examples_teach_the_router_and_never_the_others():
     algo = algorithm(router_folds=3, phases={"base": 1, "expert": 1})
     assert algo.needs_index
@@ -215,6 +216,7 @@ def test_the_schedule_counts_the_steps_of_all_parts():
         state = new
 
 
+@pytest.mark.slow
 def test_statistics_of_a_part_move_only_in_its_turn():
     algo = algorithm({"base": RESNET, "router": {"name": "released"}}, phases={"base": 1})
     shape = (4, 4, 1)

@@ -35,6 +35,7 @@ def difference(one, two):
     return max(map(float, jax.tree.leaves(gaps)))
 
 
+@pytest.mark.slow
 def test_the_average_of_the_weights_has_the_average_of_the_statistics(batches):
     algo = algorithm(average_decay=0.75)
     state = algo.init_state(jax.random.key(0), batches[0]["inputs"])
@@ -108,6 +109,7 @@ def test_a_run_evaluates_with_the_running_statistics_of_its_best_weights(tmp_pat
     assert again == report["metrics"]["test"]
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_the_whole_batch_where_an_axis_is_named(batches):
     """Parts of a batch with synchronised statistics update as the whole batch does."""
     batch = batches[0]

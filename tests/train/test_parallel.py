@@ -17,6 +17,7 @@ TOLERANCE = 1e-5
 WRONG = ("WithoutMean", "MeanInside")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", METHODS)
 def test_twenty_steps_on_eight_devices_equal_twenty_on_one(eight_devices, how):
     assert eight_devices["devices"] == 8
@@ -32,6 +33,7 @@ STATES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", METHODS)
 @pytest.mark.parametrize("run", STATES)
 def test_updates_within_sequences_are_the_same_on_eight_devices(eight_devices, run, how):

@@ -52,6 +52,7 @@ def posed():
     return experiment_of({"name": "rotation"})
 
 
+@pytest.mark.slow
 def test_what_is_seen_is_what_the_search_found(posed):
     built, chosen = posed
     trained = Trained(*posed)
@@ -111,6 +112,7 @@ def test_angles_of_the_data_and_found_ones_add_up_to_the_orientation(found_as_to
     np.testing.assert_allclose(turned, np.exp(1j * (kept - angles_of(batch))), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_pictures_are_of_canonical_poses_and_of_the_codes_that_vary_most(found_as_told, tmp_path):
     built, chosen, tell, drawn = found_as_told
     tell(np.full(9, np.pi / 2))
@@ -130,6 +132,7 @@ def test_pictures_are_of_canonical_poses_and_of_the_codes_that_vary_most(found_a
         np.testing.assert_allclose(images[:1], trained.decoded(code), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_losses_by_angle_are_those_of_turned_images(found_as_told, tmp_path):
     built, chosen, tell, _ = found_as_told
     tell(np.full(9, 0.2))

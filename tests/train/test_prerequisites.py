@@ -116,6 +116,7 @@ def test_an_evaluation_needs_what_was_trained_before(continued, tmp_path):
         jobs.prerequisites(continued, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_analyses_are_in_the_report(tiny_config, tmp_path):
     tiny_config.analyses = [{"name": "counting", "split": "calibration"}]
     tiny_config.data.calibration_fraction = 0.1

@@ -87,6 +87,7 @@ def test_killed_run_ends_as_if_it_had_not_been(
     assert uninterrupted["metrics"]["test"]["accuracy"] > 0
 
 
+@pytest.mark.slow
 def test_termination_saves_that_very_step_and_the_same_command_goes_on(
     start_training, outcome, uninterrupted, tmp_path
 ):

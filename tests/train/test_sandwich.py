@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from encoder_cases import SHAPE
 
 from jaxeff.errors import ConfigError
 from jaxeff.models import MODELS
@@ -13,16 +14,6 @@ from jaxeff.train.algorithms import Sandwich, Task
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-SHAPE = {
-    "vocabulary": 20,
-    "width": 8,
-    "layers": 3,
-    "heads": 2,
-    "hidden": 12,
-    "positions": 12,
-    "types": 0,
-    "dropout": 0.0,
-}
 SPEC = {"name": "encoder_supernet", "shape": SHAPE, "depths": (2, 3), "factors": (2,)}
 RNG = np.random.default_rng(0)
 BATCH = {
@@ -73,6 +64,7 @@ def by_hand(own, params):
     return jax.grad(loss)(params)
 
 
+@pytest.mark.slow
 def test_one_step_is_the_mean_of_four_gradients(started):
     own, state = started
     assert own.pool[0] != own.smallest != own.model.space.full

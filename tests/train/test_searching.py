@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from encoder_cases import SHAPE
 
 from jaxeff import data, serving, train
 from jaxeff.errors import ConfigError
@@ -17,18 +18,9 @@ from jaxeff.train.algorithms import Trained
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-SHAPE = {
-    "vocabulary": 12,
-    "width": 8,
-    "layers": 2,
-    "heads": 2,
-    "hidden": 8,
-    "positions": 16,
-    "types": 0,
-}
 SUPERNET = {
     "name": "encoder_supernet",
-    "shape": SHAPE,
+    "shape": {**SHAPE, "layers": 2},
     "depths": (1, 2),
     "factors": (2,),
     "max_cuts": 1,
@@ -58,7 +50,7 @@ def supernet():
 def config(**search):
     made = train.base_config()
     made.data.name, made.name = "verses", "found"
-    made.model = {"name": "encoder", "shape": SHAPE}
+    made.model = {"name": "encoder", "shape": {**SHAPE, "layers": 2}}
     made.search = {"name": "evolution", "budget": 3, "rounds": 1, **search}
     made.eval.batch_size = 16
     return made
@@ -101,6 +93,7 @@ def test_what_cannot_be_met_is_answered_with_the_nearest(supernet, dataset, tmp_
     assert f"accuracy {record['found']['accuracy']:.4f}" in said
 
 
+@pytest.mark.slow
 def test_scores_are_accuracies_of_a_part_of_all(supernet, dataset):
     plan = Plan(2, ((1, 2),))
     whole = searching.Scorer(supernet, dataset, 16, 0)(plan)
@@ -198,7 +191,8 @@ def test_from_supernet_to_network(tmp_path):
     assert report["config"]["model"]["depth"] == found["depth"]
     assert report["metrics"]["test"]["accuracy"] > 0.9
     model = serving.TextModel.load(tmp_path / "run" / report["artifacts"]["text_model"])
-    assert [p.label for p in model.predict(["a good b", "bad c d"])] == ["fresh", "rotten"]
+    like_them = model.predict(["a good b c d e 7", "f g bad c d a 8"])
+    assert [p.label for p in like_them] == ["fresh", "rotten"]
     exported = report["extras"]["text_model"]
     assert exported["difference_after_reading"] == 0
     assert exported["latency_ms"]["batch_1"].keys() == {"network", "full"}

@@ -219,6 +219,7 @@ def test_an_example_twice_in_a_batch_keeps_its_larger_target():
     np.testing.assert_allclose(found, [targets[:2].max(), targets[3:5].max()], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "of"),
     [
