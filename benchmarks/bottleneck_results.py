@@ -31,7 +31,7 @@ from typing import Any
 import jax
 import numpy as np
 import scipy.stats
-from recorded import HERE, command, config_of, locked_record, train
+from recorded import HERE, command, config_of, locked_record, provide, train
 from workers import Worker, take_turns
 
 from jaxeff import bench
@@ -104,19 +104,9 @@ class Record:
             one.seed, one.devices.cpu = seed, 1
         return made
 
-    def supernet(self, seed: int) -> Path:
-        """Trains the supernet of a seed if need be, and returns its folder."""
-        folder = self.runs / "supernet" / str(seed)
-        train(self.config(NONE, [], seed).prerequisites.teacher, folder)
-        return folder
-
     def network(self, name: str, seed: int) -> dict[str, Any]:
         """Trains the network of a line if need be, and returns its report."""
-        folder = self.folder(name, seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "teacher").exists():
-            (folder / "teacher").symlink_to(self.supernet(seed).resolve())
-        return train(self.config(*LINES[name], seed), folder)
+        return train(self.config(*LINES[name], seed), self.folder(name, seed))
 
 
 def accuracy(record: Record) -> None:
@@ -210,12 +200,9 @@ def prediction(record: Record) -> None:
 
 def _supernet(record: Record) -> Any:
     """Returns the trained supernet of the first seed."""
-    folder = record.supernet(record.seeds[0])
-    parent = record.runs / "first"
-    parent.mkdir(exist_ok=True)
-    if not (parent / "teacher").exists():
-        (parent / "teacher").symlink_to(folder.resolve())
-    return jobs.prerequisites(record.config(NONE, [], record.seeds[0]), parent)["teacher"]
+    config, folder = record.config(NONE, [], record.seeds[0]), record.runs / "first"
+    provide(config, folder)
+    return jobs.prerequisites(config, folder)["teacher"]
 
 
 def strategies_compared(record: Record) -> None:

@@ -8,7 +8,6 @@ import importlib.util
 import io
 import json
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +40,16 @@ def folder_of_required(config: Any) -> Path:
     return HERE.parent / "runs" / "required" / Path(default_workdir(config)).name
 
 
+def provide(config: Any, workdir: Path) -> None:
+    """Trains what a config requires unless that is done, and links it into the folder of a run."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    for name, required in config.prerequisites.items():
+        known = folder_of_required(required)
+        train(required, known)
+        if not (workdir / name).exists():
+            (workdir / name).symlink_to(known.resolve())
+
+
 def train(config: Any, workdir: Path) -> dict[str, Any]:
     """Runs one training in this process, quietly, and returns its report.
 
@@ -51,11 +60,7 @@ def train(config: Any, workdir: Path) -> dict[str, Any]:
 
     if (workdir / "report.json").exists():  # of a run that an interruption found finished
         return read_report(workdir)
-    for name, required in config.prerequisites.items():
-        known = folder_of_required(required)
-        train(required, known)
-        if not (workdir / name / "report.json").exists():
-            shutil.copytree(known, workdir / name, dirs_exist_ok=True)
+    provide(config, workdir)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return jobs.run(config, workdir)
 
