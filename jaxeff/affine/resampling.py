@@ -13,6 +13,7 @@ that models use in JAX.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -112,7 +113,7 @@ def sample(images: Any, points: Any, xp: Any = jnp) -> Any:
       ``[batch, points, channels]``.
     """
     batch, *shape, channels = images.shape
-    flat = images.reshape(batch, -1, channels)
+    flat = images.reshape(batch, math.prod(shape), channels)
     places = ((points[..., ::-1] + 1) * xp.asarray(shape, points.dtype) - 1) / 2
     low = xp.floor(places)
     above = places - low

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,7 @@ class PosedSplit(Split):
         drawn = counter_rng.uniform(keys, 4 + self.dimensions)
         shift = self.translation * (2 * drawn[:, 4:] - 1)
         transform = _affine().Transform(self.turn(drawn[:, :4]), shift.astype(np.float32))
-        rows = [a.reshape(len(a), -1) for a in transform]
+        rows = [a.reshape(len(a), math.prod(a.shape[1:])) for a in transform]
         return {
             "inputs": self.posed(indices, transform),
             "labels": self.labels[indices],
@@ -132,7 +133,7 @@ class PosedSplit(Split):
         # From half sides of the canvas to half sides of the image, components in reverse order.
         ratio = self.size / (self.scale * np.asarray(images.shape[-2:0:-1], np.float32))
         found = resampling.sample(images, points * ratio, np)
-        return found.reshape(len(images), *canvas, -1)
+        return found.reshape(len(images), *canvas, images.shape[-1])
 
 
 def posed_dataset(

@@ -152,7 +152,7 @@ def comparison(
     Returns:
       ``path``.
     """
-    figure = _figure(4.6 * len(panels), 3.6)
+    figure = _figure(max(4.6 * len(panels), 6.0), 3.8)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         for color, (label, runs) in zip(_COLORS, curves.items(), strict=False):
@@ -166,7 +166,16 @@ def comparison(
         axis.set_xlabel(xlabel, fontsize=11, color=_INK)
         _plain(axis)
     axes[0].set_ylabel(ylabel, fontsize=11, color=_INK)
-    axes[-1].legend(frameon=False, fontsize=9.5, labelcolor=_INK)
+    handles, labels = axes[-1].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        frameon=False,
+        ncols=2 * len(panels),
+        loc="outside lower center",
+        fontsize=9.5,
+        labelcolor=_INK,
+    )
     return _save(figure, path)
 
 

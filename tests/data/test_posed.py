@@ -50,6 +50,15 @@ def test_a_turned_image_is_the_padded_image_resampled():
     np.testing.assert_allclose(batch["inputs"], wanted, atol=1e-5)
 
 
+def test_no_examples_are_a_batch_of_none():
+    batch = split_of(IMAGES, turn=plane).take(np.zeros(0, np.int64))
+    assert {name: value.shape for name, value in batch.items()} == {
+        "inputs": (0, 12, 12, 1),
+        "labels": (0,),
+        "pose": (0, 6),
+    }
+
+
 def test_enlargement_keeps_the_middle_and_the_sides():
     image = np.ones((1, 4, 4, 1), np.float32)
     inputs = split_of(image, scale=2.0).take(np.arange(1))["inputs"][0, :, :, 0]
