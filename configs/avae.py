@@ -14,7 +14,7 @@ import math
 
 from jaxeff.errors import ConfigError
 from jaxeff.registry import closest
-from jaxeff.train.defaults import base_config, split_argument
+from jaxeff.train.defaults import base_config, split_argument, whole_number
 
 SETTINGS: dict[str, dict] = {
     "digits": {
@@ -94,11 +94,7 @@ def get_config(arg: str = ""):
     chosen, values = MODELS[model], SETTINGS[setting]
     translation = values["data"].get("translation", 0.0)
     freedom = 3 if translation else 1
-    text = given.get("latents") or str(values["latents"])
-    if not text.isdigit() or int(text) < 1:
-        raise ConfigError(
-            f"latents in the config's argument must be a positive whole number, not '{text}'"
-        )
+    latents = whole_number(given, "latents", values["latents"], least=1)
 
     config = base_config()
     config.name = f"{model}_{setting}"
@@ -109,7 +105,7 @@ def get_config(arg: str = ""):
     config.model.name = "autoencoder"
     config.model.axis_name = "data"
     config.model.size = values["data"]["size"]
-    config.model.latents = int(text)
+    config.model.latents = latents
     if model.startswith("vae"):
         config.model.latents += freedom
     else:

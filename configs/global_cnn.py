@@ -16,6 +16,7 @@ import runpy
 from pathlib import Path
 
 from jaxeff.errors import ConfigError
+from jaxeff.train.defaults import whole_number
 
 IMAGES = runpy.run_path(str(Path(__file__).with_name("images.py")))
 SETTINGS = IMAGES["SETTINGS"]
@@ -67,7 +68,7 @@ def get_config(arg: str = ""):
         if "quick" in rest.split(","):
             config.train.num_steps = quick
     host, layer = MODELS[model]
-    steps = IMAGES["whole"](own, "steps", 1)
+    steps = whole_number(own, "steps", 1)
     config.name = f"global_{config.name}"
     with config.model.unlocked():
         config.model.update(host)

@@ -63,18 +63,6 @@ def take(arg: str, names) -> tuple[dict[str, str], str]:
     return own, ",".join("".join(item) for item in items if item[0] not in names)
 
 
-def whole(options: dict[str, str], name: str, default: int) -> int:
-    """Returns an option that is a whole number.
-
-    Raises:
-      ConfigError: it is something else.
-    """
-    text = options.get(name) or str(default)
-    if not text.isdigit():
-        raise ConfigError(f"{name} in the config's argument must be a whole number, not '{text}'")
-    return int(text)
-
-
 def set_cifar_recipe(config, batch: int = 128, weight_decay: float = 5e-5) -> None:
     """Sets the authors' training."""
     config.train.batch_size = batch

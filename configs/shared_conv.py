@@ -14,6 +14,8 @@ for learned scales and shifts of the tied channels, and ``share_shortcut``.
 import runpy
 from pathlib import Path
 
+from jaxeff.train.defaults import whole_number
+
 IMAGES = runpy.run_path(str(Path(__file__).with_name("images.py")))
 SETTINGS, MODELS = IMAGES["SETTINGS"], IMAGES["MODELS"]
 FIELDS = ("mode", "factor", "modulate", "share_shortcut")
@@ -38,7 +40,7 @@ def get_config(arg: str = ""):
         config.model.design = {
             "name": "shared",
             "mode": own.get("mode") or ("depthwise_tile" if separable else "out_tile"),
-            "factor": IMAGES["whole"](own, "factor", 2),
+            "factor": whole_number(own, "factor", 2),
             "stages": STAGES.get(model, (1, 2)),
             "modulate": "modulate" in own,
             "share_shortcut": "share_shortcut" in own,

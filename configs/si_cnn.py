@@ -14,6 +14,8 @@ The argument is that of ``configs/images.py``, and any of ``stride``, ``cheap``,
 import runpy
 from pathlib import Path
 
+from jaxeff.train.defaults import whole_number
+
 IMAGES = runpy.run_path(str(Path(__file__).with_name("images.py")))
 SETTINGS, MODELS = IMAGES["SETTINGS"], IMAGES["MODELS"]
 FIELDS = ("stride", "cheap", "mixing", "interpolation", "sampling")
@@ -24,7 +26,7 @@ def get_config(arg: str = ""):
     own, rest = IMAGES["take"](arg, FIELDS)
     config = IMAGES["get_config"](rest)
     config.name = f"si_{config.name}"
-    stride = IMAGES["whole"](own, "stride", 2)
+    stride = whole_number(own, "stride", 2)
     with config.model.unlocked():
         config.model.design = {"name": "interpolated", **own, "stride": stride}
     return config

@@ -160,11 +160,25 @@ def test_quick_run_of_fptt_learns_and_reports(argument, data_dir, tmp_path):
         ("global_cnn", "steps=x", "steps in the config's argument must be a whole number"),
         ("si_cnn", "stride=-2", "stride in the config's argument must be a whole number"),
         ("shared_conv", "factor=two", "factor in the config's argument must be a whole number"),
+        ("disk", "units=-1", "units in the config's argument must be a whole number"),
+        (
+            "avae",
+            "latents=0",
+            "latents in the config's argument must be a whole number of at least",
+        ),
+        ("bottleneck", "length=0", "length in the config's argument must be a whole number of"),
     ],
 )
-def test_arguments_that_the_convolutional_configs_do_not_know_are_refused(name, argument, message):
+def test_arguments_that_configs_do_not_know_are_refused(name, argument, message):
     with pytest.raises(ConfigError, match=message):
         MODULES[name].get_config(argument)
+
+
+def test_supernet_and_network_read_the_same_other_texts():
+    config = MODULES["bottleneck"].get_config("rotten_tomatoes,data=sst2,length=40")
+    for one in (config, config.prerequisites.teacher):
+        assert (one.data.name, one.data.length) == ("sst2", 40)
+        assert one.name.endswith("_sst2")
 
 
 @pytest.mark.parametrize(

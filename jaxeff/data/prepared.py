@@ -50,17 +50,28 @@ def require_array_record(folder: Path, file_format: str) -> None:
         )
 
 
+def builder_of(folder: Path) -> Any:
+    """Returns the builder of a prepared copy.
+
+    Raises:
+      DataError: it has a format that needs TensorFlow.
+      Exception: whatever TFDS raises for a damaged copy.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(folder)
+    require_array_record(folder, builder.info.file_format.value)
+    return builder
+
+
 def read(folder: Path) -> ImageArrays:
     """Decodes the train and test parts of a prepared image data set into memory.
 
     Raises:
       DataError: the copy is damaged, or has a format that needs TensorFlow.
     """
-    import tensorflow_datasets as tfds
-
     with refusing(folder):
-        builder = tfds.builder_from_directory(folder)
-        require_array_record(folder, builder.info.file_format.value)
+        builder = builder_of(folder)
         train, test = _decode(builder, "train"), _decode(builder, "test")
     return ImageArrays(*train, *test, origin=f"TFDS {builder.info.full_name}")
 
@@ -138,15 +149,20 @@ def _quiet() -> Iterator[None]:
 
 
 def images(name: str, request: Request, advice: str) -> ImageArrays:
-    """Reads a stock image data set of TFDS, prepared before or, if allowed, downloaded now.
+    """Reads a stock image data set of TFDS; for arguments and errors see `locate` and `read`."""
+    return read(locate(name, request, advice))
+
+
+def locate(name: str, request: Request, advice: str) -> Path:
+    """Returns the folder of a stock data set, prepared before or, if allowed, downloaded now.
 
     Args:
-      name: TFDS's name of the data set.
+      name: TFDS's name of the data set, with its config if it has some: ``glue/sst2``.
       request: where to look, and whether to download.
-      advice: how to get the original files, for the message.
+      advice: how else to get it, for the message.
 
     Raises:
-      DataError: it is not there and may not be downloaded, or it is damaged.
+      DataError: it is not there and may not be downloaded.
     """
     root = paths.data_dir(request.dir)
     folder = find(name, root)
@@ -157,7 +173,7 @@ def images(name: str, request: Request, advice: str) -> ImageArrays:
             f"{name} is not in {root}: {advice}, or install TensorFlow with"
             " `pip install 'jaxeff[tf]'` and set --config.data.download=True"
         )
-    return read(folder)
+    return folder
 
 
 def download(name: str, root: Path, advice: str) -> Path:

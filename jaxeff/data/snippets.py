@@ -13,6 +13,7 @@ import re
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,31 +60,68 @@ def _dataset(
     labels: np.ndarray,
     class_names: tuple[str, ...],
     origin: str,
-    length: int,
+    *,
     test_fraction: float,
-    tokenizer: str,
-    vocabulary: int,
+    **fields: Any,
 ) -> Dataset:
     """Splits texts at random, each class alike, and makes them tokens."""
-    request.refuse_view(name)
-    if length < 1:
-        raise ConfigError(f"config.data.length must be at least 1, not {length}")
     if not 0 < test_fraction < 1:
         raise ConfigError(f"config.data.test_fraction must be in (0, 1), not {test_fraction}")
     # The test part is the same whatever the seed of the other split.
-    rest, test = stratified_indices(labels, test_fraction, 0)
+    parts = stratified_indices(labels, test_fraction, 0)
+    alone = [(text,) for text in texts]
+    return tokenised(name, request, alone, labels, parts, class_names, origin, **fields)
+
+
+def tokenised(
+    name: str,
+    request: Request,
+    texts: Sequence[tuple[str, ...]],
+    labels: np.ndarray,
+    parts: tuple[np.ndarray, np.ndarray],
+    class_names: tuple[str, ...],
+    origin: str,
+    *,
+    length: int,
+    tokenizer: str,
+    vocabulary: int,
+) -> Dataset:
+    """Makes texts tokens, and holds validation out of what is not the test part.
+
+    Args:
+      name: of the data set.
+      request: see ``Request``.
+      texts: of all examples; several of one are joined by the tokeniser's separator.
+      labels: int32 of all examples.
+      parts: rows of the examples that are not tested, and of the test part.
+      class_names: of the labels.
+      origin: where they come from, a phrase.
+      length: see `verses`, as are the next two.
+      tokenizer: a model whose tokeniser to use.
+      vocabulary: words without one.
+
+    Raises:
+      ConfigError: a view or an impossible field.
+      DataError: the tokeniser is missing or damaged.
+    """
+    request.refuse_view(name)
+    if length < 1:
+        raise ConfigError(f"config.data.length must be at least 1, not {length}")
+    rest, test = parts
     train, held_out = stratified_indices(
         labels[rest], request.validation_fraction, request.split_seed
     )
     members = {"train": rest[train], "validation": rest[held_out], "test": test}
+    encoder: tokens.Tokenizer
     if tokenizer:
         encoder = tokens.load(locate(tokenizer) / TOKENIZER)
     else:
-        encoder = tokens.Words.of((texts[i] for i in members["train"]), vocabulary)
-    values, lengths = tokens.padded(encoder.encode(texts, length), length)
+        encoder = tokens.Words.of((t for i in members["train"] for t in texts[i]), vocabulary)
+    joined = [encoder.separator.join(own) for own in texts]
+    values, lengths = tokens.padded(encoder.encode(joined, length), length)
     splits = {
         part: TokenSplit(
-            values, labels, rows, lengths, STREAMS[part], tokenizer=encoder, texts=texts
+            values, labels, rows, lengths, STREAMS[part], tokenizer=encoder, texts=joined
         )
         for part, rows in members.items()
     }
@@ -124,9 +162,18 @@ def verses(
       DataError: the text is missing or damaged.
     """
     texts, labels = read_verses(find_bible(request))
-    origin = "the King James Version"
-    options = (length, test_fraction, tokenizer, vocabulary)
-    return _dataset("verses", request, texts, labels, tuple(PARTS), origin, *options)
+    return _dataset(
+        "verses",
+        request,
+        texts,
+        labels,
+        tuple(PARTS),
+        "the King James Version",
+        length=length,
+        test_fraction=test_fraction,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
+    )
 
 
 def read_verses(path: Path) -> tuple[list[str], np.ndarray]:
@@ -183,9 +230,18 @@ def rotten_tomatoes(
       DataError: the reviews are missing or damaged.
     """
     texts, labels = read_reviews(find_reviews(request))
-    options = (length, test_fraction, tokenizer, vocabulary)
-    names = ("rotten", "fresh")
-    return _dataset("rotten_tomatoes", request, texts, labels, names, REQUIREMENT, *options)
+    return _dataset(
+        "rotten_tomatoes",
+        request,
+        texts,
+        labels,
+        ("rotten", "fresh"),
+        REQUIREMENT,
+        length=length,
+        test_fraction=test_fraction,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
+    )
 
 
 def find_reviews(request: Request) -> Path:

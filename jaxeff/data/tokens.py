@@ -19,6 +19,7 @@ import numpy as np
 from jaxeff.errors import DataError
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
+SEPARATORS = ("[SEP]", "</s>")
 
 
 class Tokenizer(Protocol):
@@ -27,6 +28,10 @@ class Tokenizer(Protocol):
     @property
     def json(self) -> str:
         """Content of its ``tokenizer.json``."""
+
+    @property
+    def separator(self) -> str:
+        """What stands between two texts of one example."""
 
     def encode(self, texts: Sequence[str], length: int) -> list[list[int]]:
         """Returns the tokens of each text, at most ``length`` and at least one."""
@@ -44,6 +49,7 @@ class Words:
     """
 
     names: tuple[str, ...]
+    separator = " "
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_numbers", {name: i for i, name in enumerate(self.names)})
@@ -124,6 +130,12 @@ class Pieces:
 
     def __len__(self) -> int:
         return self._library.get_vocab_size()
+
+    @property
+    def separator(self) -> str:
+        """A token of BERT's or RoBERTa's kind; a space where there is none."""
+        known = (token for token in SEPARATORS if self._library.token_to_id(token) is not None)
+        return next(known, " ")
 
     @property
     def json(self) -> str:

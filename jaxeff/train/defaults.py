@@ -96,3 +96,16 @@ def split_argument(
             known = [*settings, *options]
             raise ConfigError(f"the config's argument '{item}' is unknown{closest(name, known)}")
     return setting, found
+
+
+def whole_number(options: dict[str, str], name: str, default: int, least: int = 0) -> int:
+    """Returns an option of a config file's argument that is a whole number.
+
+    Raises:
+      ConfigError: it is something else, or below ``least``.
+    """
+    text = options.get(name) or str(default)
+    if not text.isdigit() or int(text) < least:
+        kind = f"a whole number of at least {least}" if least else "a whole number"
+        raise ConfigError(f"{name} in the config's argument must be {kind}, not '{text}'")
+    return int(text)
