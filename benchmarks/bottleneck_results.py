@@ -137,23 +137,30 @@ def accuracy(record: Record) -> None:
 
 
 def latency(record: Record) -> None:
-    """Times the networks of the first seed, all of one shape in turns; no text is padded."""
-    lines = {n: line for n, line in record.known("accuracy").items() if n in LINES}
+    """Times the networks of all seeds, all of one shape in turns; no text is padded."""
     from jaxeff.models import MODELS
 
-    networks = {n: MODELS.build(line["models"][0], num_outputs=2) for n, line in lines.items()}
+    lines = {n: line["models"] for n, line in record.known("accuracy").items() if n in LINES}
+    networks = {
+        json.dumps(model): MODELS.build(model, num_outputs=2)  # the same one for most seeds
+        for models in lines.values()
+        for model in models
+    }
     longest = min(network.encoder.shape.max_length for network in networks.values())
     found: dict[str, dict[str, Any]] = {}
     for batch in BATCHES:
         for length in LENGTHS[:1] if record.quick else LENGTHS:
             if length > longest:
                 continue
-            calls = {n: measure.network_call(own, batch, length) for n, own in networks.items()}
+            calls = {key: measure.network_call(own, batch, length) for key, own in networks.items()}
             rounds = 2 if record.quick else max(4, min(30, 30 * 32 * 32 // (batch * length)))
             times = bench.interleaved(calls, rounds, 2 if batch > 1 else 3, warmup=1)
             found[f"batch {batch}, length {length}"] = {
-                name: {"median_ms": own.median_ms, "min_ms": own.min_ms}
-                for name, own in times.items()
+                name: {
+                    statistic: [getattr(times[json.dumps(model)], statistic) for model in models]
+                    for statistic in ("median_ms", "min_ms")
+                }
+                for name, models in lines.items()
             }
             print(f"batch {batch}, length {length}", flush=True)
     record.write("latency", found)

@@ -86,9 +86,9 @@ def load(
         (np.arange(len(texts)), rows),
         tuple(classes),
         f"{origin} (test: {source.test})",
-        length=length,
-        tokenizer=tokenizer,
-        vocabulary=vocabulary,
+        length,
+        tokenizer,
+        vocabulary,
     )
 
 

@@ -60,9 +60,8 @@ def _dataset(
     labels: np.ndarray,
     class_names: tuple[str, ...],
     origin: str,
-    *,
     test_fraction: float,
-    **fields: Any,
+    *options: Any,
 ) -> Dataset:
     """Splits texts at random, each class alike, and makes them tokens."""
     if not 0 < test_fraction < 1:
@@ -70,7 +69,7 @@ def _dataset(
     # The test part is the same whatever the seed of the other split.
     parts = stratified_indices(labels, test_fraction, 0)
     alone = [(text,) for text in texts]
-    return tokenised(name, request, alone, labels, parts, class_names, origin, **fields)
+    return tokenised(name, request, alone, labels, parts, class_names, origin, *options)
 
 
 def tokenised(
@@ -81,7 +80,6 @@ def tokenised(
     parts: tuple[np.ndarray, np.ndarray],
     class_names: tuple[str, ...],
     origin: str,
-    *,
     length: int,
     tokenizer: str,
     vocabulary: int,
@@ -162,18 +160,9 @@ def verses(
       DataError: the text is missing or damaged.
     """
     texts, labels = read_verses(find_bible(request))
-    return _dataset(
-        "verses",
-        request,
-        texts,
-        labels,
-        tuple(PARTS),
-        "the King James Version",
-        length=length,
-        test_fraction=test_fraction,
-        tokenizer=tokenizer,
-        vocabulary=vocabulary,
-    )
+    origin = "the King James Version"
+    options = (test_fraction, length, tokenizer, vocabulary)
+    return _dataset("verses", request, texts, labels, tuple(PARTS), origin, *options)
 
 
 def read_verses(path: Path) -> tuple[list[str], np.ndarray]:
@@ -230,18 +219,9 @@ def rotten_tomatoes(
       DataError: the reviews are missing or damaged.
     """
     texts, labels = read_reviews(find_reviews(request))
-    return _dataset(
-        "rotten_tomatoes",
-        request,
-        texts,
-        labels,
-        ("rotten", "fresh"),
-        REQUIREMENT,
-        length=length,
-        test_fraction=test_fraction,
-        tokenizer=tokenizer,
-        vocabulary=vocabulary,
-    )
+    options = (test_fraction, length, tokenizer, vocabulary)
+    names = ("rotten", "fresh")
+    return _dataset("rotten_tomatoes", request, texts, labels, names, REQUIREMENT, *options)
 
 
 def find_reviews(request: Request) -> Path:
