@@ -97,7 +97,7 @@ class TextModel:
         return found
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
-        """Returns a prediction for each text."""
+        """Returns a prediction for each text; pairs are joined by ``tokenizer.separator``."""
         shares = np.asarray(jax.nn.softmax(self.logits(texts), axis=-1))
         names = self.class_names
         return [
