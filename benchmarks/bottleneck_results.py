@@ -59,7 +59,7 @@ FIXED: dict[str, tuple[str, list[str]]] = {
 }
 SEARCHED: dict[str, tuple[str, list[str]]] = {
     f"{name}, {share} of the time": (f"search={name}", [f"search.max_latency_share={share}"])
-    for share in (0.8, 0.6, 0.4)
+    for share in (0.8, 0.6, 0.5, 0.4)
     for name in ("evolution", "gradient", "retention", "random")
 }
 LINES = {**FIXED, **SEARCHED}
