@@ -34,7 +34,7 @@ import scipy.stats
 from recorded import HERE, command, config_of, locked_record, provide, train
 from workers import Worker, take_turns
 
-from jaxeff import bench
+from jaxeff import bench, data
 from jaxeff.search import measure, strategies
 from jaxeff.search.front import hypervolume
 from jaxeff.search.space import stratified
@@ -212,13 +212,18 @@ def _supernet(record: Record) -> Any:
     return jobs.prerequisites(config, folder)["teacher"]
 
 
+def _dataset(record: Record) -> data.Dataset:
+    fields = record.config(NONE, [], record.seeds[0]).data.to_dict()
+    return data.load(fields.pop("name"), **fields)
+
+
 def strategies_compared(record: Record) -> None:
     """Spends equal budgets by every strategy, on one table and the same scores."""
     config = record.config(NONE, [], record.seeds[0])
     supernet = _supernet(record)
     network: Any = supernet.model
     space, shape = network.space, network.encoder.shape
-    dataset = jobs.build(config, record.runs / "first").dataset
+    dataset = _dataset(record)
     score = searching.Scorer(supernet, dataset, config.eval.batch_size, config.search.examples)
     length, known = dataset.input_shape[0], {}
     times = measure.time_parts(
@@ -231,7 +236,7 @@ def strategies_compared(record: Record) -> None:
             known[plan] = score(plan)
         return known[plan]
 
-    budget, seeds = (4, 1) if record.quick else (40, 5)
+    budget, seeds = (4, 1) if record.quick else (20, 5)
     ways: dict[str, Any] = {
         "evolution": strategies.evolution,
         "enumeration": strategies.enumeration,
@@ -281,8 +286,7 @@ class Here:
 
 def serving(record: Record) -> None:
     """Times the answers to test texts, padded to one length and to the next of a few lengths."""
-    config = record.config(NONE, [], record.seeds[0])
-    split: Any = jobs.build(config, record.runs / "first").dataset.splits["test"]
+    split: Any = _dataset(record).splits["test"]
     texts = [split.texts[row] for row in split.indices[: 64 if record.quick else 512]]
     calls: dict[str, Any] = {}
     for name in (n for n in record.known("accuracy") if n in LINES):
@@ -292,7 +296,7 @@ def serving(record: Record) -> None:
             if padding == "one length":
                 model.lengths = [min(PADDED, model.network.encoder.shape.max_length)]
             calls[f"{name}, {padding}"] = functools.partial(model.logits, texts)
-    times = bench.interleaved(calls, 2 if record.quick else 5, 1, warmup=1)
+    times = bench.interleaved(calls, 2 if record.quick else 3, 1, warmup=1)
     record.write(
         "serving",
         {
