@@ -6,9 +6,10 @@ python docs/pictures.py
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import poses
+import texts
 from tables import ALGORITHMS, lines_order, networks, read, through_time_lines
 
 from jaxeff.eval.hybrid_plots import trade_offs
@@ -87,6 +88,17 @@ def routing() -> None:
     trade_offs({axis: lines}, {axis: points}, HERE / "routing.png", title="Fashion-MNIST, test")
 
 
+def shortened() -> None:
+    """Accuracy of shortened text encoders against their times, with and without a batch."""
+    costs: dict = {}
+    for name, line in texts.part("accuracy").items():
+        accuracy = 100 * mean(line["test"]), 100 * stdev(line["test"])
+        for shape in (texts.ALONE, texts.PADDED):
+            ms = texts.milliseconds(name, shape)
+            costs.setdefault(f"latency, {shape}, ms", {})[name] = (ms, *accuracy)
+    front(costs, HERE / "texts.png", ylabel="test accuracy on Rotten Tomatoes, %")
+
+
 def turned() -> None:
     """Loss of autoencoders by the angle by which test digits are turned, a curve per seed."""
     curves: dict = {}
@@ -108,3 +120,4 @@ if __name__ == "__main__":
     convolutional()
     routing()
     turned()
+    shortened()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import hardness
 import poses
+import texts
 from records import read, score, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -308,16 +309,17 @@ def convolutions() -> str:
     return table(["convolution", "jaxeff, ms", "XLA, ms", "ratio"], rows)
 
 
-def conditions(name: str) -> str:
+def conditions(name: str, *parts: str) -> str:
+    """Returns where a record was taken and by which command; ``parts`` lead to its environment."""
     record = read(name)
-    environment = record["environment"]
-    parts = [record[key] for key in ("task", "method") if key in record]
-    parts.append(
+    environment = functools.reduce(dict.__getitem__, parts, record)["environment"]
+    said = [record[key] for key in ("task", "method") if key in record]
+    said.append(
         f"{environment['cpu']}, {environment['cpu_cores']} core(s), "
         f"Python {environment['python']}, jax {environment['jax']}"
         + (f", torch {environment['torch']}" if "torch" in environment else "")
     )
-    return "; ".join(parts) + f". Command: `{record['command']}`."
+    return "; ".join(said) + f". Command: `{record['command']}`."
 
 
 TABLES = {
@@ -352,6 +354,14 @@ TABLES = {
     "pose searches": poses.search_times,
     "pose inference": poses.inference,
     "pose conditions": lambda: conditions("pose_search_speed"),
+    "texts": texts.accuracy,
+    "texts searches": texts.searches,
+    "texts times": texts.times,
+    "texts served": texts.serving,
+    "texts predicted": texts.prediction,
+    "texts strategies": texts.strategies,
+    "texts against torch": texts.against_torch,
+    "texts conditions": lambda: conditions("bottleneck_results", texts.SETTING, "latency"),
     "calibration conditions": lambda: conditions("calibration"),
     "distilled": hardness.distilled,
     "distilled images": hardness.distilled_images,

@@ -1,0 +1,124 @@
+"""Tables of shortened text encoders: accuracy against time, and what the search is worth."""
+
+from __future__ import annotations
+
+import re
+from statistics import mean
+
+from hardness import spread
+from records import read, table
+
+SETTING = "rotten_tomatoes_short"
+PADDED, ALONE = "batch 32, length 128", "batch 1, length 32"
+
+
+def part(name: str, setting: str = SETTING) -> dict:
+    """Returns the lines of a part of the record."""
+    found = read("bottleneck_results")[setting].get(name, {})
+    return {key: line for key, line in found.items() if key != "environment"}
+
+
+def found_networks(line: dict) -> str:
+    """Returns depth and cuts of every seed's network, as depth: place/factor."""
+    plans = [
+        f"{model['depth'] or 6}: " + ", ".join(f"{at}/{by}" for at, by in model["cuts"])
+        for model in line["models"]
+    ]
+    return "; ".join(dict.fromkeys(plan.removesuffix(": ") for plan in plans))
+
+
+def by_size(shape: str) -> list[int]:
+    """Returns the numbers of "batch 1, length 32", to sort by."""
+    return [int(number) for number in re.findall(r"\d+", shape)]
+
+
+def milliseconds(name: str, shape: str) -> float:
+    """Returns the median time of a network, the mean over the seeds' networks."""
+    return mean(part("latency")[shape][name]["median_ms"])
+
+
+def accuracy() -> str:
+    """Returns accuracy, multiply-adds and times of every network, and what the search found."""
+    rows = []
+    whole = milliseconds("full", PADDED)
+    for name, line in part("accuracy").items():
+        million = mean(line["macs_per_example"]) / 1e6
+        cells = [name, found_networks(line), spread(line["test"], 100), f"{million:.0f}"]
+        alone, padded = milliseconds(name, ALONE), milliseconds(name, PADDED)
+        rows.append((padded, [*cells, f"{alone:.1f}", f"{padded:.1f}", f"{padded / whole:.2f}"]))
+    header = ["network", "layers: cut behind/by", "test accuracy, %", "million MACs"]
+    header += [f"ms, {ALONE}", f"ms, {PADDED}", "of the full one's"]
+    return table(header, [cells for _, cells in sorted(rows, reverse=True)])
+
+
+def searches() -> str:
+    """Returns what every search found under its requirement, and its cost."""
+    rows = []
+    for line in part("accuracy").values():
+        for found, model in zip(line["searches"], line["models"], strict=False):
+            plan = found_networks({"models": [model]})
+            ms = [found["found"]["predicted_ms"], found["found"]["measured_ms"]]
+            ms = [f"{t:.0f}" for t in (*ms, found["full"]["measured_ms"])]
+            scores = [f"{100 * found[which]['accuracy']:.1f}" for which in ("found", "full")]
+            spent = [f"{found['seconds'][what]:.0f}" for what in ("measuring", "all")]
+            asked = found["requirement"]
+            rows.append([asked, plan, *ms, *scores, str(found["evaluations"]), *spent])
+    header = ["asked for", "found", "predicted, ms", "measured", "full one", "accuracy, %"]
+    header += ["full one's", "networks evaluated", "seconds of timing", "of all"]
+    return table(header, rows)
+
+
+def times() -> str:
+    """Returns medians of every network for all batches and lengths."""
+    known = part("latency")
+    shapes = sorted(known, key=by_size)
+    names = sorted(known[PADDED], key=lambda name: -milliseconds(name, PADDED))
+    rows = [[n, *(f"{milliseconds(n, shape):.1f}" for shape in shapes)] for n in names]
+    return table(["ms", *shapes], rows)
+
+
+def serving() -> str:
+    """Returns texts a second, and the time over the full one's, padded in two ways."""
+    known, rows = part("serving"), []
+    for name in dict.fromkeys(name.rpartition(", ")[0] for name in known):
+        cells = [name]
+        for way in ("one length", "next length"):
+            own, full = (known[f"{n}, {way}"]["texts_per_second"] for n in (name, "full"))
+            cells += [f"{own:.0f}", f"{full / own:.2f}"]
+        rows.append((own, cells))
+    header = ["network", "all of one length", "time", "padded to the next of a few", "time"]
+    return table(header, [cells for _, cells in sorted(rows)])
+
+
+def prediction() -> str:
+    """Returns how far predicted times are from measured ones."""
+    rows = []
+    for shape, line in sorted(part("prediction").items(), key=lambda item: by_size(item[0])):
+        for statistic, label in (("median_ms", "median"), ("min_ms", "fastest call")):
+            found = line[statistic]
+            errors = (f"{100 * found[f'{kind}_error']:.1f}" for kind in ("mean", "largest"))
+            rank = f"{found['rank_correlation']:.3f}"
+            rows.append([shape, label, *errors, rank, f"{line['seconds']:.0f}"])
+    header = ["input", "time", "mean error, %", "largest, %", "rank correlation", "seconds"]
+    return table(header, rows)
+
+
+def strategies() -> str:
+    """Returns what every strategy finds of the front that all of them know together."""
+    known = part("strategies")
+    rows = []
+    for name in ("evolution", "enumeration", "random"):
+        shares = known[name]["share_of_all_known"]
+        shown = spread(shares, 100) if len(shares) > 1 else f"{100 * shares[0]:.1f}"
+        rows.append([name, str(known[name]["budget"]), shown])
+    return table(["strategy", "networks evaluated", "share of the known front, %"], rows)
+
+
+def against_torch() -> str:
+    """Returns times of the full encoder here and in PyTorch."""
+    known = part("torch")
+    rows = []
+    for shape in sorted({name.partition("/")[2] for name in known}, key=by_size):
+        ours, theirs = (known[f"{side}/{shape}"]["ms"] for side in ("jaxeff", "torch"))
+        rows.append([shape, f"{ours:.1f}", f"{theirs:.1f}", f"{theirs / ours:.2f}"])
+    return table(["batch x length", "jaxeff, ms", "PyTorch, ms", "ratio"], rows)
