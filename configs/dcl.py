@@ -22,6 +22,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+from jaxeff.config import chosen, real_number
 from jaxeff.errors import ConfigError
 from jaxeff.registry import closest
 
@@ -51,46 +52,29 @@ EXAMPLES = {
 }
 
 
-def sections(names: str, period: float) -> tuple[dict, ...]:
-    """Returns the sections of constraints whose levels change over a period, in epochs."""
+def sections(names: str) -> tuple[dict, ...]:
+    """Returns the sections of constraints."""
     found = []
     for name in names.split("+"):
         if name not in CONSTRAINTS:
             hint = closest(name, CONSTRAINTS)
             raise ConfigError(f"the config's argument constraints={names}: no '{name}'{hint}")
-        fields = CONSTRAINTS[name]
-        found.append({"name": name, **fields, **({"period": period} if "end" in fields else {})})
+        found.append({"name": name, **CONSTRAINTS[name]})
     return tuple(found)
-
-
-def number(options: dict[str, str], name: str, default: float) -> float:
-    """Returns an option that is a number, not negative."""
-    text = options.get(name) or str(default)
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not value >= 0:
-        raise ConfigError(f"{name} in the config's argument must be a number, not '{text}'")
-    return value
 
 
 def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
     own, rest = IMAGES["take"](arg, OPTIONS)
-    method = own.get("method", "dcl")
-    if method not in METHODS:
-        hint = closest(method, list(METHODS))
-        raise ConfigError(f"the config's argument method={method} is unknown{hint}")
+    method = chosen(own, "method", METHODS, "dcl")
     config = IMAGES["get_config"](rest)
     config.name = f"{method}_{config.name}"
     setting = next((item for item in rest.split(",") if item in SETTINGS), "digits")
-    epochs = config.train.num_steps * config.train.batch_size / EXAMPLES[setting]
     fields: dict[str, Any] = {"dual": {"name": "fixed"}}
     # Measured alone, where nothing else is asked: what the outputs say costs nothing to know.
     constraints: tuple[dict, ...] = ({"name": "entropy", "start": 0.0},)
     if method in ("dcl", "penalty"):
-        constraints = sections(own.get("constraints") or BUNDLE, epochs / 2)
+        constraints = sections(own.get("constraints") or BUNDLE)
     if method == "dcl":
         # Violations are in parts of their statistic, and a width is a small part of a loss: a
         # multiplier of 0.02 weighs it as sharpness-aware minimisation does. With one of 0.5 the
@@ -101,7 +85,7 @@ def get_config(arg: str = ""):
         fields["decay"] = 0.9 if setting in ("digits", "fashion") else 0.99
     elif method == "penalty":
         constraints = tuple(c for c in constraints if c["name"] != "discount")
-        fields["initial_multiplier"] = number(own, "weight", 0.1)
+        fields["initial_multiplier"] = real_number(own, "weight", 0.1)
     elif method == "smoothing":
         config.objective = {"name": "cross_entropy", "label_smoothing": 0.1}
     elif method == "sam":
@@ -110,4 +94,9 @@ def get_config(arg: str = ""):
         constraints = (*constraints, {"name": "cvar", "start": 0.7})
     recipe = {**config.algorithm, "name": "constrained"}  # its average of the weights, if any
     config.algorithm = {**recipe, "constraints": constraints, **fields}
+    if method in ("dcl", "penalty"):
+        # Follows what the command line makes of them.
+        steps, batch = (config.train.get_ref(name) for name in ("num_steps", "batch_size"))
+        with config.algorithm.unlocked():
+            config.algorithm.period = steps * batch / EXAMPLES[setting] / 2
     return config

@@ -17,9 +17,7 @@ the gate, after 5 of the gate alone. Unlike there a tenth of the training images
 select by, and images have crops, flips and cut-outs but no learned policy.
 """
 
-from jaxeff.errors import ConfigError
-from jaxeff.registry import closest
-from jaxeff.train.defaults import base_config, split_argument, whole_number
+from jaxeff.config import base_config, chosen, split_argument, whole_number
 
 SETTINGS: dict[str, dict] = {
     "digits": {
@@ -87,26 +85,26 @@ IN_TURNS = ("poster", "cifar50", "cifar42")  # as the authors train
 
 def _labels_only(setting: str, model: dict, epochs: int):
     """Returns the config of a training on labels."""
-    chosen = SETTINGS[setting]
+    values = SETTINGS[setting]
     config = base_config()
-    config.data.name = chosen.get("data", setting)
+    config.data.name = values.get("data", setting)
     config.data.normalize = "unit" if setting == "digits" else "standard"
-    config.data.augment = dict(chosen.get("augment", {}))
+    config.data.augment = dict(values.get("augment", {}))
     config.model = model
-    for name, value in chosen["optim"].items():
+    for name, value in values["optim"].items():
         config.optim[name] = value
     config.optim.weight_decay = 0.0 if setting == "digits" else 5e-4
     config.optim.decayed = "all"
-    config.train.batch_size = chosen["batch"]
+    config.train.batch_size = values["batch"]
     _set_epochs(config, setting, epochs)
     config.train.log_every = 20
     return config
 
 
 def _set_epochs(config, setting: str, epochs: int) -> None:
-    chosen = SETTINGS[setting]
-    config.train.num_steps = epochs * (chosen["train"] // chosen["batch"])
-    every = max(1, epochs // 20) * (chosen["train"] // chosen["batch"])
+    values = SETTINGS[setting]
+    config.train.num_steps = epochs * (values["train"] // values["batch"])
+    every = max(1, epochs // 20) * (values["train"] // values["batch"])
     config.train.eval_every = config.checkpoint.every = every
 
 
@@ -119,11 +117,7 @@ def _models(setting: str, options: dict[str, str], method: str) -> tuple[dict, d
         return {"name": "mlp", "hidden": (units, *wide)}, {"name": "mlp", "hidden": (64,)}
     nets = []
     for role, default in zip(("student", "teacher"), SETTINGS[setting]["pair"], strict=True):
-        size = options.get(role, default)
-        if size not in WIDTHS:
-            raise ConfigError(
-                f"the config's argument {role}={size} is unknown{closest(size, WIDTHS)}"
-            )
+        size = chosen(options, role, WIDTHS, default)
         resnet: dict = {"name": "resnet", "blocks": (1, 1, 1, 1), "widths": WIDTHS[size]}
         nets.append({**resnet, "axis_name": "data", "dtype": "float32"})
     student, teacher = nets
@@ -142,35 +136,33 @@ def _reads_logits_only(setting: str, fields: dict) -> bool:
 def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
     names = ["quick", "scratch", "method", "units", "student", "teacher"]
-    setting, options = split_argument(arg, list(SETTINGS), "digits", names)
-    method = options.get("method", "disk")
-    if method not in METHODS:
-        raise ConfigError(
-            f"the config's argument method={method} is unknown{closest(method, METHODS)}"
-        )
-    chosen, fields = SETTINGS[setting], METHODS[method]
+    setting, options = split_argument(
+        arg, list(SETTINGS), "digits", names, switches=("quick", "scratch")
+    )
+    method = chosen(options, "method", METHODS, "disk")
+    values, fields = SETTINGS[setting], METHODS[method]
     student, teacher = _models(setting, options, method)
     # SimKD's student has the teacher's classifier, which one trained on labels does not fit.
     starts = "scratch" not in options and not fields.get("keep_classifier")
-    first = chosen["epochs"] if starts else 0
-    passes = chosen["rounds"] * chosen["student_epochs"]
+    first = values["epochs"] if starts else 0
+    passes = values["rounds"] * values["student_epochs"]
     config = _labels_only(setting, student, passes)
     if method == "ce":
         _set_epochs(config, setting, passes + first)
     else:
-        config.algorithm = {"name": "distill", **fields, "student_epochs": chosen["student_epochs"]}
+        config.algorithm = {"name": "distill", **fields, "student_epochs": values["student_epochs"]}
         if method in IN_TURNS:
-            turns = {"gate_epochs": chosen["student_epochs"], "gate_init_epochs": chosen["init"]}
+            turns = {"gate_epochs": values["student_epochs"], "gate_init_epochs": values["init"]}
             config.algorithm.update(turns)
-            _set_epochs(config, setting, 2 * passes + chosen["init"])
-        config.optim.periods = chosen.get("periods", 1)
-        config.algorithm.cache = "augment" not in chosen and _reads_logits_only(setting, fields)
+            _set_epochs(config, setting, 2 * passes + values["init"])
+        config.optim.periods = values.get("periods", 1)
+        config.algorithm.cache = "augment" not in values and _reads_logits_only(setting, fields)
         if setting != "digits":
             config.optim.weight_decay = 1e-5
             if config.algorithm.get("gate", {}).get("name") == "auto":
                 config.algorithm.gate.axis_name = "data"
         with config.prerequisites.unlocked():
-            config.prerequisites.teacher = _labels_only(setting, teacher, chosen["epochs"])
+            config.prerequisites.teacher = _labels_only(setting, teacher, values["epochs"])
             config.prerequisites.teacher.name = "teacher"
             if starts:
                 config.prerequisites.student = _labels_only(setting, student, first)

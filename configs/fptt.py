@@ -19,7 +19,7 @@ widths, lengths and learning rates are this package's own, chosen on validation 
 
 from typing import Any
 
-from jaxeff.train.defaults import base_config, split_argument
+from jaxeff.config import base_config, chosen, split_argument
 
 _DIGITS = {"name": "digits"}
 _FASHION = {"name": "fashion_mnist"}
@@ -133,25 +133,25 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 def get_config(arg: str = ""):
     """Returns the config of a task; see the file's docstring for the argument."""
     task, options = split_argument(arg, list(TASKS), "pixels", ["quick", "cell", "algorithm"])
-    chosen = TASKS[task]
+    values = TASKS[task]
     cell = options.get("cell", "lstm")
-    algorithm = options.get("algorithm", "fptt")
+    algorithm = chosen(options, "algorithm", ALGORITHMS, "fptt")
 
-    tuned = dict(chosen.get("tuned", {}).get((cell, algorithm), {}))
-    rate = chosen.get("learning_rate", RATES.get(algorithm, RATES["fptt"]))
+    tuned = dict(values.get("tuned", {}).get((cell, algorithm), {}))
+    rate = values.get("learning_rate", RATES.get(algorithm, RATES["fptt"]))
     rate = tuned.pop("learning_rate", rate)
 
     config = base_config()
     config.name = "_".join(["fptt" if algorithm == "fptt" else algorithm, task, cell])
-    config.data.update(chosen["data"])
-    sizes = dict(chosen["model"])
+    config.data.update(values["data"])
+    sizes = dict(values["model"])
     config.model = {
         "name": "sequence",
         "cell": {
             "name": cell,
             "features": sizes.pop("features"),
             **CELLS.get(cell, {}),
-            **chosen.get("cells", {}).get(cell, {}),
+            **values.get("cells", {}).get(cell, {}),
             **tuned,
         },
         "num_layers": 1,
@@ -168,12 +168,12 @@ def get_config(arg: str = ""):
             **config.algorithm,
         }
     if config.algorithm.name in ("fptt", "tbptt"):
-        config.algorithm.parts = chosen["parts"]
+        config.algorithm.parts = values["parts"]
     if algorithm == "bptt_repeated":
-        config.algorithm.repeats = chosen["parts"]
+        config.algorithm.repeats = values["parts"]
     config.optim.update({"name": "adam", "schedule_name": "cosine", "clip_norm": 1.0})
     config.optim.learning_rate = rate
-    config.train.update({**chosen["train"], "log_every": 50})
+    config.train.update({**values["train"], "log_every": 50})
     if "quick" in options:
         config.train.update({"num_steps": 100, "eval_every": 50})
     config.checkpoint.every = 500

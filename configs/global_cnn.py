@@ -15,8 +15,8 @@ number K of time steps.
 import runpy
 from pathlib import Path
 
+from jaxeff.config import whole_number
 from jaxeff.errors import ConfigError
-from jaxeff.train.defaults import whole_number
 
 IMAGES = runpy.run_path(str(Path(__file__).with_name("images.py")))
 SETTINGS = IMAGES["SETTINGS"]

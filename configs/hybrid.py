@@ -20,8 +20,8 @@ belong to ImageNet. The numbers of steps of the parts are this package's.
 import runpy
 from pathlib import Path
 
+from jaxeff.config import chosen, share_of_steps
 from jaxeff.errors import ConfigError
-from jaxeff.registry import closest
 
 IMAGES = runpy.run_path(str(Path(__file__).with_name("images.py")))
 FOLDS = 5
@@ -47,23 +47,9 @@ PHASES = {
 ROUTERS = ("slim", "released")
 
 
-def chosen(options: dict[str, str], name: str, known, default: str) -> str:
-    """Returns an option that is one of a few words.
-
-    Raises:
-      ConfigError: it is another.
-    """
-    value = options.get(name) or default
-    if value not in known:
-        raise ConfigError(
-            f"the config's argument {name}={value} is unknown{closest(value, list(known))}"
-        )
-    return value
-
-
 def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
-    own, rest = IMAGES["take"](arg, ("expert", "router", "train", "early_exit"))
+    own, rest = IMAGES["take"](arg, ("expert", "router", "train"), ("early_exit",))
     if "imagenet" in rest.split(","):
         raise ConfigError(f"there is no recipe for imagenet here; choose {', '.join(SETTINGS)}")
     if "model=" in rest:
@@ -126,10 +112,10 @@ def get_config(arg: str = ""):
         config.model.coverage = 0.7
         config.objective = {"name": "cross_entropy", "label_smoothing": 0.1}
         config.optim.learning_rate = 5e-4
-        config.optim.warmup_steps = CIFAR_WARMUP * epoch
         config.train.num_steps = CIFAR_EPOCHS * epoch
+        config.optim.warmup_steps = share_of_steps(config, CIFAR_WARMUP, CIFAR_EPOCHS)
     if quick:
-        config.train.num_steps, config.optim.warmup_steps = 60, 0
+        config.train.num_steps = 60
     config.eval.select = "last"
     config.analyses = [{"name": "hybrid"}]
     return config

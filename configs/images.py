@@ -15,9 +15,7 @@ every 2.4 epochs, averaged weights, RandAugment by the extra ``augment``) and 90
 the rest; it is read from folders of images (`jaxeff.data.image_folder`), of which 2 % are held out.
 """
 
-from jaxeff.errors import ConfigError
-from jaxeff.registry import closest
-from jaxeff.train.defaults import base_config, split_argument
+from jaxeff.config import argument_items, base_config, chosen, share_of_steps, split_argument
 
 SETTINGS: dict[str, dict] = {
     "digits": {"batch": 64, "steps": 600, "every": 200},
@@ -56,11 +54,13 @@ IMAGENET: dict[str, tuple[int, int, float, float, float]] = {
 CIFAR = {"wrn_40_4": (32, 1e-4), "densenet_bc": (64, 1e-4)}
 
 
-def take(arg: str, names) -> tuple[dict[str, str], str]:
+def take(arg: str, names, switches=()) -> tuple[dict[str, str], str]:
     """Splits an argument into the options called so, with their values, and the rest."""
-    items = [item.partition("=") for item in arg.split(",") if item]
-    own = {name: value for name, _, value in items if name in names}
-    return own, ",".join("".join(item) for item in items if item[0] not in names)
+    items = dict(argument_items(arg, ("quick", *switches)))
+    rest = {name: value for name, value in items.items() if name not in (*names, *switches)}
+    own = ",".join(f"{n}={v}" if v else n for n, v in items.items() if n not in rest)
+    _, found = split_argument(own, (), "", (*names, *switches), switches)
+    return found, ",".join(f"{n}={v}" if v else n for n, v in rest.items())
 
 
 def set_cifar_recipe(config, batch: int = 128, weight_decay: float = 5e-5) -> None:
@@ -107,17 +107,15 @@ def set_imagenet_recipe(config, model: str) -> None:
             config.model.stem = "large"
     config.data.augment = augment
     each = IMAGENET_EXAMPLES // batch
-    config.optim.warmup_steps = warmup * each
     config.train.batch_size, config.train.num_steps = batch, epochs * each
+    config.optim.warmup_steps = share_of_steps(config, warmup, epochs)
     config.train.eval_every = config.checkpoint.every = each
 
 
 def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
     setting, options = split_argument(arg, list(SETTINGS), "digits", ["quick", "model"])
-    model = options.get("model", "resnet20")
-    if model not in MODELS:
-        raise ConfigError(f"the config's argument model={model} is unknown{closest(model, MODELS)}")
+    model = chosen(options, "model", MODELS, "resnet20")
 
     config = base_config()
     config.name = f"{model}_{setting}"
@@ -136,11 +134,11 @@ def get_config(arg: str = ""):
     elif setting == "imagenet":
         set_imagenet_recipe(config, model)
     else:
-        chosen = SETTINGS[setting]
+        values = SETTINGS[setting]
         config.optim.weight_decay = 5e-4
-        config.train.batch_size = chosen["batch"]
-        config.train.num_steps = chosen["steps"]
-        config.train.eval_every = config.checkpoint.every = chosen["every"]
+        config.train.batch_size = values["batch"]
+        config.train.num_steps = values["steps"]
+        config.train.eval_every = config.checkpoint.every = values["every"]
     if "quick" in options:
         config.train.num_steps = 60
     return config

@@ -16,8 +16,8 @@ step, and no example of the calibration split in training.
 import runpy
 from pathlib import Path
 
+from jaxeff.config import chosen, real_number, share_of_steps
 from jaxeff.errors import ConfigError
-from jaxeff.registry import closest
 
 IMAGES = runpy.run_path(str(Path(__file__).with_name("images.py")))
 MODELS = IMAGES["MODELS"]
@@ -36,36 +36,15 @@ METHODS: dict[str, tuple[dict, dict]] = {
     "sat": ({"name": "self_adaptive", "momentum": 0.9}, {"name": "self_adaptive"}),
 }
 #: Share of the training in which bets are not yet taken, as the authors of Deep Gamblers have it.
-PRETRAINED = 1 / 3
+PRETRAINED = (1, 3)
 #: Trade-offs that the authors of one-sided prediction ran.
 MUS = (0.49, 1.67)
-
-
-def positive(options: dict[str, str], name: str, default: float) -> float:
-    """Returns an option that is a positive number.
-
-    Raises:
-      ConfigError: it is something else.
-    """
-    try:
-        value = float(options.get(name) or default)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise ConfigError(
-            f"{name} in the config's argument must be a positive number, not '{options[name]}'"
-        )
-    return value
 
 
 def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
     own, rest = IMAGES["take"](arg, ("method", "mu"))
-    method = own.get("method", "osp")
-    if method not in METHODS:
-        raise ConfigError(
-            f"the config's argument method={method} is unknown{closest(method, METHODS)}"
-        )
+    method = chosen(own, "method", METHODS, "osp")
     if "mu" in own and method != "osp":
         raise ConfigError(f"mu in the config's argument is of method=osp, not of method={method}")
     if "imagenet" in rest.split(","):
@@ -94,9 +73,9 @@ def get_config(arg: str = ""):
         if method == "selectivenet":
             config.model = {"name": "selecting", "backbone": config.model, "axis_name": "data"}
         if method == "osp":
-            config.objective.mu = positive(own, "mu", MUS[0])
+            config.objective.mu = real_number(own, "mu", MUS[0], positive=True)
         if method == "gamblers":
-            config.algorithm.pretrain_steps = int(PRETRAINED * config.train.num_steps)
+            config.algorithm.pretrain_steps = share_of_steps(config, *PRETRAINED)
     config.eval.select = "last"
     config.analyses = [{"name": "selective"}]
     return config

@@ -14,11 +14,11 @@ for learned scales and shifts of the tied channels, and ``share_shortcut``.
 import runpy
 from pathlib import Path
 
-from jaxeff.train.defaults import whole_number
+from jaxeff.config import whole_number
 
 IMAGES = runpy.run_path(str(Path(__file__).with_name("images.py")))
 SETTINGS, MODELS = IMAGES["SETTINGS"], IMAGES["MODELS"]
-FIELDS = ("mode", "factor", "modulate", "share_shortcut")
+FIELDS, SWITCHES = ("mode", "factor"), ("modulate", "share_shortcut")
 
 # The stages that share. Plain stems and first stages hold few of the parameters.
 STAGES = {
@@ -31,7 +31,7 @@ STAGES = {
 
 def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
-    own, rest = IMAGES["take"](arg, FIELDS)
+    own, rest = IMAGES["take"](arg, FIELDS, SWITCHES)
     model = IMAGES["take"](rest, ("model",))[0].get("model", "resnet20")
     config = IMAGES["get_config"](rest)
     config.name = f"shared_{config.name}"

@@ -14,7 +14,7 @@ The argument is that of ``configs/images.py``, and any of ``stride``, ``cheap``,
 import runpy
 from pathlib import Path
 
-from jaxeff.train.defaults import whole_number
+from jaxeff.config import whole_number
 
 IMAGES = runpy.run_path(str(Path(__file__).with_name("images.py")))
 SETTINGS, MODELS = IMAGES["SETTINGS"], IMAGES["MODELS"]

@@ -17,7 +17,7 @@ through time see ``configs/fptt.py``.
 
 from typing import Any
 
-from jaxeff.train.defaults import base_config, split_argument
+from jaxeff.config import base_config, split_argument
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "rows": {

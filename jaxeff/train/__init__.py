@@ -3,8 +3,8 @@
 ``run(config, workdir)`` is the whole job; the parts are importable for use in notebooks.
 """
 
+from jaxeff.config import base_config
 from jaxeff.train.algorithms import ALGORITHMS, BPTT, FPTT, Task, TruncatedBPTT
-from jaxeff.train.defaults import base_config
 from jaxeff.train.dynamic import dynamic_regularizer
 from jaxeff.train.experiment import Experiment, build
 from jaxeff.train.jobs import run

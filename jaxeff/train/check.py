@@ -9,9 +9,9 @@ from typing import Any
 
 import ml_collections
 
+from jaxeff.config import base_config
 from jaxeff.errors import CheckpointError, ConfigError
 from jaxeff.registry import closest
-from jaxeff.train.defaults import base_config
 
 OPEN_SECTIONS = ("data", "prerequisites", "model", "search", "algorithm", "objective", "optim")
 POSITIVE = (

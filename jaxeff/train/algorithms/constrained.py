@@ -59,6 +59,8 @@ class Constrained(Algorithm):
       *shared: model, objective, optimizer and task, see `Algorithm`. The optimiser
         and its weight decay do not see the multipliers.
       constraints: sections of `jaxeff.constraints.CONSTRAINTS`; at most one that reweights.
+      period: epochs over which the levels of those change that have an end and no period of their
+        own.
       dual: section of `jaxeff.constraints.DUAL_STEPS`: "gradient", "optimistic" or "nupi" with
         their gains, or "fixed" for constant penalty weights.
       rho: weight of the augmented Lagrangian; 0 is the plain one.
@@ -75,6 +77,7 @@ class Constrained(Algorithm):
         self,
         *shared: Any,
         constraints: Sequence[Mapping[str, Any]] = (),
+        period: float = 0.0,
         dual: Mapping[str, Any] | None = None,
         rho: float = 1.0,
         max_multiplier: float = 10.0,
@@ -104,7 +107,9 @@ class Constrained(Algorithm):
         )
         built = [
             CONSTRAINTS.build(
-                section, f"algorithm.constraints[{i}]", num_classes=self.task.num_classes
+                {"period": period, **section} if section.get("end") is not None else section,
+                f"algorithm.constraints[{i}]",
+                num_classes=self.task.num_classes,
             )
             for i, section in enumerate(constraints)
         ]

@@ -1,0 +1,233 @@
+"""What a config is: the fields that every experiment has, with their meaning and neutral values.
+
+Nothing here imports JAX, so that a config file is read, and a mistake in it told, in no time.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from jaxeff.errors import ConfigError
+from jaxeff.registry import closest
+
+
+def native(value: Any) -> Any:
+    """Returns a value with NumPy's scalars, at any depth, as plain numbers of Python."""
+    if isinstance(value, ml_collections.ConfigDict):
+        return value
+    if isinstance(value, Mapping):
+        return {name: native(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [native(item) for item in value]
+    if type(value) is tuple:
+        return tuple(native(item) for item in value)
+    if type(value).__module__ == "numpy" and hasattr(value, "item") and not value.shape:
+        return value.item()
+    return value
+
+
+class Config(ml_collections.ConfigDict):
+    """A ``ConfigDict`` that takes NumPy's scalars for the numbers that they are."""
+
+    def __init__(self, initial: Mapping[str, Any] | None = None, *args: Any, **options: Any):
+        super().__init__(None, *args, **options)
+        if isinstance(initial, ml_collections.ConfigDict):
+            fields: Iterable = initial.items(preserve_field_references=True)
+        else:
+            fields = (initial or {}).items()
+        for name, value in fields:
+            self[name] = value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        value = native(value)
+        if type(value) in (dict, ml_collections.ConfigDict):
+            value = Config(value)
+        super().__setitem__(key, value)
+
+
+def base_config() -> Config:
+    """Returns the config that each file in ``configs/`` starts from.
+
+    Sections ``data``, ``model``, ``algorithm``, ``objective`` and ``optim`` take any field that
+    what their ``name`` builds takes, as do the members of ``analyses``; the other sections have
+    exactly the fields below.
+    """
+    return Config(
+        {
+            "name": "",  # of the experiment, for its report
+            "seed": 0,  # of the parameters, the order of the data and every random draw
+            "data": {
+                "name": "",  # see jaxeff.data.DATASETS
+                "dir": "",  # folder of the original files; the data cache if empty
+                "view": "",  # how images become sequences, see jaxeff.data.VIEWS
+                "validation_fraction": 0.1,  # of the training data
+                "calibration_fraction": 0.0,  # of the training data, to choose thresholds on
+                "split_seed": 0,  # of these splits; the same for every seed
+                "download": False,  # let tensorflow-datasets fetch and prepare the data
+            },
+            "prerequisites": {},  # by name, configs of trainings that come before this one
+            "model": {"name": ""},  # see jaxeff.models.MODELS
+            "search": {"name": ""},  # for the model, see jaxeff.train.searches.SEARCHES
+            "algorithm": {"name": "bptt"},  # see jaxeff.train.algorithms.ALGORITHMS
+            "objective": {"name": "auto"},  # see jaxeff.train.objectives.OBJECTIVES
+            "optim": {
+                "name": "adam",  # see jaxeff.train.optim.OPTIMIZERS
+                "learning_rate": 1e-3,
+                "schedule_name": "cosine",  # constant, cosine or step
+                "warmup_steps": 0,
+                "clip_norm": 0.0,  # 0 does not clip
+                "weight_decay": 0.0,  # of kernels only
+            },
+            "train": {
+                "batch_size": 128,  # examples per step over all devices
+                "num_steps": 1000,
+                "log_every": 50,  # steps
+                "eval_every": 200,  # steps
+            },
+            "eval": {
+                "batch_size": 256,
+                "select": "best",  # parameters for the test: best on validation, or last
+            },
+            "analyses": [],  # of the trained model: sections, see jaxeff.train.analyses.ANALYSES
+            "checkpoint": {
+                "every": 200,  # steps
+                "keep": 2,
+            },
+            "parallel": "shard_map",  # or pmap
+            "devices": {
+                "cpu": 0,  # CPU devices to make; 0 is one per core
+                "coordinator": config_dict.placeholder(str),  # host:port, for several processes
+                "num_processes": 1,
+                "process_id": 0,
+            },
+        }
+    )
+
+
+def argument_items(arg: str, switches: Sequence[str] = ("quick",)) -> list[tuple[str, str]]:
+    """Splits the argument of a config file at its commas into words and ``name=value``.
+
+    Args:
+      arg: the argument.
+      switches: options that take no value.
+
+    Returns:
+      names in order, with their values ("" where none was given).
+
+    Raises:
+      ConfigError: an item stands there twice, has no value after ``=``, or is a switch with one.
+    """
+    found: dict[str, str] = {}
+    for item in filter(None, (item.strip() for item in arg.split(","))):
+        name, equals, value = item.partition("=")
+        if name in found:
+            raise ConfigError(f"'{name}' stands twice in the config's argument '{arg}'")
+        if equals and (not value or name in switches):
+            wanted = f"'{name}' alone" if name in switches else f"a value after '{name}='"
+            raise ConfigError(f"the config's argument '{item}' must have {wanted}")
+        found[name] = value
+    return list(found.items())
+
+
+def split_argument(
+    arg: str,
+    settings: Sequence[str],
+    default: str,
+    options: Sequence[str],
+    switches: Sequence[str] = ("quick",),
+) -> tuple[str, dict[str, str]]:
+    """Splits the argument of a config file, ``configs/file.py:ARGUMENT``.
+
+    Args:
+      arg: comma-separated items: at most one setting, and options ``name`` or ``name=value``.
+      settings: the settings that the file knows.
+      default: the setting if none is given.
+      options: the option names that it knows.
+      switches: those of them that take no value.
+
+    Returns:
+      the setting, and the options with their values ("" for switches).
+
+    Raises:
+      ConfigError: an item is neither, is given twice, or misses its value.
+    """
+    given: list[str] = []
+    found: dict[str, str] = {}
+    for name, value in argument_items(arg, switches):
+        if name in options:
+            if not value and name not in switches:
+                raise ConfigError(f"the config's argument '{name}' needs a value: {name}=VALUE")
+            found[name] = value
+        elif name in settings and not value:
+            given.append(name)
+        else:
+            item = f"{name}={value}" if value else name
+            known = [*settings, *options]
+            raise ConfigError(f"the config's argument '{item}' is unknown{closest(name, known)}")
+    if len(given) > 1:
+        raise ConfigError(
+            f"the config's argument '{arg}' has the settings {' and '.join(given)}; give one"
+        )
+    return given[0] if given else default, found
+
+
+def chosen(
+    options: Mapping[str, str], name: str, known: Mapping[str, Any] | Sequence[str], default: str
+) -> str:
+    """Returns an option of a config file's argument that is one of a few words.
+
+    Raises:
+      ConfigError: it is another.
+    """
+    value = options.get(name) or default
+    if value not in known:
+        raise ConfigError(
+            f"the config's argument {name}={value} is unknown{closest(value, list(known))}"
+        )
+    return value
+
+
+def whole_number(options: Mapping[str, str], name: str, default: int, least: int = 0) -> int:
+    """Returns an option of a config file's argument that is a whole number.
+
+    Raises:
+      ConfigError: it is something else, or below ``least``.
+    """
+    text = options.get(name) or str(default)
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+        kind = f"a whole number of at least {least}" if least else "a whole number"
+        raise ConfigError(f"{name} in the config's argument must be {kind}, not '{text}'")
+    return int(text)
+
+
+def real_number(
+    options: Mapping[str, str], name: str, default: float, *, positive: bool = False
+) -> float:
+    """Returns an option of a config file's argument that is a finite number, not negative.
+
+    Raises:
+      ConfigError: it is something else, or 0 where it is to be ``positive``.
+    """
+    text = options.get(name) or str(default)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not (math.isfinite(value) and value >= 0 and (value or not positive)):
+        kind = "a positive number" if positive else "a number that is not negative"
+        raise ConfigError(f"{name} in the config's argument must be {kind}, not '{text}'")
+    return value
+
+
+def share_of_steps(config: Config, part: int, whole: int) -> config_dict.FieldReference:
+    """Returns ``part / whole`` of ``config.train.num_steps``, rounded down, whatever it becomes.
+
+    A field with it follows when the number of steps is set on the command line.
+    """
+    return config.train.get_ref("num_steps") * part // whole
