@@ -5,6 +5,9 @@ The command line prints them without a traceback and leaves with exit status 2.
 
 from __future__ import annotations
 
+import sysconfig
+from pathlib import Path
+
 
 class UserError(Exception):
     """Base of every error that a user can mend."""
@@ -24,3 +27,27 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """Training cannot go on, for example because the loss is not finite."""
+
+
+_PACKAGE = str(Path(__file__).parent)
+_LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
+
+
+def explained(error: BaseException) -> str:
+    """Returns an exception as a phrase: its type and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def origin(error: BaseException) -> str:
+    """Returns `explained`, and the file and line of the user's code that failed, if any did.
+
+    That is the innermost line outside of this package, of Python and of what is installed.
+    """
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if not file.startswith((_PACKAGE, *_LIBRARIES, "<")):
+            place = f" ({file}, line {trace.tb_lineno})"
+        trace = trace.tb_next
+    return explained(error) + place

@@ -6,35 +6,43 @@ continues a run that was stopped or killed.
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import hashlib
 import json
-import os
 import re
 import sys
-from typing import NoReturn
+import traceback
+from typing import Any, NoReturn
 
+import ml_collections
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from jaxeff.errors import UserError
+from jaxeff import config_files, overrides
+from jaxeff.errors import UserError, explained
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment's config.")
-_WORKDIR = flags.DEFINE_string(
-    "workdir",
-    None,
-    "Folder of the run; runs/NAME-HASH of the config if unset.",
-)
-_MODE = flags.DEFINE_enum(
-    "mode",
-    "train",
-    ["train", "eval", "bench"],
-    "train: train and test; eval: test a trained run again; bench: measure speed and memory.",
-)
-flags.mark_flag_as_required("config")
+_FLAGS = flags.FLAGS
 
 
-def default_workdir(config) -> str:
+def define(values: flags.FlagValues) -> None:
+    """Defines the options of the command line."""
+    flags.DEFINE_string("config", None, "File of the experiment's config.", values)
+    flags.DEFINE_string(
+        "workdir", None, "Folder of the run; runs/NAME-HASH of the config if unset.", values
+    )
+    flags.DEFINE_enum(
+        "mode",
+        "train",
+        ["train", "eval", "bench"],
+        "train: train and test; eval: test a trained run again; bench: measure speed and memory.",
+        values,
+    )
+    flags.DEFINE_bool("debug", False, "Show the traceback behind an error's sentence.", values)
+
+
+define(_FLAGS)
+
+
+def default_workdir(config: ml_collections.ConfigDict) -> str:
     """Returns a folder of its own for every distinct config."""
     fields = json.loads(config.to_json_best_effort())
     fields.pop("devices", None)  # where a run runs is not what it is
@@ -43,59 +51,89 @@ def default_workdir(config) -> str:
     return f"runs/{config.name or 'run'}-{digest}"
 
 
-def main(argv: list[str]) -> None:
-    """Runs the job that the flags ask for."""
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; options start with --")
+def parse(
+    argv: list[str], values: flags.FlagValues = _FLAGS
+) -> tuple[ml_collections.ConfigDict, str | None, str]:
+    """Returns the config, the working directory (None if not given) and the mode of a command.
+
+    Args:
+      argv: the command line, the program's name first.
+      values: flags to parse it into.
+
+    Raises:
+      UserError: an option, the config file or an overridden field is wrong.
+    """
+    try:
+        argv = values.read_flags_from_files(argv, force_gnu=False)
+        fields, rest = overrides.take(argv[1:])
+        stray = values([*argv[:1], *rest])[1:]
+    except flags.Error as error:
+        raise UserError(str(error).removeprefix("ERROR:: ")) from error
+    if stray:
+        raise UserError(f"unexpected argument {stray[0]!r}; options start with --")
+    if not values.config:
+        raise UserError("--config is missing; name a config file such as configs/irnn.py")
+    if sum(bool(re.match("--?config(=|$)", argument)) for argument in rest) > 1:
+        raise UserError("--config is given twice; name one config file")
+    config = config_files.load(values.config)
+    for field in fields:
+        overrides.apply(config, field)
+    if values.workdir == "":
+        raise UserError("--workdir is empty; name a folder, or leave the option out")
+    return config, values.workdir, values.mode
+
+
+def main(asked: Any) -> None:
+    """Runs the job that `parse` understood."""
+    config, workdir, mode = asked
     from jaxeff.train.jobs import run
 
-    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
-    if not os.path.exists(path):
-        raise UserError(f"there is no config file {path}; configs/irnn.py is an example")
-    config = _CONFIG.value
-    run(config, _WORKDIR.value or default_workdir(config), _MODE.value)
+    run(config, workdir or default_workdir(config), mode)
 
 
-def _parse(argv: list[str]) -> list[str]:
-    """Parses the flags; a wrong flag or override is one sentence, not a traceback."""
-    try:
-        rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        text = " ".join(_unquoted(a) for a in error.args) or type(error).__name__
-        complaint = re.search(r"jaxeff\.errors\.\w+: (.+)", text)
-        if complaint is None and "Traceback" in text:
-            _fail(text)  # a mistake in the config file itself: show where
-        text = complaint[1] if complaint else " ".join(text.split())
-        field = re.fullmatch(r"('\w+')( Did .*)?", text)
-        if field:
-            text = f"the config has no field {'.'.join(filter(None, field.groups()))}"
-        _fail(text)
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
-    return rest
-
-
-def _unquoted(argument: object) -> str:
-    """Returns the text of an exception's argument; a KeyError's may be the repr of the text."""
-    text = str(argument)
-    return str(ast.literal_eval(text)) if re.fullmatch(r"(['\"]).*\1", text, re.DOTALL) else text
-
-
-def _fail(message: str) -> NoReturn:
+def _fail(error: UserError, debug: bool) -> NoReturn:
+    """Says what a user can mend: a single line, whatever stands in the message."""
+    if debug:
+        traceback.print_exception(error)
+    message = " ".join(str(error).split())
+    message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
 def cli() -> None:
     """Entry point of the installed command ``jaxeff``."""
+    debug = any(argument in ("--debug", "-debug", "--debug=true") for argument in sys.argv)
 
-    def guarded(argv: list[str]) -> None:
+    def parsed(argv: list[str]) -> Any:
+        with _sentences():
+            found = parse(argv)
+        if not _FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
+        return found
+
+    def guarded(asked: Any) -> None:
+        with _sentences():
+            main(asked)
+
+    @contextlib.contextmanager
+    def _sentences():
         try:
-            main(argv)
+            yield
         except UserError as error:
-            _fail(str(error))
+            _fail(error, debug)
+        except Exception as error:
+            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            _fail(
+                UserError(
+                    "memory ran out; lower config.train.batch_size or config.eval.batch_size, or "
+                    f"choose a smaller model ({explained(error)})"
+                ),
+                debug,
+            )
 
-    app.run(guarded, flags_parser=_parse)
+    app.run(guarded, flags_parser=parsed)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from jaxeff.errors import ConfigError
+from jaxeff.annotations import check_types, parameters
+from jaxeff.errors import ConfigError, UserError, origin
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
@@ -23,23 +24,6 @@ def closest(word: str, known: Mapping[str, Any] | list[str]) -> str:
     return f"; did you mean '{match[0]}'?" if match else f"; choose one of: {', '.join(names)}"
 
 
-def _accepted(factory: Callable[..., Any]) -> tuple[list[str], bool]:
-    """Returns the keywords that a factory takes, and whether it takes any other too.
-
-    A class hands what it does not name itself to the class before it.
-    """
-    callables: list[Callable[..., Any]] = [factory]
-    if isinstance(factory, type):
-        callables += [base.__init__ for base in factory.__mro__[1:] if "__init__" in vars(base)]  # type: ignore
-    names: list[str] = []
-    for number, function in enumerate(callables):
-        found = list(inspect.signature(function).parameters.values())[number > 0 :]  # not self
-        names += [p.name for p in found if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-        if not any(p.kind is p.VAR_KEYWORD for p in found):
-            return names, False
-    return names, True
-
-
 class Registry:
     """A mapping from names to factories that explains itself when a name or a field is wrong."""
 
@@ -48,11 +32,22 @@ class Registry:
         self._factories: dict[str, Callable[..., Any]] = {}
 
     def register(self, name: str) -> Callable[[Factory], Factory]:
-        """Returns a decorator that files a factory under ``name``."""
+        """Returns a decorator that files a factory under ``name``.
+
+        A factory of the same module and name replaces the one before, so that a cell of a notebook
+        can be run again.
+
+        Raises:
+          ValueError: the name belongs to another factory.
+        """
 
         def decorate(factory: Factory) -> Factory:
-            if name in self._factories:
-                raise ValueError(f"{self.kind} '{name}' is registered twice")
+            before = self._factories.get(name)
+            if before is not None and _identity(before) != _identity(factory):
+                raise ValueError(
+                    f"{self.kind} '{name}' is registered twice, by {'.'.join(_identity(before))} "
+                    f"and by {'.'.join(_identity(factory))}; give one of them another name"
+                )
             self._factories[name] = factory
             return factory
 
@@ -78,7 +73,8 @@ class Registry:
           **extra: keyword arguments that do not come from the config.
 
         Raises:
-          ConfigError: unknown name, or a field that the factory does not take.
+          ConfigError: unknown name, a field that the factory does not take, or one that it cannot
+            be built with; what the factory raised is its cause.
         """
         where = where or self.kind
         if "name" not in spec:
@@ -86,25 +82,52 @@ class Registry:
                 f"config.{where} needs a field 'name'; choose one of: {', '.join(self)}"
             )
         name = spec["name"]
-        if name not in self._factories:
+        if not isinstance(name, str) or name not in self._factories:
             raise ConfigError(
-                f"config.{where}.name: unknown {self.kind} '{name}'{closest(name, self._factories)}"
+                f"config.{where}.name: unknown {self.kind} '{name}'"
+                f"{closest(str(name), self._factories)}"
             )
         factory = self._factories[name]
         fields = {key: value for key, value in spec.items() if key != "name"}
-        accepted, anything = _accepted(factory)
-        unknown = [field for field in fields if field not in accepted and not anything]
-        if unknown:
-            known = [n for n in accepted if n not in extra]
-            raise ConfigError(
-                f"config.{where}.{unknown[0]}: {self.kind} '{name}' has no such field"
-                f"{closest(unknown[0], known)}"
-            )
+        accepted, anything = parameters(factory)
+        for field in fields:
+            if field in extra:
+                raise ConfigError(
+                    f"config.{where}.{field} cannot be set: it follows from the rest; leave it out"
+                )
+            if field not in accepted and not anything:
+                known = [n for n in accepted if n not in extra]
+                raise ConfigError(
+                    f"config.{where}.{field}: {self.kind} '{name}' has no such field"
+                    f"{closest(field, known)}"
+                )
+        check_types(factory, fields, where)
+        missing = [n for n in _required(factory) if n not in fields and n not in extra]
+        if missing:
+            raise ConfigError(f"config.{where}: {self.kind} '{name}' needs a field '{missing[0]}'")
         try:
             return factory(**fields, **extra)
-        except ConfigError as error:
-            if str(error).startswith("config."):
+        except UserError as error:
+            if not isinstance(error, ConfigError) or str(error).startswith("config."):
                 raise
             raise ConfigError(f"config.{where}: {error}") from error
-        except TypeError as error:
-            raise ConfigError(f"config.{where}: a field has the wrong type ({error})") from error
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"config.{where}: {self.kind} '{name}' cannot be built: {origin(error)}"
+            ) from error
+
+
+def _identity(factory: Callable[..., Any]) -> tuple[str, str]:
+    module = getattr(factory, "__module__", None) or ""
+    return module, getattr(factory, "__qualname__", None) or repr(factory)
+
+
+def _required(factory: Callable[..., Any]) -> list[str]:
+    """Returns the parameters of a factory itself that have no default."""
+    return [
+        p.name
+        for p in inspect.signature(factory).parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]

@@ -23,7 +23,7 @@ from jaxeff.data import (
 )
 from jaxeff.data.base import DATASETS, Dataset, Request, Split
 from jaxeff.data.loading import load
-from jaxeff.data.pipeline import eval_batches, make_train_iterator
+from jaxeff.data.pipeline import eval_batches, make_train_iterator, padded_size
 from jaxeff.data.views import VIEWS
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "load",
     "make_train_iterator",
     "mnist_5k",
+    "padded_size",
     "posed",
     "prepared_texts",
     "series",

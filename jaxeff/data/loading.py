@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from jaxeff.annotations import check_types
 from jaxeff.data.augment import Augmentation
 from jaxeff.data.base import DATASETS, Dataset, Request
 from jaxeff.data.views import VIEWS
@@ -46,6 +47,19 @@ def load(
       ConfigError: an unknown name or field, or an impossible value.
       DataError: the data set is missing or damaged.
     """
+    check_types(
+        load,
+        {
+            "dir": dir,
+            "view": view,
+            "validation_fraction": validation_fraction,
+            "calibration_fraction": calibration_fraction,
+            "split_seed": split_seed,
+            "download": download,
+            "augment": augment,
+        },
+        "data",
+    )
     factory = _parameters(DATASETS, name, "name")
     viewer = _parameters(VIEWS, view, "view") if view else set()
     common = _keywords(load)
@@ -57,6 +71,9 @@ def load(
             raise ConfigError(
                 f"config.data.{field}: {shown} has no such field{closest(field, known)}"
             )
+    check_types(DATASETS[name], options, "data")
+    if view:
+        check_types(VIEWS[view], options, "data")
     built = VIEWS[view](**{k: v for k, v in options.items() if k in viewer}) if view else None
     label = " ".join([view or "images", *(f"{k}={getattr(built, k)}" for k in sorted(viewer))])
     changes = Augmentation.build(augment)

@@ -103,6 +103,7 @@ def eval_batches(
     seed: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    multiple: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields every example of a split exactly once, in order, in batches of one size.
 
@@ -113,36 +114,49 @@ def eval_batches(
     windows: row s of batch b is window ``s * n + b``, and rows past the last window are filled in
     the same way. ``start`` (see ``make_train_iterator``) is 1 in the first batch only.
 
+    Rows that only make a batch a multiple of ``multiple``, for example of the devices, stand at its
+    end and are filled in the same way, so that no result depends on them.
+
     Args:
       split: the examples; an empty split yields nothing.
       batch_size: examples per batch over all processes.
       seed: seed of the examples' noise, which is the same in every pass and for every batch size.
       process_index: which contiguous slice of each batch to give.
       process_count: number of processes.
+      multiple: batches get rows of no weight up to a multiple of it.
 
     Raises:
       ConfigError: an impossible batch size, process or seed.
     """
-    part = _part(batch_size, process_index, process_count)
+    if batch_size < 1 or multiple < 1:
+        raise ConfigError(f"batch_size must be at least 1, not {min(batch_size, multiple)}")
+    part = _part(padded_size(batch_size, multiple), process_index, process_count)
     if seed < 0:
         raise ConfigError(f"seed must not be negative, not {seed}")
     return _eval_batches(split, batch_size, seed, part)
 
 
+def padded_size(batch_size: int, multiple: int) -> int:
+    """Returns the smallest multiple that holds a batch."""
+    return -(-batch_size // multiple) * multiple
+
+
 def _eval_batches(
     split: Split, batch_size: int, seed: int, part: slice
 ) -> Iterator[dict[str, np.ndarray]]:
+    real = np.arange(part.start, part.stop) < batch_size
     if split.ordered:
         steps = -(-len(split) // batch_size)
         for number in range(steps):
-            yield _ordered_batch(split, number, steps, part)
+            batch = _ordered_batch(split, number, steps, part)
+            yield {**batch, "weight": batch["weight"] * real}
         return
     for start in range(0, len(split), batch_size):
         positions = np.arange(start + part.start, start + part.stop)
         rng = _generator([_EVAL_NOISE, seed, split.stream], skip=int(positions[0]))
         batch = split.take(np.minimum(positions, len(split) - 1), rng)
         checked = _finite(batch, f"evaluation batch {start // batch_size}")
-        yield {**checked, "weight": (positions < len(split)).astype(np.float32)}
+        yield {**checked, "weight": ((positions < len(split)) & real).astype(np.float32)}
 
 
 def _finite(batch: dict[str, np.ndarray], what: str) -> dict[str, np.ndarray]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
+import numpy as np
 
-from jaxeff.config import base_config
+from jaxeff.config import base_config, native
 from jaxeff.errors import CheckpointError, ConfigError
 from jaxeff.registry import closest
+from jaxeff.train import values
 
 OPEN_SECTIONS = ("data", "prerequisites", "model", "search", "algorithm", "objective", "optim")
 POSITIVE = (
@@ -24,6 +27,7 @@ POSITIVE = (
     "checkpoint.keep",
     "devices.num_processes",
 )
+MAX_CPU_DEVICES = 512
 SELECTIONS = ("best", "last")
 CONFIG_FILE = "config.json"
 RESERVED = ("checkpoints", "eval", "bench", "search")  # folders of a run
@@ -31,15 +35,23 @@ RESERVED = ("checkpoints", "eval", "bench", "search")  # folders of a run
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises `ConfigError` for an unknown field, a wrong type or an impossible number."""
-    _check_fields(config.to_dict(), base_config().to_dict(), "config", is_open=False)
+    fields = config.to_dict()
+    values.check_values({name: v for name, v in fields.items() if name != "prerequisites"})
+    _check_fields(fields, base_config().to_dict(), "config", is_open=False)
+    values.check_depths(fields["model"])
+    values.check_name(config.name)
+    values.check_processes(config.devices)
+    values.check_seed(config.seed)
     for field in POSITIVE:
         section, name = field.split(".")
         if config[section][name] < 1:
             raise ConfigError(f"config.{field} must be at least 1, not {config[section][name]}")
-    if config.seed < 0:
-        raise ConfigError(f"config.seed must not be negative, not {config.seed}")
     if config.devices.cpu < 0:
         raise ConfigError(f"config.devices.cpu must not be negative, not {config.devices.cpu}")
+    if config.devices.cpu > MAX_CPU_DEVICES:
+        raise ConfigError(
+            f"config.devices.cpu must be at most {MAX_CPU_DEVICES}, not {config.devices.cpu}"
+        )
     if config.eval.select not in SELECTIONS:
         raise ConfigError(
             f"config.eval.select: unknown choice '{config.eval.select}'"
@@ -47,6 +59,17 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     for name, required in config.prerequisites.items():
         _check_prerequisite(name, required)
+
+
+def training_batch(config: ml_collections.ConfigDict) -> int:
+    """Returns the greatest batch of which all training batches are multiples.
+
+    Those are the config's own and those of everything that it requires, per process.
+    """
+    sizes = [training_batch(required) for required in config.prerequisites.values()]
+    common = math.gcd(config.train.batch_size, *sizes)
+    processes = config.devices.num_processes
+    return common // processes if common % processes == 0 else common
 
 
 def _check_prerequisite(name: str, config: Any) -> None:
@@ -83,14 +106,15 @@ def _check_fields(given: Mapping[str, Any], known: Mapping[str, Any], where: str
 def _fits(value: Any, like: Any) -> bool:
     if like is None:
         return value is None or isinstance(value, str)
-    if isinstance(like, bool) or isinstance(value, bool):
-        return isinstance(like, bool) and isinstance(value, bool)
-    return isinstance(value, (int, float) if isinstance(like, float) else type(like))
+    if isinstance(like, bool) or isinstance(value, (bool, np.bool_)):
+        return isinstance(like, bool) and isinstance(value, (bool, np.bool_))
+    kinds = {int: (int, np.integer), float: (int, float, np.integer, np.floating)}
+    return isinstance(value, kinds.get(type(like), type(like)))
 
 
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the config as plain dicts, lists, numbers and strings."""
-    return json.loads(config.to_json_best_effort())
+    return json.loads(json.dumps(native(config.to_dict())))
 
 
 def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -32,12 +32,14 @@ class Evaluator:
         """
         config, devices = self._experiment.config, self._experiment.devices
         totals: dict[str, float] = {}
-        carry = devices.replicate(self._experiment.initial_carry(split, config.eval.batch_size))
+        rows = data.padded_size(config.eval.batch_size, devices.size)
+        carry = devices.replicate(self._experiment.initial_carry(split, rows))
         batches = data.eval_batches(
             self._experiment.dataset.splits[split],
             config.eval.batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            multiple=devices.size,
         )
         for batch in batches:
             sums, carry = self._step(params, model_state, carry, devices.shard(batch))

@@ -14,9 +14,10 @@ import numpy as np
 import optax
 
 from jaxeff import data
-from jaxeff.errors import ConfigError
+from jaxeff.annotations import check_types
+from jaxeff.errors import ConfigError, UserError, origin
 from jaxeff.models import MODELS
-from jaxeff.train import analyses, check, objectives, optim
+from jaxeff.train import analyses, check, objectives, optim, sizes
 from jaxeff.train.algorithms import ALGORITHMS, Algorithm, Task, Trained
 from jaxeff.train.parallel import DeviceMap
 from jaxeff.train.state import TrainState
@@ -96,9 +97,10 @@ def build(
     check.check(config)
     devices = DeviceMap(config.parallel)
     devices.check_batch(config.train.batch_size, "train.batch_size")
-    devices.check_batch(config.eval.batch_size, "eval.batch_size")
+    check_types(optim.build, config.optim, "optim")
     fields = config.data.to_dict()
     dataset = data.load(fields.pop("name"), **fields)
+    sizes.check_batch(config.train.batch_size, dataset)
     objective = objectives.build(config.objective.to_dict(), dataset.task, config.algorithm.name)
     model = MODELS.build(config.model, "model", num_outputs=_width(objective, dataset))
     algorithm = ALGORITHMS.build(
@@ -113,7 +115,7 @@ def build(
     # The schedule spans all updates of the run, whose number the algorithm alone knows.
     updates = config.train.num_steps * algorithm.updates_per_batch
     algorithm.optimizer = optim.build(**config.optim.to_dict(), num_steps=updates)
-    _check_shapes(model, algorithm, dataset)
+    sizes.check_memory(config, _check_shapes(model, algorithm, dataset), dataset, devices)
     looks = analyses.build(config.analyses)
     built = Experiment(config, dataset, model, algorithm, devices, looks)
     analyses.check(built)
@@ -153,27 +155,30 @@ def _task(dataset: data.Dataset, batch_size: int) -> Task:
     )
 
 
-def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset) -> None:
-    """Traces the model on abstract values, so that a misfit shows before anything is compiled."""
+def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset) -> TrainState:
+    """Traces the model on abstract values, so that a misfit shows before anything is compiled.
+
+    Returns the abstract training state.
+    """
     example = jax.ShapeDtypeStruct((1, *dataset.input_shape), dataset.input_dtype)
 
     def outputs(x):
         state = algorithm.init_state(jax.random.key(0), x)
-        return model.apply({"params": state.params, **state.model_state}, x, train=False)
+        variables = {"params": state.params, **state.model_state}
+        return model.apply(variables, x, train=False), state
 
     try:
-        traced = jax.eval_shape(outputs, example)
-    except ConfigError:
+        traced, state = jax.eval_shape(outputs, example)
+    except UserError:
         raise
-    except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:
         raise ConfigError(
             f"config.model does not fit inputs {dataset.input_shape} of data '{dataset.name}': "
-            f"{reason}"
+            f"{origin(error)}"
         ) from error
     if dataset.task == "reconstruction":
         _check_reconstruction(traced, dataset)
-        return
+        return state
     found = traced.shape
     steps = dataset.input_shape[:1] if dataset.task == "tagging" else ()
     wanted = (1, *steps, _width(algorithm.objective, dataset))
@@ -183,6 +188,7 @@ def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset)
             f"config.model gives outputs {found[1:]}, but data '{dataset.name}' ({dataset.task}) "
             f"needs {wanted[1:]}; a sequence model does so with config.model.readout='{readout}'"
         )
+    return state
 
 
 def _check_reconstruction(outputs: Any, dataset: data.Dataset) -> None:

@@ -33,7 +33,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, mode: str = "tra
     """
     check.check(config)
     workdir = Path(workdir)
-    runtime.prepare(batch_size=config.train.batch_size, cpu_devices=config.devices.cpu)
+    runtime.prepare(batch_size=check.training_batch(config), cpu_devices=config.devices.cpu)
     if config.devices.coordinator and not jax.distributed.is_initialized():
         jax.distributed.initialize(
             config.devices.coordinator, config.devices.num_processes, config.devices.process_id

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
+from pathlib import Path
 
 import jax
 
+#: Where Linux says how much memory a container may have.
+CGROUP_LIMITS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
 # glibc's mallopt parameters.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
 
@@ -45,16 +52,32 @@ def use_cpu_devices(count: int = 0, batch_size: int = 0) -> None:
 
     Args:
       count: number of devices; 0 takes the largest number, up to the cores, that divides
-        ``batch_size``.
-      batch_size: examples per step.
+        ``batch_size``. Batches of an evaluation need not divide: they are filled up.
+      batch_size: examples per step; of several trainings their greatest common divisor.
     """
     if not count:
-        cores = cpu_cores()
-        count = max(n for n in range(1, cores + 1) if batch_size % n == 0)
+        count = max(n for n in range(1, cpu_cores() + 1) if batch_size % n == 0)
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:  # the devices have started; use them as they are
         return
+
+
+def memory_limit(device: jax.Device | None = None) -> int | None:
+    """Returns the bytes of memory that this process can have at most; None if that is not known.
+
+    Args:
+      device: an accelerator, to return its memory instead.
+    """
+    if device is not None and device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    found = []
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # not on Windows
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for file in CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+            found.append(int(Path(file).read_text(encoding="ascii")))
+    return min((limit for limit in found if limit > 0), default=None)
 
 
 def prepare(*, batch_size: int, cpu_devices: int = 0) -> None:

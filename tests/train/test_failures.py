@@ -119,11 +119,10 @@ def test_missing_cell_is_a_sentence(tiny_config, tmp_path, no_compilation):
     assert_is_a_sentence(caught.value, ConfigError)
 
 
-@pytest.mark.parametrize("section", ["train", "eval"])
-def test_batch_that_does_not_split_over_the_devices_is_refused(
-    tiny_config, monkeypatch, no_compilation, section
+def test_training_batch_that_does_not_split_over_the_devices_is_refused(
+    tiny_config, monkeypatch, no_compilation
 ):
-    tiny_config[section].batch_size = 65
+    tiny_config.train.batch_size = 65
     devices = jax.devices()[:1] * 2
     monkeypatch.setattr(jax, "devices", lambda *_: devices)
     monkeypatch.setattr(train.parallel, "Mesh", lambda *_, **__: None)
@@ -131,7 +130,7 @@ def test_batch_that_does_not_split_over_the_devices_is_refused(
     with pytest.raises(ConfigError) as caught:
         train.build(tiny_config)
     assert str(caught.value) == (
-        f"config.{section}.batch_size must be a positive multiple of the 2 devices, not 65"
+        "config.train.batch_size must be a positive multiple of the 2 devices, not 65"
     )
 
 
