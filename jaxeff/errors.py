@@ -36,7 +36,8 @@ _LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib",
 def explained(error: BaseException) -> str:
     """Returns an exception as a phrase: its type and the first line of its text."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    text = lines[0].rstrip(" .:") if lines else ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def origin(error: BaseException) -> str:

@@ -80,6 +80,8 @@ def parse(
         overrides.apply(config, field)
     if values.workdir == "":
         raise UserError("--workdir is empty; name a folder, or leave the option out")
+    if values.workdir and not values.workdir.isprintable():
+        raise UserError(f"--workdir has a character that no folder should: {values.workdir!r}")
     return config, values.workdir, values.mode
 
 
@@ -91,13 +93,16 @@ def main(asked: Any) -> None:
     run(config, workdir or default_workdir(config), mode)
 
 
+def sentence(error: UserError) -> str:
+    """Returns the text of an error as a single line, whatever stands in it."""
+    text = " ".join(str(error).split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def _fail(error: UserError, debug: bool) -> NoReturn:
-    """Says what a user can mend: a single line, whatever stands in the message."""
     if debug:
         traceback.print_exception(error)
-    message = " ".join(str(error).split())
-    message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {sentence(error)}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 

@@ -38,14 +38,16 @@ def check(config: ml_collections.ConfigDict) -> None:
     fields = config.to_dict()
     values.check_values({name: v for name, v in fields.items() if name != "prerequisites"})
     _check_fields(fields, base_config().to_dict(), "config", is_open=False)
-    values.check_depths(fields["model"])
+    values.check_model(fields["model"])
     values.check_name(config.name)
-    values.check_processes(config.devices)
     values.check_seed(config.seed)
     for field in POSITIVE:
         section, name = field.split(".")
         if config[section][name] < 1:
             raise ConfigError(f"config.{field} must be at least 1, not {config[section][name]}")
+    values.check_processes(config.devices)
+    if "num_steps" in fields["optim"]:
+        raise ConfigError("config.optim.num_steps cannot be set: it is config.train.num_steps")
     if config.devices.cpu < 0:
         raise ConfigError(f"config.devices.cpu must not be negative, not {config.devices.cpu}")
     if config.devices.cpu > MAX_CPU_DEVICES:

@@ -31,6 +31,11 @@ TASK_OBJECTIVES = {
     "regression": "mean_squared_error",
     "reconstruction": "elbo",
 }
+#: What this package's own objectives can be used for.
+TASKS_OF = {
+    name: tuple(task for task, usual in TASK_OBJECTIVES.items() if usual == name)
+    for name in TASK_OBJECTIVES.values()
+}
 
 
 def build(spec: Mapping[str, Any], task: str, algorithm: str = "") -> Objective:
@@ -47,6 +52,12 @@ def build(spec: Mapping[str, Any], task: str, algorithm: str = "") -> Objective:
     if spec["name"] == "auto":
         spec = {**spec, "name": TASK_OBJECTIVES[task]}
     objective = OBJECTIVES.build(spec, "objective")
+    tasks = TASKS_OF.get(spec["name"], (task,))
+    if task not in tasks:
+        raise ConfigError(
+            f"config.objective.name='{spec['name']}' is for {' and '.join(tasks)}, but the data is "
+            f"for {task}; choose '{TASK_OBJECTIVES[task]}'"
+        )
     wanted = getattr(objective, "algorithm", algorithm)
     if algorithm and algorithm != wanted:
         raise ConfigError(

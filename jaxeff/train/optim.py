@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +12,11 @@ import optax
 
 from jaxeff.errors import ConfigError
 from jaxeff.registry import Registry
+from jaxeff.train.values import check_share
 
 OPTIMIZERS = Registry("optimizer")
+#: Fields of optax's optimisers that are decays of running averages.
+AVERAGES = frozenset({"b1", "b2", "b3", "decay", "momentum"})
 SCHEDULES = ("constant", "cosine", "step")
 
 OPTIMIZERS.register("adam")(optax.adam)
@@ -60,7 +64,7 @@ def schedule(
         raise ConfigError(
             f"config.optim.schedule_name must be one of {', '.join(SCHEDULES)}, not {name!r}"
         )
-    if learning_rate <= 0:
+    if not 0 < learning_rate < math.inf:
         raise ConfigError(f"config.optim.learning_rate must be positive, not {learning_rate}")
     if not 0 <= warmup_steps < num_steps:
         raise ConfigError(
@@ -73,6 +77,11 @@ def schedule(
             f"config.optim.periods must be in [1, {rest}], the steps after the warm-up, "
             f"not {periods}"
         )
+    if not 0 < decay_factor < math.inf:
+        raise ConfigError(f"config.optim.decay_factor must be positive, not {decay_factor}")
+    for fraction in boundaries:
+        if not 0 <= fraction <= 1:
+            raise ConfigError(f"config.optim.boundaries must be in [0, 1], not {fraction}")
     if name == "constant":
         main = optax.constant_schedule(learning_rate)
     elif name == "cosine":
@@ -82,7 +91,10 @@ def schedule(
             passed = step * periods / rest
             return fall((passed - jnp.minimum(jnp.floor(passed), periods - 1)) * rest)
     else:
-        drops = {int(fraction * rest): decay_factor for fraction in boundaries}
+        drops: dict[int, float] = {}
+        for fraction in boundaries:  # of a short run, several may be at one step
+            at = int(fraction * rest)
+            drops[at] = drops.get(at, 1.0) * decay_factor
         main = optax.piecewise_constant_schedule(learning_rate, drops)
     if not warmup_steps:
         return main
@@ -141,12 +153,15 @@ def build(
       ConfigError: a field is unknown or impossible.
     """
     for field, value in (("clip_norm", clip_norm), ("weight_decay", weight_decay)):
-        if value < 0:
+        if not 0 <= value < math.inf:
             raise ConfigError(f"config.optim.{field} must not be negative, not {value}")
     if decayed not in DECAYED:
         raise ConfigError(
             f"config.optim.decayed must be one of {', '.join(DECAYED)}, not {decayed!r}"
         )
+    for field in AVERAGES & options.keys():
+        if options[field] is not None:
+            check_share(options[field], f"config.optim.{field}")
     rate = schedule(
         schedule_name, learning_rate, num_steps, warmup_steps, boundaries, decay_factor, periods
     )

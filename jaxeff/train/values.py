@@ -17,6 +17,8 @@ MAX_LENGTH, MAX_NESTING = 100_000, 40
 MAX_DEPTH = 1000
 DEPTHS = frozenset({"num_layers", "depth", "depths", "layers", "blocks", "num_steps"})
 MAX_INNER_STEPS = 100_000
+#: Fields of a model that are shares of what is dropped.
+RATES = frozenset({"dropout", "drop_path"})
 SEEDS = 2**32
 
 
@@ -62,16 +64,26 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def check_depths(value: Any, where: str = "config.model") -> None:
-    """Raises `ConfigError` for a model of so many layers that tracing it would not end."""
+def check_model(value: Any, where: str = "config.model") -> None:
+    """Raises `ConfigError` for so many layers that tracing would not end, and for no rate."""
     if isinstance(value, Mapping):
         for name, item in value.items():
             if name in DEPTHS:
                 _check_depth(item, f"{where}.{name}", MAX_DEPTH)
             elif name == "num_inner_steps":
                 _check_depth(item, f"{where}.{name}", MAX_INNER_STEPS)
+            elif name in RATES:
+                check_share(item, f"{where}.{name}")
             else:
-                check_depths(item, f"{where}.{name}")
+                check_model(item, f"{where}.{name}")
+
+
+def check_share(value: Any, where: str) -> None:
+    """Raises `ConfigError` for what is no number in [0, 1)."""
+    truth = isinstance(value, (bool, np.bool_))
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not truth
+    if not number or not 0 <= value < 1:
+        raise ConfigError(f"{where} must be a number in [0, 1), not {value!r}")
 
 
 def _check_depth(value: Any, where: str, most: int) -> None:
