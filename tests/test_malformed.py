@@ -284,7 +284,7 @@ SECTIONS = {
     ),
     "mistake_in_a_prerequisites_model": (
         field("prerequisites.teacher.model.name=mpl", "disk.py"),
-        ["model.name", "did you mean 'mlp'"],
+        ["config.prerequisites.teacher.model.name", "did you mean 'mlp'"],
     ),
     "unknown_pose": (field("model.pose.name=rotatoin", "avae.py"), ["rotation"]),
     "unknown_constraint": (

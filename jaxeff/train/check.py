@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,18 @@ def _check_prerequisite(name: str, config: Any) -> None:
         raise ConfigError(f"{field}: its name becomes a folder of the run; choose a plain word")
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError(f"{field} must be a whole config, not {config!r}")
-    try:
+    with of_prerequisite(name):
         check(config)
+
+
+@contextlib.contextmanager
+def of_prerequisite(name: str) -> Iterator[None]:
+    """Makes complaints about a field name that of a config's prerequisite."""
+    try:
+        yield
     except ConfigError as error:
-        raise ConfigError(str(error).replace("config.", f"{field}.", 1)) from error
+        field = f"config.prerequisites.{name}."
+        raise ConfigError(str(error).replace("config.", field, 1)) from error
 
 
 def _check_fields(given: Mapping[str, Any], known: Mapping[str, Any], where: str, is_open: bool):

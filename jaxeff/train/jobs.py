@@ -137,7 +137,8 @@ def untrained(config: ml_collections.ConfigDict) -> dict[str, experiment.Trained
     """Returns the models of ``config.prerequisites`` with zeros for variables."""
     found = {}
     for name, required in config.prerequisites.items():
-        built = experiment.build(required, untrained(required))
+        with check.of_prerequisite(name):
+            built = experiment.build(required, untrained(required))
         state = jax.eval_shape(built.algorithm.init_state, jax.random.key(0), built.example)
         shapes = {"params": state.params, **state.model_state}
         zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
