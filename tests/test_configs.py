@@ -12,7 +12,7 @@ from jaxeff import train
 from jaxeff.data import packaged
 from jaxeff.errors import ConfigError
 from jaxeff.eval import read_history
-from jaxeff.train import check, jobs, optim
+from jaxeff.train import check, jobs, optim, runtime
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -222,11 +222,12 @@ def two_images(tmp_path_factory):
 )
 def test_imagenet_builds_from_folders(name, model, two_images):
     config = MODULES[name].get_config(f"imagenet,model={model}")
+    assert config.train.num_steps * config.train.batch_size < 600 * 1_281_167
     config.data.dir = str(two_images)
+    config.train.batch_size = 1  # there is hardly anything to train on
     built = train.build(config)
     assert built.dataset.input_shape == (224, 224, 3)
     assert built.dataset.num_classes == 2
-    assert config.train.num_steps * config.train.batch_size < 600 * 1_281_167
 
 
 def test_imagenets_optimiser_is_the_published_one():
@@ -248,3 +249,73 @@ def test_imagenets_optimiser_is_the_published_one():
         rates.append(float(schedule(int((2.4 * n + 1) * epoch))))
     assert rates == pytest.approx([0.192, 0.192 * 0.97])
     assert float(schedule(config.train.num_steps - 1)) == pytest.approx(0.192 * 0.97**187, rel=0.04)
+
+
+def arguments(name):
+    """Every setting of a file, and every named variant of its first one."""
+    settings = keys(name, *SETTINGS) or [""]
+    options = {"method": "METHODS", "model": "MODELS", "cell": "CELLS", "algorithm": "ALGORITHMS"}
+    taken = {"selective": ("method",), "hybrid": (), "disk": ("method",), "bottleneck": ()}
+    for setting in settings:
+        yield setting
+        yield f"{setting},quick" if setting else "quick"
+        for option in taken.get(name, options):
+            for value in keys(name, options[option]):
+                yield f"{setting},{option}={value}" if setting else f"{option}={value}"
+
+
+def everything(config):
+    """A config and all that it requires."""
+    yield config
+    for required in config.prerequisites.values():
+        yield from everything(required)
+
+
+@pytest.fixture
+def devices_of(monkeypatch):
+    """How many devices a config gets on a machine of some cores."""
+    made = {}
+    monkeypatch.setattr(jax.config, "update", made.__setitem__)
+    monkeypatch.setattr(runtime, "keep_freed_memory", lambda: None)
+
+    def count(config, cores):
+        monkeypatch.setattr(runtime, "cpu_cores", lambda: cores)
+        runtime.prepare(batch_size=check.training_batch(config), cpu_devices=config.devices.cpu)
+        return made["jax_num_cpu_devices"]
+
+    return count
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_config_trains_on_any_number_of_cores(name, devices_of):
+    seen = set()
+    for argument in arguments(name):
+        config = MODULES[name].get_config(argument)
+        batches = tuple(one.train.batch_size for one in everything(config))
+        if batches in seen:
+            continue
+        seen.add(batches)
+        for cores in range(1, 65):
+            count = devices_of(config, cores)
+            assert 1 <= count <= cores
+            assert all(batch % count == 0 for batch in batches)
+            # No larger number would do.
+            assert not any(
+                all(batch % more == 0 for batch in batches) for more in range(count + 1, cores + 1)
+            )
+    assert seen
+
+
+def test_processes_share_the_batch_before_their_devices_do(devices_of):
+    config = MODULES["irnn"].get_config()
+    config.train.batch_size = 60
+    config.devices.num_processes, config.devices.coordinator = 2, "localhost:1234"
+    assert devices_of(config, 8) == 6  # of 30 examples each
+    config.train.batch_size = 61  # which is refused later, in a sentence
+    assert devices_of(config, 8) == 1
+
+
+def test_asked_devices_are_made(devices_of):
+    config = MODULES["irnn"].get_config()
+    config.devices.cpu = 5
+    assert devices_of(config, 64) == 5

@@ -158,54 +158,108 @@ def test_benchmark_writes_a_report_without_training(run, tmp_path):
     assert "training step " in result.stdout
 
 
-MISTAKES = {
-    "misspelt_field": (
-        (f"--config={CONFIG}", "--config.train.num_step=3"),
-        ["no field 'num_step'. Did you mean \"num_steps\""],
-    ),
-    "field_of_another_model": (
-        (f"--config={CONFIG}", "--config.model.blocks=3"),
-        ["the config has no field 'blocks'"],
-    ),
-    "wrong_type": ((f"--config={CONFIG}", "--config.train.num_steps=abc"), ["num_steps", "abc"]),
-    "fraction_of_steps": (
-        (f"--config={CONFIG}", "--config.train.num_steps=1.5"),
-        ["num_steps", "1.5"],
-    ),
-    "impossible_value": (
-        (f"--config={CONFIG}", "--config.train.num_steps=0"),
-        ["config.train.num_steps must be at least 1, not 0"],
-    ),
-    "unknown_cell": (
-        (f"--config={CONFIG}", "--config.model.cell.name=irn"),
-        ["config.model.cell.name", "did you mean 'irnn'?"],
-    ),
-    "missing_config_file": (("--config=/nowhere/irnn.py",), ["/nowhere/irnn.py"]),
-    "unknown_setting_of_the_config": ((f"--config={CONFIG}:quikc",), ["'quikc'", "'quick'"]),
-    "no_config": ((), ["--config"]),
-    "unknown_mode": ((f"--config={CONFIG}", "--mode=trian"), ["mode", "trian", "train"]),
-    "unknown_flag": ((f"--config={CONFIG}", "--wrokdir=x"), ["wrokdir"]),
-    "stray_argument": ((f"--config={CONFIG}", "train"), ["unexpected argument 'train'"]),
-    "nothing_to_evaluate": (
-        (f"--config={CONFIG}", "--workdir=empty", "--mode=eval"),
-        ["empty holds no checkpoints"],
-    ),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistake_is_one_sentence_and_status_two(run, tmp_path, mistake):
-    options, parts = MISTAKES[mistake]
-    result = run(*options, folder=tmp_path)
+def assert_one_sentence(result, *parts):
     assert result.returncode == 2
-    assert "Traceback" not in result.stderr
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: ")
-    assert "\\n" not in line
     for part in parts:
         assert part in line
     assert result.stdout == ""
+
+
+def test_mistake_is_one_sentence_and_status_two(run, tmp_path):
+    result = run(f"--config={CONFIG}", "--config.train.num_step=3", folder=tmp_path)
+    assert_one_sentence(result, "config.train has no field 'num_step'; did you mean 'num_steps'?")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_debugging_shows_the_cause_above_the_sentence(run, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("def get_config():\n    return [].pop()\n")
+    plain = run(f"--config={file}")
+    assert_one_sentence(plain, "own.py, line 2 fails: IndexError: pop from empty list")
+    result = run(f"--config={file}", "--debug")
+    assert result.returncode == 2
+    *above, line = result.stderr.strip().splitlines()
+    assert line == plain.stderr.strip()
+    assert above[0].startswith("Traceback")
+    assert "    return [].pop()" in above
+
+
+@pytest.mark.slow
+def test_nothing_to_evaluate_is_one_sentence(run, tmp_path):
+    options = (f"--config={CONFIG}", "--workdir=empty", "--mode=eval")
+    assert_one_sentence(run(*options, folder=tmp_path), "empty holds no checkpoints")
+    assert list(tmp_path.iterdir()) == []
+
+
+OWN_MODEL = """
+import flax.linen as nn
+from jaxeff.config import base_config
+from jaxeff.models import MODELS
+
+@MODELS.register("broken")
+class Broken(nn.Module):
+    num_outputs: int
+
+    def __call__(self, inputs, train=False):
+        return {}["kernel"]
+
+def get_config():
+    config = base_config()
+    config.data.name = "digits"
+    config.model = {"name": "broken"}
+    return config
+"""
+
+
+@pytest.mark.slow
+def test_a_bug_of_a_users_model_is_a_sentence_with_its_line_and_a_traceback_on_demand(
+    run, tmp_path
+):
+    file = tmp_path / "own.py"
+    file.write_text(OWN_MODEL)
+    sentence = "KeyError: 'kernel' "
+    assert_one_sentence(run(f"--config={file}"), "config.model", sentence, "own.py, line 11)")
+    result = run(f"--config={file}", "--debug")
+    assert 'return {}["kernel"]' in result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith("error: config.model")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cpu", [3, 8])
+def test_evaluation_gives_the_same_on_any_number_of_devices(run, tmp_path, cpu):
+    """Batches of 256 fill up to 258 on three devices."""
+    options = ("--config.model.cell.features=8", "--config.train.num_steps=20")
+    command = (f"--config={CONFIG}:quick", "--workdir=work", "--config.train.batch_size=48")
+    folder = tmp_path / "one"
+    folder.mkdir()
+    first = run(*command, *options, "--config.devices.cpu=1", folder=folder)
+    assert first.returncode == 0, first.stderr
+    again = run(*command, *options, f"--config.devices.cpu={cpu}", "--mode=eval", folder=folder)
+    assert again.returncode == 0, again.stderr
+    before, after = read_report(folder / "work"), read_report(folder / "work" / "eval")
+    for split in ("validation", "test"):
+        assert after["metrics"][split]["accuracy"] == before["metrics"][split]["accuracy"]
+        assert after["metrics"][split]["loss"] == pytest.approx(
+            before["metrics"][split]["loss"], rel=1e-6
+        )
+
+
+@pytest.mark.slow
+def test_configs_whose_batches_differ_run_on_many_cores(python, tmp_path):
+    """As many devices as divide the batches of the teacher, of the student and of the run."""
+    code = (
+        "import sys\nfrom jaxeff.train import runtime\nruntime.cpu_cores = lambda: 8\n"
+        f"sys.argv = ['main.py', '--config={REPOSITORY / 'configs' / 'disk.py'}:quick', "
+        "'--config.train.num_steps=8', '--config.prerequisites.teacher.train.num_steps=8', "
+        "'--config.prerequisites.student.train.num_steps=8', "
+        "'--config.prerequisites.teacher.train.batch_size=64', '--workdir=work']\n"
+        "from jaxeff.main import cli\ncli()\n"
+    )
+    result = python("-c", code, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "devices  4 x cpu" in result.stdout
 
 
 def test_folder_of_another_config_is_refused(run, trained):

@@ -1,5 +1,8 @@
 """Malformed command lines, configs and files: each is one sentence that names what is wrong."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -553,3 +556,47 @@ def test_malformed_config_file_is_one_sentence(name, tmp_path):
         (tmp_path / name.partition(":")[0]).write_bytes(written)
     line = refusal([f"--config={tmp_path}/{name}"])
     assert_is_one_sentence(line.replace(str(tmp_path), ""), words)
+
+
+#: Rows that are run as a user would run them; one of each stage at which they are refused.
+PROCESSES = (
+    "no_config",
+    "unknown_flag",
+    "unknown_mode",
+    "missing_flag_file",
+    "newline_in_a_flag",
+    "misspelt_field",
+    "number_that_is_too_long",
+    "learning_rate_of_nan",
+    "irnn.py:rows,rows",
+    "ten_million_layers",
+    "evaluation_batch_of_a_billion",
+    "batch_beyond_the_data",
+    "processes_without_coordinator",
+    "syntax.py",
+    "own_cell.py",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", PROCESSES)
+def test_process_ends_with_status_two_and_one_line(row, tmp_path):
+    arguments, words = ROWS.get(row, ((f"--config={row}",), None))
+    if words is None:
+        content, words = FILES[row]
+        (tmp_path / row).write_text(content)
+    before = sorted(tmp_path.iterdir())
+    result = subprocess.run(
+        [sys.executable, "-m", "jaxeff.main", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert_is_one_sentence(line, words)
+    assert sorted(tmp_path.iterdir()) == before

@@ -117,3 +117,69 @@ def test_config_errors_are_user_errors_and_value_errors():
 def test_closest_prefers_a_suggestion():
     assert closest("tahn", ["tanh", "relu"]) == "; did you mean 'tanh'?"
     assert closest("qqq", ["tanh", "relu"]) == "; choose one of: relu, tanh"
+
+
+def test_a_cell_of_a_notebook_can_be_run_again(shapes):
+    cell = "@shapes.register('square')\ndef square(side):\n    return {value}, side\n"
+    for value in (1, 2):
+        exec(cell.format(value=value), {"shapes": shapes, "__name__": "__main__"})
+        assert shapes.build({"name": "square", "side": 5}) == (value, 5)
+    other = cell.replace("def square", "def another").format(value=3)
+    with pytest.raises(ValueError, match=r"'square' is registered twice, by __main__\.square and"):
+        exec(other, {"shapes": shapes, "__name__": "__main__"})
+    with pytest.raises(ValueError, match=r"by __main__\.square and by elsewhere\.square; give one"):
+        exec(cell.format(value=3), {"shapes": shapes, "__name__": "elsewhere"})
+    assert shapes.build({"name": "square", "side": 5}) == (2, 5)
+
+
+def test_a_class_that_is_defined_again_replaces_itself(shapes):
+    def define(value):
+        @shapes.register("blob")
+        class Blob:
+            number = value
+
+        return Blob
+
+    first, second = define(1), define(2)
+    assert first is not second
+    assert type(shapes.build({"name": "blob"})) is second
+
+
+def test_a_mistake_in_a_factory_is_told_with_its_place_and_cause(shapes):
+    @shapes.register("broken")
+    def broken(radius=1):
+        return len(radius)
+
+    line = broken.__code__.co_firstlineno + 2
+    with pytest.raises(ConfigError) as error:
+        shapes.build({"name": "broken"}, "canvas")
+    text = str(error.value)
+    assert text.startswith("config.canvas: shape 'broken' cannot be built: TypeError: object of ")
+    assert text.endswith(f"(file {__file__}, line {line})".replace("file ", ""))
+    assert "wrong type" not in text
+    assert type(error.value.__cause__) is TypeError
+
+
+def test_errors_for_the_user_and_the_machine_pass_unchanged(shapes):
+    class Mine(UserError):
+        pass
+
+    for number, failure in enumerate((Mine("mend this"), OSError("no disk"), MemoryError())):
+
+        @shapes.register(f"raising {number}")
+        def raising(failure=failure):
+            raise failure
+
+        with pytest.raises(type(failure)) as error:
+            shapes.build({"name": f"raising {number}"})
+        assert error.value is failure
+
+
+def test_what_the_program_gives_cannot_be_set(shapes):
+    with pytest.raises(ConfigError, match=r"config\.canvas\.radius cannot be set"):
+        shapes.build({"name": "circle", "radius": 1}, "canvas", radius=2)
+
+
+def test_a_missing_field_is_named(shapes):
+    with pytest.raises(ConfigError, match=r"config\.canvas: shape 'circle' needs a field 'radius'"):
+        shapes.build({"name": "circle"}, "canvas")

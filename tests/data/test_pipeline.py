@@ -330,3 +330,26 @@ def test_impossible_settings(make_split, options, message):
 def test_an_empty_split_cannot_be_trained_on(make_split):
     with pytest.raises(DataError, match="the training split has no examples"):
         data.make_train_iterator(make_split(0), batch_size=8, seed=0)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("multiple", [1, 2, 3, 5, 8, 40])
+def test_rows_that_fill_up_evaluation_batches_change_nothing(make_split, ordered, multiple):
+    split = Windows(23) if ordered else make_split(23, NOISY[0], **NOISY[1])
+    plain = list(data.eval_batches(split, 10))
+    filled = list(data.eval_batches(split, 10, multiple=multiple))
+    assert len(filled) == len(plain)
+    for batch, wider in zip(plain, filled, strict=True):
+        assert len(wider["weight"]) == -(-10 // multiple) * multiple
+        assert not wider["weight"][10:].any()
+        for name, values in batch.items():
+            np.testing.assert_array_equal(wider[name][:10], values)
+    parts = [
+        list(data.eval_batches(split, 10, process_index=i, process_count=2, multiple=2 * multiple))
+        for i in range(2)
+    ]
+    for whole, *halves in zip(
+        data.eval_batches(split, 10, multiple=2 * multiple), *parts, strict=True
+    ):
+        for name, values in whole.items():
+            np.testing.assert_array_equal(np.concatenate([h[name] for h in halves]), values)
