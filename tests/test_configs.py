@@ -306,6 +306,17 @@ def test_every_config_trains_on_any_number_of_cores(name, devices_of):
     assert seen
 
 
+def test_batches_of_what_is_required_count_too(devices_of):
+    config = MODULES["disk"].get_config()
+    assert devices_of(config, 64) == 50
+    config.prerequisites.teacher.train.batch_size = 64
+    assert devices_of(config, 64) == 4
+    with config.prerequisites.teacher.prerequisites.unlocked():
+        config.prerequisites.teacher.prerequisites.first = MODULES["irnn"].get_config()
+    config.prerequisites.teacher.prerequisites.first.train.batch_size = 10
+    assert devices_of(config, 64) == 2
+
+
 def test_processes_share_the_batch_before_their_devices_do(devices_of):
     config = MODULES["irnn"].get_config()
     config.train.batch_size = 60

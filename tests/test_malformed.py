@@ -172,7 +172,15 @@ SECTIONS = {
     "unknown_activation": (field("model.cell.activation=tahn"), ["activation", "'tanh'"]),
     "unknown_solver": (field("model.cell.solver=rk4"), ["solver", "rk4"]),
     "unknown_step_size_mode": (field("model.cell.step_size_mode=x"), ["step_size_mode"]),
-    "unknown_type": (field("model.dtype=float99"), ["config.model", "float99"]),
+    "unknown_type": (
+        field("model.dtype=float99"),
+        ["config.model.dtype: unknown type 'float99'", "did you mean"],
+    ),
+    "type_of_whole_numbers": (field("model.dtype=int32"), ["config.model.dtype", "'int32'"]),
+    "number_beyond_single_precision": (
+        field("optim.weight_decay=1e39"),
+        ["config.optim.weight_decay", "single precision", "1e+39"],
+    ),
     "no_features": (field("model.cell.features=0"), ["config.model.cell", "features", "not 0"]),
     "negative_features": (field("model.cell.features=-8"), ["features", "not -8"]),
     "billion_features": (
@@ -228,7 +236,10 @@ SECTIONS = {
         field("data.calibration_fraction=1.5"),
         ["calibration_fraction", "1.5"],
     ),
-    "validation_of_nan": (field("data.validation_fraction=nan"), ["validation_fraction", "finite"]),
+    "validation_of_nan": (
+        field("data.validation_fraction=nan"),
+        ["validation_fraction", "number that is finite"],
+    ),
     "unknown_algorithm": (field("algorithm.name=bpt"), ["config.algorithm.name", "mean 'bptt'"]),
     "algorithm_of_prerequisites": (field("algorithm.name=distill"), ["config."]),
     "algorithm_of_another_model": (field("algorithm.name=sandwich"), ["config."]),
@@ -238,10 +249,19 @@ SECTIONS = {
     "unknown_schedule": (field("optim.schedule_name=cosin"), ["config.optim.schedule_name"]),
     "learning_rate_of_zero": (field("optim.learning_rate=0"), ["learning_rate", "positive"]),
     "negative_learning_rate": (field("optim.learning_rate=-0.1"), ["learning_rate", "-0.1"]),
-    "learning_rate_of_nan": (field("optim.learning_rate=nan"), ["learning_rate", "finite"]),
-    "infinite_learning_rate": (field("optim.learning_rate=1e999"), ["learning_rate", "finite"]),
+    "learning_rate_of_nan": (
+        field("optim.learning_rate=nan"),
+        ["learning_rate", "number that is finite"],
+    ),
+    "infinite_learning_rate": (
+        field("optim.learning_rate=1e999"),
+        ["learning_rate", "number that is finite"],
+    ),
     "negative_clipping": (field("optim.clip_norm=-1"), ["config.optim.clip_norm", "-1"]),
-    "clipping_of_nan": (field("optim.clip_norm=nan"), ["config.optim.clip_norm", "finite"]),
+    "clipping_of_nan": (
+        field("optim.clip_norm=nan"),
+        ["config.optim.clip_norm", "number that is finite"],
+    ),
     "negative_decay": (field("optim.weight_decay=-1"), ["config.optim.weight_decay", "-1"]),
     "warm_up_beyond_the_run": (
         field("optim.warmup_steps=5000"),
@@ -433,7 +453,10 @@ FILES = {
     "half.py": (changed("config.train.num_steps = 3.5"), ["half.py, line 7", "num_steps"]),
     "section.py": (changed("config.train = 3"), ["section.py, line 7", "train"]),
     "seventh.py": (changed("config.seed = 2**40"), ["config.seed must be below 2**32"]),
-    "nan.py": (changed("config.optim.learning_rate = float('nan')"), ["learning_rate", "finite"]),
+    "nan.py": (
+        changed("config.optim.learning_rate = float('nan')"),
+        ["learning_rate", "number that is finite"],
+    ),
     "set.py": (
         changed("config.model.cell = {'name', 'irnn'}"),
         ["set.py, line 7", "'cell'", "set"],

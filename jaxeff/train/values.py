@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxeff.errors import ConfigError
+from jaxeff.registry import closest
 
 MAX_LENGTH, MAX_NESTING = 100_000, 40
 #: Fields of a model by which programs grow, and the most that they may say: more take minutes to
@@ -20,6 +21,9 @@ MAX_INNER_STEPS = 100_000
 #: Fields of a model that are shares of what is dropped.
 RATES = frozenset({"dropout", "drop_path"})
 SEEDS = 2**32
+#: The largest number of single precision, beyond which it is infinity.
+LARGEST = float(np.finfo(np.float32).max)
+DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
 def check_values(value: Any, where: str = "config", nesting: int = 0) -> None:
@@ -44,8 +48,9 @@ def check_values(value: Any, where: str = "config", nesting: int = 0) -> None:
         if "\0" in value or (not value.isascii() and not _encodable(value)):
             raise ConfigError(f"{where} has a character that no text may have: {value!a}")
     elif isinstance(value, (float, np.floating)):
-        if not math.isfinite(value):
-            raise ConfigError(f"{where} must be a finite number, not {value}")
+        if not abs(value) <= LARGEST:
+            wanted = "of single precision" if math.isfinite(value) else "that is finite"
+            raise ConfigError(f"{where} must be a number {wanted}, not {value}")
     elif isinstance(value, (int, np.integer)):
         if not -(2**63) <= value < 2**63:
             raise ConfigError(f"{where} must fit into 64 bits, not {int(value).bit_length()}")
@@ -65,13 +70,17 @@ def _encodable(text: str) -> bool:
 
 
 def check_model(value: Any, where: str = "config.model") -> None:
-    """Raises `ConfigError` for so many layers that tracing would not end, and for no rate."""
+    """Raises `ConfigError` for so many layers that tracing would not end, no rate, or no type."""
     if isinstance(value, Mapping):
         for name, item in value.items():
             if name in DEPTHS:
                 _check_depth(item, f"{where}.{name}", MAX_DEPTH)
             elif name == "num_inner_steps":
                 _check_depth(item, f"{where}.{name}", MAX_INNER_STEPS)
+            elif name in ("dtype", "param_dtype") and isinstance(item, str):
+                if item not in DTYPES:
+                    hint = closest(item, list(DTYPES))
+                    raise ConfigError(f"{where}.{name}: unknown type '{item}'{hint}")
             elif name in RATES:
                 check_share(item, f"{where}.{name}")
             else:
