@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
-import re
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +19,12 @@ _WORDS = {
     "Sequence": "a list",
     "Mapping": "a section of fields",
     "None": "None",
+}
+_MEMBERS = {
+    "int": " of whole numbers",
+    "float": " of numbers",
+    "str": " of words",
+    "Mapping": " of sections",
 }
 _SAME = {"tuple": "Sequence", "list": "Sequence", "dict": "Mapping", "NoneType": "None"}
 
@@ -67,27 +72,37 @@ def check_types(factory: Callable[..., Any], fields: Mapping[str, Any], where: s
 
 
 def _kinds(annotation: Any) -> list[tuple[str, str]] | None:
-    """Returns the alternatives of an annotation: a kind and, of a list, the kind of its members."""
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    if typing.get_args(annotation):
-        text = str(annotation)  # tuple[int, ...]
-    text = re.sub(r"\b(?:\w+\.)+(?=\w)", "", text)
-    if re.search(r"\[[^\]]*(\||\[)", text):
-        text = re.sub(r"\[.*\]", "", text) if "|" not in re.sub(r"\[.*\]", "", text) else ""
-    kinds = []
-    for part in text.split("|"):
-        match = re.fullmatch(r"\s*(\w+)(?:\[\s*(\w+)\s*(?:,\s*(?:\.\.\.|Any)\s*)?\])?\s*", part)
-        fixed = re.fullmatch(r"\s*tuple\[(\w+)(?:, \1)+\]\s*", part)
-        if fixed is not None:
-            kinds.append(("Sequence", fixed[1]))
-            continue
-        if match is None:
-            return None
-        kind = _SAME.get(match[1], match[1])
-        if kind not in _WORDS:
-            return None
-        kinds.append((kind, match[2] or ""))
-    return kinds
+    """Returns the alternatives of an annotation: a kind and, of a list, the kind of its members.
+
+    None where one of them is something else.
+    """
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    try:
+        return _alternatives(ast.parse(text, mode="eval").body)
+    except SyntaxError:
+        return None
+
+
+def _alternatives(node: ast.expr) -> list[tuple[str, str]] | None:
+    if isinstance(node, ast.BinOp):
+        left, right = _alternatives(node.left), _alternatives(node.right)
+        return None if left is None or right is None else left + right
+    members: list[ast.expr] = []
+    if isinstance(node, ast.Subscript):
+        members = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        node = node.value
+    kind = _kind(node)
+    if kind not in _WORDS:
+        return None
+    named = {_kind(m.value if isinstance(m, ast.Subscript) else m) for m in members} - {"..."}
+    return [(kind, named.pop() if kind == "Sequence" and len(named) == 1 else "")]
+
+
+def _kind(node: ast.expr) -> str:
+    word = ast.unparse(node).rpartition(".")[2] if not isinstance(node, ast.Constant) else ""
+    if isinstance(node, ast.Constant):
+        word = "..." if node.value is ... else str(node.value)
+    return _SAME.get(word, word)
 
 
 def _fits(value: Any, kind: str, member: str) -> bool:
@@ -106,12 +121,11 @@ def _fits(value: Any, kind: str, member: str) -> bool:
         return hasattr(value, "items")  # a ConfigDict is no Mapping
     if not isinstance(value, (list, tuple, np.ndarray)):
         return False
-    return member not in ("int", "float", "str") or all(_fits(item, member, "") for item in value)
+    return member not in _MEMBERS or all(_fits(item, member, "") for item in value)
 
 
 def _wanted(kind: str, member: str) -> str:
-    names = {"int": " of whole numbers", "float": " of numbers", "str": " of words"}
-    return _WORDS[kind] + (names.get(member, "") if kind == "Sequence" else "")
+    return _WORDS[kind] + (_MEMBERS.get(member, "") if kind == "Sequence" else "")
 
 
 def _shown(value: Any) -> str:

@@ -20,6 +20,7 @@ from jaxeff.config import Config
 from jaxeff.errors import ConfigError, UserError, explained
 
 EXAMPLE = "configs/irnn.py"
+MAX_BYTES = 10**7
 #: Where configs lie in an installed wheel, and in a checkout.
 SHIPPED = (Path(__file__).with_name("configs"), Path(__file__).parents[1] / "configs")
 
@@ -45,6 +46,8 @@ def find(path: str) -> Path:
         raise ConfigError(f"there is no config file {path!r}; {EXAMPLE} is an example")
     if found.is_dir():
         raise ConfigError(f"the config {path} is a folder; name a file such as {EXAMPLE}")
+    if not found.is_file() or found.stat().st_size > MAX_BYTES:
+        raise ConfigError(f"the config {path} is no file of Python text; {EXAMPLE} is an example")
     return found
 
 

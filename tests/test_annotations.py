@@ -86,7 +86,8 @@ WRONG = [
     ("section", "x", "a section of fields or None, not 'x'"),
     ("maybe", "x", "a whole number or None, not 'x'"),
     ("either", 3, "text or a list of numbers, not 3"),
-    ("nested", {}, "a list, not {}"),
+    ("nested", {}, "a list of sections, not {}"),
+    ("nested", ["x"], r"a list of sections, not \['x'\]"),
     ("grid", 3, "a list, not 3"),
 ]
 

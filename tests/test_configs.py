@@ -319,11 +319,11 @@ def test_batches_of_what_is_required_count_too(devices_of):
 
 def test_processes_share_the_batch_before_their_devices_do(devices_of):
     config = MODULES["irnn"].get_config()
-    config.train.batch_size = 60
+    config.train.batch_size = 20
     config.devices.num_processes, config.devices.coordinator = 2, "localhost:1234"
-    assert devices_of(config, 8) == 6  # of 30 examples each
+    assert devices_of(config, 4) == 2  # of 5 examples each, in either process
     config.train.batch_size = 61  # which is refused later, in a sentence
-    assert devices_of(config, 8) == 1
+    assert devices_of(config, 4) == 1
 
 
 def test_asked_devices_are_made(devices_of):

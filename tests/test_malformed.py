@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 
 import jaxeff.main
-from jaxeff import train
+from jaxeff import data, train
 from jaxeff.errors import UserError
 from jaxeff.train import check, jobs, searching
 
@@ -31,6 +31,8 @@ def field(text, name="irnn.py"):
 COMMANDS = {
     "no_config": ([], ["--config is missing", "configs/irnn.py"]),
     "empty_config": (["--config="], ["--config is missing"]),
+    "config_without_end": (["--config=/dev/zero"], ["/dev/zero is no file"]),
+    "config_that_is_a_folder": ([f"--config={CONFIGS}"], ["is a folder", "configs/irnn.py"]),
     "config_without_value": (["--config"], ["config"]),
     "only_an_override": (["--config.seed=1"], ["--config is missing"]),
     "two_configs": ([IRNN, config("fptt.py")], ["--config is given twice"]),
@@ -221,6 +223,10 @@ SECTIONS = {
     "depth_of_ten_million": (
         field(f"model.depth={10**7}", "images.py"),
         ["config.model.depth", "at most 1000"],
+    ),
+    "ten_thousand_hidden_layers": (
+        field(f"model.hidden=({'8,' * 10_000})", "disk.py"),
+        ["config.model.hidden has 10000 members", "at most 1000"],
     ),
     "unknown_design": (field("model.design.name=plian", "images.py"), ["config.model.design"]),
     "unknown_data": (field("data.name=digit"), ["config.data.name", "did you mean 'digits'"]),
@@ -559,13 +565,34 @@ def test_every_kind_is_there_in_numbers():
     assert len(ROWS) == sum(map(len, (COMMANDS, FIELDS, VALUES, SECTIONS, ARGUMENTS)))
 
 
+@pytest.fixture(scope="module")
+def loaded():
+    return {}
+
+
 @pytest.fixture(autouse=True)
-def data_dir(monkeypatch, tmp_path_factory):
+def one_copy_of_the_data(monkeypatch, tmp_path_factory, loaded):
+    """Data sets are loaded once; they do not change."""
     folder = tmp_path_factory.getbasetemp() / "malformed_data"
     monkeypatch.setenv("JAXEFF_DATA_DIR", str(folder))
+    load = data.load
+
+    def load_once(name, **fields):
+        key = repr((name, sorted(fields.items())))
+        if key not in loaded:
+            loaded[key] = load(name, **fields)
+        return loaded[key]
+
+    monkeypatch.setattr(data, "load", load_once)
 
 
-@pytest.mark.parametrize("row", ROWS)
+#: Rows that build networks to find out.
+LARGE = ("bottleneck.py:kind=cubic", "unknown_router")
+
+
+@pytest.mark.parametrize(
+    "row", [pytest.param(r, marks=pytest.mark.slow) if r in LARGE else r for r in ROWS]
+)
 def test_malformed_command_is_one_sentence(row):
     arguments, words = ROWS[row]
     assert_is_one_sentence(refusal(arguments), words)

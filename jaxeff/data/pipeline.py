@@ -144,13 +144,12 @@ def padded_size(batch_size: int, multiple: int) -> int:
 def _eval_batches(
     split: Split, batch_size: int, seed: int, part: slice
 ) -> Iterator[dict[str, np.ndarray]]:
-    real = np.arange(part.start, part.stop) < batch_size
-    if split.ordered:
+    if split.ordered:  # rows beyond the batch are past the last window
         steps = -(-len(split) // batch_size)
         for number in range(steps):
-            batch = _ordered_batch(split, number, steps, part)
-            yield {**batch, "weight": batch["weight"] * real}
+            yield _ordered_batch(split, number, steps, part)
         return
+    real = np.arange(part.start, part.stop) < batch_size
     for start in range(0, len(split), batch_size):
         positions = np.arange(start + part.start, start + part.stop)
         rng = _generator([_EVAL_NOISE, seed, split.stream], skip=int(positions[0]))

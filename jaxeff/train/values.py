@@ -48,11 +48,11 @@ def check_values(value: Any, where: str = "config", nesting: int = 0) -> None:
         if "\0" in value or (not value.isascii() and not _encodable(value)):
             raise ConfigError(f"{where} has a character that no text may have: {value!a}")
     elif isinstance(value, (float, np.floating)):
-        if not abs(value) <= LARGEST:
+        if not abs(float(value)) <= LARGEST:
             wanted = "of single precision" if math.isfinite(value) else "that is finite"
             raise ConfigError(f"{where} must be a number {wanted}, not {value}")
     elif isinstance(value, (int, np.integer)):
-        if not -(2**63) <= value < 2**63:
+        if not -(2**63) <= int(value) < 2**63:
             raise ConfigError(f"{where} must fit into 64 bits, not {int(value).bit_length()}")
     elif value is not None and not isinstance(value, np.bool_):
         raise ConfigError(
@@ -85,13 +85,18 @@ def check_model(value: Any, where: str = "config.model") -> None:
                 check_share(item, f"{where}.{name}")
             else:
                 check_model(item, f"{where}.{name}")
+    elif isinstance(value, (list, tuple)):
+        if len(value) > MAX_DEPTH:
+            raise ConfigError(f"{where} has {len(value)} members; at most {MAX_DEPTH} are allowed")
+        for number, item in enumerate(value):
+            check_model(item, f"{where}[{number}]")
 
 
 def check_share(value: Any, where: str) -> None:
     """Raises `ConfigError` for what is no number in [0, 1)."""
     truth = isinstance(value, (bool, np.bool_))
     number = isinstance(value, (int, float, np.integer, np.floating)) and not truth
-    if not number or not 0 <= value < 1:
+    if not number or not 0 <= float(value) < 1:
         raise ConfigError(f"{where} must be a number in [0, 1), not {value!r}")
 
 

@@ -316,3 +316,41 @@ def test_weight_decay_is_of_kernels_or_of_everything(name):
     assert moved["all"] == {"kernel": pytest.approx(-0.05), "scale": pytest.approx(-0.05)}
     with pytest.raises(ConfigError, match="decayed must be one of kernels, all"):
         optim.build(name, num_steps=10, learning_rate=0.1, decayed="none")
+
+
+@pytest.mark.parametrize("steps", [10, 1000])
+def test_drops_at_one_step_of_a_short_run_all_count(steps):
+    rate = optim.schedule("step", 1.0, steps, boundaries=(0.5, 0.51, 0.52), decay_factor=0.1)
+    assert float(rate(steps // 2 - 1)) == pytest.approx(1)
+    assert float(rate(steps - 1)) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"boundaries": (0.5, 1.5)}, r"config\.optim\.boundaries must be in \[0, 1\], not 1\.5"),
+        ({"decay_factor": 0.0}, r"config\.optim\.decay_factor must be positive, not 0"),
+        ({"learning_rate": float("nan")}, r"config\.optim\.learning_rate must be positive"),
+        ({"clip_norm": float("nan")}, r"config\.optim\.clip_norm must not be negative, not nan"),
+        ({"b1": 1.0}, r"config\.optim\.b1 must be a number in \[0, 1\), not 1"),
+        ({"b2": "high"}, r"config\.optim\.b2 must be a number in \[0, 1\), not 'high'"),
+        ({"b2": -0.1}, r"config\.optim\.b2 must be a number in \[0, 1\), not -0\.1"),
+    ],
+)
+def test_impossible_numbers_of_optimisers_are_refused(fields, message):
+    given = {"name": "adam", "learning_rate": 0.1, "schedule_name": "step", **fields}
+    with pytest.raises(ConfigError, match=message):
+        optim.build(num_steps=10, **given)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "better"),
+    [
+        ("elbo", "classification", "cross_entropy"),
+        ("cross_entropy", "regression", "mean_squared_error"),
+        ("mean_squared_error", "tagging", "cross_entropy"),
+    ],
+)
+def test_objectives_of_other_tasks_are_refused(name, task, better):
+    with pytest.raises(ConfigError, match=rf"name='{name}' is for .* choose '{better}'"):
+        objectives.build({"name": name}, task)
