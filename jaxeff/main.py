@@ -103,7 +103,7 @@ def _fail(error: UserError, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exception(error)
     print(f"error: {sentence(error)}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    sys.exit(getattr(error, "exit_status", 2))
 
 
 def cli() -> None:
@@ -132,8 +132,7 @@ def cli() -> None:
                 raise
             _fail(
                 UserError(
-                    "memory ran out; lower config.train.batch_size or config.eval.batch_size, or "
-                    f"choose a smaller model ({explained(error)})"
+                    f"memory ran out ({explained(error)}); choose smaller batches, data or models"
                 ),
                 debug,
             )

@@ -289,6 +289,26 @@ SECTIONS = {
         field("analyses=[{'name': 'reconstructions'}, {'name': 'reconstructions'}]", "avae.py"),
         ["config.analyses[1]", "name it once"],
     ),
+    "axis_that_nothing_maps_over": (
+        field("model.axis_name=batch", "images.py"),
+        ["config.model.axis_name must be 'data'", "'batch'"],
+    ),
+    "temperature_of_zero": (
+        field("algorithm.losses.kd.temperature=0", "bottleneck.py"),
+        ["config.algorithm.losses.kd.temperature must be in [1e-06, 1e+06], not 0"],
+    ),
+    "negative_weight": (
+        field("algorithm.label_weight=-1", "disk.py"),
+        ["config.algorithm.label_weight must be in [0, 1e+06], not -1"],
+    ),
+    "pictures_of_no_images": (
+        field("analyses[1].images=0", "avae.py"),
+        ["config.analyses[1].images must be in [1, 1e+06], not 0"],
+    ),
+    "billion_steps_of_a_pose_search": (
+        field(f"algorithm.evaluation.steps={10**9}", "avae.py"),
+        ["config.algorithm.evaluation.steps", "1000000000"],
+    ),
     "unknown_search": (
         field("search.name=evolutoin"),
         ["config.search.name", "did you mean 'evolution'"],

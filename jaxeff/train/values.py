@@ -21,8 +21,20 @@ MAX_INNER_STEPS = 100_000
 #: Fields of a model that are shares of what is dropped.
 RATES = frozenset({"dropout", "drop_path"})
 SEEDS = 2**32
+AXIS = "data"  # that `jaxeff.train.parallel` maps over
 #: The largest number of single precision, beyond which it is infinity.
 LARGEST = float(np.finfo(np.float32).max)
+#: Least and largest values of fields that several sections have.
+RANGES: dict[str, tuple[float, float]] = {
+    "crop": (0, 1000),
+    "images": (1, 1e6),
+    "label_weight": (0, 1e6),
+    "starts": (0, 1e5),
+    "steps": (0, 1e5),
+    "temperature": (1e-6, 1e6),
+    "test_examples": (0, 1e9),
+    "weight": (0, 1e6),
+}
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
@@ -39,6 +51,7 @@ def check_values(value: Any, where: str = "config", nesting: int = 0) -> None:
             if not isinstance(name, str):
                 raise ConfigError(f"{where} has a field {name!r}; names of fields must be text")
             check_values(item, f"{where}.{name}", nesting + 1)
+            _check_range(name, item, f"{where}.{name}")
     elif isinstance(value, (list, tuple)):
         if len(value) > MAX_LENGTH:
             raise ConfigError(f"{where} has {len(value)} members; at most {MAX_LENGTH} are allowed")
@@ -59,6 +72,15 @@ def check_values(value: Any, where: str = "config", nesting: int = 0) -> None:
             f"{where} must be text, a number, a list or a section, not of type "
             f"{type(value).__name__}"
         )
+
+
+def _check_range(name: str, value: Any, where: str) -> None:
+    if name == "axis_name" and value not in ("", AXIS, None):
+        raise ConfigError(f"{where} must be '{AXIS}', or empty to leave it out, not {value!r}")
+    number = isinstance(value, (int, float, np.integer, np.floating))
+    if name in RANGES and number and not RANGES[name][0] <= float(value) <= RANGES[name][1]:
+        least, most = RANGES[name]
+        raise ConfigError(f"{where} must be in [{least:g}, {most:g}], not {value}")
 
 
 def _encodable(text: str) -> bool:

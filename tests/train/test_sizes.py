@@ -5,7 +5,7 @@ import pytest
 
 from jaxeff import data, train
 from jaxeff.errors import ConfigError
-from jaxeff.train import runtime, sizes
+from jaxeff.train import parallel, runtime, sizes, values
 from jaxeff.train.parallel import DeviceMap
 
 
@@ -58,8 +58,8 @@ def test_parameters_beyond_memory_are_refused_with_their_bytes(tiny_config, giga
 @pytest.mark.parametrize("section", ["train", "eval"])
 def test_a_batch_beyond_memory_is_refused(tiny_config, gigabyte, monkeypatch, section):
     monkeypatch.setattr(sizes, "check_batch", lambda *_: None)
-    values = 64  # of 4 bytes each in an image of digits
-    tiny_config[section].batch_size = 10**9 // (4 * values) + 10_000_000
+    pixels = 64  # of 4 bytes each in an image of digits
+    tiny_config[section].batch_size = 10**9 // (4 * pixels) + 10_000_000
     text = memory_error(tiny_config)
     assert text.startswith(f"config.{section}.batch_size needs more memory than there is: ")
     assert "3.56 GB for a batch of inputs" in text
@@ -102,3 +102,7 @@ def test_a_batch_of_all_examples_is_the_largest(tiny_config):
     sizes.check_batch(examples, dataset)
     with pytest.raises(ConfigError, match=rf"batch_size is {examples + 1}, but .* has {examples} "):
         sizes.check_batch(examples + 1, dataset)
+
+
+def test_the_axis_that_configs_may_name_is_the_one_that_is_mapped():
+    assert values.AXIS == parallel.AXIS
