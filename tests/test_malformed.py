@@ -533,6 +533,21 @@ FILES = {
         changed("config.analyses = ['reconstructions']"),
         ["config.analyses[0] must be a section"],
     ),
+    "own_data.py": (
+        """
+from jaxeff.data import DATASETS
+
+@DATASETS.register("own_data_of_a_malformed_config")
+def own(request, size=3):
+    return {}[size]
+"""
+        + changed("config.data.name = 'own_data_of_a_malformed_config'"),
+        ["config.data cannot be built: KeyError: 3 (", "own_data.py, line 6)"],
+    ),
+    "optimiser_of_text.py": (
+        changed("config.optim.boundaries = ('half',); config.optim.schedule_name = 'step'"),
+        ["config.optim.boundaries must be a list of numbers"],
+    ),
     "unregistered.py": (
         changed("config.model.cell.name = 'my_cell'"),
         ["config.model.cell.name", "unknown cell 'my_cell'"],

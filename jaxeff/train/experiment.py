@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -99,7 +100,8 @@ def build(
     devices.check_batch(config.train.batch_size, "train.batch_size")
     check_types(optim.build, config.optim, "optim")
     fields = config.data.to_dict()
-    dataset = data.load(fields.pop("name"), **fields)
+    with _section("data"):
+        dataset = data.load(fields.pop("name"), **fields)
     sizes.check_batch(config.train.batch_size, dataset)
     objective = objectives.build(config.objective.to_dict(), dataset.task, config.algorithm.name)
     model = MODELS.build(config.model, "model", num_outputs=_width(objective, dataset))
@@ -114,12 +116,24 @@ def build(
     )
     # The schedule spans all updates of the run, whose number the algorithm alone knows.
     updates = config.train.num_steps * algorithm.updates_per_batch
-    algorithm.optimizer = optim.build(**config.optim.to_dict(), num_steps=updates)
+    with _section("optim"):
+        algorithm.optimizer = optim.build(**config.optim.to_dict(), num_steps=updates)
     sizes.check_memory(config, _check_shapes(model, algorithm, dataset), dataset, devices)
     looks = analyses.build(config.analyses)
     built = Experiment(config, dataset, model, algorithm, devices, looks)
     analyses.check(built)
     return built
+
+
+@contextlib.contextmanager
+def _section(name: str) -> Iterator[None]:
+    """Makes whatever a section cannot be built with a sentence; what was raised is its cause."""
+    try:
+        yield
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise ConfigError(f"config.{name} cannot be built: {origin(error)}") from error
 
 
 def _width(objective: objectives.Objective, dataset: data.Dataset) -> int:
