@@ -179,10 +179,6 @@ SECTIONS = {
         ["config.model.dtype: unknown type 'float99'", "did you mean"],
     ),
     "type_of_whole_numbers": (field("model.dtype=int32"), ["config.model.dtype", "'int32'"]),
-    "number_beyond_single_precision": (
-        field("optim.weight_decay=1e39"),
-        ["config.optim.weight_decay", "single precision", "1e+39"],
-    ),
     "no_features": (field("model.cell.features=0"), ["config.model.cell", "features", "not 0"]),
     "negative_features": (field("model.cell.features=-8"), ["features", "not -8"]),
     "billion_features": (
@@ -227,6 +223,10 @@ SECTIONS = {
     "ten_thousand_hidden_layers": (
         field(f"model.hidden=({'8,' * 10_000})", "disk.py"),
         ["config.model.hidden has 10000 members", "at most 1000"],
+    ),
+    "solver_of_no_steps": (
+        field("model.design.num_steps=0", "global_cnn.py"),
+        ["config.model: num_steps must be at least 1, not 0"],
     ),
     "unknown_design": (field("model.design.name=plian", "images.py"), ["config.model.design"]),
     "unknown_data": (field("data.name=digit"), ["config.data.name", "did you mean 'digits'"]),
@@ -622,7 +622,7 @@ def one_copy_of_the_data(monkeypatch, tmp_path_factory, loaded):
 
 
 #: Rows that build networks to find out.
-LARGE = ("bottleneck.py:kind=cubic", "unknown_router")
+LARGE = ("bottleneck.py:kind=cubic", "unknown_router", "solver_of_no_steps")
 
 
 @pytest.mark.parametrize(

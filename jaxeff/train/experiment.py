@@ -183,8 +183,10 @@ def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset)
 
     try:
         traced, state = jax.eval_shape(outputs, example)
-    except UserError:
-        raise
+    except UserError as error:
+        if not isinstance(error, ConfigError) or str(error).startswith("config."):
+            raise
+        raise ConfigError(f"config.model: {error}") from error
     except Exception as error:
         raise ConfigError(
             f"config.model does not fit inputs {dataset.input_shape} of data '{dataset.name}': "
