@@ -101,6 +101,38 @@ def resolved(
         record.write(workdir, run(search, trained[SUPERNET], dataset(), folder, config))
         known = record.read(workdir, space)
         assert known is not None
+    return _with_network(config, known)
+
+
+def found_before(
+    config: ml_collections.ConfigDict, supernets: Mapping[str, Trained], workdir: Path
+) -> ml_collections.ConfigDict:
+    """Returns the config with the network that the run in a folder has found; searches for nothing.
+
+    Args:
+      config: the config; one without a search is returned as it is.
+      supernets: the prerequisites, trained or not.
+      workdir: folder of the run.
+
+    Raises:
+      CheckpointError: the run has not searched yet.
+      DataError: the record of its search is damaged.
+    """
+    if not config.search.name:
+        return config
+    known = record.read(workdir, getattr(supernets[SUPERNET].model, "space", None))
+    if known is None:
+        raise CheckpointError(
+            f"{workdir} holds no network that config.search has found; run --mode=train with it "
+            "first, or give the network in config.model with config.search.name=''"
+        )
+    return _with_network(config, known)
+
+
+def _with_network(
+    config: ml_collections.ConfigDict, known: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    """Returns a copy of the config with the network that a record says was found."""
     config = copy.deepcopy(config)
     with config.unlocked():
         for field, value in known["found"]["plan"].items():

@@ -228,6 +228,10 @@ def test_from_supernet_to_network(tmp_path):
     assert exported["latency_ms"]["batch_1"].keys() == {"network", "full"}
     again = jobs.run(made, tmp_path / "run", "eval")
     assert again["metrics"]["test"] == report["metrics"]["test"]
+    measured = jobs.run(made, tmp_path / "run", "bench")
+    assert measured["config"]["model"] == report["config"]["model"]
+    same = ("parameters", "macs_per_example")
+    assert [measured["cost"][n] for n in same] == [report["cost"][n] for n in same]
 
 
 @pytest.mark.slow
@@ -372,3 +376,38 @@ def test_an_answer_of_nan_is_never_right(supernet, dataset):
     nothing = jax.tree.map(lambda a: np.full_like(a, np.nan), supernet.variables)
     broken = Trained(supernet.model, nothing)
     assert searching.Scorer(broken, dataset, 16, 0)(supernet.model.space.smallest) == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_what_is_measured_is_the_network_found(supernet, tmp_path, monkeypatch, depth):
+    """As far as the building of what is measured."""
+
+    class Built(Exception):
+        pass
+
+    def build(config, trained):
+        assert trained == {"teacher": supernet}
+        raise Built(config.model.depth, config.model.cuts)
+
+    monkeypatch.setattr(jobs, "untrained", lambda _: {"teacher": supernet})
+    monkeypatch.setattr(jobs.experiment, "build", build)
+    workdir, cuts = tmp_path / "run", [[1, 2]] if depth == 2 else []
+    with pytest.raises(CheckpointError, match=r"no network that config\.search has found"):
+        jobs.run(config(), workdir, "bench")
+    assert not workdir.exists()
+    records.write(workdir, {"found": {"plan": {**FOUND, "depth": depth, "cuts": cuts}}})
+    with pytest.raises(Built) as caught:
+        jobs.run(config(), workdir, "bench")
+    assert caught.value.args == (depth, cuts)
+    assert [path.name for path in workdir.iterdir()] == ["search"]
+    records.path_of(workdir).write_text("{")
+    with pytest.raises(DataError, match="no record of a search"):
+        jobs.run(config(), workdir, "bench")
+
+
+def test_the_network_of_another_run_is_not_measured(supernet, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "untrained", lambda _: {"teacher": supernet})
+    jobs.check.claim_workdir(tmp_path, config(budget=5))
+    records.write(tmp_path, {"found": {"plan": FOUND}})
+    with pytest.raises(CheckpointError, match="written by another config"):
+        jobs.run(config(), tmp_path, "bench")
