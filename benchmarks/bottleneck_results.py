@@ -1,6 +1,7 @@
 """Shortened text encoders: accuracy against measured time, and what the search is worth.
 
-Writes ``results/bottleneck_results.json``, part by part; lines that are there already are kept:
+Writes ``results/bottleneck_results.json``, part by part; networks that are there already and
+current are kept:
 
     python benchmarks/bottleneck_results.py accuracy     # trains every network; many hours
     python benchmarks/bottleneck_results.py latency      # of those, batches 1 and 32, 3 lengths

@@ -1,6 +1,6 @@
 """Compares constrained training with plain training and with what else is said to generalise.
 
-Writes ``results/dcl_accuracy.json``. Lines that are there already with the same command are kept:
+Writes ``results/dcl_accuracy.json``. Lines that are there already and current are kept:
 
     python benchmarks/dcl_accuracy.py                     # all lines
     python benchmarks/dcl_accuracy.py fashion dcl         # lines whose name contains the words

@@ -1,6 +1,6 @@
 """Compares ways to distil into tiny students, at equal passes of the student over the data.
 
-Writes ``results/distill_accuracy.json``; lines that are there already are kept:
+Writes ``results/distill_accuracy.json``; lines that are there already and current are kept:
 
     python benchmarks/distill_accuracy.py digits           # minutes: all seeds of a line at once
     python benchmarks/distill_accuracy.py fashion          # three trainings a line, one teacher

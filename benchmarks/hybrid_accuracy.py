@@ -2,7 +2,7 @@
 
 Three seeds of ``configs/hybrid.py:fashion`` at a size that one core trains in an hour: the expert
 is a ResNet of depth 8. Narrower ones are trained on the same examples as base and expert. Writes
-``results/hybrid_accuracy.json``; lines that are there already are kept:
+``results/hybrid_accuracy.json``; lines that are there already and current are kept:
 
     python benchmarks/hybrid_accuracy.py
     python benchmarks/hybrid_accuracy.py static       # lines whose name contains the words

@@ -1,6 +1,6 @@
 """Trains the recurrent networks of the results table, three seeds each, and records the figures.
 
-Writes ``results/rnn_accuracy.json``; lines that are there already with the same command are kept,
+Writes ``results/rnn_accuracy.json``; lines that are there already and current are kept,
 so an interrupted run goes on where it stopped:
 
     python benchmarks/rnn_accuracy.py            # all lines

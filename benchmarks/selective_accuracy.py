@@ -1,7 +1,7 @@
 """Compares classifiers that may abstain, with one backbone and recipe, over three seeds.
 
 Thresholds are chosen on the calibration split and judged once on the test split. Writes
-``results/selective_accuracy.json``. Lines that are there already with the same command are kept:
+``results/selective_accuracy.json``. Lines that are there already and current are kept:
 
     python benchmarks/selective_accuracy.py                     # digits and Fashion-MNIST
     python benchmarks/selective_accuracy.py fashion sat         # lines that have these words
