@@ -204,7 +204,7 @@ def saves(folder: Path) -> set[str]:
 
 def unfinished(folder: Path) -> set[str]:
     """Returns saves that are not finished, of a process that runs or of one that was killed."""
-    return {name for name in saves(folder) if not name.isdigit()}
+    return {name for name in saves(folder) if name.endswith("tmp")}
 
 
 def last_step(folder: Path) -> int:
@@ -280,11 +280,18 @@ def checkpoint(workdir: Path, step: int) -> dict[str, Any]:
             leaf = jax.random.key_data(leaf)
         array = np.asarray(leaf)
         found[jax.tree_util.keystr(keys)] = (str(array.dtype), array.shape, array.tobytes())
-    values = loaded["plain"]["values"]
+    values = plain_values(loaded["plain"])
     for name in ("best_metrics", "best_step", "best_weights", "weights", "last_metrics", "pending"):
         found[name] = repr(values.get(name))
     found["position in the data"] = repr(values.get("data"))
     return found
+
+
+def plain_values(plain: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values beside a save's arrays, which may be one packed text."""
+    if "record" not in plain:
+        return plain["values"]
+    return json.loads(bytes(memoryview(plain["record"])))["values"]
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
