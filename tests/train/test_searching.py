@@ -15,7 +15,7 @@ from jaxeff.search import record as records
 from jaxeff.search.latency import LatencyTable, needed
 from jaxeff.search.plan import Plan
 from jaxeff.search.relaxed import expected_latency
-from jaxeff.train import jobs, searches, searching
+from jaxeff.train import analyses, jobs, searches, searching
 from jaxeff.train.algorithms import Trained
 
 #: What a search may find, as its record says it.
@@ -411,3 +411,12 @@ def test_the_network_of_another_run_is_not_measured(supernet, tmp_path, monkeypa
     records.write(tmp_path, {"found": {"plan": FOUND}})
     with pytest.raises(CheckpointError, match="written by another config"):
         jobs.run(config(), tmp_path, "bench")
+
+
+@pytest.mark.parametrize(
+    "change", [{"rounds": 0}, {"rounds": math.nan}, {"batches": (1, 0)}, {"examples": -1}]
+)
+def test_impossible_measurements_of_the_answer_are_refused_before_the_training(change):
+    with pytest.raises(ConfigError, match=rf"config\.analyses.*{next(iter(change))}.* must"):
+        analyses.build(({"name": "text_model", **change},))
+    assert "text_model" in analyses.build(({"name": "text_model"},))
