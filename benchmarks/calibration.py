@@ -9,10 +9,10 @@ selective risk (1 - t) / 4 and the true joint error (1 - t)^2 / 4. Writes
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
+from record_files import write
 
 from jaxeff import bench
 from jaxeff.errors import DataError
@@ -71,7 +71,7 @@ def main():
         "delta": DELTA,
         "lines": lines,
     }
-    OUT.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write(OUT, record)
 
 
 if __name__ == "__main__":

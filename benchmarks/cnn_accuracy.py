@@ -1,6 +1,6 @@
 """Compares convolutional networks: hosts as they are, and with what makes them cheaper.
 
-Writes ``results/cnn_accuracy.json``. Lines that are there already with the same command are kept:
+Writes ``results/cnn_accuracy.json``. Lines that are there already and current are kept:
 
     python benchmarks/cnn_accuracy.py                     # all lines
     python benchmarks/cnn_accuracy.py fashion host        # lines whose name contains the words

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import cnn_accuracy
 import jax
 import jax.numpy as jnp
 import numpy as np
+from record_files import locked_record, stamp
 from recorded import config_of
 
 from jaxeff import bench
@@ -197,7 +199,6 @@ def parts() -> dict[str, Callable[[], dict[str, Any]]]:
 def main() -> None:
     """Measures the parts that the command line names, or all, and writes each as it is done."""
     asked = [part for part in parts() if all(word in part for word in sys.argv[1:])]
-    record = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {"tables": {}}
     python = os.environ.get("TORCH_PYTHON")
     theirs: dict[str, Any] = {}
     if python:
@@ -206,9 +207,11 @@ def main() -> None:
         theirs = json.loads(output)
     for part in asked:
         lines = {**parts()[part](), **theirs.get(part, {})}
-        record |= {"command": "python benchmarks/cnn_speed.py", "environment": bench.environment()}
-        record["tables"][part] = lines
-        OUT.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        with locked_record(OUT) as record:
+            record["command"] = "python benchmarks/cnn_speed.py"
+            record.setdefault("tables", {})[part] = lines
+            made = stamp(f"python benchmarks/cnn_speed.py {shlex.quote(part)}")
+            record.setdefault("made", {})[part] = made
         sys.stdout.write(f"{part}\n")
         for name, line in lines.items():
             sys.stdout.write(f"  {name:40s} {line['median_ms']:9.2f} ms\n")

@@ -1,6 +1,6 @@
 """Compares constrained training with plain training and with what else is said to generalise.
 
-Writes ``results/dcl_accuracy.json``. Lines that are there already with the same command are kept:
+Writes ``results/dcl_accuracy.json``. Lines that are there already and current are kept:
 
     python benchmarks/dcl_accuracy.py                     # all lines
     python benchmarks/dcl_accuracy.py fashion dcl         # lines whose name contains the words
@@ -12,12 +12,12 @@ The fixed penalty has five weights; the one to be compared with is the best on v
 
 from __future__ import annotations
 
-import json
 import sys
 from statistics import mean
 from typing import Any
 
-from recorded import HERE, config_of, locked_record, run
+from record_files import locked_record, read, stamp
+from recorded import HERE, config_of, run
 
 TABLE = "dcl_accuracy"
 WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -87,11 +87,13 @@ def times() -> None:
     found = bench.interleaved(calls, 5, 2)
     with locked_record(HERE / "results" / f"{TABLE}.json") as record:
         record["update_ms"] = {name: time.median_ms for name, time in found.items()}
+        made = stamp("python benchmarks/dcl_accuracy.py times")
+        record.setdefault("made", {})["update_ms"] = made
 
 
 def summary() -> None:
     """Prints the table of the record, with the best penalty on validation alone."""
-    record = json.loads((HERE / "results" / f"{TABLE}.json").read_text())["lines"]
+    record = read(HERE / "results" / f"{TABLE}.json")["lines"]
     for data in ("digits", "fashion"):
         known = {name: line for name, line in record.items() if name.startswith(f"{data}, ")}
         penalties = [name for name in known if "penalty" in name]

@@ -7,10 +7,10 @@ Writes ``results/digits_split.json``:
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
+from record_files import stamp, write
 from sklearn.svm import SVC
 
 from jaxeff import data
@@ -28,11 +28,11 @@ def accuracy(name: str) -> float:
 
 def main():
     record = {
-        "command": "python benchmarks/digits_split.py",
+        **stamp("python benchmarks/digits_split.py"),
         "method": "SVC(kernel='rbf', gamma=0.25, C=10), intensities in [0, 1]",
         "test_accuracy": {name: accuracy(name) for name in ("digits", "digits_file_order")},
     }
-    OUT.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write(OUT, record)
     print(record["test_accuracy"])
 
 

@@ -1,6 +1,6 @@
 """Compares ways to distil into tiny students, at equal passes of the student over the data.
 
-Writes ``results/distill_accuracy.json``; lines that are there already are kept:
+Writes ``results/distill_accuracy.json``; lines that are there already and current are kept:
 
     python benchmarks/distill_accuracy.py digits           # minutes: all seeds of a line at once
     python benchmarks/distill_accuracy.py fashion          # three trainings a line, one teacher
@@ -15,13 +15,16 @@ accuracy of the last step: nothing is selected.
 from __future__ import annotations
 
 import functools
-import json
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from recorded import HERE, asked, locked_record, run
+from record_files import locked_record, read, stamp
+from record_keys import of_code
+from recorded import HERE, asked, is_current, run
 
 OUT = HERE / "results" / "distill_accuracy.json"
+COMMAND = "python benchmarks/distill_accuracy.py digits"
 SEEDS, STEPS, BATCH, TRAIN = 6, 4000, 100, 1000
 WIDE = {
     "start": 0.6,
@@ -161,7 +164,6 @@ def digits_line(units: int, start: str, method: str) -> dict[str, Any]:
     starts = pretrained(units) if start == "pretrained" else None
     _, test = trained(METHODS[method], units, starts, teacher)
     return {
-        "command": "python benchmarks/distill_accuracy.py digits",
         "algorithm": METHODS[method],
         "student_steps": STEPS,
         "teacher": reached,
@@ -172,18 +174,22 @@ def digits_line(units: int, start: str, method: str) -> dict[str, Any]:
     }
 
 
-def run_digits() -> None:
-    from jaxeff import bench
+@functools.cache
+def digits_key() -> str:
+    """Returns what the lines on digits depend on beside their algorithm: code and machine."""
+    settings = {"seeds": SEEDS, "steps": STEPS, "batch": BATCH, "train": TRAIN}
+    return of_code(Path(__file__), settings)
 
+
+def run_digits() -> None:
     lines = digits_lines()
     for name in asked(lines):
-        known = json.loads(OUT.read_text())["lines"] if OUT.exists() else {}
-        if known.get(name, {}).get("algorithm") != METHODS[lines[name][2]]:
-            found = {**digits_line(*lines[name]), "environment": bench.environment()}
+        line = read(OUT).get("lines", {}).get(name, {})
+        same = line.get("algorithm") == METHODS[lines[name][2]]
+        if not same or not is_current(line, COMMAND, digits_key):
+            line = {**digits_line(*lines[name]), **stamp(COMMAND), "key": digits_key()}
             with locked_record(OUT) as record:
-                record["lines"][name] = found
-            known[name] = found
-        line = known[name]
+                record.setdefault("lines", {})[name] = line
         print(f"{name:40s} {line['test_mean']:.2%} +- {line['test_error']:.2%}", flush=True)
 
 

@@ -7,12 +7,12 @@ Writes ``results/fptt_memory.json``; nothing is trained:
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import optax
+from record_files import write
 
 from jaxeff import bench, ode
 from jaxeff.models import SequenceModel
@@ -66,7 +66,7 @@ def main():
         "environment": bench.environment(),
         "entries": entries,
     }
-    OUT.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write(OUT, record)
     for entry in entries:
         print(*(f"{value}" for value in entry.values()))
 

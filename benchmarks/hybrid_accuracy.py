@@ -2,7 +2,7 @@
 
 Three seeds of ``configs/hybrid.py:fashion`` at a size that one core trains in an hour: the expert
 is a ResNet of depth 8. Narrower ones are trained on the same examples as base and expert. Writes
-``results/hybrid_accuracy.json``; lines that are there already are kept:
+``results/hybrid_accuracy.json``; lines that are there already and current are kept:
 
     python benchmarks/hybrid_accuracy.py
     python benchmarks/hybrid_accuracy.py static       # lines whose name contains the words
@@ -11,12 +11,23 @@ is a ResNet of depth 8. Narrower ones are trained on the same examples as base a
 
 from __future__ import annotations
 
-import json
+import shlex
 import sys
 from statistics import mean, stdev
 from typing import Any
 
-from recorded import HERE, SEEDS, config_of, folder_of_required, locked_record, train
+from record_files import locked_record, read, stamp
+from recorded import (
+    HERE,
+    SEEDS,
+    base_of,
+    config_of,
+    folder_of,
+    folder_of_required,
+    is_current,
+    key_of,
+    train_in,
+)
 
 from jaxeff import bench
 
@@ -75,15 +86,26 @@ def times() -> dict[str, float]:
     return {name: time.median_ms / batch for name, time in found.items()}
 
 
+def command(name: str) -> str:
+    return f"python benchmarks/hybrid_accuracy.py {shlex.quote(name)}"
+
+
+def key_of_line(name: str) -> str:
+    return key_of(config(name, seed) for seed in SEEDS)
+
+
 def line(name: str) -> dict[str, Any]:
     """Returns accuracies, times and tables of all seeds."""
     reports = []
     for seed in SEEDS:
         made = config(name, seed)
-        folder = HERE.parent / "runs" / "hybrid_accuracy" / name.replace(", ", "-") / str(seed)
-        reports.append(train(made, folder_of_required(made) if name in PARTS else folder))
+        folder = folder_of(made, base_of("hybrid_accuracy", name, seed))
+        reports.append(train_in(made, folder_of_required(made) if name in PARTS else folder))
     test = [report["metrics"]["test"]["accuracy"] for report in reports]
     return {
+        "command": command(name),
+        "environment": reports[0]["environment"],
+        "key": key_of_line(name),
         "test": test,
         "test_mean": mean(test),
         "test_deviation": stdev(test),
@@ -94,21 +116,24 @@ def line(name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Runs the lines that the command line asks for and that are not in the record yet."""
-    if sys.argv[1:] == ["times"]:
+    words = [word for word in sys.argv[1:] if not word.startswith("--")]
+    if words == ["times"]:
+        found = times()
         with locked_record(OUT) as record:
-            record["times"] = times()
+            record["times"] = found
+            record.setdefault("made", {})["times"] = stamp(
+                "python benchmarks/hybrid_accuracy.py times"
+            )
         return
     for name in (*PARTS, *WIDTHS, EXITS, *HYBRID):
-        if not all(word in name for word in sys.argv[1:]):
+        if not all(word in name for word in words):
             continue
-        known = json.loads(OUT.read_text())["lines"] if OUT.exists() else {}
-        if name not in known:
+        found = read(OUT).get("lines", {}).get(name, {})
+        if not is_current(found, command(name), lambda name=name: key_of_line(name)):
             found = line(name)
             with locked_record(OUT) as record:
                 record["command"] = "python benchmarks/hybrid_accuracy.py"
-                record["environment"] = bench.environment()
-                record["lines"][name] = known[name] = found
-        found = known[name]
+                record.setdefault("lines", {})[name] = found
         print(f"{name:26s} {found['test_mean']:.4f} +- {found['test_deviation']:.4f}", flush=True)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import shlex
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from record_files import write
 
 from jaxeff import bench
 from jaxeff.ode import CELLS, unroll, unroll_parallel
@@ -149,7 +149,7 @@ def main():
         "environment": bench.environment(),
         "entries": entries,
     }
-    args.out.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write(args.out, record)
 
 
 if __name__ == "__main__":

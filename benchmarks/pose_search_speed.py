@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from record_files import write
 from workers import Worker
 
 from jaxeff import bench
@@ -177,7 +178,7 @@ def main() -> None:
                 for name in ("amortised", "search")
             },
         }
-    asked.out.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write(asked.out, record)
     json.dump({k: v for k, v in record.items() if k != "environment"}, sys.stdout, indent=2)
 
 

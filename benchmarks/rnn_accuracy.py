@@ -1,6 +1,6 @@
 """Trains the recurrent networks of the results table, three seeds each, and records the figures.
 
-Writes ``results/rnn_accuracy.json``; lines that are there already with the same command are kept,
+Writes ``results/rnn_accuracy.json``; lines that are there already and current are kept,
 so an interrupted run goes on where it stopped:
 
     python benchmarks/rnn_accuracy.py            # all lines
@@ -9,13 +9,16 @@ so an interrupted run goes on where it stopped:
 
 from __future__ import annotations
 
-import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
-from jaxeff import bench
+from record_files import locked_record, read
+from recorded import config_of, folder_of, is_current, key_of, known_report
+
 from jaxeff.eval import read_report
 
 HERE = Path(__file__).parent
@@ -48,11 +51,38 @@ LINES = {
 
 
 def train(arguments: str, seed: int, workdir: Path) -> dict:
-    """Runs one training as a user would, and returns its report."""
+    """Runs one training as a user would, unless it is done, and returns its report."""
+    config = config_of_line(arguments, seed)
+    workdir = folder_of(config, workdir)
+    known = known_report(workdir)
+    if known is not None:
+        return known
     command = [sys.executable, "-m", "jaxeff.main", *f"--config={arguments}".split()]
     command += [f"--config.seed={seed}", f"--workdir={workdir}"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=HERE.parent)
+    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment = {**os.environ, "PYTHONPATH": path}  # the code that the key is of
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=HERE.parent, env=environment)
     return read_report(workdir)
+
+
+def config_of_line(arguments: str, seed: int) -> Any:
+    """Returns the config that the command of a line stands for."""
+    first, *options = arguments.split()
+    file, _, argument = first.removeprefix("configs/").partition(":")
+    overrides = [option.removeprefix("--config.").partition("=") for option in options]
+    config = config_of(argument, [f"seed={seed}"], file.removesuffix(".py"))
+    for field, _, value in overrides:
+        number = int(value) if value.isdigit() else value
+        config.update_from_flattened_dict({field: number})
+    return config
+
+
+def command_of(arguments: str) -> str:
+    return f"python -m jaxeff.main --config={arguments}"
+
+
+def key_of_line(arguments: str) -> str:
+    return key_of(config_of_line(arguments, seed) for seed in SEEDS)
 
 
 def line(name: str, arguments: str) -> dict:
@@ -63,7 +93,9 @@ def line(name: str, arguments: str) -> dict:
     validation = [report["metrics"]["validation"]["accuracy"] for report in reports]
     cost = reports[0]["cost"]
     return {
-        "command": f"python -m jaxeff.main --config={arguments}",
+        "command": command_of(arguments),
+        "environment": reports[0]["environment"],
+        "key": key_of_line(arguments),
         "seeds": list(SEEDS),
         "data": reports[0]["data"]["description"],
         "test_accuracy": test,
@@ -79,17 +111,16 @@ def line(name: str, arguments: str) -> dict:
 
 
 def main():
-    record = json.loads(OUT.read_text()) if OUT.exists() else {"lines": {}}
-    record["command"] = "python benchmarks/rnn_accuracy.py"
-    record["environment"] = bench.environment()
+    words = [word for word in sys.argv[1:] if not word.startswith("--")]
     for name, arguments in LINES.items():
-        if not all(word in name for word in sys.argv[1:]):
+        if not all(word in name for word in words):
             continue
-        known = record["lines"].get(name, {})
-        if known.get("command") != f"python -m jaxeff.main --config={arguments}":
-            record["lines"][name] = line(name, arguments)
-            OUT.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        shown = record["lines"][name]
+        shown = read(OUT).get("lines", {}).get(name, {})
+        if not is_current(shown, command_of(arguments), lambda a=arguments: key_of_line(a)):
+            shown = line(name, arguments)
+            with locked_record(OUT) as record:
+                record["command"] = "python benchmarks/rnn_accuracy.py"
+                record.setdefault("lines", {})[name] = shown
         print(
             f"{name:40s} test {shown['test_accuracy_mean']:.4f} "
             f"+- {shown['test_accuracy_deviation']:.4f}  {shown['parameters']} parameters  "

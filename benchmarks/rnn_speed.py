@@ -9,11 +9,11 @@ once with the default allocator and once with one that keeps its pages. Run it o
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
 
+from record_files import write
 from workers import Worker, take_turns
 
 from jaxeff import bench
@@ -130,7 +130,7 @@ def main():
         "results": results,
         "ratios": ratios,
     }
-    args.out.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write(args.out, record)
     for name, value in results.items():
         print(f"{name:24s} {value['ms']:8.1f} ms")
     for name, value in ratios.items():

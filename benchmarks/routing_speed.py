@@ -11,7 +11,6 @@ nothing else on the machine:
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from record_files import locked_record, stamp
 
 from jaxeff import bench
 from jaxeff.hybrid import curves
@@ -103,16 +103,12 @@ def main() -> None:
     keep_freed_memory()
     names = [word for word in sys.argv[1:] if word in PAIRS] or list(PAIRS)
     rounds = next((int(word) for word in sys.argv[1:] if word.isdigit()), 15)
-    record = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {"pairs": {}}
     for name in names:
         found = compare(name, rounds)
-        record |= {
-            "command": "python benchmarks/routing_speed.py",
-            "environment": bench.environment(),
-            "batch": BATCH,
-        }
-        record["pairs"][name] = found
-        OUT.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        made = stamp(f"python benchmarks/routing_speed.py {name} {rounds}")
+        with locked_record(OUT) as record:
+            record |= {"command": "python benchmarks/routing_speed.py", "batch": BATCH}
+            record.setdefault("pairs", {})[name] = {**found, **made}
         sys.stdout.write(
             f"{name}: base {found['base_ms']:.1f}, expert {found['expert_ms']:.1f}, "
             f"both {found['both_ms']:.1f} ms\n"

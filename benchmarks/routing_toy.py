@@ -10,7 +10,6 @@ seeds are trained at once. Writes ``results/routing_toy.json``; about a minute:
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -137,6 +136,8 @@ def compare(variant: str, penalty: str | None = None, seeds: int = 5, **options:
 
 def main() -> None:
     """Compares all variants and writes the record."""
+    from record_files import write
+
     record = {"command": "python benchmarks/routing_toy.py", "environment": bench.environment()}
     for variant in VARIANTS:
         for penalty in PENALTIES:
@@ -149,7 +150,7 @@ def main() -> None:
                 )
                 sys.stdout.write(f"  {rule:18s} {shown}\n")
             sys.stdout.flush()
-    OUT.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write(OUT, record)
 
 
 if __name__ == "__main__":

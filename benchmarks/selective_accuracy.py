@@ -1,7 +1,7 @@
 """Compares classifiers that may abstain, with one backbone and recipe, over three seeds.
 
 Thresholds are chosen on the calibration split and judged once on the test split. Writes
-``results/selective_accuracy.json``. Lines that are there already with the same command are kept:
+``results/selective_accuracy.json``. Lines that are there already and current are kept:
 
     python benchmarks/selective_accuracy.py                     # digits and Fashion-MNIST
     python benchmarks/selective_accuracy.py fashion sat         # lines that have these words
@@ -15,7 +15,8 @@ import sys
 from statistics import mean, stdev
 from typing import Any
 
-from recorded import HERE, SEEDS, asked, locked_record, run
+from record_files import locked_record
+from recorded import HERE, SEEDS, asked, base_of, configs_of, folder_of, known_report, run
 
 TABLE = "selective_accuracy"
 #: Method of the config and its own confidence.
@@ -58,11 +59,10 @@ def lines() -> dict[str, tuple[str, list[str], str]]:
 
 
 def tables(name: str) -> list[dict[str, Any]]:
-    """Returns what the analysis found, for each seed of a line."""
-    from jaxeff.eval import read_report
-
-    folder = HERE.parent / "runs" / TABLE / name.replace(", ", "-")
-    return [read_report(folder / str(seed))["extras"]["selective"] for seed in SEEDS]
+    """Returns what the analysis found, for each seed of a line; [] unless all have been run."""
+    configs = configs_of(*lines()[name])
+    found = [known_report(folder_of(c, base_of(TABLE, name, s))) for s, c in configs.items()]
+    return [report["extras"]["selective"] for report in found if report] if all(found) else []
 
 
 def flat(found: dict[str, Any], confidence: str) -> dict[str, dict[str, float] | str]:
@@ -98,13 +98,16 @@ def summary(founds: list[dict[str, Any]], confidence: str) -> dict[str, Any]:
     return {"areas": areas, "rows": rows}
 
 
-def best_trade_off(data: str) -> dict[str, Any]:
+def best_trade_off(data: str) -> dict[str, Any] | None:
     """Returns the rows of one-sided prediction with mu chosen for each target and seed.
 
-    The choice is that of the largest coverage on the calibration split.
+    The choice is that of the largest coverage on the calibration split. None unless both have been
+    run here.
     """
     names = [name for name in METHODS if name.startswith("osp")]
     found = {name: tables(f"{data}, {name}") for name in names}
+    if not all(found.values()):
+        return None
     rows = {}
     for key in flat(found[names[0]][0], "one-sided score"):
         if "(plug-in)" not in key:
@@ -131,14 +134,19 @@ def main():
         for name in done:
             own = METHODS[name.split(", ")[1]][1]
             founds = tables(name)
+            if not founds:  # a line of an older record, from elsewhere
+                continue
             record["lines"][name]["selective"] = {
                 confidence: summary(founds, confidence)
                 for confidence in dict.fromkeys((own, "softmax response", "max-logit p-norm"))
             }
         for data in {name.split(", ")[0] for name in done}:
-            if all(f"{data}, {m}" in record["lines"] for m in METHODS if m.startswith("osp")):
-                record.setdefault("chosen_trade_off", {})[data] = best_trade_off(data)
+            chosen = best_trade_off(data)
+            if chosen:
+                record.setdefault("chosen_trade_off", {})[data] = chosen
     for name in done:
+        if "selective" not in record["lines"][name]:
+            continue
         for key, row in record["lines"][name]["selective"][METHODS[name.split(", ")[1]][1]][
             "rows"
         ].items():

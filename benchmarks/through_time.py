@@ -1,6 +1,6 @@
 """Compares ways of training through time: every cell with every algorithm on every task.
 
-Writes ``results/through_time.json``. Lines that are there already with the same command are kept,
+Writes ``results/through_time.json``. Lines that are there already and current are kept,
 so an interrupted run goes on where it stopped, and several may run side by side:
 
     python benchmarks/through_time.py                 # all lines

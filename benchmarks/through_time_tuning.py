@@ -12,10 +12,10 @@ one and at a lower rate. Writes ``results/through_time_tuning.json``:
 from __future__ import annotations
 
 import itertools
-import json
 from typing import Any
 
-from recorded import HERE, asked, command, config_of, locked_record, train
+from record_files import locked_record, read, stamp
+from recorded import HERE, asked, command, config_of, is_current, key_of, train
 
 from jaxeff.errors import TrainingError
 
@@ -64,11 +64,17 @@ def lines() -> dict[str, tuple[str, list[str]]]:
     return found
 
 
-def outcome(name: str, argument: str, overrides: list[str]) -> dict[str, Any]:
-    """Returns the validation accuracy of one run; one that diverged has none."""
+def tuned(argument: str, overrides: list[str]) -> Any:
     config = config_of(argument, overrides, "fptt")
     config.devices.cpu = 1
-    found: dict[str, Any] = {"command": command(argument, overrides, "fptt")}
+    return config
+
+
+def outcome(name: str, argument: str, overrides: list[str]) -> dict[str, Any]:
+    """Returns the validation accuracy of one run; one that diverged has none."""
+    config = tuned(argument, overrides)
+    found: dict[str, Any] = stamp(command(argument, overrides, "fptt"))
+    found["key"] = key_of([config])
     folder = HERE.parent / "runs" / "through_time_tuning" / name.replace(", ", "-")
     try:
         report = train(config, folder)
@@ -78,18 +84,19 @@ def outcome(name: str, argument: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def main():
-    from jaxeff import bench
-
     all_lines = lines()
     for name in asked(all_lines):
         argument, overrides = all_lines[name]
-        known = json.loads(OUT.read_text())["lines"].get(name, {}) if OUT.exists() else {}
-        if known.get("command") != command(argument, overrides, "fptt"):
-            found = outcome(name, argument, overrides)
+        known = read(OUT).get("lines", {}).get(name, {})
+
+        def key(argument=argument, overrides=overrides):
+            return key_of([tuned(argument, overrides)])
+
+        if not is_current(known, command(argument, overrides, "fptt"), key):
+            known = outcome(name, argument, overrides)
             with locked_record(OUT) as record:
                 record["command"] = "python benchmarks/through_time_tuning.py"
-                record["environment"] = bench.environment()
-                record["lines"][name] = known = found
+                record.setdefault("lines", {})[name] = known
         print(f"{name:60s} {known['accuracy']}", flush=True)
 
 

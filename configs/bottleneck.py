@@ -14,7 +14,7 @@ The argument is a setting; ``data`` and ``length`` (tokens) of other texts, such
 `jaxeff.data.prepared_texts`; ``search`` (a name in `jaxeff.train.searches.SEARCHES`, or ``none``
 for the network that ``config.model`` describes); ``kind`` of the bottlenecks; ``supernet`` to train
 the supernet alone; and ``quick``. Without a requirement the network may take 0.6 times as long as
-the full one.
+the full one. ``--mode=bench`` measures the network that the run has found.
 
 The folder ``model`` of the run answers strings: ``jaxeff.serving.TextModel.load(folder).predict``.
 

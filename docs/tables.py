@@ -17,7 +17,7 @@ from pathlib import Path
 import hardness
 import poses
 import texts
-from records import read, score, table
+from records import mebibytes, read, score, table, told
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/results.md")
@@ -88,7 +88,7 @@ def grid(task: str, algorithms=("bptt", "tbptt", "fptt")) -> str:
         if known is None:
             continue
         seconds = " / ".join(f"{li['seconds_per_epoch']:.1f}" if li else "–" for li in found)
-        memory = " / ".join(f"{li['step_temp_bytes'] / 2**20:.1f}" if li else "–" for li in found)
+        memory = " / ".join(mebibytes(li["step_temp_bytes"], 1) if li else "–" for li in found)
         rows.append(
             [
                 cell,
@@ -133,7 +133,7 @@ def fashion() -> str:
                 f"{line['updates']:,}",
                 f"{line['parameters']:,}",
                 f"{line['training_seconds']:.0f}",
-                f"{line['step_temp_bytes'] / 2**20:.0f}",
+                mebibytes(line["step_temp_bytes"], 0),
             ]
         )
     header = ["cell", "training", "test accuracy, %", "epochs", "updates", "parameters"]
@@ -310,15 +310,10 @@ def convolutions() -> str:
 
 
 def conditions(name: str, *parts: str) -> str:
-    """Returns where a record was taken and by which command; ``parts`` lead to its environment."""
+    """Returns where a record was taken and by which command; ``parts`` lead to what is meant."""
     record = read(name)
-    environment = functools.reduce(dict.__getitem__, parts, record)["environment"]
     said = [record[key] for key in ("task", "method") if key in record]
-    said.append(
-        f"{environment['cpu']}, {environment['cpu_cores']} core(s), "
-        f"Python {environment['python']}, jax {environment['jax']}"
-        + (f", torch {environment['torch']}" if "torch" in environment else "")
-    )
+    said.append(told(functools.reduce(dict.__getitem__, parts, record)))
     return "; ".join(said) + f". Command: `{record['command']}`."
 
 

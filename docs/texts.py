@@ -15,7 +15,7 @@ PADDED, ALONE = "batch 32, length 128", "batch 1, length 32"
 def part(name: str, setting: str = SETTING) -> dict:
     """Returns the lines of a part of the record."""
     found = read("bottleneck_results")[setting].get(name, {})
-    return {key: line for key, line in found.items() if key != "environment"}
+    return {key: line for key, line in found.items() if key not in ("command", "environment")}
 
 
 def found_networks(line: dict) -> str:

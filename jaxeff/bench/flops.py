@@ -88,9 +88,14 @@ def cost_per_example(
       batch_axis: position of the batch axis in every leaf of ``inputs``.
 
     Raises:
-      ValueError: ``inputs`` has no leaf, an empty batch, or leaves with different batch sizes.
+      ValueError: ``inputs`` has no leaf, an empty batch, leaves with different batch sizes, or one
+        without that axis.
     """
-    sizes = {leaf.shape[batch_axis] for leaf in jax.tree.leaves(inputs)}
+    leaves = jax.tree.leaves(inputs)
+    without = [leaf.shape for leaf in leaves if not -leaf.ndim <= batch_axis < leaf.ndim]
+    if without:
+        raise ValueError(f"inputs have no batch axis {batch_axis} in shape {without[0]}")
+    sizes = {leaf.shape[batch_axis] for leaf in leaves}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(f"inputs need one batch size above 0, got {sorted(sizes) or 'no array'}")
     total, batch = count(fn, params, inputs), sizes.pop()

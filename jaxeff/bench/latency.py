@@ -9,6 +9,8 @@ speed of a shared machine drifts by more than most differences worth reporting.
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -52,9 +54,12 @@ def measure(
       min_seconds: keep timing until the timed calls add up to this many seconds.
 
     Raises:
-      ValueError: ``warmup`` or ``repeats`` is below 1.
+      ValueError: ``warmup`` or ``repeats`` is no whole number from 1, or ``min_seconds`` is
+        negative, infinite or NaN.
     """
     _check_at_least_one(warmup=warmup, repeats=repeats)
+    if not 0 <= min_seconds < math.inf:
+        raise ValueError(f"min_seconds must be at least 0 and finite, got {min_seconds!r}")
     jax.block_until_ready(args)
     for _ in range(warmup):
         jax.block_until_ready(fn(*args))
@@ -88,7 +93,7 @@ def interleaved(
       For each name, the times of its ``rounds * calls_per_round`` calls.
 
     Raises:
-      ValueError: no variants, or a number is below 1.
+      ValueError: no variants, or a number is no whole number from 1.
     """
     _check_at_least_one(
         rounds=rounds, calls_per_round=calls_per_round, warmup=warmup, variants=len(variants)
@@ -133,7 +138,7 @@ def _summarise(seconds: Sequence[float]) -> Latency:
     )
 
 
-def _check_at_least_one(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+def _check_at_least_one(**counts: int) -> None:
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 from jaxeff.errors import ConfigError
+from jaxeff.search.checks import check_whole
 from jaxeff.search.plan import Plan
 
 
@@ -54,9 +56,10 @@ class Requirement:
     min_accuracy: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.max_ms < 0 or not 0 <= self.min_accuracy <= 1:
+        if not 0 <= self.max_ms < math.inf or not 0 <= self.min_accuracy <= 1:
             raise ConfigError(
-                "config.search: a latency must not be negative, and an accuracy lie in [0, 1]"
+                "config.search: a latency must not be negative, infinite or NaN, and an accuracy "
+                f"must lie in [0, 1]; asked for are {self.max_ms} ms and {self.min_accuracy}"
             )
         if bool(self.max_ms) == bool(self.min_accuracy):
             raise ConfigError(
@@ -101,8 +104,17 @@ def choose(
       measure: returns candidates with their measured times.
       at_once: candidates measured together.
       groups: how often, at most.
+
+    Raises:
+      ConfigError: there is no candidate, or a number is below 1.
     """
-    waiting, known = requirement.ordered(candidates), []
+    check_whole("at_once", at_once, 1)
+    check_whole("groups", groups, 1)
+    # A plan that is there twice would take the place of another among those measured.
+    distinct = {candidate.plan: candidate for candidate in reversed(candidates)}
+    if not distinct:
+        raise ConfigError("there is no network to choose from; evaluate at least one")
+    waiting, known = requirement.ordered(list(distinct.values())[::-1]), []
     for _ in range(groups):
         group, waiting = waiting[:at_once], waiting[at_once:]
         if not group:

@@ -10,7 +10,7 @@ import numpy as np
 def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
     """Returns the candidates that no other beats, cheapest first.
 
-    Of equals the first counts.
+    Of equals the first counts. NaN, as a cost or as a value, beats nothing and is left out.
 
     Args:
       costs: ``[candidates]``.
@@ -19,6 +19,8 @@ def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
     order = np.lexsort((np.arange(len(costs)), -np.asarray(values), np.asarray(costs)))
     found: list[int] = []
     for candidate in order:
+        if np.isnan(costs[candidate]) or np.isnan(values[candidate]):
+            continue
         if not found or values[candidate] > values[found[-1]]:
             found.append(int(candidate))
     return found

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from jaxeff.errors import DataError
+from jaxeff.eval.files import write_text_atomically
+from jaxeff.search.checks import check_number, check_whole
 from jaxeff.search.plan import Plan
 
 #: Of a layer: queries and keys. Of a cut: tokens before it, and its factor.
@@ -100,23 +102,47 @@ class LatencyTable:
         return dataclasses.replace(self, constant=max(float(np.median(rest)), 0.0))
 
     def save(self, path: Path) -> None:
-        """Writes the table as JSON."""
+        """Writes the table as JSON, in one piece.
+
+        Raises:
+          ValueError: a time is NaN or infinite.
+        """
         fields = dataclasses.asdict(self)
         for name in ("layers", "cuts"):
             fields[name] = [[*shape, time] for shape, time in getattr(self, name).items()]
-        path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        write_text_atomically(path, json.dumps(fields, indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> LatencyTable:
         """Reads a table.
 
         Raises:
-          DataError: the file is missing or damaged.
+          DataError: the file is missing or damaged, or a time in it is negative or not finite.
         """
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-            for name in ("layers", "cuts"):
-                fields[name] = {(first, second): time for first, second, time in fields[name]}
-            return cls(**fields)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            if not isinstance(fields, dict):
+                raise ValueError(f"it holds {type(fields).__name__}, not an object")
+            for field in ("batch", "length"):
+                check_whole(field, fields[field], 1)
+            check_number("constant", fields["constant"], 0)
+            if not isinstance(fields.setdefault("environment", {}), dict):
+                raise ValueError("its environment is no object")
+            return cls(**{**fields, **{n: _times(n, fields[n]) for n in ("layers", "cuts")}})
+        except KeyError as error:
+            raise DataError(f"{path}: is no table of latencies ({error} is missing)") from None
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise DataError(f"{path}: is no table of latencies ({error})") from None
+
+
+def _times(name: str, rows: Any) -> dict[Shape, float]:
+    """Returns the times by shape of rows as `LatencyTable.save` writes them."""
+    found: dict[Shape, float] = {}
+    for first, second, time in rows:
+        check_whole(f"{name}: a size", first, 1)
+        check_whole(f"{name}: a size", second, 1)
+        check_number(f"{name}: a time", time, 0)
+        if (first, second) in found:
+            raise ValueError(f"{name}: {(first, second)} stands there twice")
+        found[first, second] = time
+    return found

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxeff import bench
+from jaxeff.errors import ConfigError
 from jaxeff.layers.bottleneck import Bottleneck
 from jaxeff.models.encoder import EncoderShape, TransformerLayer
+from jaxeff.search.checks import check_whole
 from jaxeff.search.latency import LatencyTable, Shape, monotone, needed
 from jaxeff.search.plan import Plan
 from jaxeff.typing import Array, Dtype
@@ -83,7 +85,14 @@ def time_parts(
       batch: sequences in a call.
       length: tokens of a sequence.
       rounds: turns of every part; each has three calls.
+
+    Raises:
+      ConfigError: there are no plans, or a number is below 1.
     """
+    if not plans:
+        raise ConfigError("there are no plans to measure; a space has at least one")
+    for name, number in (("batch", batch), ("length", length), ("rounds", rounds)):
+        check_whole(name, number, 1)
     encoder: Any = network_of(plans[0]).encoder  # type: ignore[attr-defined]
     shape, dtype, width = encoder.shape, encoder.dtype, encoder.shape.width
     layers, cuts = needed(plans, length)

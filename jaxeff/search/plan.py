@@ -7,6 +7,7 @@ from typing import Protocol
 
 from jaxeff.errors import ConfigError
 from jaxeff.layers.bottleneck import check, shortened
+from jaxeff.search.checks import check_whole
 
 
 class Sizes(Protocol):
@@ -41,6 +42,8 @@ class Plan:
     pooled_queries: bool = False
 
     def __post_init__(self) -> None:
+        check_whole("depth", self.depth, 1)
+        check_whole("keep_first", self.keep_first, 0)
         places = [place for place, _ in self.cuts]
         if places != sorted(set(places)) or any(not 0 < p < self.depth for p in places):
             raise ConfigError(
@@ -49,8 +52,6 @@ class Plan:
             )
         for _, factor in self.cuts:
             check(self.kind, factor)
-        if self.keep_first < 0:
-            raise ConfigError(f"keep_first must not be negative, not {self.keep_first}")
 
     def lengths(self, length: int) -> list[tuple[int, int]]:
         """Returns the numbers of queries and of keys of every layer, for ``length`` tokens."""

@@ -14,7 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from jaxeff.errors import ConfigError
+from jaxeff.search.checks import check_whole, is_whole
 from jaxeff.search.plan import Plan
+
+#: Searches sort all plans by their cost and list them in memory: half a minute, hundreds of MB.
+MOST_PLANS = 500_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +48,18 @@ class Space:
         for field in ("depths", "factors"):
             values = getattr(self, field)
             least = 1 if field == "depths" else 2
-            if not values or list(values) != sorted(set(values)) or values[0] < least:
+            whole = bool(values) and all(map(is_whole, values))
+            if not whole or list(values) != sorted(set(values)) or values[0] < least:
                 raise ConfigError(
-                    f"{field} must be ascending numbers from {least}, not {list(values)}"
+                    f"{field} must be ascending whole numbers from {least}, not {list(values)}"
                 )
-        if self.max_cuts < 0:
-            raise ConfigError(f"max_cuts must not be negative, not {self.max_cuts}")
+        check_whole("max_cuts", self.max_cuts, 0)
+        check_whole("keep_first", self.keep_first, 0)
+        if any(number > MOST_PLANS for number in itertools.accumulate(self._sizes())):
+            raise ConfigError(
+                f"the space has more than {MOST_PLANS:,} plans, too many to list; give fewer "
+                "depths, fewer factors or a smaller max_cuts"
+            )
         for factor in self.factors:
             self.plan(2, ((1, factor),))  # refuses what the kind cannot do
 
@@ -74,12 +84,14 @@ class Space:
         """Every cut that some plan has."""
         return tuple(itertools.product(range(1, self.depths[-1]), self.factors))
 
+    def _sizes(self) -> Iterator[int]:
+        """Gives the numbers of plans of every depth and number of cuts."""
+        for depth in self.depths:
+            for cuts in range(min(self.max_cuts, depth - 1) + 1):
+                yield math.comb(depth - 1, cuts) * len(self.factors) ** cuts
+
     def __len__(self) -> int:
-        return sum(
-            math.comb(depth - 1, cuts) * len(self.factors) ** cuts
-            for depth in self.depths
-            for cuts in range(self.max_cuts + 1)
-        )
+        return sum(self._sizes())
 
     def __iter__(self) -> Iterator[Plan]:
         for depth, number in itertools.product(self.depths, range(self.max_cuts + 1)):
@@ -132,7 +144,12 @@ class Space:
 def stratified(
     plans: Sequence[Plan], cost: Callable[[Plan], float], number: int, seed: int
 ) -> list[Plan]:
-    """Draws plans evenly over their ranks by cost: one of each of so many strata, cheap first."""
+    """Draws plans evenly over their ranks by cost: one of each of so many strata, cheap first.
+
+    Raises:
+      ConfigError: the number is negative or not whole.
+    """
+    check_whole("the number of plans to draw", number, 0)
     ordered = sorted(plans, key=cost)
     rng = np.random.default_rng(seed)
     edges = np.linspace(0, len(ordered), min(number, len(ordered)) + 1).astype(int)

@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from jaxeff.errors import ConfigError
+from jaxeff.search.checks import check_number, check_whole
 from jaxeff.search.front import hull
 from jaxeff.search.plan import Plan
 from jaxeff.search.space import Space, stratified
@@ -28,6 +30,9 @@ class Evaluations:
       budget: evaluations that may be made.
       limit: costs above it are of no use.
       found: scores so far.
+
+    Raises:
+      ConfigError: the budget is no whole number from 1, or the limit is not above 0.
     """
 
     space: Space
@@ -36,6 +41,11 @@ class Evaluations:
     budget: int
     limit: float = math.inf
     found: dict[Plan, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_whole("the budget of a search", self.budget, 1)
+        if not self.limit > 0:
+            raise ConfigError(f"the limit of a search must be above 0, not {self.limit}")
 
     @property
     def allowed(self) -> list[Plan]:
@@ -104,7 +114,13 @@ def evolution(
       population: plans evaluated at first, spread evenly over the costs.
       mutation: probability of a change, see `Space.mutated`.
       patience: children in a row that are known or too expensive after which to give up.
+
+    Raises:
+      ConfigError: a number is impossible.
     """
+    check_whole("population", population, 1)
+    check_number("mutation", mutation, 0, 1)
+    check_whole("patience", patience, 0)
     space = evaluations.space
     first = min(population, max(evaluations.budget // 3, 1))
     for plan in stratified(evaluations.allowed, evaluations.cost, first, int(rng.integers(2**31))):

@@ -236,8 +236,15 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]
 
 
 def measure(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
-    """Measures a fresh model: counts, inference latency, and time and memory of a training step."""
-    built = experiment.build(config, untrained(config))
+    """Measures a fresh model: counts, inference latency, and time and memory of a training step.
+
+    Where the config searches for its model, it is the one that the run in the folder has found.
+    """
+    zeros = untrained(config)
+    searching.check(config, zeros)
+    if config.search.name and (workdir / check.CONFIG_FILE).exists():
+        check.claim_workdir(workdir, config)
+    built = experiment.build(searching.found_before(config, zeros, workdir), zeros)
     _describe(built, workdir / "bench", "measuring")
     state = built.init_state()
     batches = data.make_train_iterator(

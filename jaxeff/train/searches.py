@@ -16,6 +16,7 @@ from jaxeff import data
 from jaxeff.errors import ConfigError
 from jaxeff.registry import Registry
 from jaxeff.search import relaxed, retention, strategies
+from jaxeff.search.checks import check_number, check_whole
 from jaxeff.search.choice import Requirement
 from jaxeff.search.latency import LatencyTable
 from jaxeff.search.space import Space
@@ -66,12 +67,11 @@ class Search:
 
     def __post_init__(self) -> None:
         for field in ("budget", "batch", "rounds"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"{field} must be at least 1, not {getattr(self, field)}")
-        if self.examples < 0:
-            raise ConfigError(f"examples must not be negative, not {self.examples}")
-        if not 0 < self.max_latency_share <= 1:
-            raise ConfigError(f"max_latency_share must be in (0, 1], not {self.max_latency_share}")
+            check_whole(field, getattr(self, field), 1)
+        check_whole("examples", self.examples, 0)
+        check_number("max_latency_ms", self.max_latency_ms, 0)
+        check_number("min_accuracy", self.min_accuracy, 0, 1)
+        check_number("max_latency_share", self.max_latency_share, 0, 1, above=True)
         self.requirement(1.0)
 
     def requirement(self, full_ms: float) -> Requirement:
@@ -98,6 +98,11 @@ class Evolution(Search):
     population: int = 20
     mutation: float = 0.5
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("population", self.population, 1)
+        check_number("mutation", self.mutation, 0, 1)
+
     def explore(self, evaluations: Evaluations, rng: np.random.Generator, known: Known) -> None:
         """See `Search.explore`."""
         strategies.evolution(evaluations, rng, self.population, self.mutation)
@@ -123,6 +128,14 @@ class Random(Search):
         strategies.random_search(evaluations, rng)
 
 
+def _check_each(field: str, values: Any, low: float, high: float = math.inf, **how: Any) -> None:
+    """Refuses what is no list of such numbers, see `check_number`."""
+    if not isinstance(values, (list, tuple)) or not values:
+        raise ConfigError(f"{field} must be a list of at least one number, not {values!r}")
+    for value in values:
+        check_number(f"{field}: each", value, low, high, **how)
+
+
 @dataclasses.dataclass(frozen=True)
 class ByGradients(Search):
     """What searches by gradients have in common; the supernet's weights stay as they are.
@@ -136,6 +149,12 @@ class ByGradients(Search):
     steps: int = 150
     batch_size: int = 32
     learning_rate: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("steps", "batch_size"):
+            check_whole(field, getattr(self, field), 1)
+        check_number("learning_rate", self.learning_rate, 0, above=True)
 
     def _refuse(self, space: Space) -> None:
         if space.pooled_queries:
@@ -200,6 +219,12 @@ class Gradient(ByGradients):
     temperature: float = 1.0
     penalty: float = 5.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_each("aims", self.aims, 0, 1, above=True)
+        check_number("temperature", self.temperature, 0, above=True)
+        check_number("penalty", self.penalty, 0)
+
     def explore(self, evaluations: Evaluations, rng: np.random.Generator, known: Known) -> None:
         """See `Search.explore`."""
         space = evaluations.space
@@ -246,6 +271,11 @@ class Retention(ByGradients):
 
     prices: Sequence[float] = (0.1, 0.3, 1.0, 3.0)
     mutation: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_each("prices", self.prices, 0)
+        check_number("mutation", self.mutation, 0, 1)
 
     def explore(self, evaluations: Evaluations, rng: np.random.Generator, known: Known) -> None:
         """See `Search.explore`."""

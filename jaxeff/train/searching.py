@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,22 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from jaxeff import bench, data
-from jaxeff.errors import ConfigError
-from jaxeff.search import measure
+from jaxeff.errors import CheckpointError, ConfigError, DataError
+from jaxeff.search import measure, record
 from jaxeff.search.choice import Candidate, choose
 from jaxeff.search.front import pareto
 from jaxeff.search.plan import Plan
+from jaxeff.search.record import TABLE
 from jaxeff.search.space import stratified
 from jaxeff.search.strategies import Evaluations
 from jaxeff.train.algorithms import Trained
+from jaxeff.train.check import first_difference, plain
 from jaxeff.train.console import say
 from jaxeff.train.searches import SEARCHES, Known, Search
 
-FOLDER, RECORD, TABLE = "search", "search.json", "latency.json"
 SUPERNET = "teacher"
 
 
@@ -51,6 +52,14 @@ def check(config: ml_collections.ConfigDict, trained: Mapping[str, Trained]) -> 
         raise ConfigError("config.search finds a model 'encoder'; name it in config.model.name")
     if jax.process_count() > 1:
         raise ConfigError("config.search measures one machine; train with a single process")
+    if SUPERNET in config.prerequisites:
+        theirs = plain(config.prerequisites[SUPERNET].data)
+        difference = first_difference(theirs, plain(config.data), "data")
+        if difference:
+            raise ConfigError(
+                f"config.search: the supernet must be trained on the data of the search, but for "
+                f"config.prerequisites.{SUPERNET} {difference}"
+            )
 
 
 def resolved(
@@ -66,27 +75,81 @@ def resolved(
       trained: the prerequisites, trained.
       workdir: folder of the run.
       dataset: gives the data, if it is needed.
+
+    Raises:
+      CheckpointError: the record of the search is lost or damaged after the training of the network
+        found has begun, which another search might not find again.
     """
     if not config.search.name:
         return config
-    path = workdir / FOLDER / RECORD
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    space = getattr(trained[SUPERNET].model, "space", None)
+    complaint = "the record of its search is missing"
+    try:
+        known = record.read(workdir, space)
+    except DataError as error:
+        known, complaint = None, str(error)
+    if known is None:
+        if _has_begun(workdir):
+            raise CheckpointError(
+                f"{workdir}: {complaint}, and the checkpoints are those of the network that it "
+                f"named; restore {record.path_of(workdir)}, or give another --workdir"
+            )
+        if record.path_of(workdir).exists():
+            say(f"warning: {complaint}; the search is made again")
         search: Search = SEARCHES.build(config.search, "search")
-        record = run(search, trained[SUPERNET], dataset(), path.parent, config)
-        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    found = json.loads(path.read_text(encoding="utf-8"))["found"]["plan"]
+        folder = record.path_of(workdir).parent
+        record.write(workdir, run(search, trained[SUPERNET], dataset(), folder, config))
+        known = record.read(workdir, space)
+        assert known is not None
+    return _with_network(config, known)
+
+
+def found_before(
+    config: ml_collections.ConfigDict, supernets: Mapping[str, Trained], workdir: Path
+) -> ml_collections.ConfigDict:
+    """Returns the config with the network that the run in a folder has found; searches for nothing.
+
+    Args:
+      config: the config; one without a search is returned as it is.
+      supernets: the prerequisites, trained or not.
+      workdir: folder of the run.
+
+    Raises:
+      CheckpointError: the run has not searched yet.
+      DataError: the record of its search is damaged.
+    """
+    if not config.search.name:
+        return config
+    known = record.read(workdir, getattr(supernets[SUPERNET].model, "space", None))
+    if known is None:
+        raise CheckpointError(
+            f"{workdir} holds no network that config.search has found; run --mode=train with it "
+            "first, or give the network in config.model with config.search.name=''"
+        )
+    return _with_network(config, known)
+
+
+def _with_network(
+    config: ml_collections.ConfigDict, known: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    """Returns a copy of the config with the network that a record says was found."""
     config = copy.deepcopy(config)
     with config.unlocked():
-        for field, value in found.items():
+        for field, value in known["found"]["plan"].items():
             config.model[field] = value
     return config
 
 
+def _has_begun(workdir: Path) -> bool:
+    """Whether a folder holds checkpoints."""
+    folder = workdir / "checkpoints"
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
 def summary(workdir: Path) -> dict[str, Any]:
     """Returns what a run's report says of its search: ``{}`` if there was none."""
-    path = workdir / FOLDER / RECORD
-    return {"search": json.loads(path.read_text(encoding="utf-8"))} if path.exists() else {}
+    found = record.read(workdir)
+    return {"search": found} if found else {}
 
 
 def run(
@@ -206,7 +269,9 @@ class Scorer:
 
         @jax.jit
         def answers(variables, inputs, options):
-            return network.apply(variables, inputs, **options).argmax(-1)
+            found = network.apply(variables, inputs, **options)
+            # An answer of NaN is none, and never the label.
+            return jnp.where(jnp.isfinite(found).all(-1), found.argmax(-1), -1)
 
         right, seen = 0, 0
         for batch in self._batches:

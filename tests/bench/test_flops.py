@@ -343,3 +343,9 @@ def test_known_primitives_are_in_one_group_only():
     groups = [p.FREE, p.ELEMENTWISE, p.REDUCTIONS, p.SCATTERS, set(p.WINDOWED)]
     for first, second in itertools.combinations(groups, 2):
         assert not first & second
+
+
+@pytest.mark.parametrize("axis", [2, -3])
+def test_per_example_needs_the_batch_axis(axis):
+    with pytest.raises(ValueError, match=r"no batch axis .* in shape \(2, 3\)"):
+        cost_per_example(lambda _, x: x, (), shape(2, 3), batch_axis=axis)

@@ -1,9 +1,11 @@
 """What is called, when and how often; never how long it takes."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxeff.bench import Latency, compile_time, interleaved, latency, measure
@@ -99,3 +101,27 @@ def test_compile_time_returns_the_compiled_function():
     compiled, seconds = compile_time(lambda x: x * 2, jnp.ones(3))
     assert compiled(jnp.ones(3)).tolist() == [2, 2, 2]
     assert seconds > 0
+
+
+@pytest.mark.parametrize("value", [-1, 0, 2.5, math.nan, math.inf, True, "3"])
+@pytest.mark.parametrize("field", ["rounds", "calls_per_round", "warmup"])
+def test_counts_are_whole_numbers(field, value):
+    """Nothing is called for a NaN of rounds, which would be below nothing and above nothing."""
+    calls = []
+    fields = {"rounds": 1, "calls_per_round": 1, "warmup": 1, field: value}
+    with pytest.raises(ValueError, match=f"{field} must be a whole number"):
+        interleaved({"a": lambda: calls.append(1)}, **fields)
+    if field == "warmup":
+        with pytest.raises(ValueError, match="repeats must be a whole number"):
+            measure(lambda: calls.append(1), repeats=value)
+    assert not calls
+
+
+@pytest.mark.parametrize("seconds", [-1.0, math.nan, math.inf])
+def test_no_measurement_goes_on_for_ever(seconds):
+    with pytest.raises(ValueError, match="min_seconds must be at least 0 and finite"):
+        measure(lambda: None, warmup=1, repeats=1, min_seconds=seconds)
+
+
+def test_counts_may_be_numpys():
+    assert measure(lambda: None, warmup=np.int64(1), repeats=np.int32(2)).repeats == 2

@@ -70,7 +70,35 @@ def test_one_thing_is_asked_for(fields):
         Requirement(**fields)
 
 
-@pytest.mark.parametrize("fields", [{"max_ms": -1.0}, {"min_accuracy": 1.5}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_ms": -1.0},
+        {"min_accuracy": 1.5},
+        {"max_ms": float("nan")},
+        {"max_ms": float("inf")},
+        {"min_accuracy": float("nan")},
+    ],
+)
 def test_impossible_requirements(fields):
     with pytest.raises(ConfigError, match="must not be negative"):
         Requirement(**fields)
+
+
+def test_a_plan_that_is_there_twice_is_measured_once():
+    groups = []
+
+    def measure(group):
+        groups.append([c.plan.depth for c in group])
+        return slower(2.0)(group)
+
+    twice = [c for c in CANDIDATES for _ in range(2)]
+    assert choose(twice, Requirement(max_ms=3.9), measure, at_once=2).plan.depth == 1
+    assert groups == [[3, 2], [1]]
+
+
+def test_there_must_be_something_to_choose_from():
+    with pytest.raises(ConfigError, match="no network to choose from"):
+        choose([], Requirement(max_ms=1.0), slower(1.0))
+    with pytest.raises(ConfigError, match="groups must be at least 1"):
+        choose(CANDIDATES, Requirement(max_ms=1.0), slower(1.0), groups=0)

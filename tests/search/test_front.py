@@ -52,3 +52,11 @@ def test_points_on_a_line_have_two_corners():
 def test_what_is_too_dear_counts_nothing():
     assert hypervolume([1, 20], [1, 5], 10, 0) == 9
     assert hypervolume([], [], 10, 0) == 0
+
+
+def test_nan_beats_nothing():
+    nan = float("nan")
+    costs, values = [1.0, 2.0, nan, 3.0], [nan, 0.5, 0.9, 0.7]
+    assert pareto(costs, values) == [1, 3]
+    assert hull(costs, values) == [1, 3]
+    assert hypervolume(costs, values, 4.0, 0.0) == pytest.approx(2 * 0.5 + 1 * 0.2)

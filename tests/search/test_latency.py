@@ -1,9 +1,13 @@
 """Tables of latencies: sums of parts, the constant, repair, and files."""
 
+import json
+import math
+
 import numpy as np
 import pytest
 
-from jaxeff.errors import DataError
+from jaxeff.errors import ConfigError, DataError
+from jaxeff.search import measure
 from jaxeff.search.latency import LatencyTable, monotone, needed, parts
 from jaxeff.search.plan import Plan
 from jaxeff.search.space import Space
@@ -85,3 +89,79 @@ def test_files(tmp_path):
     for name in ("other.json", "nothing.json"):
         with pytest.raises(DataError, match="no table of latencies"):
             LatencyTable.load(tmp_path / name)
+
+
+FIELDS = {"batch": 2, "length": 24, "constant": 0.5, "layers": [[3, 3, 0.1]], "cuts": [[24, 2, 1]]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"constant": math.nan},
+        {"constant": -1.0},
+        {"constant": None},
+        {"layers": [[3, 3, math.nan]]},
+        {"layers": [[3, 3, math.inf]]},
+        {"layers": [[3, 3, -0.1]]},
+        {"layers": [[3, 3, "fast"]]},
+        {"layers": [[3, 3]]},
+        {"layers": [[3, 3, 0.1], [3, 3, 0.2]]},
+        {"layers": [[3.5, 3, 0.1]]},
+        {"cuts": 7},
+        {"cuts": [[24, 0, 1.0]]},
+        {"batch": 0},
+        {"length": 2.5},
+        {"environment": []},
+        {"surprise": 1},
+    ],
+)
+def test_damaged_files(tmp_path, change):
+    path = tmp_path / "latency.json"
+    path.write_text(json.dumps(FIELDS))
+    assert LatencyTable.load(path).layers == {(3, 3): 0.1}
+    path.write_text(json.dumps({**FIELDS, **change}))
+    with pytest.raises(DataError, match="no table of latencies") as caught:
+        LatencyTable.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_cut_off_files(tmp_path):
+    path = tmp_path / "latency.json"
+    text = json.dumps(FIELDS)
+    pieces = ["", text[:20], text[:-1], "[]", "null", "[" * 100_000]
+    pieces += [json.dumps({k: v for k, v in FIELDS.items() if k != name}) for name in FIELDS]
+    for piece in pieces:
+        path.write_text(piece)
+        with pytest.raises(DataError, match="no table of latencies"):
+            LatencyTable.load(path)
+
+
+def test_a_table_replaces_another_whole(tmp_path, monkeypatch):
+    path = tmp_path / "latency.json"
+    made = LatencyTable(2, 24, 0.5, {(3, 3): 0.1}, {(24, 2): 0.2})
+    made.save(path)
+    with pytest.raises(ValueError, match="JSON"):
+        LatencyTable(2, 24, math.nan, {}, {}).save(path)
+
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="no space"):
+        LatencyTable(2, 24, 9.0, {}, {}).save(path)
+    assert LatencyTable.load(path) == made
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"plans": ()}, "no plans to measure"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"length": -1}, "length must be at least 1"),
+        ({"rounds": 0}, "rounds must be at least 1"),
+    ],
+)
+def test_measurements_of_nothing(change, message):
+    fields = {"plans": SPACE.plans, "whole": (), "batch": 1, "length": 8, **change}
+    with pytest.raises(ConfigError, match=message):
+        measure.time_parts(lambda plan: None, **fields)

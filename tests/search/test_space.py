@@ -80,8 +80,17 @@ def test_lengths(length):
     [
         ({"depths": ()}, "depths must be ascending"),
         ({"depths": (3, 2)}, "depths must be ascending"),
-        ({"depths": (2,), "factors": (1, 2)}, "factors must be ascending numbers from 2"),
+        ({"depths": (2,), "factors": (1, 2)}, "factors must be ascending whole numbers from 2"),
         ({"depths": (2,), "max_cuts": -1}, "max_cuts"),
+        ({"depths": ()}, "depths must be ascending whole numbers from 1"),
+        ({"depths": (2,), "factors": ()}, "factors must be ascending whole numbers"),
+        ({"depths": (2, 2)}, "depths must be ascending"),
+        ({"depths": (1.5, 2)}, "depths must be ascending whole numbers"),
+        ({"depths": (float("nan"),)}, "depths must be ascending whole numbers"),
+        ({"depths": (2,), "max_cuts": float("nan")}, "max_cuts must be a whole number"),
+        ({"depths": (2,), "keep_first": 0.5}, "keep_first must be a whole number"),
+        ({"depths": (24,), "max_cuts": 23}, "more than 500,000 plans, too many"),
+        ({"depths": (10**9,), "max_cuts": 10**9}, "more than 500,000 plans, too many"),
         ({"depths": (2,), "kind": "merge"}, "at most 2 for merging"),
     ],
 )

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from jaxeff.errors import ConfigError
 from jaxeff.models.encoder import EncoderShape
 from jaxeff.search import strategies
 from jaxeff.search.front import hypervolume
@@ -87,3 +88,23 @@ def test_nothing_is_evaluated_where_nothing_is_allowed():
     strategies.evolution(evaluations, np.random.default_rng(0))
     assert not evaluations.found
     assert cost(evaluations.allowed[0]) == min(COSTS)
+
+
+@pytest.mark.parametrize("budget", [0, -1, math.nan, 2.5, True])
+def test_impossible_budgets(budget):
+    with pytest.raises(ConfigError, match="the budget of a search must be"):
+        Evaluations(SPACE, score, cost, budget)
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])
+def test_impossible_limits(limit):
+    with pytest.raises(ConfigError, match="the limit of a search must be above 0"):
+        Evaluations(SPACE, score, cost, 10, limit)
+
+
+@pytest.mark.parametrize("fields", [{"population": 0}, {"mutation": 1.5}, {"mutation": math.nan}])
+def test_impossible_evolutions(fields):
+    evaluations = Evaluations(SPACE, score, cost, 10)
+    with pytest.raises(ConfigError, match=next(iter(fields))):
+        strategies.evolution(evaluations, np.random.default_rng(0), **fields)
+    assert not evaluations.found

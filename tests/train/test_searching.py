@@ -1,6 +1,7 @@
 """The search of a run: its record, what it hands on, and what is refused."""
 
 import json
+import math
 
 import jax
 import numpy as np
@@ -8,13 +9,23 @@ import pytest
 from encoder_cases import SHAPE
 
 from jaxeff import data, serving, train
-from jaxeff.errors import ConfigError
+from jaxeff.errors import CheckpointError, ConfigError, DataError
 from jaxeff.models import MODELS
+from jaxeff.search import record as records
 from jaxeff.search.latency import LatencyTable, needed
 from jaxeff.search.plan import Plan
 from jaxeff.search.relaxed import expected_latency
-from jaxeff.train import jobs, searches, searching
+from jaxeff.train import analyses, jobs, searches, searching
 from jaxeff.train.algorithms import Trained
+
+#: What a search may find, as its record says it.
+FOUND = {
+    "depth": 2,
+    "cuts": [[1, 2]],
+    "keep_first": 0,
+    "kind": "linear",
+    "pooled_queries": False,
+}
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -112,8 +123,7 @@ def test_a_search_is_made_once(supernet, dataset, tmp_path, monkeypatch):
 
     def run(*_):
         calls.append(1)
-        fields = {"depth": 2, "cuts": [[1, 2]], "keep_first": 0, "kind": "linear"}
-        return {"found": {"plan": fields}}
+        return {"found": {"plan": FOUND}}
 
     monkeypatch.setattr(searching, "run", run)
     asked = config()
@@ -137,6 +147,26 @@ def test_a_search_is_made_once(supernet, dataset, tmp_path, monkeypatch):
         ({"budget": 0}, "budget must be at least 1"),
         ({"max_latency_ms": 1.0, "min_accuracy": 0.5}, "set one of them"),
         ({"max_latency_share": 0.0}, "max_latency_share must be in"),
+        ({"max_latency_share": 1.5}, r"max_latency_share must be in \(0, 1\], not 1.5"),
+        ({"max_latency_share": math.nan}, "max_latency_share must be in"),
+        ({"budget": -3}, "budget must be at least 1, not -3"),
+        ({"budget": math.nan}, "budget must be a whole number, not nan"),
+        ({"budget": 2.5}, "budget must be a whole number"),
+        ({"examples": math.nan}, "examples must be a whole number"),
+        ({"max_latency_ms": math.nan}, "max_latency_ms must be a finite number, at least 0"),
+        ({"max_latency_ms": math.inf}, "max_latency_ms must be a finite number, at least 0"),
+        ({"max_latency_ms": -1.0}, "max_latency_ms must be a finite number, at least 0"),
+        ({"min_accuracy": 90.0}, r"min_accuracy must be in \[0, 1\], not 90"),
+        ({"min_accuracy": math.nan}, "min_accuracy must be in"),
+        ({"min_accuracy": "high"}, "min_accuracy must be in"),
+        ({"population": 0}, "population must be at least 1"),
+        ({"mutation": 1.5}, "mutation must be in"),
+        ({"name": "gradient", "aims": ()}, "aims must be a list of at least one number"),
+        ({"name": "gradient", "aims": (0.5, 2.0)}, "aims: each must be in"),
+        ({"name": "gradient", "temperature": 0.0}, "temperature must be a finite number, above 0"),
+        ({"name": "gradient", "steps": 0}, "steps must be at least 1"),
+        ({"name": "retention", "prices": (-1.0,)}, "prices: each must be a finite number"),
+        ({"name": "retention", "learning_rate": math.nan}, "learning_rate must be a finite"),
         ({"name": "evolutoin"}, "did you mean 'evolution'"),
         ({"max_latncy_ms": 1.0}, "did you mean 'max_latency_ms'"),
     ],
@@ -198,6 +228,10 @@ def test_from_supernet_to_network(tmp_path):
     assert exported["latency_ms"]["batch_1"].keys() == {"network", "full"}
     again = jobs.run(made, tmp_path / "run", "eval")
     assert again["metrics"]["test"] == report["metrics"]["test"]
+    measured = jobs.run(made, tmp_path / "run", "bench")
+    assert measured["config"]["model"] == report["config"]["model"]
+    same = ("parameters", "macs_per_example")
+    assert [measured["cost"][n] for n in same] == [report["cost"][n] for n in same]
 
 
 @pytest.mark.slow
@@ -229,3 +263,160 @@ def test_dear_tokens_are_kept_less(supernet, dataset):
     assert free.shape == dear.shape == (1, 8)
     assert 0 <= free.min() < free.max() <= 1
     assert dear.max() == 0
+
+
+def damaged(text):
+    """Ways in which a record may have been left or spoilt, each by its name."""
+    whole = json.loads(text)
+    plan = whole["found"]["plan"]
+    deeper = {"found": {"plan": {**plan, "depth": 7}}}
+    return {
+        "cut off": text[: len(text) // 2],
+        "empty": "",
+        "a list": "[]",
+        "a number": "1",
+        "without what was found": "{}",
+        "without a field": json.dumps(
+            {"found": {"plan": {k: v for k, v in plan.items() if k != "cuts"}}}
+        ),
+        "a text for a number": json.dumps({"found": {"plan": {**plan, "depth": "two"}}}),
+        "a NaN for a number": json.dumps({"found": {"plan": {**plan, "depth": math.nan}}}),
+        "of another space": json.dumps(deeper),
+        "nested without end": "[" * 100_000,
+    }
+
+
+DAMAGES = tuple(damaged(json.dumps({"found": {"plan": FOUND}})))
+
+
+@pytest.fixture
+def searched(supernet, dataset, tmp_path, monkeypatch):
+    """Resolves the config of a search whose outcome is known, and counts its searches."""
+    calls = []
+    found = {"found": {"plan": FOUND}, "sentence": "as it was made"}
+    monkeypatch.setattr(searching, "run", lambda *_: calls.append(1) or found)
+
+    def resolve():
+        return searching.resolved(config(), {"teacher": supernet}, tmp_path, lambda: dataset)
+
+    resolve()
+    assert len(calls) == 1
+    return resolve, calls, records.path_of(tmp_path)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_is_made_again(searched, capsys, damage):
+    resolve, calls, path = searched
+    sound = path.read_text()
+    path.write_text(damaged(sound)[damage])
+    assert resolve().model.depth == 2
+    assert len(calls) == 2
+    assert path.read_text() == sound
+    warned = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert len(warned) == 1
+    assert str(path) in warned[0]
+    assert warned[0].endswith("the search is made again")
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "missing"])
+def test_no_other_network_takes_the_place_of_one_in_training(searched, damage):
+    """Another search may find another network, which the checkpoints do not fit."""
+    resolve, calls, path = searched
+    (path.parents[1] / "checkpoints" / "30").mkdir(parents=True)
+    assert resolve().model.depth == 2
+    path.unlink() if damage == "missing" else path.write_text(damaged(path.read_text())[damage])
+    before = path.read_text() if path.exists() else None
+    with pytest.raises(CheckpointError, match=r"restore .*search\.json") as caught:
+        resolve()
+    assert "\n" not in str(caught.value)
+    assert len(calls) == 1
+    assert (path.read_text() if path.exists() else None) == before
+
+
+def test_a_damaged_record_has_no_summary(searched, tmp_path):
+    *_, path = searched
+    path.write_text("[]")
+    with pytest.raises(DataError, match="is no record of a search"):
+        searching.summary(tmp_path)
+
+
+def test_a_record_is_written_whole_or_not_at_all(searched, monkeypatch):
+    *_, path = searched
+    before = path.read_text()
+
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="no space"):
+        records.write(path.parents[1], {"found": {"plan": {**FOUND, "depth": 1}}})
+    assert path.read_text() == before
+    with pytest.raises(ValueError, match="JSON"):
+        records.write(path.parents[1], {"found": math.nan})
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("length", 16), ("split_seed", 3), ("name", "rotten_tomatoes")]
+)
+def test_a_supernet_of_other_data_is_refused(supernet, field, value):
+    asked, teacher = config(), config()
+    asked.data.length = teacher.data.length = 8
+    with asked.prerequisites.unlocked():
+        asked.prerequisites.teacher = teacher
+    searching.check(asked, {"teacher": supernet})
+    teacher.data[field] = value
+    with pytest.raises(ConfigError, match=rf"trained on the data of the search.*data\.{field}"):
+        searching.check(asked, {"teacher": supernet})
+
+
+def test_an_answer_of_nan_is_never_right(supernet, dataset):
+    """As class 0 it would be right for half of the examples."""
+    nothing = jax.tree.map(lambda a: np.full_like(a, np.nan), supernet.variables)
+    broken = Trained(supernet.model, nothing)
+    assert searching.Scorer(broken, dataset, 16, 0)(supernet.model.space.smallest) == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_what_is_measured_is_the_network_found(supernet, tmp_path, monkeypatch, depth):
+    """As far as the building of what is measured."""
+
+    class Built(Exception):
+        pass
+
+    def build(config, trained):
+        assert trained == {"teacher": supernet}
+        raise Built(config.model.depth, config.model.cuts)
+
+    monkeypatch.setattr(jobs, "untrained", lambda _: {"teacher": supernet})
+    monkeypatch.setattr(jobs.experiment, "build", build)
+    workdir, cuts = tmp_path / "run", [[1, 2]] if depth == 2 else []
+    with pytest.raises(CheckpointError, match=r"no network that config\.search has found"):
+        jobs.run(config(), workdir, "bench")
+    assert not workdir.exists()
+    records.write(workdir, {"found": {"plan": {**FOUND, "depth": depth, "cuts": cuts}}})
+    with pytest.raises(Built) as caught:
+        jobs.run(config(), workdir, "bench")
+    assert caught.value.args == (depth, cuts)
+    assert [path.name for path in workdir.iterdir()] == ["search"]
+    records.path_of(workdir).write_text("{")
+    with pytest.raises(DataError, match="no record of a search"):
+        jobs.run(config(), workdir, "bench")
+
+
+def test_the_network_of_another_run_is_not_measured(supernet, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "untrained", lambda _: {"teacher": supernet})
+    jobs.check.claim_workdir(tmp_path, config(budget=5))
+    records.write(tmp_path, {"found": {"plan": FOUND}})
+    with pytest.raises(CheckpointError, match="written by another config"):
+        jobs.run(config(), tmp_path, "bench")
+
+
+@pytest.mark.parametrize(
+    "change", [{"rounds": 0}, {"rounds": math.nan}, {"batches": (1, 0)}, {"examples": -1}]
+)
+def test_impossible_measurements_of_the_answer_are_refused_before_the_training(change):
+    with pytest.raises(ConfigError, match=rf"config\.analyses.*{next(iter(change))}.* must"):
+        analyses.build(({"name": "text_model", **change},))
+    assert "text_model" in analyses.build(({"name": "text_model"},))

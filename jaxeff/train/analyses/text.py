@@ -13,6 +13,7 @@ from jaxeff import bench
 from jaxeff.errors import ConfigError
 from jaxeff.models.encoder import Encoder
 from jaxeff.models.text import TextClassifier
+from jaxeff.search.checks import check_whole
 from jaxeff.search.measure import network_call
 from jaxeff.search.plan import Plan
 from jaxeff.serving import TextModel
@@ -38,6 +39,12 @@ class ExportedTextModel:
     batches: Sequence[int] = (1, 32)
     rounds: int = 10
     examples: int = 64
+
+    def __post_init__(self) -> None:
+        for field in ("rounds", "examples"):
+            check_whole(field, getattr(self, field), 1)
+        for batch in self.batches:
+            check_whole("batches: each", batch, 1)
 
     def check(self, experiment: Experiment) -> None:
         """Raises `ConfigError` for another model, or for data that is no text."""
