@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+import traceback
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -47,13 +48,19 @@ def main(argv: list[str]) -> None:
     """Runs the job that the flags ask for."""
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; options start with --")
+    from jaxeff.train import interrupt
     from jaxeff.train.jobs import run
+
+    interrupt.watch()
 
     path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
     if not os.path.exists(path):
         raise UserError(f"there is no config file {path}; configs/irnn.py is an example")
     config = _CONFIG.value
     run(config, _WORKDIR.value or default_workdir(config), _MODE.value)
+    number = interrupt.stopped_by()
+    if number is not None:
+        sys.exit(128 + number)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -81,9 +88,18 @@ def _unquoted(argument: object) -> str:
     return str(ast.literal_eval(text)) if re.fullmatch(r"(['\"]).*\1", text, re.DOTALL) else text
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, status: int = 2) -> NoReturn:
     print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    _leave(status)
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends the process; one of several does not wait for the others, which wait for it."""
+    distributed = sys.modules.get("jax") and sys.modules["jax"].distributed
+    if distributed and distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def cli() -> None:
@@ -93,7 +109,10 @@ def cli() -> None:
         try:
             main(argv)
         except UserError as error:
-            _fail(str(error))
+            _fail(str(error), getattr(error, "exit_status", 2))
+        except Exception:
+            traceback.print_exc()
+            _leave(1)
 
     app.run(guarded, flags_parser=_parse)
 

@@ -12,6 +12,7 @@ import pytest
 
 from jaxeff import train
 from jaxeff.errors import CheckpointError
+from jaxeff.eval import read_report
 from jaxeff.train import check
 from jaxeff.train.checkpoint import Checkpoints
 from jaxeff.train.loop import CHECKPOINTS, Training
@@ -95,11 +96,12 @@ def test_termination_saves_that_very_step_and_the_same_command_goes_on(
     program = start_training(workdir, *OPTIONS)
     assert program.wait_until(lambda: "\nstep " in program.output)
     program.signal(signal.SIGTERM)
-    assert program.wait() == 0, program.output
+    assert program.wait() == 128 + signal.SIGTERM, program.output
     last = program.output.strip().splitlines()[-1]
     step = max(finished_steps(workdir))
     assert last == f"stopped at step {step}; the same command goes on from there"
-    assert not (workdir / "report.json").exists()
+    report = read_report(workdir)
+    assert (report["status"], report["training"]["steps"]) == ("interrupted", step)
 
     program = start_training(workdir, *OPTIONS)
     assert program.wait() == 0, program.output
@@ -299,23 +301,27 @@ def test_nothing_saved_restores_nothing(open_checkpoints):
 
 
 @pytest.mark.parametrize(
-    "like",
+    ("like", "difference"),
     [
-        {"x": np.zeros(3, np.int32)},
-        {"x": np.zeros(3, np.float16)},
-        {"x": np.zeros(4, np.float32)},
-        {"x": np.zeros(3, np.float32), "y": np.zeros(3, np.float32)},
+        ({"x": np.zeros(3, np.int32)}, "x is (3,) float32 there and (3,) int32 here"),
+        ({"x": np.zeros(3, np.float16)}, "x is (3,) float32 there and (3,) float16 here"),
+        ({"x": np.zeros(4, np.float32)}, "x is (3,) float32 there and (4,) float32 here"),
+        (
+            {"x": np.zeros(3, np.float32), "y": np.zeros(3, np.float32)},
+            "y is absent there and (3,) float32 here",
+        ),
+        ({}, "x is (3,) float32 there and absent here"),
     ],
-    ids=["integers", "half", "longer", "another_entry"],
+    ids=["integers", "half", "longer", "another_entry", "an_entry_less"],
 )
-def test_checkpoint_that_does_not_fit_is_not_cast_to_fit(open_checkpoints, like):
-    warned = []
-    checkpoints = open_checkpoints(warn=warned.append)
+def test_checkpoint_that_does_not_fit_is_not_cast_to_fit(open_checkpoints, like, difference):
+    checkpoints = open_checkpoints()
     checkpoints.save(3, {"x": jnp.arange(3.0)}, {"at": 1}, wait=True)
-    with pytest.raises(CheckpointError, match="can be read"):
-        checkpoints.restore(jax.tree.map(jnp.asarray, like))
-    assert len(warned) == 1
-    assert "step 3" in warned[0]
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.restore(jax.tree.map(jnp.asarray, like), set_aside=True)
+    assert f"step 3 in {checkpoints.directory} does not fit" in str(caught.value)
+    assert difference in str(caught.value)
+    assert checkpoints.steps == [3]
 
 
 def test_arrays_may_be_donated_as_soon_as_save_returns(open_checkpoints):
@@ -390,7 +396,7 @@ def last_state(config, workdir, named_arrays):
     training = Training(train.build(config), workdir)
     training.close()
     arrays = named_arrays({"train": training.state, "best": training.best})
-    values = {k: v for k, v in training.values.items() if k not in ("seconds", "resumed")}
+    values = {k: v for k, v in training.values.items() if k not in ("seconds", "resumed", "cost")}
     written = {name: array.tobytes() for name, array in arrays.items()}
     return training, written, values, (workdir / "metrics.csv").read_text()
 
