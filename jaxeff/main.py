@@ -18,6 +18,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from jaxeff import signals
 from jaxeff.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File of the experiment's config.")
@@ -50,8 +51,6 @@ def main(argv: list[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}; options start with --")
     from jaxeff.train import interrupt
     from jaxeff.train.jobs import run
-
-    interrupt.watch()
 
     path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
     if not os.path.exists(path):
@@ -95,8 +94,7 @@ def _fail(message: str, status: int = 2) -> NoReturn:
 
 def _leave(status: int) -> NoReturn:
     """Ends the process; one of several does not wait for the others, which wait for it."""
-    distributed = sys.modules.get("jax") and sys.modules["jax"].distributed
-    if distributed and distributed.is_initialized():
+    if signals.several_processes():
         sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
@@ -114,6 +112,10 @@ def cli() -> None:
             traceback.print_exc()
             _leave(1)
 
+    signals.watch()
+    if any("devices.coordinator" in argument for argument in sys.argv):
+        # Before JAX starts: what its threads log of a lost process is said in one sentence.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     app.run(guarded, flags_parser=_parse)
 
 

@@ -55,7 +55,9 @@ def _proof_of_damage(error: Exception) -> str | None:
         if isinstance(one, ValueError) and _PASSING.search(text):
             return None
         wrong = isinstance(one, (fingerprint.DamageError, FileNotFoundError, UnicodeDecodeError))
-        wrong = wrong or isinstance(one, json.JSONDecodeError) or type(one) is KeyError
+        wrong = wrong or isinstance(one, json.JSONDecodeError)
+        # Metadata without some entry; around another error it says nothing.
+        wrong = wrong or (type(one) is KeyError and not (one.__cause__ or one.__context__))
         if wrong or (isinstance(one, ValueError) and _WRONG_CONTENT.search(text)):
             proof = _first_line(one)
     return proof
@@ -71,17 +73,6 @@ def _root(error: Exception) -> str:
     return f"{type(last).__name__}: {_first_line(last)}"
 
 
-def _collect() -> None:
-    """Collects abandoned tasks, which complain when they are, without their complaints."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            gc.collect()
-    finally:
-        sys.unraisablehook = hook
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Leaves it to the caller to say what could not be read, and in one sentence."""
@@ -89,11 +80,20 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.ERROR)
     try:
         yield
-    except Exception:
-        _collect()
-        raise
     finally:
         logging.disable(before)
+
+
+def _forget_failed_tasks() -> None:
+    """Keeps the tasks of a failed reading from complaining one by one when they are collected."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.collect(1)  # the young ones; all of them take long
+    finally:
+        sys.unraisablehook = hook
 
 
 class Checkpoints:
@@ -128,6 +128,11 @@ class Checkpoints:
           CheckpointError: this or the save before failed; those on disk are as they were.
         """
         self.wait()
+        if not self.directory.parent.is_dir():  # to make it again would hide the loss of the rest
+            raise CheckpointError(
+                f"{self.directory.parent} is gone, and with it the checkpoint of step {step}; bring "
+                "it back, and the same command goes on from what is there"
+            )
         copies = jax.tree.map(jnp.copy, tree)
         content = {"state": copies, "plain": fingerprint.pack(copies, values)}
         self._saving = step
@@ -216,6 +221,7 @@ class Checkpoints:
                 if set_aside:
                     self._set_aside(damaged)
                 return step, tree, record["values"]
+            _forget_failed_tasks()
         if damaged:
             raise CheckpointError(
                 f"no checkpoint in {self.directory} can be read, and they were left there; "

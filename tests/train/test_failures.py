@@ -230,7 +230,7 @@ def run_until_it_fails(config, workdir):
 
 
 def steps_in(folder):
-    return sorted(int(path.name) for path in folder.iterdir())
+    return sorted(int(path.name) for path in folder.glob("*"))
 
 
 def test_loss_of_nan_names_its_step_and_the_last_good_checkpoint(tiny_config, tmp_path, spoil):
