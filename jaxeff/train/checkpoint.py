@@ -31,7 +31,8 @@ _UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's own name of a save in flight
 _REMOVED = ".removed"
 # How TensorStore says that reading itself failed, whatever the files hold.
 _PASSING = re.compile(
-    "OS error|RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE|ABORTED|CANCELLED|INTERNAL"
+    "RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|INTERNAL"
+    r"|os_error_code='(?!2')"  # 2 is a missing file
 )
 _WRONG_CONTENT = re.compile(
     "DATA_LOSS|NOT_FOUND|OUT_OF_RANGE|FAILED_PRECONDITION|Error (open|read)"
@@ -70,7 +71,8 @@ def _first_line(error: BaseException) -> str:
 
 def _root(error: Exception) -> str:
     last = list(_chain(error))[-1]
-    return f"{type(last).__name__}: {_first_line(last)}"
+    system = re.search(r"([^:]+) \[os_error_code=", str(last))
+    return system[1].strip() if system else f"{type(last).__name__}: {_first_line(last)}"
 
 
 @contextlib.contextmanager
@@ -85,7 +87,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _forget_failed_tasks() -> None:
-    """Keeps the tasks of a failed reading from complaining one by one when they are collected."""
+    """Keeps tasks of a failed reading or writing from complaining when they are collected."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
@@ -130,8 +132,8 @@ class Checkpoints:
         self.wait()
         if not self.directory.parent.is_dir():  # to make it again would hide the loss of the rest
             raise CheckpointError(
-                f"{self.directory.parent} is gone, and with it the checkpoint of step {step}; bring "
-                "it back, and the same command goes on from what is there"
+                f"{self.directory.parent} is gone, so that step {step} cannot be saved; bring it "
+                "back, and the same command goes on from what is there"
             )
         copies = jax.tree.map(jnp.copy, tree)
         content = {"state": copies, "plain": fingerprint.pack(copies, values)}
@@ -163,6 +165,7 @@ class Checkpoints:
                 self._remove(self._path(step))
 
     def _not_saved(self, error: Exception) -> CheckpointError:
+        _forget_failed_tasks()
         if jax.process_index() == 0:
             shutil.rmtree(f"{self._path(self._saving)}{_UNFINISHED}", ignore_errors=True)
         steps = self.steps
