@@ -7,6 +7,7 @@ or I/O error, or a state of another shape, leaves it in its place and is said in
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import logging
@@ -199,13 +200,13 @@ class Checkpoints:
             are.
         """
         steps = json.loads(processes.of_first(json.dumps(self.steps)))
+        load = functools.partial(self._load, part=True) if part else self._load
         damaged: list[int] = []
         while steps:
             step = steps.pop()
             try:
                 with _quiet():
-                    tree, record = self._load(step, like)
-                self._check_fit(step, record["types"], like, part)
+                    tree, record = load(step, like)
             except CheckpointError:
                 raise
             except Exception as error:
@@ -237,12 +238,12 @@ class Checkpoints:
             )
         return None
 
-    def _load(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    def _load(self, step: int, like: Any, part: bool = False) -> tuple[Any, dict[str, Any]]:
         """Returns the arrays of ``like``, checked, and what was saved beside them."""
         path = self._path(step)
         packed: Any = ocp.load_checkpointables(path, {"plain": None})["plain"]
         record = fingerprint.unpack(packed)
-        self._check_fit(step, record["types"], like, part=True)
+        self._check_fit(step, record["types"], like, part)
         target = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like
         )

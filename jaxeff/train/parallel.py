@@ -110,7 +110,8 @@ class _OverProcesses:
     """
 
     def __init__(self, mapped: Any):
-        self._mapped, self._compiled = mapped, {}
+        self._mapped = mapped
+        self._compiled: dict[Any, Any] = {}
 
     def lower(self, *args: Any) -> Any:
         """Lowers the function for such arguments, the batch as `DeviceMap.shard` returns it."""

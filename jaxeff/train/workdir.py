@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import jax
 import ml_collections
@@ -95,23 +96,49 @@ def owned(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
-    with (workdir / LOCK).open("a+", encoding="utf-8") as file:
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise CheckpointError(
-                f"{workdir} is in use by {holder}; wait until that ends or stop it, or give "
-                "another --workdir"
-            ) from None
-        except OSError as error:  # a file system without locks
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
-                raise
+    path = workdir / LOCK
+    with contextlib.ExitStack() as opened:
+        file = opened.enter_context(path.open("a+", encoding="utf-8"))
+        _take(file, workdir)
+        while not _is_at(file, path):
+            opened.close()  # its holder has removed it just now
+            file = opened.enter_context(path.open("a+", encoding="utf-8"))
+            _take(file, workdir)
         now = datetime.datetime.now().isoformat(" ", "seconds")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}")
         file.flush()
-        yield
-        file.truncate(0)  # closing gives the lock back
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # the folder is gone, or read-only by now
+                path.unlink()
+
+
+def _take(file: TextIO, workdir: Path) -> None:
+    """Locks an open file, which its closing undoes.
+
+    Raises:
+      CheckpointError: another process has locked it.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise CheckpointError(
+            f"{workdir} is in use by {holder}; wait until that ends or stop it, or give another "
+            "--workdir"
+        ) from None
+    except OSError as error:  # a file system without locks
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
+            raise
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

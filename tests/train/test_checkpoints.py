@@ -201,7 +201,7 @@ def test_checkpoint_removed_by_a_training_while_it_is_read(folder, monkeypatch):
     reader = Checkpoints(folder)
     load = reader._load
 
-    def loading(step, like):
+    def loading(step, like, **_):
         if step == 9:
             shutil.copytree(folder / "9", folder / "14")
             shutil.rmtree(folder / "9")

@@ -1,5 +1,6 @@
 """A run that was stopped, killed or damaged ends as one that was not, bit for bit."""
 
+import contextlib
 import random
 import shutil
 import signal
@@ -12,8 +13,8 @@ import pytest
 
 from jaxeff import train
 from jaxeff.errors import CheckpointError
-from jaxeff.eval import read_report
-from jaxeff.train import check
+from jaxeff.eval import read_history, read_report
+from jaxeff.train import check, selection
 from jaxeff.train.checkpoint import Checkpoints
 from jaxeff.train.loop import CHECKPOINTS, Training
 
@@ -189,6 +190,68 @@ def test_no_checkpoint_left_to_read_is_one_sentence(finished, capsys):
     printed = capsys.readouterr().out
     assert "checkpoint of step 60" in printed
     assert "checkpoint of step 55" in printed
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def other_keys(config):
+    return jax.default_prng_impl("rbg")
+
+
+def other_optimizer(config):
+    config.optim = {**config.optim.to_dict(), "name": "sgd"}
+    return contextlib.nullcontext()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [(other_keys, "train/key is "), (other_optimizer, "train/opt_state/")]
+)
+def test_evaluation_needs_no_more_than_it_uses(finished, named_arrays, change, named):
+    """And a training that needs the rest says what is different, and starts nothing."""
+    workdir, config, _ = finished
+    training = Training(train.build(config), workdir)
+    expected = training.selection()
+    training.close()
+    before = contents(workdir)
+    with change(config):
+        found = selection.read(train.build(config), workdir, print)
+        with pytest.raises(CheckpointError, match=f"step 60 in .* does not fit.*{named}"):
+            Training(train.build(config), workdir)
+    assert contents(workdir) == before
+    for field in ("step", "weights", "steps"):
+        assert getattr(found, field) == getattr(expected, field)
+    wanted = named_arrays(expected.chosen)
+    for name, array in named_arrays(found.chosen).items():
+        np.testing.assert_array_equal(array, wanted[name])
+
+
+def test_resumed_run_initialises_nothing(finished, monkeypatch):
+    workdir, config, _ = finished
+
+    def refuse(_):
+        raise AssertionError("made what the checkpoint holds")
+
+    monkeypatch.setattr(train.Experiment, "init_state", refuse)
+    training = Training(train.build(config), workdir)
+    training.close()
+    assert training.step == 60
+    assert training.values["cost"]["step_memory_bytes"]["argument"] > 0  # of the first start
+
+
+def test_longer_run_goes_on_from_the_finished_one(finished, outcome):
+    workdir, config, _ = finished
+    config.optim.schedule_name = "constant"
+    config.train.num_steps = 70
+    training = Training(train.build(config), workdir)
+    try:
+        assert training.run()
+    finally:
+        training.close()
+    assert finished_steps(workdir) == {65, 70}
+    history = [int(row["step"]) for row in read_history(workdir)]
+    assert history[-3:] == [60, 63, 70]
 
 
 def test_stop_between_two_logs_continues_within_an_epoch(

@@ -41,8 +41,24 @@ def test_second_writer_is_refused_and_told_by_whom(config, tmp_path):
         text = complaint(enter, tmp_path / "run", config)
     assert text.startswith(f"{tmp_path / 'run'} is in use by process {os.getpid()} on ")
     assert socket.gethostname() in text
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
     with workdir.owned(tmp_path / "run", config):  # it was given back
         pass
+
+
+def test_lock_that_its_holder_removes_meanwhile_is_taken_anew(config, tmp_path, monkeypatch):
+    """Two processes must not each hold a lock, on the file before and on the one after."""
+    flock, removed = workdir.fcntl.flock, []
+
+    def removing(file, how):
+        flock(file, how)
+        if not removed:
+            removed.append((tmp_path / ".lock").unlink())
+
+    monkeypatch.setattr(workdir.fcntl, "flock", removing)
+    with workdir.owned(tmp_path, config):
+        assert "is in use by process" in complaint(enter, tmp_path, config)
+    assert removed
 
 
 def test_prerequisites_have_locks_of_their_own(config, tmp_path):
@@ -56,7 +72,7 @@ def test_lock_of_a_process_that_was_killed_is_no_lock(config, tmp_path):
     )
     with workdir.owned(tmp_path, config):
         assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
-    code = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); import os; os.kill(os.getpid(), 9)"
+    code = "import fcntl, os, sys; fcntl.flock(open(sys.argv[1], 'a'), 2); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, tmp_path / ".lock"], check=False, timeout=30)
     with workdir.owned(tmp_path, config):
         pass
