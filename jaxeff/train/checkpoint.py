@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import json
 import logging
 import re
 import shutil
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -87,18 +84,6 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _forget_failed_tasks() -> None:
-    """Keeps tasks of a failed reading or writing from complaining when they are collected."""
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            gc.collect(1)  # the young ones; all of them take long
-    finally:
-        sys.unraisablehook = hook
-
-
 class Checkpoints:
     """The checkpoints of a working directory, one folder per step.
 
@@ -166,7 +151,6 @@ class Checkpoints:
                 self._remove(self._path(step))
 
     def _not_saved(self, error: Exception) -> CheckpointError:
-        _forget_failed_tasks()
         if jax.process_index() == 0:
             shutil.rmtree(f"{self._path(self._saving)}{_UNFINISHED}", ignore_errors=True)
         steps = self.steps
@@ -225,7 +209,6 @@ class Checkpoints:
                 if set_aside:
                     self._set_aside(damaged)
                 return step, tree, record["values"]
-            _forget_failed_tasks()
         if damaged:
             raise CheckpointError(
                 f"no checkpoint in {self.directory} can be read, and they were left there; "

@@ -15,6 +15,7 @@ from jaxeff.train import (
     analyses,
     check,
     experiment,
+    noise,
     processes,
     report,
     runtime,
@@ -45,6 +46,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, mode: str = "tra
     """
     check.check(config)
     folder = folders.local(workdir)
+    noise.hush()
     runtime.prepare(batch_size=config.train.batch_size, cpu_devices=config.devices.cpu)
     if config.devices.coordinator:
         processes.connect(

@@ -1,12 +1,14 @@
 """What a run prints may go nowhere; the run goes on."""
 
 import io
+import logging
 import os
 import sys
+import types
 
 import pytest
 
-from jaxeff.train import console
+from jaxeff.train import console, noise
 
 
 class Broken(io.StringIO):
@@ -56,3 +58,21 @@ def test_bar_on_a_terminal_that_goes_away(monkeypatch):
         monkeypatch.setattr(progress._bar, method, gone)
     progress.show(1, {"loss": 1.0})
     progress.close()
+
+
+def test_threads_of_a_failed_save_do_not_repeat_its_error(monkeypatch, caplog):
+    """Its tracebacks; everything else is heard."""
+    heard = []
+    monkeypatch.setattr(sys, "excepthook", lambda *args: heard.append(args[1]))
+    monkeypatch.setattr(sys, "unraisablehook", lambda one: heard.append(one.exc_value))
+    for _ in range(2):
+        noise.hush()
+    news, closed = RuntimeError("news"), RuntimeError("Event loop is closed")
+    for error in (news, closed):
+        sys.excepthook(RuntimeError, error, None)
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+    assert heard == [news, news]
+    logger = logging.getLogger("asyncio")
+    logger.error("Task exception was never retrieved")
+    logger.error("something else")
+    assert [record.message for record in caplog.records] == ["something else"]

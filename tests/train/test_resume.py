@@ -110,6 +110,26 @@ def test_termination_saves_that_very_step_and_the_same_command_goes_on(
     assert outcome(workdir) == uninterrupted
 
 
+@pytest.mark.slow
+def test_full_disk_is_a_sentence_and_the_same_command_goes_on(
+    start, start_training, outcome, uninterrupted, tmp_path
+):
+    """A limit on the size of files stands for the disk; the second checkpoint meets it."""
+    workdir = tmp_path / "run"
+    killed = start_training(workdir, *OPTIONS)
+    command = killed.process.args
+    assert killed.wait_until(lambda: finished_steps(workdir))
+    killed.signal(signal.SIGKILL)
+    killed.wait()
+    limited = start("bash", "-c", 'ulimit -f 2; exec "$@"', "bash", *command)
+    assert limited.wait() == 2, limited.output
+    assert "Traceback" not in limited.output
+    assert limited.output.strip().splitlines()[-1].startswith("error: ")
+    program = start(*command)
+    assert program.wait() == 0, program.output
+    assert outcome(workdir) == uninterrupted
+
+
 def finish(config, workdir):
     """Trains to the end without the report, whose cost is measured; says whether it got there."""
     experiment = train.build(config)
