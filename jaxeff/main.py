@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import sys
 import traceback
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 import ml_collections
 from absl import app, flags, logging
 
-from jaxeff import config_files, overrides
+from jaxeff import config_files, overrides, signals
 from jaxeff.errors import UserError, explained
 
 _FLAGS = flags.FLAGS
@@ -88,9 +89,13 @@ def parse(
 def main(asked: Any) -> None:
     """Runs the job that `parse` understood."""
     config, workdir, mode = asked
+    from jaxeff.train import interrupt
     from jaxeff.train.jobs import run
 
     run(config, workdir or default_workdir(config), mode)
+    number = interrupt.stopped_by()
+    if number is not None:
+        sys.exit(128 + number)
 
 
 def sentence(error: UserError) -> str:
@@ -103,7 +108,15 @@ def _fail(error: UserError, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exception(error)
     print(f"error: {sentence(error)}", file=sys.stderr, flush=True)
-    sys.exit(getattr(error, "exit_status", 2))
+    _leave(getattr(error, "exit_status", 2))
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends the process; one of several does not wait for the others, which wait for it."""
+    if signals.several_processes():
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def cli() -> None:
@@ -129,7 +142,8 @@ def cli() -> None:
             _fail(error, debug)
         except Exception as error:
             if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
-                raise
+                traceback.print_exc()
+                _leave(1)
             _fail(
                 UserError(
                     f"memory ran out ({explained(error)}); choose smaller batches, data or models"
@@ -137,6 +151,10 @@ def cli() -> None:
                 debug,
             )
 
+    signals.watch()
+    if any("devices.coordinator" in argument for argument in sys.argv):
+        # Before JAX starts: what its threads log of a lost process is said in one sentence.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     app.run(guarded, flags_parser=parsed)
 
 

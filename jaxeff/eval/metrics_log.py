@@ -9,6 +9,7 @@ run that is killed and resumed ends with the same file as one that was not.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 from collections.abc import Iterable, Mapping
@@ -107,7 +108,10 @@ class MetricsWriter:
             self._rewrite(_read_rows(self._path))
         self._last_offset = self._file.tell()
         # One unbuffered write, so that a kill leaves the whole row or nothing of it.
-        self._file.write(_line(row.get(name, "") for name in self._columns).encode())
+        line = _line(row.get(name, "") for name in self._columns).encode()
+        if self._file.write(line) != len(line):  # a full disk takes a part before it complains
+            self._file.truncate(self._last_offset)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
         self._file.truncate()
         self._last = row
 

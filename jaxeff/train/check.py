@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxeff.config import base_config, native
 from jaxeff.errors import CheckpointError, ConfigError
+from jaxeff.eval.files import write_text_atomically
 from jaxeff.registry import closest
 from jaxeff.train import values
 
@@ -136,26 +137,78 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Makes the working directory this config's own, or checks that it already is.
 
+    A finished run may be made longer: with a constant learning rate, a larger
+    ``train.num_steps`` is taken over.
+
     Raises:
       CheckpointError: another config wrote it; the message names the first field that differs.
     """
-    path = workdir / CONFIG_FILE
-    if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            before = None  # a kill while it was written, before there was anything to lose
-        if before is not None:
-            before.pop("devices", None)
-            difference = first_difference(before, identity(config))
-            if difference:
-                raise CheckpointError(
-                    f"{workdir} was written by another config ({difference}); "
-                    "give another --workdir, or delete that one"
-                )
+    before = _recorded(workdir)
+    if before is not None:
+        now = identity(config)
+        if first_difference(before, now) is None:
             return
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plain(config), indent=2, sort_keys=True), encoding="utf-8")
+        _check_longer(workdir, before, now)
+    text = json.dumps(plain(config), indent=2, sort_keys=True)
+    write_text_atomically(workdir / CONFIG_FILE, text)
+
+
+def check_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Raises `CheckpointError` if another config wrote the working directory; writes nothing."""
+    before = _recorded(workdir)
+    difference = first_difference(before, identity(config)) if before is not None else None
+    if difference:
+        raise CheckpointError(
+            f"{workdir} was written by another config ({difference}); "
+            "give another --workdir, or the settings that it was trained with"
+        )
+
+
+def _recorded(workdir: Path) -> dict[str, Any] | None:
+    """Returns the config that wrote the working directory, None if there is none.
+
+    Raises:
+      CheckpointError: it is damaged, and there are checkpoints that belong to it.
+    """
+    path = workdir / CONFIG_FILE
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(before, dict):
+            return {name: value for name, value in before.items() if name != "devices"}
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        pass
+    folder = workdir / "checkpoints"
+    if folder.is_dir() and any(folder.iterdir()):
+        raise CheckpointError(
+            f"{path} is damaged; bring it back from a copy, or delete that file: the same command "
+            "then goes on from the checkpoints beside it, if they are of its config"
+        )
+    return None  # nothing to lose
+
+
+def _check_longer(workdir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises `CheckpointError` unless all that changed is that a run gets more steps."""
+    difference = first_difference(before, now)
+    old, new = before.get("train"), now["train"]
+    steps = old.get("num_steps") if isinstance(old, dict) else None
+    if isinstance(steps, int) and steps < new["num_steps"]:
+        rest = first_difference(before, {**now, "train": {**new, "num_steps": steps}})
+        schedule = now["optim"].get("schedule_name", "constant")
+        if rest is None and schedule == "constant":
+            return
+        if rest is None:
+            raise CheckpointError(
+                f"{workdir} was trained for {steps} steps, over which its learning rate follows "
+                f"the schedule '{schedule}', so that it cannot go on to {new['num_steps']}; train "
+                "those from the start in another --workdir, or give --config.optim.schedule_name="
+                "constant to a run that shall be made longer"
+            )
+    raise CheckpointError(
+        f"{workdir} was written by another config ({difference}); "
+        "give another --workdir, or delete that one"
+    )
 
 
 def first_difference(before: Any, now: Any, where: str = "config") -> str | None:

@@ -1,10 +1,18 @@
-"""Checkpoints of a run, over Orbax: asynchronous, atomic, and tolerant of a damaged newest one."""
+"""Checkpoints of a run, over Orbax: asynchronous, atomic, and with a digest of every array.
+
+Reading changes nothing. A checkpoint is called damaged only where its content proves it; a memory
+or I/O error, or a state of another shape, leaves it in its place and is said in a sentence.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
+import logging
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +21,67 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from jaxeff.errors import CheckpointError
+from jaxeff.train import fingerprint, processes
 
 Report = Callable[[str], None]
 
+_UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's own name of a save in flight
+_REMOVED = ".removed"
+# How TensorStore says that reading itself failed, whatever the files hold.
+_PASSING = re.compile(
+    "RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|INTERNAL"
+    r"|os_error_code='(?!2')"  # 2 is a missing file
+)
+_WRONG_CONTENT = re.compile(
+    "DATA_LOSS|NOT_FOUND|OUT_OF_RANGE|FAILED_PRECONDITION|Error (open|read)"
+)
 
-def _types(tree: Any) -> dict[str, str]:
-    """Returns shape and type of every array by its path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): f"{leaf.shape} {leaf.dtype}" for path, leaf in leaves}
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error and those that it comes from; Orbax wraps all of them in one kind."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _proof_of_damage(error: Exception) -> str | None:
+    """Returns in what way an error proves the files wrong or missing, None if it does not."""
+    proof = None
+    for one in _chain(error):
+        if isinstance(one, (MemoryError, OSError)) and not isinstance(one, FileNotFoundError):
+            return None
+        text = str(one)
+        if isinstance(one, ValueError) and _PASSING.search(text):
+            return None
+        wrong = isinstance(one, (fingerprint.DamageError, FileNotFoundError, UnicodeDecodeError))
+        wrong = wrong or isinstance(one, json.JSONDecodeError)
+        # Metadata without some entry; around another error it says nothing.
+        wrong = wrong or (type(one) is KeyError and not (one.__cause__ or one.__context__))
+        if wrong or (isinstance(one, ValueError) and _WRONG_CONTENT.search(text)):
+            proof = _first_line(one)
+    return proof
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def _root(error: Exception) -> str:
+    last = list(_chain(error))[-1]
+    system = re.search(r"([^:]+) \[os_error_code=", str(last))
+    return system[1].strip() if system else f"{type(last).__name__}: {_first_line(last)}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leaves it to the caller to say what could not be read, and in one sentence."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class Checkpoints:
@@ -29,108 +90,197 @@ class Checkpoints:
     Each holds a tree of arrays and a dict of plain values (numbers, strings, lists, dicts).
 
     Args:
-      directory: where they live; created if missing.
+      directory: where they live; made by the first save.
       keep: how many of the newest to keep.
-      warn: called with one line when a checkpoint cannot be read.
+      warn: called with one line when a checkpoint is damaged.
     """
 
     def __init__(self, directory: Path, keep: int = 2, warn: Report = print):
         self.directory, self._keep, self._warn = Path(directory).absolute(), keep, warn
-        self._open()
         self._pending: Any = None
-
-    def _open(self) -> None:
-        self._orbax = ocp.training.Checkpointer(
-            self.directory,
-            preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
-            cleanup_tmp_directories=jax.process_count() == 1,
-        )
+        self._saving = -1
 
     @property
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, oldest first."""
-        return sorted(checkpoint.step for checkpoint in self._orbax.checkpoints)
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
 
     def save(self, step: int, tree: Any, values: dict[str, Any], *, wait: bool = False) -> None:
         """Starts saving; at most one save runs at a time, so this waits for the one before.
 
         The arrays are copied first: the caller may donate them to the next step.
+
+        Raises:
+          CheckpointError: this or the save before failed; those on disk are as they were.
         """
         self.wait()
+        if not self.directory.parent.is_dir():  # to make it again would hide the loss of the rest
+            raise CheckpointError(
+                f"{self.directory.parent} is gone, so that step {step} cannot be saved; bring it "
+                "back, and the same command goes on from what is there"
+            )
         copies = jax.tree.map(jnp.copy, tree)
-        self._pending = self._orbax.save_checkpointables_async(
-            step,
-            {"state": copies, "plain": {"values": values, "types": _types(tree)}},
-            force=True,
-            overwrite=True,
-        )
+        content = {"state": copies, "plain": fingerprint.pack(copies, values)}
+        self._saving = step
+        try:
+            self._pending = ocp.save_checkpointables_async(
+                self._path(step), content, overwrite=True
+            )
+        except Exception as error:
+            raise self._not_saved(error) from error
         if wait:
             self.wait()
 
     def wait(self) -> None:
-        """Waits until the running save, if any, is on disk."""
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
-
-    def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """Returns step, tree and values of the newest checkpoint that can be read, or None.
-
-        A checkpoint that cannot be read is moved aside with a warning, and the one before is used.
-
-        Args:
-          like: tree of arrays with the shapes, types and placement to restore.
+        """Waits until the running save, if any, is on disk; then removes what is too old.
 
         Raises:
-          CheckpointError: there are checkpoints, but none can be read.
+          CheckpointError: the save failed; the checkpoints before it are as they were.
         """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except Exception as error:
+            raise self._not_saved(error) from error
+        if jax.process_index() == 0:
+            for step in self.steps[: -self._keep]:
+                self._remove(self._path(step))
+
+    def _not_saved(self, error: Exception) -> CheckpointError:
+        if jax.process_index() == 0:
+            shutil.rmtree(f"{self._path(self._saving)}{_UNFINISHED}", ignore_errors=True)
         steps = self.steps
-        for step in reversed(steps):
+        last = f"goes on from step {steps[-1]}" if steps else "starts again"
+        return CheckpointError(
+            f"the checkpoint of step {self._saving} could not be saved in {self.directory} "
+            f"({_root(error)}); with the cause gone, the same command {last}"
+        )
+
+    def remove_unfinished(self) -> None:
+        """Removes what killed saves left behind; for the only writer of the directory."""
+        for path in self.directory.glob("*"):
+            if path.name.endswith((_UNFINISHED, _REMOVED)):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def restore(
+        self, like: Any, *, part: bool = False, set_aside: bool = False
+    ) -> tuple[int, Any, dict[str, Any]] | None:
+        """Returns step, tree and values of the newest checkpoint that is whole, or None.
+
+        Where the newest is damaged, the one before is used, with a warning.
+
+        Args:
+          like: tree of arrays, or of their shapes, with the placement to restore.
+          part: whether the checkpoint may hold more arrays than ``like``.
+          set_aside: whether to move damaged ones out of the way of later saves, once a whole one is
+            found; for the only writer of the directory.
+
+        Raises:
+          CheckpointError: there are checkpoints, but none that can be used; they stay where they
+            are.
+        """
+        steps = json.loads(processes.of_first(json.dumps(self.steps)))
+        load = functools.partial(self._load, part=True) if part else self._load
+        damaged: list[int] = []
+        while steps:
+            step = steps.pop()
             try:
-                tree, values = self._load(step, like)
+                with _quiet():
+                    tree, record = load(step, like)
+            except CheckpointError:
+                raise
             except Exception as error:
-                reason = str(error).strip().splitlines()
+                if not self._path(step).exists():  # too old for the training that saves here
+                    steps = [other for other in self.steps if other not in damaged]
+                    continue
+                proof = _proof_of_damage(error)
+                if proof is None:
+                    raise self._unreadable(step, error) from error
                 self._warn(
-                    f"warning: checkpoint of step {step} in {self.directory} cannot be read "
-                    f"({reason[0] if reason else type(error).__name__}); trying the one before"
+                    f"warning: checkpoint of step {step} in {self.directory} is damaged "
+                    f"({proof}); trying the one before"
                 )
-                self._move_aside(step)
+                damaged.append(step)
             else:
-                return step, tree, values
-        if steps:
+                if set_aside:
+                    self._set_aside(damaged)
+                return step, tree, record["values"]
+        if damaged:
             raise CheckpointError(
-                f"no checkpoint in {self.directory} can be read; the damaged ones are now in "
-                f"{self._damaged}; start again with another --workdir"
+                f"no checkpoint in {self.directory} can be read, and they were left there; "
+                "bring them back from a copy, or delete that folder to start again"
+            )
+        if self._damaged.is_dir() and any(self._damaged.iterdir()):
+            raise CheckpointError(
+                f"all checkpoints of this run are damaged ones, in {self._damaged}; "
+                "delete that folder to start again"
             )
         return None
 
-    def _load(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    def _load(self, step: int, like: Any, part: bool = False) -> tuple[Any, dict[str, Any]]:
+        """Returns the arrays of ``like``, checked, and what was saved beside them."""
+        path = self._path(step)
+        packed: Any = ocp.load_checkpointables(path, {"plain": None})["plain"]
+        record = fingerprint.unpack(packed)
+        self._check_fit(step, record["types"], like, part)
         target = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like
         )
-        loaded = self._orbax.load_checkpointables(step, {"state": target, "plain": None})
-        plain = loaded["plain"]
-        # Orbax casts to the target's types without a word.
-        for name, wanted in _types(like).items():
-            if plain["types"].get(name) != wanted:
-                raise ValueError(f"{name} is {plain['types'].get(name)}, not {wanted}")
-        return loaded["state"], plain["values"]
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with context:
+            loaded = ocp.load_checkpointables(path, {"state": target})
+        fingerprint.check(loaded["state"], record["digests"])
+        return loaded["state"], record
+
+    def _check_fit(self, step: int, saved: dict[str, str], like: Any, part: bool) -> None:
+        """Raises `CheckpointError` that names the first array that is not as in ``like``."""
+        wanted = fingerprint.types(like)
+        for path in wanted if part else {**wanted, **saved}:
+            before, now = saved.get(path, "absent"), wanted.get(path, "absent")
+            if before != now:
+                raise CheckpointError(
+                    f"checkpoint of step {step} in {self.directory} does not fit and is left as it "
+                    f"is: {path} is {before} there and {now} here; use the config, code and JAX "
+                    "settings that it was trained with, or give another --workdir"
+                )
+
+    def _unreadable(self, step: int, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"checkpoint of step {step} in {self.directory} could not be read "
+            f"({_root(error)}) and is left as it is; run the same "
+            "command again, and if that does not help, move that folder away to use the one before"
+        )
+
+    def _path(self, step: int) -> Path:
+        return self.directory / str(step)
 
     @property
     def _damaged(self) -> Path:
         return self.directory.with_name(self.directory.name + "-damaged")
 
-    def _move_aside(self, step: int) -> None:
-        """Moves a checkpoint out of the way, so that its step can be saved again."""
-        self._damaged.mkdir(parents=True, exist_ok=True)
-        target = self._damaged / str(step)
-        shutil.rmtree(target, ignore_errors=True)
-        with contextlib.suppress(FileNotFoundError):
-            (self.directory / str(step)).rename(target)
-        self._orbax.close()
-        self._open()
+    def _set_aside(self, steps: list[int]) -> None:
+        """Moves damaged checkpoints out of the way, so that their steps can be saved again."""
+        if jax.process_index() == 0:
+            for step in steps:
+                self._damaged.mkdir(exist_ok=True)
+                target, number = self._damaged / str(step), 2
+                while target.exists():
+                    target, number = self._damaged / f"{step}-{number}", number + 1
+                self._path(step).rename(target)
+        processes.of_first("")  # nobody goes on before they are away
+
+    def _remove(self, path: Path) -> None:
+        """Removes a checkpoint; killed in between, it is no longer listed as a finished one."""
+        away = path.with_name(path.name + _REMOVED)
+        shutil.rmtree(away, ignore_errors=True)
+        path.rename(away)
+        shutil.rmtree(away, ignore_errors=True)
 
     def close(self) -> None:
-        """Finishes the running save and releases the directory."""
+        """Finishes the running save."""
         self.wait()
-        self._orbax.close()

@@ -62,16 +62,22 @@ class Experiment:
         )
         return self.model.initial_carry(inputs)
 
+    def _first_state(self, example: Any) -> TrainState:
+        state: Any = self.algorithm.init_state(jax.random.key(self.config.seed), example)
+        return state.replace(carry=self.initial_carry("train", self.config.train.batch_size))
+
+    def state_shapes(self) -> TrainState:
+        """Returns shapes, types and placement of the training state, computing nothing."""
+        shapes = jax.eval_shape(self._first_state, self.example)
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=self.devices.replicated),
+            shapes,
+        )
+
     def init_state(self) -> TrainState:
         """Returns the replicated training state before the first step."""
-
-        def init(example):
-            state = self.algorithm.init_state(jax.random.key(self.config.seed), example)
-            carry = self.initial_carry("train", self.config.train.batch_size)
-            return state.replace(carry=carry)  # type: ignore[attr-defined]
-
         # Weights from elsewhere are arguments of the program: constants in it would be slow.
-        traced, shapes = jax.make_jaxpr(init, return_shape=True)(self.example)
+        traced, shapes = jax.make_jaxpr(self._first_state, return_shape=True)(self.example)
 
         def made(weights, example):
             return jax.core.eval_jaxpr(traced.jaxpr, weights, example)

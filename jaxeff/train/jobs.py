@@ -11,9 +11,20 @@ import numpy as np
 
 from jaxeff import bench, data
 from jaxeff.errors import CheckpointError
-from jaxeff.eval.report import JSON_NAME
-from jaxeff.train import analyses, check, experiment, report, runtime, searching
+from jaxeff.train import (
+    analyses,
+    check,
+    experiment,
+    noise,
+    processes,
+    report,
+    runtime,
+    searching,
+    selection,
+)
+from jaxeff.train import workdir as folders
 from jaxeff.train.console import say
+from jaxeff.train.evaluate import Evaluator
 from jaxeff.train.loop import CHECKPOINTS, Training
 
 MODES = ("train", "eval", "bench")
@@ -21,6 +32,8 @@ MODES = ("train", "eval", "bench")
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path, mode: str = "train") -> Any:
     """Runs one job and returns its report, or None if a signal stopped the training.
+
+    Only the first of several processes returns a report.
 
     Args:
       config: as ``configs/*.py`` return it.
@@ -32,13 +45,15 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, mode: str = "tra
       UserError: something that the user can mend, in one sentence.
     """
     check.check(config)
-    workdir = Path(workdir)
+    folder = folders.local(workdir)
+    noise.hush()
     runtime.prepare(batch_size=check.training_batch(config), cpu_devices=config.devices.cpu)
-    if config.devices.coordinator and not jax.distributed.is_initialized():
-        jax.distributed.initialize(
+    if config.devices.coordinator:
+        processes.connect(
             config.devices.coordinator, config.devices.num_processes, config.devices.process_id
         )
-    return {"train": train, "eval": evaluate, "bench": measure}[mode](config, workdir)
+    with folders.file_errors(), processes.lost_ones():
+        return {"train": train, "eval": evaluate, "bench": measure}[mode](config, folder)
 
 
 def _describe(built: experiment.Experiment, workdir: Path, job: str) -> None:
@@ -81,56 +96,52 @@ def _train(config: ml_collections.ConfigDict, workdir: Path) -> tuple[bool, dict
     zeros = untrained(config)
     built = experiment.build(config, zeros)  # refuses what cannot work at once
     searching.check(config, zeros)
-    check.claim_workdir(workdir, config)
-    for name, required in config.prerequisites.items():
-        folder = workdir / name
-        # Several processes must agree on what to do, whatever files each of them sees already.
-        known = jax.process_count() == 1 and (folder / JSON_NAME).exists()
-        if not known and not _train(required, folder)[0]:
-            return False, None
-    if config.prerequisites:
-        built = build(config, workdir)
-    _describe(built, workdir, "training")
-    training = Training(built, workdir)
-    try:
-        if not training.run():
-            return False, None
-        chosen, step = training.selected()
-        metrics = {"train": training.values["last_metrics"]}
-        for split in ("validation", "test"):
-            metrics[split] = training.evaluate(chosen["params"], chosen["model_state"], split)
-    finally:
-        training.close()
+    with folders.owned(workdir, config):
+        for name, required in config.prerequisites.items():
+            folder = workdir / name
+            # Several processes must agree on what to do, whatever files each of them sees already.
+            known = jax.process_count() == 1 and report.is_complete(folder)
+            if not known and not _train(required, folder)[0]:
+                report.write_interrupted(built, workdir)
+                return False, None
+        if config.prerequisites:
+            built = build(config, workdir)
+        _describe(built, workdir, "training")
+        training = Training(built, workdir)
+        try:
+            if not training.run():
+                report.write_interrupted(built, workdir, training.progress())
+                return False, None
+            return True, _finish(training)
+        finally:
+            training.close()
+
+
+def _finish(training: Training) -> dict[str, Any] | None:
+    """Tests what a finished training selected, and reports it."""
+    built, workdir, found = training.experiment, training.workdir, training.selection()
+    chosen = found.chosen
+    metrics = {"train": training.values["last_metrics"]}
+    for split in ("validation", "test"):
+        metrics[split] = training.evaluate(chosen["params"], chosen["model_state"], split)
     if not training.main_process:
-        return True, None
+        return None
     for sentence in report.warnings(built, chosen, training.state):
         say(f"warning: {sentence}")
     cost = report.inference_cost(built, chosen["params"], chosen["model_state"])
-    if training.memory:
-        cost["step_memory_bytes"] = report.memory_section(training.memory)
-        cost["compile_seconds"] = training.compile_seconds
     extras, artifacts = analyses.run(built, chosen, workdir)
-    seconds, steps = training.values["seconds"], config.train.num_steps
     written = report.write(
         built,
         workdir,
         metrics=metrics,
-        cost=cost,
-        training={
-            "steps": steps,
-            "updates": steps * built.algorithm.updates_per_batch,
-            "weights": training.selected_weights,
-            "epochs": steps * config.train.batch_size / len(built.dataset.splits["train"]),
-            "seconds": seconds,
-            "examples_per_second": steps * config.train.batch_size / max(seconds, 1e-9),
-            "best_step": step,
-            "resumed": training.values["resumed"],
-        },
+        cost={**cost, **training.values["cost"]},
+        training={**training.progress(), "best_step": found.step, "weights": found.weights},
+        params=chosen["params"],
         extras={**searching.summary(workdir), **extras},
         more_artifacts={**report.pictures(built, workdir, chosen["params"]), **artifacts},
     )
     _conclude(written, workdir)
-    return True, written
+    return written
 
 
 def untrained(config: ml_collections.ConfigDict) -> dict[str, experiment.Trained]:
@@ -158,11 +169,9 @@ def prerequisites(
     for name, required in config.prerequisites.items():
         folder = workdir / name
         _require_checkpoints(folder)
-        check.claim_workdir(folder, required)
+        check.check_workdir(folder, required)
         built = build(required, folder)
-        training = Training(built, folder)
-        chosen, _ = training.selected()
-        training.close()
+        chosen = selection.read(built, folder, say).chosen
         variables = {"params": chosen["params"], **chosen["model_state"]}
         found[name] = experiment.Trained(built.model, jax.device_get(variables))
     return found
@@ -200,18 +209,15 @@ def _conclude(written: dict[str, Any], workdir: Path) -> None:
 def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
     """Evaluates the selected parameters of the newest checkpoint on validation and test."""
     _require_checkpoints(workdir)
+    check.check_workdir(workdir, config)
     built = build(config, workdir)
-    check.claim_workdir(workdir, config)
-    training = Training(built, workdir)
-    try:
-        chosen, step = training.selected()
-        metrics = {
-            split: training.evaluate(chosen["params"], chosen["model_state"], split)
-            for split in ("validation", "test")
-        }
-    finally:
-        training.close()
-    if not training.main_process:
+    found = selection.read(built, workdir, say)
+    chosen, evaluator = found.chosen, Evaluator(built)
+    metrics = {
+        split: evaluator(chosen["params"], chosen["model_state"], split)
+        for split in ("validation", "test")
+    }
+    if jax.process_index() != 0:
         return None
     cost = report.inference_cost(built, chosen["params"], chosen["model_state"])
     (workdir / "eval").mkdir(exist_ok=True)
@@ -222,11 +228,12 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]
         metrics=metrics,
         cost=cost,
         training={
-            "steps": training.step,
+            "steps": found.steps,
             "seconds": 0.0,
-            "best_step": step,
-            "weights": training.selected_weights,
+            "best_step": found.step,
+            "weights": found.weights,
         },
+        params=chosen["params"],
         curve=False,
         extras=extras,
         more_artifacts=artifacts,
@@ -270,6 +277,7 @@ def measure(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] 
         metrics={},
         cost=cost,
         training={"steps": 0, "seconds": 0.0},
+        params=state.params,
         extras={"training_step_ms": {"median": timing.median_ms, "p95": timing.p95_ms}},
         curve=False,
     )

@@ -14,13 +14,14 @@ from jaxeff import data
 from jaxeff.bench import compiled_memory
 from jaxeff.errors import TrainingError
 from jaxeff.eval import MetricsWriter
+from jaxeff.train import report, selection
 from jaxeff.train.checkpoint import Checkpoints
 from jaxeff.train.console import Progress, say
 from jaxeff.train.evaluate import Evaluator
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.interrupt import Interrupt
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS = selection.CHECKPOINTS
 
 
 def better(new: dict[str, float], old: dict[str, float], by: str = "accuracy") -> bool:
@@ -56,11 +57,14 @@ class Training:
         self.checkpoints = Checkpoints(
             workdir / CHECKPOINTS, self.config.checkpoint.keep, self._say
         )
-        self.memory: dict[str, int | None] = {}
-        self.compile_seconds = 0.0
-        self.state = experiment.init_state()
         self.by = "accuracy" if experiment.dataset.task == "classification" else "loss"
-        first = next(iter(experiment.algorithm.candidates(self.state)))
+        if not self._restore():
+            self._start()
+
+    def _start(self) -> None:
+        """Sets everything to what it is before the first step."""
+        self.state = self.experiment.init_state()
+        first = next(iter(self.experiment.algorithm.candidates(self.state)))
         self.best = self._snapshot(first)
         self.values: dict[str, Any] = {
             "weights": first,  # that the last validation chose
@@ -72,8 +76,8 @@ class Training:
             "seconds": 0.0,
             "resumed": 0,
             "data": None,
+            "cost": {},  # of a training step: compile_seconds, and step_memory_bytes
         }
-        self._restore()
 
     @property
     def main_process(self) -> bool:
@@ -91,22 +95,21 @@ class Training:
 
     def _snapshot(self, weights: str) -> dict[str, Any]:
         """Returns a copy of the named weights; the state itself is donated to the step."""
-        algorithm = self.experiment.algorithm
-        chosen = {
-            "params": algorithm.candidates(self.state)[weights],
-            "model_state": algorithm.statistics(self.state, weights),
-        }
-        return jax.tree.map(jnp.copy, chosen)
+        return jax.tree.map(jnp.copy, selection.named(self.experiment, self.state, weights))
 
-    def _restore(self) -> None:
-        found = self.checkpoints.restore({"train": self.state, "best": self.best})
+    def _restore(self) -> bool:
+        """Takes everything from the newest whole checkpoint; returns whether there is one."""
+        shapes = self.experiment.state_shapes()
+        like = {"train": shapes, "best": selection.shapes(self.experiment, shapes)}
+        found = self.checkpoints.restore(like, set_aside=True)
         if found is None:
-            return
-        step, tree, self.values = found
-        self.state, self.best = tree["train"], tree["best"]
+            return False
+        step, tree, values = found
+        self.state, self.best, self.values = tree["train"], tree["best"], {"cost": {}, **values}
         if step < self.config.train.num_steps:
             self.values["resumed"] += 1
             self._say(f"resuming at step {step} from {self.checkpoints.directory}")
+        return True
 
     def run(self) -> bool:
         """Trains to the last step; returns False if a signal stopped it before.
@@ -145,11 +148,11 @@ class Training:
                         self.checkpoints.wait()
                         self._say(f"stopped at step {step}; the same command goes on from there")
                         return False
+                self.checkpoints.wait()
         finally:
             progress.close()
             if writer is not None:
                 writer.close()
-        self.checkpoints.wait()
         return True
 
     def _batches(self) -> Any:
@@ -170,8 +173,10 @@ class Training:
         began = time.monotonic()
         mapped: Any = self.devices.map(self.experiment.algorithm.update, donate=True)
         compiled = mapped.lower(self.state, self.devices.shard(batch)).compile()
-        self.compile_seconds = time.monotonic() - began
-        self.memory = compiled_memory(compiled)
+        self.values["cost"] = {
+            "compile_seconds": time.monotonic() - began,
+            "step_memory_bytes": report.memory_section(compiled_memory(compiled)),
+        }
         return compiled
 
     def _drain(self, step: int) -> list[dict[str, float]]:
@@ -241,17 +246,32 @@ class Training:
         values = {**self.values, "data": batches.get_state()}
         self.checkpoints.save(step, {"train": self.state, "best": self.best}, values)
 
+    def progress(self) -> dict[str, Any]:
+        """Returns what the report's section ``training`` says of the updates made so far."""
+        config, steps, seconds = self.config, self.step, self.values["seconds"]
+        examples = steps * config.train.batch_size
+        return {
+            "steps": steps,
+            "updates": steps * self.experiment.algorithm.updates_per_batch,
+            "epochs": examples / len(self.experiment.dataset.splits["train"]),
+            "seconds": seconds,
+            "examples_per_second": examples / max(seconds, 1e-9),
+            "resumed": self.values["resumed"],
+        }
+
     def selected(self) -> tuple[dict[str, Any], int]:
         """Returns the parameters that the config selects for the test, and their step."""
-        if self.config.eval.select == "best" and self.values["best_step"] >= 0:
-            return self.best, self.values["best_step"]
-        return self._snapshot(self.values["weights"]), self.step
+        found = self.selection()
+        return jax.tree.map(jnp.copy, found.chosen), found.step
 
     @property
     def selected_weights(self) -> str:
         """Which kind of weights `selected` returns, for example "live" or "running"."""
-        best = self.config.eval.select == "best" and self.values["best_step"] >= 0
-        return self.values["best_weights" if best else "weights"]
+        return self.selection().weights
+
+    def selection(self) -> selection.Selection:
+        """Returns the parameters that the config selects for the test, and which those are."""
+        return selection.select(self.experiment, self.state, self.best, self.values)
 
     def close(self) -> None:
         """Finishes the running save."""

@@ -65,7 +65,9 @@ class DeviceMap:
         """Splits this process's part of a batch ``[batch, ...]`` over its devices."""
         if self.how == "pmap":
             local = sum(d.process_index == jax.process_index() for d in self.devices)
-            return jax.tree.map(lambda a: a.reshape(local, -1, *a.shape[1:]), batch)
+            batch = jax.tree.map(lambda a: a.reshape(local, -1, *a.shape[1:]), batch)
+            if jax.process_count() == 1:
+                return batch
         return jax.tree.map(lambda a: jax.make_array_from_process_local_data(self.split, a), batch)
 
     def map(
@@ -84,12 +86,47 @@ class DeviceMap:
         per_device = functools.partial(step, axis_name=AXIS)
         if self.how == "pmap":
             axes = (*(None for _ in range(replicated)), 0)
-            devices = self.devices if jax.process_count() == 1 else None
-            return jax.pmap(
+            several = jax.process_count() > 1
+            devices = None if several else self.devices
+            mapped = jax.pmap(
                 per_device, axis_name=AXIS, in_axes=axes, out_axes=None, devices=devices
             )
+            return _OverProcesses(mapped) if several else mapped
         specs = (*(PartitionSpec() for _ in range(replicated)), PartitionSpec(AXIS))
         mapped = jax.shard_map(
             per_device, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
         )
         return jax.jit(mapped, donate_argnums=(0,) if donate else ())
+
+
+class _OverProcesses:
+    """``pmap`` over several processes, on arrays that span all of them, as other maps have it.
+
+    By itself ``pmap`` takes and returns arrays of one process when called, and arrays of all
+    processes when compiled ahead of time; only those can be saved and restored.
+
+    Args:
+      mapped: what ``jax.pmap`` returns; its last argument is the batch.
+    """
+
+    def __init__(self, mapped: Any):
+        self._mapped = mapped
+        self._compiled: dict[Any, Any] = {}
+
+    def lower(self, *args: Any) -> Any:
+        """Lowers the function for such arguments, the batch as `DeviceMap.shard` returns it."""
+        *replicated, batch = args
+        # The tracing still wants the part of this process.
+        return self._mapped.lower(*replicated, jax.tree.map(_own_part, batch))
+
+    def __call__(self, *args: Any) -> Any:
+        leaves, structure = jax.tree.flatten(args)
+        kind = (structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
+        if kind not in self._compiled:
+            self._compiled[kind] = self.lower(*args).compile()
+        return self._compiled[kind](*args)
+
+
+def _own_part(array: jax.Array) -> np.ndarray:
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])

@@ -11,13 +11,16 @@ import jax
 import numpy as np
 
 from jaxeff import bench
-from jaxeff.eval import learning_curve, read_history, time_constants, write_report
+from jaxeff.errors import DataError
+from jaxeff.eval import learning_curve, read_history, read_report, time_constants, write_report
+from jaxeff.eval.metrics_log import CSV_NAME
 from jaxeff.train import check
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Params
 
 CURVE = "learning_curve.png"
+_EXAMPLES = 16  # on which a model is asked what there is to say against it
 _LATENCY_MS = 10_000.0  # about how long to measure an inference
 TIME_CONSTANTS = "time_constants.png"
 
@@ -102,10 +105,48 @@ def warnings(experiment: Experiment, chosen: dict[str, Any], state: TrainState) 
     model: Any = experiment.model
     if not hasattr(model, "warnings"):
         return found
-    examples = experiment.dataset.splits["test"].take(np.arange(16))["inputs"]
+    split = experiment.dataset.splits["test"]
+    if not len(split):
+        return found
+    examples = split.take(np.arange(min(_EXAMPLES, len(split))))["inputs"]
     variables = {"params": chosen["params"], **chosen["model_state"]}
     variables = jax.device_put(jax.device_get(variables), jax.local_devices()[0])
     return found + model.warnings(variables, examples)
+
+
+def is_complete(workdir: Path) -> bool:
+    """Whether a folder holds the report of a finished run."""
+    try:
+        return read_report(workdir)["status"] == "completed"
+    except DataError:
+        return False
+
+
+def write_interrupted(
+    experiment: Experiment, workdir: Path, training: dict[str, Any] | None = None
+) -> None:
+    """Reports a run that a signal stopped: how far it came, without measuring anything.
+
+    Args:
+      experiment: what was run.
+      workdir: folder of the run.
+      training: the report's section of that name; None if it did not begin.
+    """
+    if jax.process_index() != 0:
+        return
+    history = workdir / CSV_NAME
+    files = {"config": check.CONFIG_FILE, **({"metrics": CSV_NAME} if history.exists() else {})}
+    write(
+        experiment,
+        workdir,
+        metrics={},
+        cost={},
+        training=training or {"steps": 0, "seconds": 0.0},
+        params=experiment.state_shapes().params,
+        status="interrupted",
+        curve=False,
+        more_artifacts=files,
+    )
 
 
 def memory_section(memory: dict[str, int | None]) -> dict[str, int | None]:
@@ -120,20 +161,35 @@ def write(
     metrics: dict[str, dict[str, float]],
     cost: dict[str, Any],
     training: dict[str, Any],
+    params: Params,
+    status: str = "completed",
     extras: dict[str, Any] | None = None,
     curve: bool = True,
     more_artifacts: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Writes ``report.json``, ``report.md`` and, if asked, the learning curve."""
+    """Writes ``report.json``, ``report.md`` and, if asked, the learning curve.
+
+    Args:
+      experiment: what was run.
+      workdir: where to.
+      metrics: the report's section of that name, as are the next two.
+      cost: see ``metrics``.
+      training: see ``metrics``.
+      params: the model's parameters, or their shapes.
+      status: "completed" or "interrupted".
+      extras: figures of this kind of run alone.
+      curve: whether to draw the learning curve from the run's history.
+      more_artifacts: other files, by name.
+    """
     config, dataset = experiment.config, experiment.dataset
     artifacts = dict(more_artifacts or {})
     if curve:
         learning_curve(read_history(workdir), workdir / CURVE, title=config.name)
-        files = {"config": check.CONFIG_FILE, "learning_curve": CURVE, "metrics": "metrics.csv"}
+        files = {"config": check.CONFIG_FILE, "learning_curve": CURVE, "metrics": CSV_NAME}
         artifacts = {**files, **artifacts}
     report = {
         "name": config.name,
-        "status": "completed",
+        "status": status,
         "command": command(),
         "seed": config.seed,
         "data": {
@@ -143,8 +199,9 @@ def write(
         },
         "model": {
             "name": config.model.name,
-            "parameters": cost["parameters"],
-            "macs_per_example": cost["macs_per_example"],
+            "parameters": bench.count_parameters(params),
+            "macs_per_example": cost.get("macs_per_example"),
+            "parameter_table": bench.parameter_table(params),
         },
         "metrics": metrics,
         "cost": cost,

@@ -196,3 +196,25 @@ def _events(data, event):
         size = int.from_bytes(data[:8], "little")
         yield event.FromString(data[12 : 12 + size])
         data = data[16 + size :]
+
+
+def test_row_that_a_full_disk_cuts_is_an_error_and_no_row(tmp_path):
+    """The system call takes what fits and says how much that was."""
+
+    class Full:
+        def __init__(self, file):
+            self._file = file
+
+        def write(self, line):
+            return self._file.write(line[:5])
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(1, {"train/loss": 0.5})
+        writer._file, file = Full(writer._file), writer._file
+        with pytest.raises(OSError, match="No space left"):
+            writer.write(2, {"train/loss": 0.25})
+        assert (tmp_path / "metrics.csv").read_text() == "step,train/loss\n1,0.5\n"
+        writer._file = file

@@ -1,6 +1,7 @@
 """Whatever goes wrong is one sentence, and the user learns it before anything is compiled."""
 
 import re
+import types
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import jaxeff.train.experiment
 from jaxeff import train
 from jaxeff.data import Split
 from jaxeff.errors import CheckpointError, ConfigError, DataError, TrainingError
-from jaxeff.train import check, jobs
+from jaxeff.train import check, jobs, report
 from jaxeff.train.loop import CHECKPOINTS, Training
 
 
@@ -229,7 +230,7 @@ def run_until_it_fails(config, workdir):
 
 
 def steps_in(folder):
-    return sorted(int(path.name) for path in folder.iterdir())
+    return sorted(int(path.name) for path in folder.glob("*"))
 
 
 def test_loss_of_nan_names_its_step_and_the_last_good_checkpoint(tiny_config, tmp_path, spoil):
@@ -278,3 +279,30 @@ def test_update_that_spoils_the_parameters_is_not_saved(tiny_config, tmp_path):
     tiny_config.checkpoint.every = 1
     _, folder = run_until_it_fails(tiny_config, tmp_path)
     assert steps_in(folder) == []
+
+
+@pytest.mark.parametrize("number", [0, 1, 15, 16, 40])
+def test_model_speaks_of_itself_on_however_few_test_examples(number):
+    """The report comes after the training, whose result must not be lost to a small split."""
+
+    class Model:
+        def warnings(self, variables, examples):
+            return [f"seen {len(examples)}"]
+
+    class Algorithm:
+        def warnings(self, state):
+            return ["trained"]
+
+    class Examples(Split):
+        def __len__(self):
+            return number
+
+        def take(self, indices, rng=None):
+            return {"inputs": np.zeros((number, 2))[indices]}
+
+    split = Examples()
+    experiment = types.SimpleNamespace(
+        model=Model(), algorithm=Algorithm(), dataset=types.SimpleNamespace(splits={"test": split})
+    )
+    found = report.warnings(experiment, {"params": {}, "model_state": {}}, None)
+    assert found == ["trained", *([f"seen {min(number, 16)}"] if number else [])]

@@ -11,6 +11,7 @@ import pytest
 
 from jaxeff.eval import read_report
 from jaxeff.train.checkpoint import Checkpoints
+from jaxeff.train.processes import LOST_STATUS
 
 TOLERANCE = 1e-5
 OPTIONS = (
@@ -54,18 +55,27 @@ def last_arrays(workdir, like):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(start_pair, start_training, tiny_config, tmp_path):
+@pytest.mark.parametrize("how", ["shard_map", "pmap"])
+def test_two_processes_train_as_one(start_pair, start_training, tiny_config, tmp_path, how):
+    """Also where they go on from a checkpoint, and where one process continues what two began."""
     from jaxeff import train
 
-    options = ("--config.train.num_steps=20", "--config.train.eval_every=10")
-    pair = start_pair(tmp_path / "two", *options)
+    options = ("--config.train.eval_every=10", "--config.optim.schedule_name=constant")
+    first = (*options, "--config.train.num_steps=20", f"--config.parallel={how}")
+    pair = start_pair(tmp_path / "two", *first)
     for program in pair:
         assert program.wait(90) == 0, program.output
-    assert "2 x cpu, 2 process(es)" in pair[0].output
+    assert f"2 x cpu, 2 process(es), mapped by {how}" in pair[0].output
     assert "step 20/20" in pair[0].output
     assert "step 20/20" not in pair[1].output  # one of them speaks
 
-    one = start_training(tmp_path / "one", *OPTIONS, *options)
+    whole = (*options, "--config.train.num_steps=40", f"--config.parallel={how}")
+    pair = start_pair(tmp_path / "two", *whole)
+    for program in pair:
+        assert program.wait(90) == 0, program.output
+    assert "resuming at step 20 " in pair[0].output
+
+    one = start_training(tmp_path / "one", *OPTIONS, *whole)
     assert one.wait(90) == 0, one.output
     assert "1 x cpu, 1 process(es)" in one.output
 
@@ -78,7 +88,7 @@ def test_two_processes_train_as_one(start_pair, start_training, tiny_config, tmp
         "best": {"params": state.params, "model_state": state.model_state},
     }
     steps, arrays = zip(*(last_arrays(tmp_path / run, like) for run in ("one", "two")), strict=True)
-    assert steps == (20, 20)
+    assert steps == (40, 40)
     for a, b in zip(*map(jax.tree.leaves, arrays), strict=True):
         np.testing.assert_allclose(a, b, atol=TOLERANCE, rtol=0)
     moved = max(
@@ -99,21 +109,49 @@ def test_two_processes_train_as_one(start_pair, start_training, tiny_config, tmp
 
 
 @pytest.mark.slow
-def test_termination_of_one_process_saves_and_ends_both(start_pair, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_termination_of_one_process_saves_and_ends_both(start_pair, tmp_path, number):
     options = ("--config.train.num_steps=100000", "--config.train.eval_every=100000")
     workdir = tmp_path / "run"
     pair = start_pair(workdir, *options, "--config.checkpoint.every=100000")
     assert pair[0].wait_until(lambda: "\nstep " in pair[0].output), pair[0].output
-    pair[1].signal(signal.SIGTERM)
-    for program in pair:
-        assert program.wait(60) == 0, program.output
+    pair[1].signal(number)
+    for program, status in zip(pair, (signal.SIGTERM, number), strict=True):
+        assert program.wait(60) == 128 + status, program.output
     (step,) = steps_in(workdir)
     assert f"stopped at step {step};" in pair[0].output
 
     again = start_pair(workdir, *options, "--config.checkpoint.every=100000")
     assert again[0].wait_until(lambda: "\nstep " in again[0].output), again[0].output
     assert f"resuming at step {step} " in again[0].output
-    again[0].signal(signal.SIGTERM)
-    for program in again:
-        assert program.wait(60) == 0, program.output
+    again[0].signal(number)
+    for program, status in zip(again, (number, signal.SIGTERM), strict=True):
+        assert program.wait(60) == 128 + status, program.output
     assert max(steps_in(workdir)) > step
+    assert read_report(workdir)["status"] == "interrupted"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_death_of_one_process_ends_the_other_in_a_sentence(start_pair, tmp_path, killed):
+    options = ("--config.train.num_steps=100000", "--config.train.eval_every=100000")
+    pair = start_pair(tmp_path / "run", *options)
+    assert pair[0].wait_until(lambda: "\nstep " in pair[0].output), pair[0].output
+    pair[killed].signal(signal.SIGKILL)
+    other = pair[1 - killed]
+    assert other.wait(60) == LOST_STATUS, other.output
+    lines = other.output.strip().splitlines()
+    assert lines[-1].startswith("error: another process of this run has ended")
+    assert "Traceback" not in other.output
+    assert len([line for line in lines if not line.startswith("step ")]) < 30
+
+
+@pytest.mark.slow
+def test_pair_is_refused_together_where_another_run_works(start_pair, start_training, tmp_path):
+    options = ("--config.train.num_steps=100000", "--config.train.eval_every=100000")
+    first = start_training(tmp_path / "run", *OPTIONS, *options)
+    assert first.wait_until(lambda: "\nstep " in first.output), first.output
+    for program in start_pair(tmp_path / "run", *options):
+        assert program.wait(60) == 2, program.output
+        last = program.output.strip().splitlines()[-1]
+        assert f"is in use by process {first.process.pid} on " in last

@@ -11,9 +11,10 @@ import pytest
 from jaxeff import data, train
 from jaxeff.data.base import ArraySplit
 from jaxeff.errors import CheckpointError, ConfigError
+from jaxeff.eval import read_report
 from jaxeff.models import MODELS
 from jaxeff.models.base import apply_with_features
-from jaxeff.train import analyses, jobs
+from jaxeff.train import analyses, jobs, report
 from jaxeff.train.algorithms import ALGORITHMS, BPTT
 from jaxeff.train.experiment import Trained
 
@@ -114,6 +115,17 @@ def test_an_evaluation_needs_what_was_trained_before(continued, tmp_path):
     jobs.run(continued.prerequisites.first, tmp_path / "whole")
     with pytest.raises(CheckpointError, match="first holds no checkpoints"):
         jobs.prerequisites(continued, tmp_path / "whole")
+
+
+def test_stop_of_what_is_required_is_a_stop_of_the_run(continued, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxeff.train.interrupt.Interrupt.requested", lambda _, step: step == 6)
+    assert jobs.run(continued, tmp_path) is None
+    required, whole = read_report(tmp_path / "first"), read_report(tmp_path)
+    assert (required["status"], required["training"]["steps"]) == ("interrupted", 6)
+    assert (whole["status"], whole["training"]["steps"]) == ("interrupted", 0)
+    assert required["artifacts"] == {"config": "config.json", "metrics": "metrics.csv"}
+    assert required["model"]["parameter_table"].splitlines()[-1].split()[0] == "total"
+    assert not report.is_complete(tmp_path / "first")  # the next start goes on with it
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A run that was stopped, killed or damaged ends as one that was not, bit for bit."""
 
+import contextlib
 import random
 import shutil
 import signal
@@ -12,7 +13,8 @@ import pytest
 
 from jaxeff import train
 from jaxeff.errors import CheckpointError
-from jaxeff.train import check
+from jaxeff.eval import read_history, read_report
+from jaxeff.train import check, selection
 from jaxeff.train.checkpoint import Checkpoints
 from jaxeff.train.loop import CHECKPOINTS, Training
 
@@ -95,15 +97,36 @@ def test_termination_saves_that_very_step_and_the_same_command_goes_on(
     program = start_training(workdir, *OPTIONS)
     assert program.wait_until(lambda: "\nstep " in program.output)
     program.signal(signal.SIGTERM)
-    assert program.wait() == 0, program.output
+    assert program.wait() == 128 + signal.SIGTERM, program.output
     last = program.output.strip().splitlines()[-1]
     step = max(finished_steps(workdir))
     assert last == f"stopped at step {step}; the same command goes on from there"
-    assert not (workdir / "report.json").exists()
+    report = read_report(workdir)
+    assert (report["status"], report["training"]["steps"]) == ("interrupted", step)
 
     program = start_training(workdir, *OPTIONS)
     assert program.wait() == 0, program.output
     assert f"resuming at step {step} " in program.output
+    assert outcome(workdir) == uninterrupted
+
+
+@pytest.mark.slow
+def test_full_disk_is_a_sentence_and_the_same_command_goes_on(
+    start, start_training, outcome, uninterrupted, tmp_path
+):
+    """A limit on the size of files stands for the disk; the second checkpoint meets it."""
+    workdir = tmp_path / "run"
+    killed = start_training(workdir, *OPTIONS)
+    command = killed.process.args
+    assert killed.wait_until(lambda: finished_steps(workdir))
+    killed.signal(signal.SIGKILL)
+    killed.wait()
+    limited = start("bash", "-c", 'ulimit -f 2; exec "$@"', "bash", *command)
+    assert limited.wait() == 2, limited.output
+    assert "Traceback" not in limited.output
+    assert limited.output.strip().splitlines()[-1].startswith("error: ")
+    program = start(*command)
+    assert program.wait() == 0, program.output
     assert outcome(workdir) == uninterrupted
 
 
@@ -187,6 +210,68 @@ def test_no_checkpoint_left_to_read_is_one_sentence(finished, capsys):
     printed = capsys.readouterr().out
     assert "checkpoint of step 60" in printed
     assert "checkpoint of step 55" in printed
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def other_keys(config):
+    return jax.default_prng_impl("rbg")
+
+
+def other_optimizer(config):
+    config.optim = {**config.optim.to_dict(), "name": "sgd"}
+    return contextlib.nullcontext()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [(other_keys, "train/key is "), (other_optimizer, "train/opt_state/")]
+)
+def test_evaluation_needs_no_more_than_it_uses(finished, named_arrays, change, named):
+    """And a training that needs the rest says what is different, and starts nothing."""
+    workdir, config, _ = finished
+    training = Training(train.build(config), workdir)
+    expected = training.selection()
+    training.close()
+    before = contents(workdir)
+    with change(config):
+        found = selection.read(train.build(config), workdir, print)
+        with pytest.raises(CheckpointError, match=f"step 60 in .* does not fit.*{named}"):
+            Training(train.build(config), workdir)
+    assert contents(workdir) == before
+    for field in ("step", "weights", "steps"):
+        assert getattr(found, field) == getattr(expected, field)
+    wanted = named_arrays(expected.chosen)
+    for name, array in named_arrays(found.chosen).items():
+        np.testing.assert_array_equal(array, wanted[name])
+
+
+def test_resumed_run_initialises_nothing(finished, monkeypatch):
+    workdir, config, _ = finished
+
+    def refuse(_):
+        raise AssertionError("made what the checkpoint holds")
+
+    monkeypatch.setattr(train.Experiment, "init_state", refuse)
+    training = Training(train.build(config), workdir)
+    training.close()
+    assert training.step == 60
+    assert training.values["cost"]["step_memory_bytes"]["argument"] > 0  # of the first start
+
+
+def test_longer_run_goes_on_from_the_finished_one(finished, outcome):
+    workdir, config, _ = finished
+    config.optim.schedule_name = "constant"
+    config.train.num_steps = 70
+    training = Training(train.build(config), workdir)
+    try:
+        assert training.run()
+    finally:
+        training.close()
+    assert finished_steps(workdir) == {65, 70}
+    history = [int(row["step"]) for row in read_history(workdir)]
+    assert history[-3:] == [60, 63, 70]
 
 
 def test_stop_between_two_logs_continues_within_an_epoch(
@@ -299,23 +384,27 @@ def test_nothing_saved_restores_nothing(open_checkpoints):
 
 
 @pytest.mark.parametrize(
-    "like",
+    ("like", "difference"),
     [
-        {"x": np.zeros(3, np.int32)},
-        {"x": np.zeros(3, np.float16)},
-        {"x": np.zeros(4, np.float32)},
-        {"x": np.zeros(3, np.float32), "y": np.zeros(3, np.float32)},
+        ({"x": np.zeros(3, np.int32)}, "x is (3,) float32 there and (3,) int32 here"),
+        ({"x": np.zeros(3, np.float16)}, "x is (3,) float32 there and (3,) float16 here"),
+        ({"x": np.zeros(4, np.float32)}, "x is (3,) float32 there and (4,) float32 here"),
+        (
+            {"x": np.zeros(3, np.float32), "y": np.zeros(3, np.float32)},
+            "y is absent there and (3,) float32 here",
+        ),
+        ({}, "x is (3,) float32 there and absent here"),
     ],
-    ids=["integers", "half", "longer", "another_entry"],
+    ids=["integers", "half", "longer", "another_entry", "an_entry_less"],
 )
-def test_checkpoint_that_does_not_fit_is_not_cast_to_fit(open_checkpoints, like):
-    warned = []
-    checkpoints = open_checkpoints(warn=warned.append)
+def test_checkpoint_that_does_not_fit_is_not_cast_to_fit(open_checkpoints, like, difference):
+    checkpoints = open_checkpoints()
     checkpoints.save(3, {"x": jnp.arange(3.0)}, {"at": 1}, wait=True)
-    with pytest.raises(CheckpointError, match="can be read"):
-        checkpoints.restore(jax.tree.map(jnp.asarray, like))
-    assert len(warned) == 1
-    assert "step 3" in warned[0]
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.restore(jax.tree.map(jnp.asarray, like), set_aside=True)
+    assert f"step 3 in {checkpoints.directory} does not fit" in str(caught.value)
+    assert difference in str(caught.value)
+    assert checkpoints.steps == [3]
 
 
 def test_arrays_may_be_donated_as_soon_as_save_returns(open_checkpoints):
@@ -390,7 +479,7 @@ def last_state(config, workdir, named_arrays):
     training = Training(train.build(config), workdir)
     training.close()
     arrays = named_arrays({"train": training.state, "best": training.best})
-    values = {k: v for k, v in training.values.items() if k not in ("seconds", "resumed")}
+    values = {k: v for k, v in training.values.items() if k not in ("seconds", "resumed", "cost")}
     written = {name: array.tobytes() for name, array in arrays.items()}
     return training, written, values, (workdir / "metrics.csv").read_text()
 

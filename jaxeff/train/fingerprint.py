@@ -1,0 +1,84 @@
+"""What a checkpoint knows of its own content, so that a flipped bit does not pass for a number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+_RECORD, _DIGEST = "record", "digest"
+
+
+# A part of a path as old checkpoints have it: ['name'], [3] or .name.
+_OLD_PART = re.compile(r"\['([^']*)'\]|\[(?:<flat index )?(\d+)>?\]|\.(\w+)")
+
+
+def _part(match: re.Match[str]) -> str:
+    return "/" + next(group for group in match.groups() if group is not None)
+
+
+class DamageError(ValueError):
+    """The content of a checkpoint is not what was saved."""
+
+
+def types(tree: Any) -> dict[str, str]:
+    """Returns shape and type of every array by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_name(path): f"{leaf.shape} {leaf.dtype}" for path, leaf in leaves}
+
+
+def _name(path: Any) -> str:
+    """Returns the same for a field of a dataclass and an entry of a dict, as files do."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def digests(tree: Any) -> dict[str, str]:
+    """Returns a digest of the bytes of every array by its path.
+
+    Arrays of which this process does not hold a whole copy are left out.
+    """
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            content = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+            found[_name(path)] = _digest(content.data)
+    return found
+
+
+def _digest(content: Any) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def pack(tree: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Returns what is saved beside the arrays of a tree: plain values, and the arrays' digests."""
+    record = {"values": values, "types": types(tree), "digests": digests(tree)}
+    text = json.dumps(record).encode()
+    return {_RECORD: np.frombuffer(text, np.uint8), _DIGEST: _digest(text)}
+
+
+def unpack(packed: dict[str, Any]) -> dict[str, Any]:
+    """Returns ``values``, ``types`` and ``digests``; the last is empty in old checkpoints.
+
+    Raises:
+      DamageError: the record is not what `pack` returned.
+    """
+    if _RECORD not in packed:
+        named = {_OLD_PART.sub(_part, old)[1:]: kind for old, kind in packed["types"].items()}
+        return {"values": packed["values"], "types": named, "digests": {}}
+    text = np.asarray(packed[_RECORD]).tobytes()
+    if _digest(text) != packed.get(_DIGEST):
+        raise DamageError("its plain values are not those that were saved")
+    return json.loads(text)
+
+
+def check(tree: Any, known: dict[str, str]) -> None:
+    """Raises `DamageError` if an array is not the one whose digest is known."""
+    for path, found in digests(tree).items() if known else ():
+        if found != known.get(path, found):
+            raise DamageError(f"the array {path} is not the one that was saved")

@@ -1,0 +1,119 @@
+"""The processes of one run: how they meet, agree, and notice that one of them is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxeff.errors import TrainingError
+
+HEARTBEAT_SECONDS = 30  # without a sign of life, after which a process counts as dead
+LOST_STATUS = 75  # exit status when another process is gone: trying again can help
+_LOST = (
+    "another process of this run has ended or cannot be reached; the same commands go on from the "
+    "last checkpoint"
+)
+# How collectives and JAX's coordination service say that a peer is gone.
+_SIGNS = re.compile(
+    r"Gloo|NCCL|closed by peer|reset by peer|heartbeat|coordination.?service|Socket closed"
+    r"|tasks? (are|is) unhealthy|Barrier (failed|timed out)",
+    re.IGNORECASE,
+)
+
+
+class LostProcessError(TrainingError):
+    """Another process of the run is gone."""
+
+    exit_status = LOST_STATUS
+
+
+def connect(coordinator: str, number: int, index: int) -> None:
+    """Connects this process with the others of its run, unless it already is.
+
+    Args:
+      coordinator: address and port at which the first process listens.
+      number: how many there are.
+      index: of this one.
+
+    Raises:
+      LostProcessError: the others do not answer.
+    """
+    if jax.distributed.is_initialized():
+        return
+    with _leaving_when_lost(), lost_ones():
+        jax.distributed.initialize(
+            coordinator, number, index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+        )
+
+
+@contextlib.contextmanager
+def _leaving_when_lost() -> Iterator[None]:
+    """Makes a client that is connected within leave with a sentence when a process is lost.
+
+    JAX's own way is to abort with a stack trace from a thread of the compiler's runtime. Its
+    callback for this case is not reachable by the public function.
+    """
+    from jax._src import distributed
+
+    runtime: Any = getattr(distributed, "_jax", None)
+    real = getattr(runtime, "get_distributed_runtime_client", None)
+    if real is None:
+        yield
+        return
+    _leave_on_abort()
+
+    def client(*args: Any, **options: Any) -> Any:
+        return real(*args, **{**options, "missed_heartbeat_callback": _leave})
+
+    runtime.get_distributed_runtime_client = client
+    try:
+        yield
+    finally:
+        runtime.get_distributed_runtime_client = real
+
+
+def _leave(*_: Any) -> None:
+    os.write(2, f"error: {_LOST}\n".encode())
+    os._exit(LOST_STATUS)
+
+
+_leave_in_c = ctypes.CFUNCTYPE(None, ctypes.c_int)(_leave)  # kept: C holds no reference
+
+
+def _leave_on_abort() -> None:
+    """The callback's argument has no form in Python in some versions, which aborts."""
+    handler = ctypes.CDLL(None).signal
+    handler.restype, handler.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+    handler(signal.SIGABRT, ctypes.cast(_leave_in_c, ctypes.c_void_p))
+
+
+@contextlib.contextmanager
+def lost_ones() -> Iterator[None]:
+    """Turns what a collective raises when its peer is gone into a sentence."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if not jax.distributed.is_initialized() or not _SIGNS.search(str(error)):
+            raise
+        raise LostProcessError(_LOST) from error
+
+
+def of_first(text: str) -> str:
+    """Returns the text that the first process has given; all of them must call it."""
+    if jax.process_count() == 1:
+        return text
+    from jax.experimental import multihost_utils
+
+    content = np.frombuffer(text.encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    padded = np.zeros(max(1, length), np.uint8)
+    padded[: min(length, len(content))] = content[:length]
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))[:length]).decode()
