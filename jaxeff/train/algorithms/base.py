@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxeff.errors import ConfigError
+from jaxeff.models.base import call_options
 from jaxeff.registry import Registry, closest
 from jaxeff.train.objectives import Objective
 from jaxeff.train.state import TrainState
@@ -65,9 +66,10 @@ class Algorithm:
     """Base of the algorithms.
 
     Args:
-      model: a Flax module called with ``(inputs, train=...)``; with ``mask=`` too where batches
-        have one. To keep its state over batches or parts of a sequence it also has
-        ``initial_carry(inputs)`` and takes ``carry=..., return_carry=True``.
+      model: a Flax module called with ``(inputs, train=...)``, or with inputs alone if that is all
+        that it takes; with ``mask=`` too where batches have one. To keep its state over batches or
+        parts of a sequence it also has ``initial_carry(inputs)`` and takes ``carry=...,
+        return_carry=True``.
       objective: see `jaxeff.train.objectives`.
       optimizer: an optax transformation.
       task: what to know of the data.
@@ -147,7 +149,8 @@ class Algorithm:
     def init_state(self, key: PRNGKey, example: Array) -> TrainState:
         """Returns a fresh training state for inputs shaped like ``example`` ``[batch, ...]``."""
         init_key, run_key = jax.random.split(key)
-        initial: Any = self.model.init(init_key, example, train=False)
+        options = call_options(self.model, train=False)
+        initial: Any = self.model.init(init_key, example, **options)
         load = getattr(self.model, "initial_variables", dict)
         variables = load(initial)
         params = variables.pop("params")
@@ -181,9 +184,8 @@ class Algorithm:
         Returns:
           outputs, the next carry (or ()), and the updated collections other than the parameters.
         """
-        options: dict[str, Any] = {"train": train}
-        if "mask" in batch:
-            options["mask"] = batch["mask"]
+        masked = {"mask": batch["mask"]} if "mask" in batch else {}
+        options = call_options(self.model, train=train, **masked)
         stateful = bool(jax.tree.leaves(carry))
         if stateful:
             options |= {"carry": carry, "return_carry": True}

@@ -19,7 +19,7 @@ import optax
 from jaxeff.errors import ConfigError
 from jaxeff.hybrid import proxy
 from jaxeff.hybrid.route import by_priority
-from jaxeff.models.base import apply_with_features
+from jaxeff.models.base import apply_with_features, call_options
 from jaxeff.models.hybrid import PARTS, HybridNetwork, part
 from jaxeff.registry import closest
 from jaxeff.train import optim
@@ -181,7 +181,8 @@ class Hybrid(Algorithm):
     def expert_logits(self, variables: Any, batch: Batch) -> Array:
         """Returns the expert's logits in evaluation."""
         own, network = part(variables, "expert"), self.model
-        return network.expert.apply(own, batch["inputs"], train=False, **_mask(batch))  # type: ignore
+        options = call_options(network.expert, train=False, **_mask(batch))  # type: ignore
+        return network.expert.apply(own, batch["inputs"], **options)  # type: ignore
 
     def probability(self, scores: Array) -> Array:
         """Returns how much scores speak for a query, in [0, 1]."""
@@ -228,8 +229,10 @@ class Hybrid(Algorithm):
         own, network = part(variables, "expert"), self.model
         mutable = [kind for kind in own if kind != "params"]
         rngs: Any = {"dropout": key}
-        options: Any = {"train": True, "mutable": mutable, "rngs": rngs, **_mask(batch)}
-        logits, changed = network.expert.apply(own, batch["inputs"], **options)  # type: ignore
+        options: Any = call_options(network.expert, train=True, **_mask(batch))  # type: ignore
+        logits, changed = network.expert.apply(  # type: ignore
+            own, batch["inputs"], mutable=mutable, rngs=rngs, **options
+        )
         values = dict(self.objective(logits, batch))
         return {**values, "loss": proxy.expert_weights(asked) * values["loss"]}, changed, asked
 

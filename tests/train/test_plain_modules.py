@@ -1,0 +1,81 @@
+"""Modules of Flax that do not know training from evaluation, as students, teachers and models."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxeff.distill import kd
+from jaxeff.errors import ConfigError
+from jaxeff.train import objectives
+from jaxeff.train.algorithms import BPTT, Distillation, Task, Trained
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+TASK = Task("classification", 3, steps_per_epoch=2)
+BATCH = {
+    "inputs": jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32),
+    "labels": jnp.asarray([0, 1, 2, 0, 1, 2]),
+    "weight": jnp.ones(6),
+}
+OBJECTIVE = objectives.build({"name": "auto"}, "classification")
+
+
+class Plain(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(x)
+
+
+class Other(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dense(x)
+
+
+def test_a_plain_module_is_trained():
+    algorithm = BPTT(Plain(), OBJECTIVE, optax.sgd(0.1), TASK)
+    state = jax.jit(algorithm.init_state)(jax.random.key(0), BATCH["inputs"])
+
+    def loss(params):
+        logits = Plain().apply({"params": params}, BATCH["inputs"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, BATCH["labels"]).mean()
+
+    new, metrics = jax.jit(algorithm.update)(state, BATCH)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, jax.grad(loss)(state.params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), new.params, expected)
+    np.testing.assert_allclose(metrics["loss"], loss(state.params), rtol=1e-6)
+    algorithm.evaluate(new.params, {}, BATCH)
+
+
+def test_a_plain_module_teaches_by_its_answers_alone():
+    variables = Plain().init(jax.random.key(3), BATCH["inputs"])
+    options = {"label_weight": 0.0, "trained": {"teacher": Trained(Plain(), variables)}}
+    shared = Plain(), OBJECTIVE, optax.sgd(1.0), TASK
+    algorithm = Distillation(*shared, losses={"kd": {"temperature": 2.0}}, **options)
+    state = jax.jit(algorithm.init_state)(jax.random.key(0), BATCH["inputs"])
+    own, goal = (Plain().apply(v, BATCH["inputs"]) for v in ({"params": state.params}, variables))
+    metrics = jax.jit(algorithm.update)(state, BATCH)[1]
+    np.testing.assert_allclose(metrics["kd"], kd(own, goal, 2.0).mean(), rtol=1e-5)
+    reading = Distillation(*shared, losses={"fitnet": {}}, **options)
+    with pytest.raises(ConfigError, match=r"needs the features 'penultimate' .* only: logits"):
+        reading.init_state(jax.random.key(0), BATCH["inputs"])
+
+
+def test_modules_of_nnx_are_told_how_they_fit():
+    sentence = r"flax\.nnx\.bridge\.ToLinen\(Other"
+    with pytest.raises(ConfigError, match=f"the model must be .* {sentence}"):
+        bare = BPTT(Other(nnx.Rngs(0)), OBJECTIVE, optax.sgd(0.1), TASK)
+        bare.init_state(jax.random.key(0), BATCH["inputs"])
+    with pytest.raises(ConfigError, match=f"the teacher must be .* {sentence}"):
+        Distillation(
+            Plain(), OBJECTIVE, optax.sgd(0.1), TASK, trained={"teacher": Trained(Other, {})}
+        )
+    wrapped = BPTT(nnx.bridge.ToLinen(Other), OBJECTIVE, optax.sgd(0.1), TASK)
+    state = wrapped.init_state(jax.random.key(0), BATCH["inputs"])
+    assert np.isfinite(wrapped.update(state, BATCH)[1]["loss"])
