@@ -69,8 +69,8 @@ def test_a_plain_module_teaches_by_its_answers_alone():
 
 def test_modules_of_nnx_are_told_how_they_fit():
     sentence = r"flax\.nnx\.bridge\.ToLinen\(Other"
+    bare = BPTT(Other(nnx.Rngs(0)), OBJECTIVE, optax.sgd(0.1), TASK)
     with pytest.raises(ConfigError, match=f"the model must be .* {sentence}"):
-        bare = BPTT(Other(nnx.Rngs(0)), OBJECTIVE, optax.sgd(0.1), TASK)
         bare.init_state(jax.random.key(0), BATCH["inputs"])
     with pytest.raises(ConfigError, match=f"the teacher must be .* {sentence}"):
         Distillation(
