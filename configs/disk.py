@@ -20,6 +20,7 @@ select by, and images have crops, flips and cut-outs but no learned policy.
 from jaxeff.errors import ConfigError
 from jaxeff.registry import closest
 from jaxeff.train.defaults import base_config, split_argument, whole_number
+from jaxeff.train.follow import follow
 
 SETTINGS: dict[str, dict] = {
     "digits": {
@@ -179,4 +180,4 @@ def get_config(arg: str = ""):
     if "quick" in options:
         for one in (config, *config.prerequisites.values()):
             one.train.num_steps = 30
-    return config
+    return follow(config)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from jaxeff.errors import ConfigError
 from jaxeff.registry import closest
+from jaxeff.train.follow import follow
 
 IMAGES = runpy.run_path(str(Path(__file__).with_name("images.py")))
 FOLDS = 5
@@ -110,6 +111,8 @@ def get_config(arg: str = ""):
         "rates": {"base": 0.1, "expert": 0.1},
         "router_folds": FOLDS,
     }
+    for prerequisite in (base, expert):
+        prerequisite.algorithm.folds = config.algorithm.get_ref("router_folds").identity()
     config.optim = {
         "name": "adamw",
         "learning_rate": 2e-3,
@@ -132,4 +135,4 @@ def get_config(arg: str = ""):
         config.train.num_steps, config.optim.warmup_steps = 60, 0
     config.eval.select = "last"
     config.analyses = [{"name": "hybrid"}]
-    return config
+    return follow(config)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -14,9 +16,11 @@ import numpy as np
 import optax
 
 from jaxeff import data
+from jaxeff.arguments import checked_labels
 from jaxeff.errors import ConfigError
 from jaxeff.models import MODELS
-from jaxeff.train import analyses, check, objectives, optim
+from jaxeff.models.base import call_options, require_linen
+from jaxeff.train import analyses, check, leakage, objectives, optim
 from jaxeff.train.algorithms import ALGORITHMS, Algorithm, Task, Trained
 from jaxeff.train.parallel import DeviceMap
 from jaxeff.train.state import TrainState
@@ -34,6 +38,7 @@ class Experiment:
       algorithm: its algorithm, which holds the objective and the optimiser.
       devices: the devices and how steps are mapped over them.
       analyses: what is to be found out about the trained model, by name.
+      experience: what it and its prerequisites see.
     """
 
     config: ml_collections.ConfigDict
@@ -42,6 +47,7 @@ class Experiment:
     algorithm: Algorithm
     devices: DeviceMap
     analyses: Mapping[str, analyses.Analysis]
+    experience: tuple[leakage.Experience, ...] = ()
 
     @property
     def example(self) -> np.ndarray:
@@ -90,8 +96,9 @@ def build(
       trained: the models of ``config.prerequisites``, by name.
 
     Raises:
-      ConfigError: a field is unknown or impossible.
-      DataError: the data is missing or damaged.
+      ConfigError: a field is unknown or impossible, or a prerequisite has seen what is to judge
+        the model.
+      DataError: the data is missing or damaged, or has labels without a class.
     """
     check.check(config)
     devices = DeviceMap(config.parallel)
@@ -99,8 +106,10 @@ def build(
     devices.check_batch(config.eval.batch_size, "eval.batch_size")
     fields = config.data.to_dict()
     dataset = data.load(fields.pop("name"), **fields)
+    _check_labels(dataset)
     objective = objectives.build(config.objective.to_dict(), dataset.task, config.algorithm.name)
     model = MODELS.build(config.model, "model", num_outputs=_width(objective, dataset))
+    require_linen(model, "config.model")
     algorithm = ALGORITHMS.build(
         config.algorithm,
         "algorithm",
@@ -117,7 +126,9 @@ def build(
     looks = analyses.build(config.analyses)
     built = Experiment(config, dataset, model, algorithm, devices, looks)
     analyses.check(built)
-    return built
+    before = {name: each.experience for name, each in (trained or {}).items()}
+    leakage.check(built, before)
+    return dataclasses.replace(built, experience=leakage.experience(built, before))
 
 
 def _width(objective: objectives.Objective, dataset: data.Dataset) -> int:
@@ -153,20 +164,33 @@ def _task(dataset: data.Dataset, batch_size: int) -> Task:
     )
 
 
+def _check_labels(dataset: data.Dataset) -> None:
+    """Raises `DataError` if labels that are held in memory are no numbers of classes."""
+    if dataset.task != "classification":
+        return
+    for name, split in dataset.splits.items():
+        labels, numbers = getattr(split, "labels", None), getattr(split, "indices", None)
+        if isinstance(labels, np.ndarray):
+            own = labels if numbers is None else labels[numbers]
+            if len(own):
+                checked_labels(own, None, dataset.num_classes, f"{dataset.name}: {name} labels")
+
+
 def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset) -> None:
     """Traces the model on abstract values, so that a misfit shows before anything is compiled."""
     example = jax.ShapeDtypeStruct((1, *dataset.input_shape), dataset.input_dtype)
 
     def outputs(x):
         state = algorithm.init_state(jax.random.key(0), x)
-        return model.apply({"params": state.params, **state.model_state}, x, train=False)
+        variables = {"params": state.params, **state.model_state}
+        return model.apply(variables, x, **call_options(model, train=False))
 
     try:
         traced = jax.eval_shape(outputs, example)
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0] + _place(error)
         raise ConfigError(
             f"config.model does not fit inputs {dataset.input_shape} of data '{dataset.name}': "
             f"{reason}"
@@ -183,6 +207,18 @@ def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset)
             f"config.model gives outputs {found[1:]}, but data '{dataset.name}' ({dataset.task}) "
             f"needs {wanted[1:]}; a sequence model does so with config.model.readout='{readout}'"
         )
+
+
+def _place(error: Exception) -> str:
+    """Returns where a model outside this package raised an error, as it may be a mistake there."""
+    own = str(Path(__file__).parents[1])
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.startswith(own):
+            break
+        if "site-packages" not in frame.filename:
+            name = Path(frame.filename).name
+            return f" ({type(error).__name__} in line {frame.lineno} of {name})"
+    return ""
 
 
 def _check_reconstruction(outputs: Any, dataset: data.Dataset) -> None:

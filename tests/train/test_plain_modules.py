@@ -10,7 +10,8 @@ from flax import nnx
 
 from jaxeff.distill import kd
 from jaxeff.errors import ConfigError
-from jaxeff.train import objectives
+from jaxeff.models import MODELS
+from jaxeff.train import experiment, objectives
 from jaxeff.train.algorithms import BPTT, Distillation, Task, Trained
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -79,3 +80,28 @@ def test_modules_of_nnx_are_told_how_they_fit():
     wrapped = BPTT(nnx.bridge.ToLinen(Other), OBJECTIVE, optax.sgd(0.1), TASK)
     state = wrapped.init_state(jax.random.key(0), BATCH["inputs"])
     assert np.isfinite(wrapped.update(state, BATCH)[1]["loss"])
+
+
+class Mistaken(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Dense(3)(x.reshape(len(x), -1)) + "a"
+
+
+@pytest.mark.parametrize(
+    ("made", "sentence"),
+    [
+        (
+            lambda **_: Mistaken(),
+            r"^config\.model does not fit inputs .* \(TypeError in line \d+ of test_plain_modules",
+        ),
+        (lambda **_: Other(nnx.Rngs(0)), r"^config\.model must be .*ToLinen\(Other"),
+    ],
+)
+def test_a_mistake_in_a_users_model_is_shown(made, sentence, monkeypatch, tiny_config):
+    monkeypatch.setitem(MODELS._factories, "own", made)
+    tiny_config.model = {"name": "own"}
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        experiment.build(tiny_config)
+    if "does not fit" in sentence:
+        assert isinstance(caught.value.__cause__, TypeError)

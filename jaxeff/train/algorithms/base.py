@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxeff.errors import ConfigError
@@ -56,10 +57,12 @@ class Trained:
     Attributes:
       model: the Flax module.
       variables: its parameters and other collections.
+      experience: what it and those that it builds on have seen, see `jaxeff.train.leakage`.
     """
 
     model: nn.Module
     variables: Mapping[str, Any]
+    experience: tuple[Any, ...] = ()
 
 
 class Algorithm:
@@ -140,6 +143,15 @@ class Algorithm:
         """Returns every kind of weights that the state holds, by name."""
         average = {"average": state.algo_state["average"]} if self.average_decay else {}
         return {"live": state.params, **average}
+
+    def learned_rows(self, count: int) -> np.ndarray:
+        """Returns the numbers of those of ``count`` training examples that are learned from."""
+        return np.arange(count)
+
+    def unseen_rows(self, count: int) -> np.ndarray:
+        """Returns the numbers of training examples that no prerequisite may have learned from."""
+        del count
+        return np.arange(0)
 
     def warnings(self, state: TrainState) -> list[str]:
         """Returns a sentence for everything about a finished training that should worry a user."""

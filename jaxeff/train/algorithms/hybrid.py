@@ -34,7 +34,7 @@ TARGETS = ("query", "difference")
 PHASES = ("router", "base", "expert")
 
 
-def held_out(index: Array, folds: int, fold: int = 0) -> Array:
+def held_out(index: Any, folds: int, fold: int = 0) -> Any:
     """Returns which examples ``[batch]``, by their numbers, belong to one of several folds."""
     return index % folds == fold
 
@@ -56,6 +56,11 @@ class BPTTWithoutFold(BPTT):
             raise ConfigError(f"fold must be in [0, folds={folds}) and folds above 1, not {fold}")
         super().__init__(**options)
         self.folds, self.fold = folds, fold
+
+    def learned_rows(self, count: int) -> np.ndarray:
+        """See `Algorithm.learned_rows`."""
+        numbers = np.arange(count)
+        return numbers[~held_out(numbers, self.folds, self.fold)]
 
     def update(
         self, state: TrainState, batch: Batch, axis_name: str | None = None
@@ -132,6 +137,11 @@ class Hybrid(Algorithm):
             raise ConfigError(f"phases must be numbers of steps, not {self.phases}")
         self.target, self.penalty, self.penalty_weight = target, penalty, penalty_weight
         self.router_folds, self.needs_index = router_folds, bool(router_folds)
+
+    def unseen_rows(self, count: int) -> np.ndarray:
+        """Returns the router's fold; see `Algorithm.unseen_rows`."""
+        numbers = np.arange(count)
+        return numbers[held_out(numbers, self.router_folds)] if self.router_folds else numbers[:0]
 
     @property
     def active(self) -> list[str]:
