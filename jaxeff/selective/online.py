@@ -75,6 +75,7 @@ def experts(scores: Array, thresholds: Array) -> Array:
     Returns:
       integers ``[time, models * thresholds]``: the largest class that passes, or `ABSTAIN`.
     """
+    scores = jnp.asarray(scores)
     found = jax.vmap(lambda t: max_rule(scores, t))(jnp.asarray(thresholds))
     return jnp.moveaxis(found, 2, 0).swapaxes(1, 2).reshape(scores.shape[1], -1)
 
@@ -111,6 +112,7 @@ def step(
       the learner, and what happened, scalars. If every expert would be dropped, none is and the
       round's label is forgotten.
     """
+    predictions = jnp.asarray(predictions)
     explore_key, expert_key = jax.random.split(key)
     explored = jax.random.bernoulli(explore_key, rate)
     followed = predictions[jax.random.categorical(expert_key, learner.log_weights)]
