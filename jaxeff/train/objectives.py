@@ -5,11 +5,13 @@ Averages over a batch are weighted by ``batch["weight"]``, so that padded exampl
 
 An objective whose outputs are not just the logits of the classes says so by two methods:
 ``num_outputs(num_classes)`` is the width that it needs, and ``class_logits(outputs)`` the part by
-which a class is predicted. One that works with a single algorithm names it in ``algorithm``.
+which a class is predicted. One that works with a single algorithm names it in ``algorithm``. One
+that is no mean over the examples has ``joins_devices = True`` and takes the devices' ``axis_name``.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -70,6 +72,13 @@ def class_logits(objective: Objective, outputs: Any) -> Any:
     """Returns the part of outputs ``[..., width]`` that predicts a class, ``[..., classes]``."""
     select = getattr(objective, "class_logits", None)
     return outputs if select is None else select(outputs)
+
+
+def over_devices(objective: Objective, axis_name: str | None) -> Objective:
+    """Returns an objective for one device's part of a batch, whose averages are those of all."""
+    if axis_name is None or not getattr(objective, "joins_devices", False):
+        return objective
+    return functools.partial(objective, axis_name=axis_name)  # type: ignore[call-arg]
 
 
 def per_example(values: Array, batch: Batch) -> Array:

@@ -21,7 +21,8 @@ import optax
 from jaxeff.errors import ConfigError
 from jaxeff.models.base import call_options
 from jaxeff.registry import Registry, closest
-from jaxeff.train.objectives import Objective
+from jaxeff.train import example_keys
+from jaxeff.train.objectives import Objective, over_devices
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Carry, Params, PRNGKey
 
@@ -229,7 +230,7 @@ class Algorithm:
         variables = {"params": params, **model_state}
         own = starting_carry(self.model, carry, batch, axis_name)
         outputs, own, _ = self.forward(variables, batch, own, train=False)
-        values = self.objective(outputs, batch)
+        values = over_devices(self.objective, axis_name)(outputs, batch)
         sums = {name: jnp.sum(value * batch["weight"]) for name, value in values.items()}
         sums["weight"] = jnp.sum(batch["weight"])
         sums = jax.lax.psum(sums, axis_name) if axis_name else sums
@@ -279,9 +280,9 @@ def whole_carry(own: Carry, axis_name: str | None) -> Carry:
 
 
 def step_key(state: TrainState, axis_name: str | None) -> PRNGKey:
-    """Returns this step's key, another one on every device."""
+    """Returns this step's key, with which every device draws its part of a draw for the batch."""
     key = jax.random.fold_in(state.key, state.step)
-    return jax.random.fold_in(key, jax.lax.axis_index(axis_name)) if axis_name else key
+    return example_keys.of_part(key, jax.lax.axis_index(axis_name)) if axis_name else key
 
 
 def total_weight(weight: Array, axis_name: str | None) -> Array:

@@ -17,7 +17,7 @@ from jaxeff.train.algorithms.base import (
     total_weight,
     whole_carry,
 )
-from jaxeff.train.objectives import weighted_means
+from jaxeff.train.objectives import over_devices, weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch
 
@@ -66,6 +66,7 @@ class BPTT(Algorithm):
         weight, key = batch["weight"], step_key(state, axis_name)
         total = total_weight(weight, axis_name)
         start = starting_carry(self.model, state.carry, batch, axis_name)
+        objective = over_devices(self.objective, axis_name)
 
         def one(loop, number):
             params, opt_state, model_state, algo_state = loop
@@ -77,7 +78,7 @@ class BPTT(Algorithm):
                 outputs, carry, collected = self.forward(
                     variables, batch, start, train=True, key=own_key
                 )
-                values = self.objective(outputs, batch)
+                values = objective(outputs, batch)
                 return jnp.sum(values["loss"] * weight) / total, (values, carry, collected)
 
             (_, (values, carry, collected)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
