@@ -178,12 +178,10 @@ def weighted_means(
     values: Mapping[str, Array],
     weight: Array,
     axis_name: str | None = None,
-    *,
-    safe: bool = False,
 ) -> dict[str, Array]:
     """Returns weighted averages of ``[batch, ...]`` arrays, over all devices of ``axis_name``.
 
-    ``safe`` gives 0 instead of NaN where there is no weight at all.
+    They are 0 where there is no weight at all.
     """
     sums = {
         name: jnp.sum(value * weight.reshape(-1, *(1,) * (value.ndim - 1)), axis=0)
@@ -192,6 +190,5 @@ def weighted_means(
     total = jnp.sum(weight)
     if axis_name is not None:
         sums, total = jax.lax.psum((sums, total), axis_name)
-    if safe:
-        total = jnp.where(total == 0, 1, total)
+    total = jnp.where(total == 0, 1, total)
     return {name: value / total for name, value in sums.items()}

@@ -12,10 +12,11 @@ from jaxeff.distill import kd
 from jaxeff.errors import ConfigError
 from jaxeff.models import MODELS
 from jaxeff.train import experiment, objectives
-from jaxeff.train.algorithms import BPTT, Distillation, Task, Trained
+from jaxeff.train.algorithms import BPTT, BPTTWithoutFold, Constrained, Distillation, Task, Trained
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
+KEY = jax.random.key(0)
 TASK = Task("classification", 3, steps_per_epoch=2)
 BATCH = {
     "inputs": jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32),
@@ -105,3 +106,30 @@ def test_a_mistake_in_a_users_model_is_shown(made, sentence, monkeypatch, tiny_c
         experiment.build(tiny_config)
     if "does not fit" in sentence:
         assert isinstance(caught.value.__cause__, TypeError)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda *shared: BPTTWithoutFold(
+            model=shared[0], objective=shared[1], optimizer=shared[2], task=shared[3], folds=3
+        ),
+        lambda *shared: Constrained(*shared, constraints=[{"name": "entropy", "start": 0.3}]),
+        lambda *shared: Distillation(
+            *shared,
+            losses={"kd": {}},
+            trained={"teacher": Trained(Plain(), Plain().init(KEY, BATCH["inputs"]))},
+        ),
+    ],
+    ids=["fold", "constrained", "distill"],
+)
+def test_a_batch_of_which_no_example_counts_changes_nothing(make):
+    """As a small one of held-out examples alone, whose weights are 0."""
+    algorithm = make(Plain(), OBJECTIVE, optax.sgd(1.0), TASK)
+    state = jax.jit(algorithm.init_state)(KEY, BATCH["inputs"])
+    weight = jnp.ones(6) if isinstance(algorithm, BPTTWithoutFold) else jnp.zeros(6)
+    batch = {**BATCH, "index": 3 * jnp.arange(6), "weight": weight}
+    new, metrics = jax.jit(algorithm.update)(state, batch)
+    jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
+    assert all(np.isfinite(value).all() for value in jax.tree.leaves((new.algo_state, metrics)))
+    assert metrics["loss"] == 0

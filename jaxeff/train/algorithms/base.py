@@ -286,10 +286,17 @@ def step_key(state: TrainState, axis_name: str | None) -> PRNGKey:
 
 
 def total_weight(weight: Array, axis_name: str | None) -> Array:
-    """Returns what each device divides by.
-
-    It is the mean total weight over the devices, so that averaging the devices' gradients gives the
-    gradient of the global weighted mean.
-    """
+    """Returns the mean total weight of a device's part of the batch."""
     total = jnp.sum(weight)
     return total if axis_name is None else jax.lax.pmean(total, axis_name)
+
+
+def divisor(weight: Array, axis_name: str | None) -> Array:
+    """Returns what each device divides its weighted sum of losses by.
+
+    It is the mean total weight over the devices, so that averaging the devices' gradients gives the
+    gradient of the global weighted mean; 1 for a batch of which no example counts, whose loss and
+    gradient are then 0.
+    """
+    total = total_weight(weight, axis_name)
+    return jnp.where(total > 0, total, 1)

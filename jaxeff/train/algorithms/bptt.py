@@ -12,9 +12,9 @@ from jaxeff.errors import ConfigError
 from jaxeff.train.algorithms.base import (
     ALGORITHMS,
     Algorithm,
+    divisor,
     starting_carry,
     step_key,
-    total_weight,
     whole_carry,
 )
 from jaxeff.train.objectives import over_devices, weighted_means
@@ -64,7 +64,7 @@ class BPTT(Algorithm):
         """Makes the updates of one batch; see `Algorithm.update`."""
         batch = {**batch, **self.hints(state, batch)}
         weight, key = batch["weight"], step_key(state, axis_name)
-        total = total_weight(weight, axis_name)
+        total = divisor(weight, axis_name)
         start = starting_carry(self.model, state.carry, batch, axis_name)
         objective = over_devices(self.objective, axis_name)
 

@@ -23,7 +23,7 @@ from jaxeff.models.base import apply_with_features, call_options
 from jaxeff.models.hybrid import PARTS, HybridNetwork, part
 from jaxeff.registry import closest
 from jaxeff.train import optim
-from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, step_key, total_weight
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, divisor, step_key
 from jaxeff.train.algorithms.bptt import BPTT
 from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
@@ -265,8 +265,8 @@ class Hybrid(Algorithm):
         if self.router_folds:
             held = held_out(batch["index"], self.router_folds)
             weight = weight * (held if name == "router" else ~held)
-        total = total_weight(weight, axis_name)
-        loss = jnp.sum(values["loss"] * weight) / jnp.where(total > 0, total, 1)
+        total = divisor(weight, axis_name)
+        loss = jnp.sum(values["loss"] * weight) / total
         metrics = {name: values[name] for name in ("loss", "accuracy")} | {"queries": asked}
         return loss, (metrics, changed, weight)
 
@@ -301,7 +301,7 @@ class Hybrid(Algorithm):
                     opt_state={**state.opt_state, name: opt_state},
                     model_state=model_state,
                 )
-                return new, weighted_means(values, weight, axis_name, safe=True)
+                return new, weighted_means(values, weight, axis_name)
 
             return step
 
