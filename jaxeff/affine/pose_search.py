@@ -93,6 +93,11 @@ class Found(NamedTuple):
     loss: Array
 
 
+def _arrays(data: Any, pose: Any) -> tuple[Any, Array]:
+    """Returns data and poses as arrays of JAX, which traced numbers can index."""
+    return jax.tree.map(jnp.asarray, data), jnp.asarray(pose)
+
+
 def _better(best: Found, pose: Array, loss: Array) -> Found:
     wins = loss < best.loss
     return Found(jnp.where(wins[:, None], pose, best.pose), jnp.where(wins, loss, best.loss))
@@ -100,6 +105,7 @@ def _better(best: Found, pose: Array, loss: Array) -> Found:
 
 def adam(problem: Problem, data: Any, pose: Array, steps: int, learning_rate: float) -> Found:
     """Refines poses ``[batch, size]`` by Adam; the best of all steps is kept."""
+    data, pose = _arrays(data, pose)
     optimizer = optax.adam(learning_rate)
 
     def step(loop: Any, _: None) -> tuple[Any, None]:
@@ -122,6 +128,7 @@ def gauss_newton(
     A step that makes a candidate worse is taken back, and its damping raised; one that makes it
     better lowers it. One evaluation of the derivatives per step, of the loss alone at the last.
     """
+    data, pose = _arrays(data, pose)
     eye = jnp.eye(pose.shape[-1], dtype=pose.dtype)
 
     def trial(at: Any) -> Array:
@@ -155,6 +162,7 @@ def align(problem: Problem, data: Any, pose: Array, steps: int, damping: float =
     is good this is the gradient of the whole loss, since the code is then stationary. The loss
     found is that of the old code in the new pose, which is a code of the image like any other.
     """
+    data, pose = _arrays(data, pose)
     code = problem.code(data, pose)
     fixed = problem._replace(code=lambda both, pose: both[1])
     aligned = fixed._replace(criterion=lambda outputs, both: problem.criterion(outputs, both[0]))
@@ -285,13 +293,24 @@ def search(problem: Problem, data: Any, starts: Array, settings: Search) -> Foun
 
     Args:
       problem: the loss.
-      data: a tree ``[batch, ...]``.
+      data: a tree of arrays ``[batch, ...]``, of NumPy or JAX.
       starts: ``[batch, starts, size]``.
       settings: what is kept of them and how it is refined.
 
     Returns:
       for every image the best pose evaluated, and its loss.
+
+    Raises:
+      ConfigError: starts of another shape, or of another number of images than the data.
     """
+    data, starts = _arrays(data, starts)
+    leaves = jax.tree.leaves(data)
+    if starts.ndim != 3 or not starts.shape[1] or any(len(a) != len(starts) for a in leaves):
+        shapes = [a.shape for a in leaves]
+        raise ConfigError(
+            f"a search needs starts [batch, starts, size] for data [batch, ...], not "
+            f"{starts.shape} for {shapes}"
+        )
     refine = METHODS[settings.method](settings)
     count = starts.shape[1]
     keep = min(settings.keep or count, count)

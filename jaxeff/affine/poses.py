@@ -76,6 +76,7 @@ class Poses:
 
     def transform(self, pose: Array) -> Transform:
         """Maps poses ``[..., size]`` to transforms."""
+        pose = jnp.asarray(pose)
         linear, shift = pose[..., : self.linear_size], pose[..., self.linear_size :]
         if not self.translation:
             shift = jnp.zeros((*pose.shape[:-1], self.dimensions), pose.dtype)

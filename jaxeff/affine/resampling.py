@@ -112,6 +112,7 @@ def sample(images: Any, points: Any, xp: Any = jnp) -> Any:
     Returns:
       ``[batch, points, channels]``.
     """
+    images, points = xp.asarray(images), xp.asarray(points)
     batch, *shape, channels = images.shape
     flat = images.reshape(batch, math.prod(shape), channels)
     places = ((points[..., ::-1] + 1) * xp.asarray(shape, points.dtype) - 1) / 2
@@ -153,6 +154,7 @@ def resample(images: Any, transform: Transform, xp: Any = jnp) -> Any:
     Raises:
       ConfigError: images of another rank, or one that does not fit the transform.
     """
+    images, transform = xp.asarray(images), Transform(*map(xp.asarray, transform))
     shape = images.shape[1:-1]
     dimensions = transform.matrix.shape[-1]
     if len(shape) != dimensions:

@@ -42,7 +42,7 @@ class DualStep:
     frozen: bool = False
 
     def __post_init__(self) -> None:
-        if self.rate < 0 or self.gain < 0:
+        if not (self.rate >= 0 and self.gain >= 0):
             raise ConfigError(
                 f"rate ({self.rate}) and gain ({self.gain}) of a dual step must not be negative"
             )

@@ -108,7 +108,7 @@ class Settings:
     normalize: bool = True
 
     def __post_init__(self) -> None:
-        if self.rho < 0:
+        if not self.rho >= 0:
             raise ConfigError(f"rho must not be negative, not {self.rho}")
         if not 0 <= self.initial < self.maximum:
             raise ConfigError(

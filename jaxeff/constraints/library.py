@@ -189,7 +189,7 @@ def width(*, num_classes: int, start: float, radius: float = 0.05, **level: Any)
     The direction is held constant in the gradient, as in sharpness-aware minimisation.
     """
     del num_classes
-    if radius <= 0:
+    if not radius > 0:
         raise ConfigError(f"constraint 'width': radius must be positive, not {radius}")
 
     def gap(seen: Forward) -> Mean:
@@ -218,7 +218,7 @@ def margin(
     The gradient sees a sigmoid of (gamma - margin) / temperature, the multipliers the true count.
     """
     _require_classes(num_classes, "margin")
-    if temperature <= 0:
+    if not temperature > 0:
         raise ConfigError(f"constraint 'margin': temperature must be positive, not {temperature}")
     gammas = np.atleast_1d(gamma).astype(float).tolist()
 
@@ -246,7 +246,7 @@ def margin(
 def class_loss(*, num_classes: int, slack: float = 0.2) -> Constraint:
     """Every class's mean loss at most ``1 + slack`` times that of all examples."""
     _require_classes(num_classes, "class_loss")
-    if slack < 0:
+    if not slack >= 0:
         raise ConfigError(f"constraint 'class_loss': slack must not be negative, not {slack}")
 
     def excess(seen: Forward) -> Mean:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
+from jaxeff.arguments import require
 from jaxeff.errors import ConfigError
 from jaxeff.typing import Array
 
@@ -29,10 +30,13 @@ def level_schedule(
       restarts: whether to begin anew after each.
 
     Raises:
-      ConfigError: an end without a period, or a period or restarts without an end.
+      ConfigError: an end without a period, a period or restarts without an end, or a level that is
+        no number.
     """
-    if period < 0:
+    if not period >= 0:
         raise ConfigError(f"period must not be negative, not {period}")
+    for numbers in (start,) if end is None else (start, end):
+        require("a level", numbers, "[-inf, inf]")
     if (end is None) != (not period) or (end is None and restarts):
         raise ConfigError("a level that changes has both an end and a period; set both or neither")
     if end is None:

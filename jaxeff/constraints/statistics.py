@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxeff.arguments import require
 from jaxeff.typing import Array, Params
 
 
 def _at_least_float32(values: Array) -> Array:
+    values = jnp.asarray(values)
     return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
@@ -50,7 +52,12 @@ def hardest(losses: Array, weight: Array, share: Array | float) -> tuple[Array, 
     Returns:
       g ``[batch]``, and the loss at the border, which is an optimal multiplier of the bound on
       :math:`E[g]`.
+
+    Raises:
+      ConfigError: a share outside [0, 1].
     """
+    require("share", share, "[0, 1]")
+    losses, weight = jnp.asarray(losses), jnp.asarray(weight)
     order = jnp.argsort(-losses)
     ranked = weight[order]
     before = jnp.cumsum(ranked) - ranked
@@ -81,7 +88,11 @@ def input_gradient_norms(
       losses: maps inputs ``[batch, ...]`` to losses ``[batch]``.
       inputs: floating-point.
       step: h; 0 is the exact norm.
+
+    Raises:
+      ConfigError: a step that is negative or no number.
     """
+    require("step", step, "[0, inf)")
     slopes = jax.grad(lambda x: jnp.sum(losses(x)))(inputs)
     if not step:
         return _norms(slopes)

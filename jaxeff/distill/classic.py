@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxeff.arguments import require
 from jaxeff.typing import Array
 
 
@@ -23,7 +24,11 @@ def kd(student: Array, teacher: Array, temperature: float = 4.0) -> Array:
     The mean of it over the batch is "batchmean"; averaging over the classes too, as is often seen,
     weakens the loss by their number. Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural
     Network", 2015.
+
+    Raises:
+      ConfigError: a temperature that is not positive.
     """
+    require("temperature", temperature, "(0, inf)")
     softened = [jax.nn.log_softmax(z / temperature, axis=-1) for z in (teacher, student)]
     return temperature**2 * divergence(*softened)
 
@@ -41,7 +46,12 @@ def dkd(
     TCKD is the divergence of "the label or not", NCKD that among the other classes. Plain `kd` is
     alpha = 1 and beta = the teacher's softened probability of the other classes, example by
     example. Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, equation 7.
+
+    Raises:
+      ConfigError: a temperature that is not positive.
     """
+    require("temperature", temperature, "(0, inf)")
+    student, teacher = jnp.asarray(student), jnp.asarray(teacher)
     target = jax.nn.one_hot(labels, student.shape[-1], dtype=bool)
 
     def parts(logits):
@@ -67,6 +77,7 @@ def hint(student: Array, teacher: Array) -> Array:
     Raises:
       ValueError: the shapes differ.
     """
+    student, teacher = jnp.asarray(student), jnp.asarray(teacher)
     if student.shape != teacher.shape:
         raise ValueError(
             f"the student's features {student.shape[1:]} must have the shape of the teacher's "

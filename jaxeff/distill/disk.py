@@ -278,7 +278,7 @@ def variant(name: str = "normalised", **changes: Any) -> Disk:
             changes = {**changes, field: _schedule(field, value)}
     made = dataclasses.replace(VARIANTS[name], **changes)
     for field in ("student_temperature", "teacher_temperature", "max_cross_entropy"):
-        if getattr(made, field) <= 0:
+        if not getattr(made, field) > 0:
             raise ConfigError(f"{field} must be positive, not {getattr(made, field)}")
     if made.top_k < 0:
         raise ConfigError(f"top_k must not be negative, not {made.top_k}")

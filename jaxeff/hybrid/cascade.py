@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxeff.arguments import require
 from jaxeff.errors import ConfigError, DataError
-from jaxeff.hybrid.curves import Shares, accuracy_coverage, label_oracle
+from jaxeff.hybrid.curves import Shares, accuracy_coverage, checked_scores, label_oracle
+from jaxeff.hybrid.route import checked_thresholds
 
 #: Most combinations of thresholds that are tabled.
 LARGEST = 2**24
@@ -47,19 +49,24 @@ def follow(
       scores: of each stage but the last, ``[stages - 1, examples]``.
       correct: whether each stage is right, ``[stages, examples]``.
       prices: of running each stage.
-      thresholds: inputs with a score above go on, ``[stages - 1]``.
+      thresholds: inputs with a score above, or with NaN for one, go on, ``[stages - 1]``.
+
+    Raises:
+      ConfigError: a threshold that is NaN, or a price that is no number of at least 0.
     """
+    thresholds = checked_thresholds(thresholds)
+    require("a price", prices, "[0, inf)")
     examples = correct.shape[1]
     here = np.ones(examples, bool)
     hits, reached = 0, []
     for stage, right in enumerate(correct):
         reached.append(float(np.mean(here)))
         last = stage == len(correct) - 1
-        leave = here if last else here & ~(scores[stage] > thresholds[stage])
+        leave = here if last else here & (scores[stage] <= thresholds[stage])
         hits += int(np.sum(right & leave))
         here = here & ~leave
     price = float(np.dot(prices, reached))
-    return Plan(tuple(map(float, thresholds)), hits / examples, price, tuple(reached))
+    return Plan(thresholds, hits / examples, price, tuple(reached))
 
 
 class Table:
@@ -77,7 +84,8 @@ class Table:
         fewer, with minus and plus infinity.
 
     Raises:
-      ConfigError: shapes that do not fit, or too many combinations.
+      ConfigError: shapes that do not fit, too many combinations, or an impossible price.
+      DataError: no examples, or a score that is NaN.
     """
 
     def __init__(
@@ -94,6 +102,9 @@ class Table:
                 f"{stages} stages of {examples} examples do not fit scores {scores.shape} and "
                 f"{len(prices)} prices"
             )
+        require("a price", prices, "[0, inf)")
+        require("candidates", candidates, "[1, inf)")
+        scores = checked_scores(scores)
         self.scores, self.correct, self.prices = scores, correct, tuple(prices)
         self.thresholds = [_candidates(values, candidates) for values in scores]
         shape = tuple(map(len, self.thresholds))
@@ -138,8 +149,11 @@ class Table:
           budget: largest mean price.
 
         Raises:
+          ConfigError: a price or a budget that is no number of at least 0.
           DataError: not even the first stage alone is within the budget.
         """
+        require("price", price, "[0, inf)")
+        require("budget", budget, "[0, inf]")
         value = self.hits / self.correct.shape[1] - price * self.price
         value = np.where(self.price <= budget, value, -np.inf)
         # Of equal values the cheapest.
@@ -191,8 +205,11 @@ def best_pairs(
       pairs, the best first; a model by itself is a pair with itself at coverage 1.
 
     Raises:
+      ConfigError: a budget that is no number of at least 0, or a price that is not above 0.
       DataError: every model is dearer than the budget.
     """
+    require("budget", budget, "[0, inf]")
+    require("a price", prices, "(0, inf)")
     found = []
     for base, right in enumerate(correct):
         if prices[base] > budget:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxeff import bench
+from jaxeff.arguments import require
 from jaxeff.errors import DataError
 from jaxeff.hybrid.curves import Curve
 from jaxeff.hybrid.route import Cascade, bucket, bucket_sizes
@@ -19,7 +20,11 @@ def hybrid_macs(coverage: float, base: float, expert: float, router: float = 0.0
     """Returns multiply-adds per input: base and router on all, the expert on what is queried.
 
     The published figures leave the router out.
+
+    Raises:
+      ConfigError: a coverage outside [0, 1].
     """
+    require("coverage", coverage, "[0, 1]")
     return base + router + (1 - coverage) * expert
 
 
@@ -50,8 +55,13 @@ class EdgeCloud:
     query_ms: float = 2000.0
     ms_per_mj: float = 10.0
 
+    def __post_init__(self) -> None:
+        require("device_ms and query_ms", (self.device_ms, self.query_ms), "[0, inf)")
+        require("ms_per_mj", self.ms_per_mj, "(0, inf)")
+
     def milliseconds(self, coverage: float) -> float:
         """See `Cost.milliseconds`."""
+        require("coverage", coverage, "[0, 1]")
         return self.device_ms + (1 - coverage) * self.query_ms
 
     def batch_ms(self, reached: Sequence[int]) -> float:
@@ -116,6 +126,9 @@ class MeasuredCost:
         """Returns the mean time per input, given the share of inputs that reaches each later stage.
 
         A batch's numbers are binomial, and so some batches need a larger bucket than the mean does.
+
+        Raises:
+          ConfigError: a share outside [0, 1].
         """
         sizes = bucket_sizes(self.batch)
         rows = np.arange(self.batch + 1)
@@ -127,13 +140,19 @@ class MeasuredCost:
 
     def milliseconds(self, coverage: float) -> float:
         """See `Cost.milliseconds`; of a base and one expert."""
+        require("coverage", coverage, "[0, 1]")
         return self.expected_ms((1 - coverage,))
 
 
 def binomial(trials: int, share: float) -> np.ndarray:
-    """Returns the probabilities of 0 to ``trials`` successes, ``[trials + 1]``."""
+    """Returns the probabilities of 0 to ``trials`` successes, ``[trials + 1]``.
+
+    Raises:
+      ConfigError: a share outside [0, 1].
+    """
+    require("a share", share, "[0, 1]")
     successes = np.arange(trials + 1)
-    if share <= 0 or share >= 1:
+    if share in (0, 1):
         return (successes == round(share) * trials).astype(float)
     logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1)))])
     ways = logs[trials] - logs - logs[::-1]
@@ -182,8 +201,10 @@ def cheapest(curve: Curve, cost: Cost, accuracy: float) -> int:
     """Returns the number of the curve's point of least cost that reaches an accuracy.
 
     Raises:
+      ConfigError: an accuracy outside [0, 1].
       DataError: no point reaches it.
     """
+    require("accuracy", accuracy, "[0, 1]")
     reached = np.flatnonzero(curve.accuracy >= accuracy)
     if not reached.size:
         raise DataError(
@@ -200,8 +221,10 @@ def within(curve: Curve, cost: Cost, budget_ms: float) -> int:
     """Returns the number of the curve's most accurate point that costs at most the budget.
 
     Raises:
+      ConfigError: a budget that is not above 0.
       DataError: no point is that cheap.
     """
+    require("budget_ms", budget_ms, "(0, inf]")
     costs = np.array([cost.milliseconds(float(coverage)) for coverage in curve.coverage])
     allowed = np.flatnonzero(costs <= budget_ms)
     if not allowed.size:

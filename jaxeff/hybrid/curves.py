@@ -7,10 +7,12 @@ equal scores are kept or queried together.
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxeff.arguments import require
 from jaxeff.errors import DataError
 
 
@@ -40,7 +42,12 @@ class Curve(NamedTuple):
         return self.hits / self.examples
 
     def accuracy_at(self, coverage: float | np.ndarray) -> np.ndarray:
-        """Returns the accuracy between the points, the mean over random orders of equal scores."""
+        """Returns the accuracy between the points, the mean over random orders of equal scores.
+
+        Raises:
+          ConfigError: a coverage outside [0, 1].
+        """
+        require("coverage", coverage, "[0, 1]")
         return np.interp(coverage, self.coverage, self.accuracy)
 
     @property
@@ -79,17 +86,32 @@ def _booleans(correct: np.ndarray) -> np.ndarray:
     return np.asarray(correct, bool)
 
 
+def checked_scores(scores: np.ndarray) -> np.ndarray:
+    """Returns query scores ``[..., examples]``; raises `DataError` for none, or one that is NaN."""
+    scores = np.asarray(scores)
+    if not scores.size:
+        raise DataError("there are no query scores to choose a threshold on")
+    missing = np.isnan(scores)
+    if missing.any():
+        raise DataError(
+            f"{int(missing.sum())} of {scores.size} query scores are NaN, the first that of "
+            f"example {np.argwhere(missing)[0][-1]}; leave out examples without a score"
+        )
+    return scores
+
+
 def accuracy_coverage(
     scores: np.ndarray, base_correct: np.ndarray, expert_correct: np.ndarray
 ) -> Curve:
     """Returns the curve of query scores ``[examples]`` and who is right, ``[examples]``.
 
     Raises:
-      DataError: no scores, or one is NaN.
+      DataError: no scores, one that is NaN, or not as many in all.
     """
-    scores = np.asarray(scores)
-    if not scores.size or np.isnan(scores).any():
-        raise DataError("query scores must be numbers, of at least one example")
+    scores = checked_scores(scores)
+    shapes = {np.shape(each) for each in (scores, base_correct, expert_correct)}
+    if len(shapes) > 1 or scores.ndim != 1:
+        raise DataError(f"scores and who is right must all be [examples], not {shapes}")
     order = np.argsort(scores, kind="stable")
     ranked = scores[order]
     last = np.append(ranked[1:] != ranked[:-1], True)  # of every run of equal scores
@@ -107,11 +129,23 @@ def calibrated_threshold(scores: np.ndarray, coverage: float) -> float:
     """Returns the smallest threshold, among the scores, that keeps at least ``coverage``.
 
     Coverage 0 queries everything (-inf) and coverage 1 keeps everything, on other data too (inf).
+    A coverage beyond them counts as the nearer one, with a warning.
+
+    Raises:
+      ConfigError: the coverage is no number.
+      DataError: no scores, or one that is NaN.
     """
-    if coverage <= 0:
-        return -np.inf
-    if coverage >= 1:
-        return np.inf
+    require("coverage", coverage, "[-inf, inf]")
+    scores = checked_scores(scores)
+    if not 0 <= coverage <= 1:
+        what = "keeps everything" if coverage > 1 else "queries everything"
+        warnings.warn(
+            f"coverage is a share in [0, 1]; {coverage:g} {what}, as {min(max(coverage, 0), 1)} "
+            "does",
+            stacklevel=2,
+        )
+    if not 0 < coverage < 1:
+        return np.inf if coverage > 0 else -np.inf
     kept = np.arange(1, len(scores) + 1) / len(scores)
     return float(np.sort(scores)[np.searchsorted(kept, coverage)])
 
@@ -138,7 +172,11 @@ def label_oracle(queries: np.ndarray | float, shares: Shares) -> np.ndarray:
 
     With q queries: P(b or g right) - (p_g - q)_+ - (q - (1 - p_b))_+, where p_b and p_g are the
     shares that only the base and only the expert answers rightly.
+
+    Raises:
+      ConfigError: a share of queries outside [0, 1].
     """
+    require("a share of queries", queries, "[0, 1]")
     q, either = np.asarray(queries), sum(shares)
     missed = np.maximum(0, shares.only_expert - q)
     return either - missed - np.maximum(0, q - (1 - shares.only_base))
@@ -148,7 +186,11 @@ def worst_case(queries: np.ndarray | float, shares: Shares) -> np.ndarray:
     """Returns the lowest accuracy that any routing can have at shares of queries.
 
     It is P(b and g right) + (p_b - q)_+ + (q - (1 - p_g))_+.
+
+    Raises:
+      ConfigError: a share of queries outside [0, 1].
     """
+    require("a share of queries", queries, "[0, 1]")
     q = np.asarray(queries)
     kept = np.maximum(0, shares.only_base - q)
     return shares.both + kept + np.maximum(0, q - (1 - shares.only_expert))

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxeff.arguments import require
 from jaxeff.errors import ConfigError
 from jaxeff.typing import Array
 
@@ -85,6 +86,7 @@ def weighted_mean(losses: Array, weights: Array, *, released: bool = False) -> A
 
 def smoothed_cross_entropy(logits: Array, labels: Array, smoothing: float = 0.1) -> Array:
     """Returns cross entropies ``[batch]`` against labels of which a share is spread evenly."""
+    require("smoothing", smoothing, "[0, 1)")
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing))
 
@@ -110,8 +112,9 @@ def coverage_penalty(query_logits: Array, coverage: float, *, form: str = "corre
         much coverage; "released" is their code, the printed one on raw logits.
 
     Raises:
-      ConfigError: another form.
+      ConfigError: another form, or a coverage outside [0, 1] (of "released", one that is NaN).
     """
+    require("coverage", coverage, "(-inf, inf)" if form == "released" else "[0, 1]")
     if form not in PENALTIES:
         raise ConfigError(f"penalty must be one of {', '.join(PENALTIES)}, not {form!r}")
     if form == "released":

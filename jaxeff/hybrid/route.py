@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxeff.arguments import require
 from jaxeff.errors import ConfigError
 from jaxeff.typing import Array
 
@@ -39,8 +40,22 @@ def bucket(rows: int, sizes: Sequence[int]) -> int:
 
 
 def by_priority(scores: Array, wanted: Array) -> Array:
-    """Returns the rows ``[batch]``: the wanted first, by falling score, equal ones by index."""
-    return jnp.lexsort((-scores, ~wanted))
+    """Returns the rows ``[batch]``: the wanted first, by falling score, equal ones by index.
+
+    A score that is NaN comes before every other: nothing is known of such a row.
+    """
+    return jnp.lexsort((jnp.where(jnp.isnan(scores), -jnp.inf, -scores), ~wanted))
+
+
+def asks(scores: Array, threshold: Array | float) -> Array:
+    """Returns which rows go on: those above the threshold, and those whose score is NaN."""
+    return ~(scores <= threshold)
+
+
+def checked_thresholds(values: Sequence[float]) -> tuple[float, ...]:
+    """Returns thresholds as numbers; raises `ConfigError` for NaN, which nothing is above."""
+    require("a threshold", values, "[-inf, inf]")
+    return tuple(map(float, values))
 
 
 def gather(
@@ -134,7 +149,8 @@ class Cascade:
     """Stages, each of which runs only on the rows whose score there exceeds a threshold.
 
     The first stage runs on every row. The rows that go on by priority of their scores, equal ones
-    by index, are as many as have a place.
+    by index, are as many as have a place. A score that is NaN goes on, whatever the threshold, and
+    comes first.
 
     Args:
       stages: the stages, cheapest first.
@@ -152,7 +168,7 @@ class Cascade:
         limits: Sequence[int | None] | None = None,
     ):
         later = len(stages) - 1
-        self.thresholds = tuple(thresholds)
+        self.thresholds = checked_thresholds(thresholds)
         self.limits = (None,) * later if limits is None else tuple(limits)
         if later < 0 or len(self.thresholds) != later or len(self.limits) != later:
             raise ConfigError(
@@ -206,7 +222,7 @@ class Cascade:
         """
         batch = len(jax.tree.leaves(inputs)[0])
         valid = np.ones(batch, bool) if valid is None else np.asarray(valid)
-        thresholds = self.thresholds if thresholds is None else tuple(thresholds)
+        thresholds = self.thresholds if thresholds is None else checked_thresholds(thresholds)
         limits = self.limits if limits is None else tuple(limits)
         first = thresholds[0] if thresholds else np.inf
         progress = self._first(self._variables[0], inputs, valid, float(first))
@@ -244,7 +260,7 @@ class Cascade:
 
 def _first(call: Any, variables: Any, inputs: Any, valid: Array, threshold: Array) -> _Progress:
     outputs, scores, payload = call(variables, inputs)
-    wanted = (scores > threshold) & valid
+    wanted = asks(scores, threshold) & valid
     batch = len(valid)
     return _Progress(
         outputs,
@@ -269,7 +285,7 @@ def _later(
     threshold: Array,
 ) -> _Progress:
     new, scores, payload = call(variables, payload)
-    wanted = (scores > threshold) & taken
+    wanted = asks(scores, threshold) & taken
     return _Progress(
         scatter(outputs, rows, taken, new),
         scatter(answered_by, rows, taken, jnp.full(len(rows), number)),

@@ -13,17 +13,63 @@ variables and returns what training starts from.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import flax.traverse_util
 
+from jaxeff.errors import ConfigError
 from jaxeff.registry import Registry
 from jaxeff.typing import Array
 
 MODELS = Registry("model")
 FEATURES = ("penultimate", "map")
+
+
+def require_linen(model: Any, where: str = "the model") -> None:
+    """Raises `ConfigError` for what is no module of ``flax.linen``.
+
+    Args:
+      model: what should be one.
+      where: names it in the complaint.
+    """
+    if isinstance(model, nn.Module):
+        return
+    name = model.__name__ if isinstance(model, type) else type(model).__name__
+    cause = f"{where} must be a module of flax.linen, not {name}"
+    kinds = model.__mro__ if isinstance(model, type) else type(model).__mro__
+    if any(kind.__module__.startswith("flax.nnx") for kind in kinds):
+        raise ConfigError(
+            f"{cause}, which is one of flax.nnx; wrap its class, as in "
+            f"flax.nnx.bridge.ToLinen({name}, args=(...))"
+        )
+    hint = "; build it first" if isinstance(model, type) and issubclass(model, nn.Module) else ""
+    raise ConfigError(f"{cause}{hint}")
+
+
+def call_options(model: nn.Module, *, train: bool, **options: Any) -> dict[str, Any]:
+    """Returns the keywords with which to call a model.
+
+    A plain module of Flax, which does not know training from evaluation, takes no ``train``.
+
+    Args:
+      model: any module of ``flax.linen``.
+      train: training or evaluation.
+      **options: others, such as a mask.
+
+    Raises:
+      ConfigError: no module of ``flax.linen``, or one that does not take the other options.
+    """
+    require_linen(model)
+    called = getattr(model, "nnx_class", None) or type(model)  # of a module that ToLinen wraps
+    known = inspect.signature(called.__call__).parameters
+    anything = any(each.kind is each.VAR_KEYWORD for each in known.values())
+    for name in options:
+        if not anything and name not in known:
+            raise ConfigError(f"{called.__name__} takes no {name}, which these inputs come with")
+    return {**options, "train": train} if anything or "train" in known else options
 
 
 def apply_with_features(
@@ -33,27 +79,35 @@ def apply_with_features(
     *,
     train: bool = False,
     mutable: Iterable[str] = (),
+    rngs: Any = None,
+    needs: Iterable[str] = ("penultimate",),
     **options: Any,
 ) -> tuple[Any, dict[str, Array], dict[str, Any]]:
     """Applies a model and returns what it shows of its inside too.
 
     Args:
-      model: a model of this package.
+      model: a model of this package, or any that shows what it needs to.
       variables: its parameters and other collections.
       inputs: ``[batch, ...]``.
       train: training or evaluation.
       mutable: collections that the call may change, such as batch statistics.
-      **options: other arguments of ``model.apply``, such as ``rngs`` and ``mask``.
+      rngs: random keys of the call, by name.
+      needs: features that the model must show.
+      **options: other arguments of the model's call, such as ``mask``.
 
     Returns:
       outputs, features by name (``penultimate`` ``[batch, (time,) width]`` and, of a convolutional
       network, ``map`` ``[batch, rows, columns, channels]``), and the changed collections.
 
     Raises:
-      ValueError: the model does not show its ``penultimate`` features, or shows two.
+      ConfigError: the model does not show features that it must, or shows two.
     """
     outputs, changed = model.apply(
-        variables, inputs, train=train, mutable=[*mutable, "intermediates"], **options
+        variables,
+        inputs,
+        rngs=rngs,
+        mutable=[*mutable, "intermediates"],
+        **call_options(model, train=train, **options),
     )
     collections = dict(changed)
     sown = flax.traverse_util.flatten_dict(collections.pop("intermediates", {}))
@@ -61,10 +115,12 @@ def apply_with_features(
     for path, values in sown.items():
         if path[-1] in shown:
             shown[path[-1]].extend(values)
-    if len(shown["penultimate"]) != 1:
-        raise ValueError(
-            f"{type(model).__name__} shows {len(shown['penultimate'])} penultimate features, not "
-            'one; sow the input of its last linear layer as "penultimate" into "intermediates"'
-        )
+    for name in needs:
+        if len(shown[name]) != 1:
+            what = {"penultimate": "the input of its last linear layer"}.get(name, "it")
+            raise ConfigError(
+                f"{type(model).__name__} shows {len(shown[name])} {name} features, not one; sow "
+                f'{what} as "{name}" into "intermediates"'
+            )
     features = {name: values[0] for name, values in shown.items() if len(values) == 1}
     return outputs, features, collections

@@ -16,7 +16,7 @@ import numpy as np
 from jaxeff.errors import ConfigError
 from jaxeff.hybrid.route import Stage
 from jaxeff.layers.conv import Ops
-from jaxeff.models.base import MODELS
+from jaxeff.models.base import MODELS, require_linen
 from jaxeff.models.convnet import ConvNet, Head
 from jaxeff.models.staged import StagedModel, require_confidence
 from jaxeff.typing import Array
@@ -124,8 +124,14 @@ def early_exits(
         the first until planned if not given.
       score: which confidence, see `jaxeff.models.staged.confident_stage`.
       **options: of `StagedModel`.
+
+    Raises:
+      ConfigError: another model, or an unknown confidence.
     """
     confident = require_confidence(score)
+    require_linen(model, "a network with exits")
+    if not isinstance(model, EarlyExitNet):
+        raise ConfigError(f"early_exits needs an EarlyExitNet, not {type(model).__name__}")
 
     def stage(number: int) -> Stage:
         def call(variables: Any, payload: Any) -> tuple[Array, Array, Any]:

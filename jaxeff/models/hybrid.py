@@ -10,9 +10,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from jaxeff.arguments import checked_labels, require
 from jaxeff.errors import ConfigError
 from jaxeff.hybrid import cost, curves
-from jaxeff.hybrid.route import Stage, route
+from jaxeff.hybrid.route import Stage, checked_thresholds, route
 from jaxeff.layers.router import build as build_router
 from jaxeff.models.base import MODELS, apply_with_features
 from jaxeff.models.staged import (
@@ -20,6 +21,7 @@ from jaxeff.models.staged import (
     Answers,
     Classifier,
     StagedModel,
+    checked_classifier,
     confident_stage,
     last_stage,
 )
@@ -57,7 +59,9 @@ class HybridNetwork(nn.Module):
 
         Raises:
           ValueError: ``train`` is set; the algorithm "hybrid" trains the parts one by one.
+          ConfigError: a coverage outside [0, 1].
         """
+        require("coverage", self.coverage, "[0, 1]")
         if train:
             raise ValueError("a hybrid network is trained by config.algorithm.name='hybrid'")
         if self.is_initializing():
@@ -94,8 +98,7 @@ def hybrid(
     Raises:
       ConfigError: an impossible coverage, or models that cannot be built.
     """
-    if not 0 <= coverage <= 1:
-        raise ConfigError(f"coverage must be in [0, 1], not {coverage}")
+    require("coverage", coverage, "[0, 1]")
     return HybridNetwork(
         MODELS.build(base, "model.base", num_outputs=num_outputs),
         MODELS.build(expert, "model.expert", num_outputs=num_outputs),
@@ -106,7 +109,7 @@ def hybrid(
 
 def routed_stage(base: Classifier, router: Classifier) -> Stage:
     """Returns a base as a first stage, whose scores a trained router gives."""
-    model, scorer = base[0], router[0]
+    (model, own), (scorer, of_router) = map(checked_classifier, (base, router))
 
     def call(variables: Any, payload: Any) -> tuple[Array, Array, Any]:
         own, of_router = variables
@@ -115,7 +118,7 @@ def routed_stage(base: Classifier, router: Classifier) -> Stage:
         scores: Any = scorer.apply(of_router, logits, features["penultimate"])
         return logits, scores, payload
 
-    return Stage(call, (base[1], router[1]))
+    return Stage(call, (own, of_router))
 
 
 class HybridModel(StagedModel):
@@ -151,7 +154,8 @@ class HybridModel(StagedModel):
         self.abstains = expert is None
         later = [] if expert is None else [last_stage(expert)]
         super().__init__([first, *later], (threshold,) * len(later), **options)
-        self._threshold = float(threshold)
+        if self.abstains:
+            self.threshold = threshold
 
     @classmethod
     def of(
@@ -164,12 +168,14 @@ class HybridModel(StagedModel):
     @property
     def threshold(self) -> float:
         """The score above which inputs are asked about."""
-        return self._threshold
+        return self._own_threshold if self.abstains else self.thresholds[0]
 
     @threshold.setter
     def threshold(self, value: float) -> None:
-        self._threshold = float(value)
-        if not self.abstains:
+        # That of a model with an expert is its cascade's, which `plan` sets too.
+        if self.abstains:
+            (self._own_threshold,) = checked_thresholds((value,))
+        else:
             self.thresholds = (value,)
 
     def predict(self, inputs: Any, mask: Any = None) -> Answers:
@@ -184,9 +190,13 @@ class HybridModel(StagedModel):
         )
 
     def curve(self, inputs: Any, labels: np.ndarray, mask: Any = None) -> curves.Curve:
-        """Returns accuracy against coverage; where the model abstains, it is not right."""
+        """Returns accuracy against coverage; where the model abstains, it is not right.
+
+        Raises:
+          DataError: labels that do not fit the inputs or the classes, or a score that is NaN.
+        """
         outputs, scores = self.collect(inputs, mask)
-        right = outputs.argmax(-1) == np.asarray(labels)
+        right = outputs.argmax(-1) == checked_labels(labels, outputs.shape[1], outputs.shape[2])
         expert = np.zeros_like(right[0]) if self.abstains else right[1]
         return curves.accuracy_coverage(scores[0], right[0], expert)
 
@@ -214,18 +224,26 @@ class HybridModel(StagedModel):
           coverage and accuracy on the calibration data.
 
         Raises:
-          ConfigError: not one of the three targets, or one that needs the model's cost without it.
-          DataError: a target that no threshold reaches.
+          ConfigError: not one of the three targets, an impossible one, or one that needs the
+            model's cost without it.
+          DataError: a target that no threshold reaches, labels that do not fit the inputs or the
+            classes, or a score that is NaN.
         """
         if sum(target is not None for target in (coverage, accuracy, budget_ms)) != 1:
             raise ConfigError("calibrate needs one of coverage, accuracy and budget_ms")
-        found = self.curve(inputs, labels, mask)
         if coverage is not None:
-            point = int(np.argmax(found.coverage >= coverage))
+            require("coverage", coverage, "[0, 1]")
         elif self.cost is None:
             raise ConfigError("the model has no cost; call measure, or set cost to an EdgeCloud")
         elif accuracy is not None:
-            point = cost.cheapest(found, self.cost, accuracy)
+            require("accuracy", accuracy, "[0, 1]")
+        else:
+            require("budget_ms", budget_ms, "(0, inf]")
+        found = self.curve(inputs, labels, mask)
+        if coverage is not None:
+            point = int(np.argmax(found.coverage >= coverage))
+        elif accuracy is not None:
+            point = cost.cheapest(found, self.cost, accuracy)  # type: ignore[arg-type]
         else:
             point = cost.within(found, self.cost, float(budget_ms))  # type: ignore[arg-type]
         everything = point + 1 == len(found.threshold)

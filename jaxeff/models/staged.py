@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxeff import bench
+from jaxeff.arguments import checked_labels, require
 from jaxeff.errors import ConfigError
 from jaxeff.hybrid import cost
 from jaxeff.hybrid.cascade import Plan, Table
-from jaxeff.hybrid.route import Cascade, Stage
+from jaxeff.hybrid.route import Cascade, Stage, checked_thresholds
+from jaxeff.models.base import call_options, require_linen
 from jaxeff.selective import confidence
 from jaxeff.typing import Array
 
@@ -54,7 +56,8 @@ class Answers(NamedTuple):
 def apply(model: nn.Module, variables: Any, payload: Mapping[str, Any]) -> Array:
     """Applies a classifier to ``inputs`` and, where there is one, ``mask``."""
     options = {name: value for name, value in payload.items() if name != "inputs"}
-    return model.apply(variables, payload["inputs"], train=False, **options)  # type: ignore
+    called = call_options(model, train=False, **options)
+    return model.apply(variables, payload["inputs"], **called)  # type: ignore
 
 
 def require_confidence(score: str) -> Callable[[Array], Array]:
@@ -65,9 +68,19 @@ def require_confidence(score: str) -> Callable[[Array], Array]:
     return confidence.OF_LOGITS[score]
 
 
+def checked_classifier(classifier: Classifier) -> Classifier:
+    """Returns a classifier; raises `ConfigError` if it is no Flax module with its variables."""
+    if isinstance(classifier, nn.Module) or not isinstance(classifier, Sequence):
+        require_linen(classifier, "a classifier")
+    if isinstance(classifier, nn.Module) or len(classifier) != 2:
+        raise ConfigError("a classifier is a pair (module, variables)")
+    require_linen(classifier[0], "the module of a classifier")
+    return classifier
+
+
 def last_stage(classifier: Classifier) -> Stage:
     """Returns a stage that asks nobody."""
-    model, variables = classifier
+    model, variables = checked_classifier(classifier)
 
     def call(variables: Any, payload: Any) -> tuple[Array, Array, Any]:
         outputs = apply(model, variables, payload)
@@ -86,7 +99,7 @@ def confident_stage(classifier: Classifier, score: str = "softmax response") -> 
     Raises:
       ConfigError: another name.
     """
-    confident, (model, variables) = require_confidence(score), classifier
+    confident, (model, variables) = require_confidence(score), checked_classifier(classifier)
 
     def call(variables: Any, payload: Any) -> tuple[Array, Array, Any]:
         outputs = apply(model, variables, payload)
@@ -103,7 +116,11 @@ class StagedModel:
       thresholds: query scores above go on; see `plan`.
       limits: most inputs of a batch that each later stage may get.
       batch_size: inputs are taken in batches of this size, the last filled up, so that each stage
-        is compiled for few sizes; None takes all inputs of a call as one batch.
+        is compiled for few sizes; None takes all inputs of a call as one batch, filled up to a
+        power of two.
+
+    Raises:
+      ConfigError: an impossible batch size, or thresholds that do not fit.
     """
 
     def __init__(
@@ -114,6 +131,7 @@ class StagedModel:
         limits: Sequence[int | None] | None = None,
         batch_size: int | None = None,
     ):
+        require("batch_size", 1 if batch_size is None else batch_size, "[1, inf)")
         self.stages, self.batch_size = list(stages), batch_size
         self.cascade = Cascade(stages, thresholds, limits)
         self.cost: cost.Cost | None = None
@@ -127,9 +145,10 @@ class StagedModel:
 
     @thresholds.setter
     def thresholds(self, values: Sequence[float]) -> None:
+        values = checked_thresholds(values)
         if len(values) != len(self.stages) - 1:
             raise ConfigError(f"{len(self.stages)} stages need {len(self.stages) - 1} thresholds")
-        self.cascade.thresholds = tuple(map(float, values))
+        self.cascade.thresholds = values
 
     def predict(self, inputs: Any, mask: Any = None) -> Answers:
         """Answers inputs ``[batch, ...]``, with a mask ``[batch, time]`` of their real steps."""
@@ -156,7 +175,7 @@ class StagedModel:
 
     def _batches(self, payload: dict[str, Any]) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
         total = len(payload["inputs"])
-        size = self.batch_size or total
+        size = self.batch_size or 1 << (total - 1).bit_length()
         for start in range(0, total, size):
             rows = np.arange(start, start + size)
             if rows[-1] < total:
@@ -221,10 +240,20 @@ class StagedModel:
           price: what a unit of price is worth in accuracy.
           budget: largest mean price of an input.
           candidates: thresholds tried per stage.
+
+        Raises:
+          ConfigError: an impossible price or budget, or one stage alone.
+          DataError: labels that do not fit the inputs or the classes, a score that is NaN, or a
+            budget below the first stage's price.
         """
+        if len(self.stages) < 2:
+            raise ConfigError(
+                "one stage alone has no thresholds to plan; see HybridModel.calibrate"
+            )
         outputs, scores = self.collect(inputs, mask)
+        labels = checked_labels(labels, outputs.shape[1], outputs.shape[2])
         prices = self.macs(_payload(inputs, mask)) if prices is None else prices
-        right = outputs.argmax(-1) == np.asarray(labels)
+        right = outputs.argmax(-1) == labels
         table = Table(scores[:-1], right, prices, candidates)
         found = table.best(price=price, budget=budget)
         self.thresholds = found.thresholds
@@ -239,16 +268,23 @@ class StagedModel:
           rounds: timed calls of every size.
           query_ms: what the way to a later stage adds for every input.
         """
-        batch, _ = next(self._batches(_payload(inputs, mask)))
-        self.batch_size = len(batch["inputs"])  # of which alone the cost is known
+        payload = _payload(inputs, mask)
+        self.batch_size = self.batch_size or len(inputs)  # of which alone the cost is known
+        batch, _ = next(self._batches(payload))
         self.cost = cost.measure(self.cascade, batch, query_ms=query_ms, rounds=rounds)
         return self.cost
 
 
 def _payload(inputs: Any, mask: Any) -> dict[str, Any]:
-    payload = {"inputs": inputs} if mask is None else {"inputs": inputs, "mask": mask}
-    if not len(inputs):
-        raise ConfigError("there are no inputs to answer")
+    given = {"inputs": inputs} if mask is None else {"inputs": inputs, "mask": mask}
+    payload = {
+        name: each if hasattr(each, "shape") else np.asarray(each) for name, each in given.items()
+    }
+    shape = payload["inputs"].shape
+    if len(shape) < 2 or not shape[0]:
+        raise ConfigError(f"there are no inputs to answer: [batch, ...] is asked for, not {shape}")
+    if mask is not None and len(payload["mask"]) != shape[0]:
+        raise ConfigError(f"a mask {payload['mask'].shape} does not fit inputs {shape}")
     return payload
 
 

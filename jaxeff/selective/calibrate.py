@@ -22,6 +22,7 @@ import dataclasses
 import numpy as np
 from scipy.special import bdtr, bdtri
 
+from jaxeff.arguments import require
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.selective import metrics
 from jaxeff.selective.metrics import Curve, Rates
@@ -140,8 +141,7 @@ def learn_then_test(
       ConfigError: an impossible number, or confidences outside [0, 1] without a grid.
       DataError: the split is empty, or no threshold passes.
     """
-    if not 0 < delta < 1:
-        raise ConfigError(f"delta must be in (0, 1), not {delta}")
+    require("delta", delta, "(0, 1)")
     curve = _checked(confidence, wrong, target, kind)
     if kind == "selective":
         if grid is None:
@@ -218,8 +218,16 @@ METHODS = {
 
 
 def grid_of(confidence: np.ndarray, size: int = 100) -> np.ndarray:
-    """Returns thresholds of even coverage on a split that is not the calibration split."""
-    return np.unique(np.quantile(np.asarray(confidence), np.linspace(0, 1, size)))
+    """Returns thresholds of even coverage on a split that is not the calibration split.
+
+    Raises:
+      ConfigError: no thresholds.
+      DataError: there are no confidences, or some are no numbers.
+    """
+    require("the size of a grid", size, "[1, inf)")
+    curve = metrics.risk_coverage(confidence, np.zeros(np.shape(confidence), bool))
+    ranked = np.repeat(curve.thresholds, np.diff(curve.accepted, prepend=0))
+    return np.unique(np.quantile(ranked, np.linspace(0, 1, size)))
 
 
 def choose_model(
@@ -243,6 +251,8 @@ def choose_model(
       ConfigError: an impossible target.
       DataError: no model and threshold reach the target.
     """
+    if by not in (*metrics.ERRORS, "coverage"):
+        raise ConfigError(f"by must be one of joint, selective, coverage, not {by!r}")
     options: list[tuple[float, int, Threshold]] = []
     failure: DataError | None = None
     for number, (confidence, mistakes) in enumerate(zip(confidences, wrong, strict=True)):
@@ -276,13 +286,13 @@ def _curve(confidence: np.ndarray, wrong: np.ndarray) -> Curve:
 def _checked(confidence: np.ndarray, wrong: np.ndarray, target: float, kind: str) -> Curve:
     if kind not in metrics.ERRORS:
         raise ConfigError(f"kind must be one of {', '.join(metrics.ERRORS)}, not {kind!r}")
-    if not 0 < target < 1:
-        raise ConfigError(f"a target {_NAMES[kind]} must be in (0, 1), not {target}")
+    require(f"a target {_NAMES[kind]}", target, "(0, 1)")
     return _curve(confidence, wrong)
 
 
 def _on_grid(curve: Curve, grid: np.ndarray, fewest: int) -> Curve:
     """Returns the curve at the thresholds of a grid that accept so many, by rising coverage."""
+    require("a threshold of the grid", grid, "[-inf, inf]")
     thresholds = np.unique(np.asarray(grid, np.float64))[::-1]
     # Number of the curve's points whose confidence reaches each threshold.
     reached = np.searchsorted(-curve.thresholds, -thresholds, side="right")

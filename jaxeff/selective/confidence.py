@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxeff.arguments import require
 from jaxeff.errors import ConfigError
 from jaxeff.selective import metrics
 
@@ -54,7 +55,11 @@ def max_logit_p_norm(logits: Any, power: float) -> Any:
     r"""Returns :math:`\max_k (z_k - \bar z) / \|z - \bar z\|_p`, ``[..., classes]`` to ``[...]``.
 
     Cattelan, Silva, "How to Fix a Broken Confidence Estimator", 2024. Equal logits have 0.
+
+    Raises:
+      ConfigError: a power that is not positive.
     """
+    require("power", power, "(0, inf)")
     xp = logits.__array_namespace__()
     centred = logits - xp.mean(logits, axis=-1, keepdims=True)
     largest = xp.max(xp.abs(centred), axis=-1)
@@ -71,14 +76,21 @@ def tune_p_norm(
     """Returns the power of `max_logit_p_norm` with the smallest `metrics.augrc`.
 
     Args:
-      logits: ``[examples, classes]`` of a calibration split.
+      logits: ``[examples, classes]`` of a validation split; a power that was tuned on the
+        calibration split voids what `calibrate.learn_then_test` promises.
       wrong: boolean ``[examples]``.
       powers: what to choose from.
 
     Returns:
       the power; None where none is better than `softmax_response`, which `p_norm_or_response` then
       falls back on.
+
+    Raises:
+      ConfigError: no powers.
+      DataError: there are no examples, not as many in both, or a logit is NaN.
     """
+    if not len(powers):
+        raise ConfigError("there are no powers to choose from")
     scores = {p: metrics.augrc(max_logit_p_norm(logits, p), wrong) for p in powers}
     best = min(scores, key=scores.__getitem__)
     return best if scores[best] < metrics.augrc(softmax_response(logits), wrong) else None

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxeff.arguments import checked_labels, require
 from jaxeff.errors import ConfigError
 from jaxeff.selective import one_sided
 from jaxeff.typing import Array, Params, PRNGKey
@@ -17,8 +18,8 @@ from jaxeff.typing import Array, Params, PRNGKey
 
 def class_frequencies(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Returns the shares of the classes in labels ``[examples]``, float32 ``[classes]``."""
-    counts = np.bincount(np.asarray(labels), minlength=num_classes)
-    return (counts / max(1, counts.sum())).astype(np.float32)
+    labels = checked_labels(labels, num_classes=num_classes)
+    return (np.bincount(labels, minlength=num_classes) / len(labels)).astype(np.float32)
 
 
 def train_heads(
@@ -53,12 +54,16 @@ def train_heads(
       ``kernel`` ``[mus, features, classes]`` and ``bias`` ``[mus, classes]``.
 
     Raises:
-      ConfigError: a mu that is not positive, or no example.
+      ConfigError: a mu that is not positive, no example, or an impossible number.
+      DataError: labels that do not fit the features or the classes.
     """
-    if not len(mus) or min(mus) <= 0:
+    if not len(mus) or not min(mus) > 0:
         raise ConfigError(f"every mu must be positive, not {list(mus)}")
     if not len(features):
         raise ConfigError("there are no features to train heads on")
+    require("num_steps and batch_size", (num_steps, batch_size), "[1, inf)")
+    require("learning_rate", learning_rate, "[0, inf)")
+    labels = checked_labels(labels, len(features), num_classes)
     features = np.asarray(features, np.float32)
     mean, deviation = features.mean(0), features.std(0)
     deviation = np.where(deviation > 0, deviation, 1).astype(np.float32)

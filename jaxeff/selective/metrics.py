@@ -11,6 +11,7 @@ import dataclasses
 
 import numpy as np
 
+from jaxeff.arguments import require
 from jaxeff.errors import ConfigError, DataError
 
 ERRORS = ("joint", "selective")
@@ -96,12 +97,16 @@ class Curve:
         Raises:
           ConfigError: the target is not in (0, 1].
         """
-        if not 0 < target <= 1:
-            raise ConfigError(f"a target coverage must be in (0, 1], not {target}")
+        require("a target coverage", target, "(0, 1]")
         return int(np.searchsorted(self.coverage, target))
 
     def within(self, target: float, kind: str) -> int | None:
-        """Returns the point of the largest coverage whose error is at most ``target``, or None."""
+        """Returns the point of the largest coverage whose error is at most ``target``, or None.
+
+        Raises:
+          ConfigError: the target is not in [0, 1].
+        """
+        require("a target error", target, "[0, 1]")
         points = np.flatnonzero(self.error(kind) <= target)
         return int(points[-1]) if points.size else None
 
@@ -112,9 +117,7 @@ def risk_coverage(confidence: np.ndarray, wrong: np.ndarray) -> Curve:
     Raises:
       DataError: there are no examples, not as many in both, or a confidence is NaN.
     """
-    confidence, wrong = _examples(confidence, wrong)
-    if np.isnan(confidence).any():
-        raise DataError(f"{int(np.isnan(confidence).sum())} of the confidences are not numbers")
+    confidence, wrong = _ranked(confidence, wrong)
     order = np.argsort(-confidence, kind="stable")
     ranked = confidence[order]
     last = np.append(ranked[1:] != ranked[:-1], True)  # of its ties
@@ -141,7 +144,7 @@ def aurc_of_prefixes(confidence: np.ndarray, wrong: np.ndarray) -> float:
     Ties are broken by position. The definition of Geifman, Uziel, El-Yaniv, "Bias-Reduced
     Uncertainty Estimation for Deep Neural Classifiers", ICLR 2019.
     """
-    confidence, wrong = _examples(confidence, wrong)
+    confidence, wrong = _ranked(confidence, wrong)
     errors = np.cumsum(wrong[np.argsort(-confidence, kind="stable")] != 0)
     return float(np.mean(errors / np.arange(1, len(errors) + 1)))
 
@@ -157,11 +160,13 @@ def augrc(confidence: np.ndarray, wrong: np.ndarray) -> float:
 
 def best_aurc(error: float) -> float:
     """Returns e + (1 - e) ln(1 - e), `aurc` of many examples whose mistakes all come last."""
+    require("an error", error, "[0, 1]")
     return float(error + (1 - error) * np.log1p(-error)) if error < 1 else 1.0
 
 
 def best_augrc(error: float) -> float:
     """Returns e^2 / 2, `augrc` of examples whose mistakes all come last."""
+    require("an error", error, "[0, 1]")
     return error**2 / 2
 
 
@@ -191,4 +196,17 @@ def _examples(values: np.ndarray, wrong: np.ndarray) -> tuple[np.ndarray, np.nda
         raise DataError(f"shapes {values.shape} and {wrong.shape} must both be [examples]")
     if not len(values):
         raise DataError("there are no examples to measure selective classification on")
+    if not np.isin(wrong, (0, 1)).all():
+        raise DataError(f"whether an example is wrong must be true or false, not {wrong[:3]}")
     return values, wrong
+
+
+def _ranked(confidence: np.ndarray, wrong: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    confidence, wrong = _examples(confidence, wrong)
+    missing = np.isnan(confidence)
+    if missing.any():
+        raise DataError(
+            f"{int(missing.sum())} of the confidences are not numbers, the first that of example "
+            f"{int(np.argmax(missing))}; leave these examples out"
+        )
+    return confidence, wrong

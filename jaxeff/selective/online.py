@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxeff.arguments import checked_labels, require
 from jaxeff.errors import ConfigError
 from jaxeff.selective.rules import ABSTAIN, max_rule
 from jaxeff.typing import Array, PRNGKey
@@ -59,6 +60,8 @@ class Stream(NamedTuple):
 
 def decaying(steps: int, largest: float = 0.1) -> np.ndarray:
     """Returns rates of exploration min(t^(-1/2), largest), float32 ``[steps]``, t from 1."""
+    require("steps", steps, "[0, inf)")
+    require("largest", largest, "[0, 1]")
     return np.minimum(np.arange(1, steps + 1) ** -0.5, largest).astype(np.float32)
 
 
@@ -72,6 +75,7 @@ def experts(scores: Array, thresholds: Array) -> Array:
     Returns:
       integers ``[time, models * thresholds]``: the largest class that passes, or `ABSTAIN`.
     """
+    scores = jnp.asarray(scores)
     found = jax.vmap(lambda t: max_rule(scores, t))(jnp.asarray(thresholds))
     return jnp.moveaxis(found, 2, 0).swapaxes(1, 2).reshape(scores.shape[1], -1)
 
@@ -108,6 +112,7 @@ def step(
       the learner, and what happened, scalars. If every expert would be dropped, none is and the
       round's label is forgotten.
     """
+    predictions = jnp.asarray(predictions)
     explore_key, expert_key = jax.random.split(key)
     explored = jax.random.bernoulli(explore_key, rate)
     followed = predictions[jax.random.categorical(expert_key, learner.log_weights)]
@@ -131,7 +136,6 @@ def step(
     return known._replace(log_weights=log_weights), Stream(action, explored, mistaken)
 
 
-@functools.partial(jax.jit, static_argnames=("tolerance", "feedback"))
 def play(
     predictions: Array,
     labels: Array,
@@ -152,12 +156,30 @@ def play(
       feedback: see `step`.
 
     Raises:
-      ConfigError: an unknown feedback or a negative tolerance.
+      ConfigError: an unknown feedback, a negative tolerance, or a rate outside [0, 1].
+      DataError: labels that are no numbers of classes, or not one for every round.
     """
     if feedback not in FEEDBACKS:
         raise ConfigError(f"feedback must be one of {', '.join(FEEDBACKS)}, not {feedback!r}")
     if not tolerance >= 0:
         raise ConfigError(f"tolerance must not be negative, not {tolerance}")
+    require("a rate of exploration", rates, "[0, 1]")
+    labels = jnp.asarray(checked_labels(labels, len(predictions)))
+    if jnp.shape(rates) not in ((), (len(predictions),)):
+        raise ConfigError(f"rates {jnp.shape(rates)} must be one for each of the rounds, or one")
+    return _play(predictions, labels, rates, key, tolerance=tolerance, feedback=feedback)
+
+
+@functools.partial(jax.jit, static_argnames=("tolerance", "feedback"))
+def _play(
+    predictions: Array,
+    labels: Array,
+    rates: Array | float,
+    key: PRNGKey,
+    *,
+    tolerance: float,
+    feedback: str,
+) -> tuple[Learner, Stream]:
     time, num_experts = predictions.shape
     rates = jnp.broadcast_to(jnp.asarray(rates, jnp.float32), (time,))
 
@@ -175,7 +197,14 @@ def play_permuted(
 
     Returns:
       what happened, ``[runs, time]``, and the permutations, ``[runs, time]``.
+
+    Raises:
+      ConfigError: see `play`.
+      DataError: see `play`.
     """
+    labels = jnp.asarray(checked_labels(labels, len(predictions)))
+    require("a rate of exploration", rates, "[0, 1]")
+    predictions = jnp.asarray(predictions)
 
     def run(key):
         order_key, run_key = jax.random.split(key)
@@ -204,7 +233,8 @@ class Regret(NamedTuple):
 
 def regret(actions: Array, predictions: Array, labels: Array) -> Regret:
     """Compares a learner's actions ``[time]`` with its experts' predictions ``[time, experts]``."""
-    labels = labels[:, None]
+    labels = jnp.asarray(checked_labels(labels, len(predictions)))[:, None]
+    actions, predictions = jnp.asarray(actions), jnp.asarray(predictions)
 
     def counts(played: Array) -> tuple[Array, Array]:
         abstained = played == ABSTAIN
@@ -240,7 +270,12 @@ def weighted_errors(
 
     Returns:
       the estimates, and the variances of a round's part in them, both ``[thresholds]``.
+
+    Raises:
+      ConfigError: a rate that is not in (0, 1].
     """
+    require("a rate of exploration", rates, "(0, 1]")
+    confidence, thresholds = jnp.asarray(confidence), jnp.asarray(thresholds)
     weights = jnp.where(explored & wrong, 1 / rates, 0)
     terms = weights[:, None] * (confidence[:, None] >= thresholds)
     return jnp.mean(terms, 0), jnp.var(terms, 0, ddof=1)
@@ -274,7 +309,13 @@ def weighted_threshold(
 
     Returns:
       a threshold, infinite where none passes.
+
+    Raises:
+      ConfigError: a target or a delta outside (0, 1), a rate outside (0, 1], or one round alone.
     """
+    require("a target joint error", target, "(0, 1)")
+    require("delta", delta, "(0, 1)")
+    require("the number of rounds", len(confidence), "[2, inf)")
     mean, variance = weighted_errors(confidence, wrong, explored, rates, thresholds)
     time, log = confidence.shape[0], np.log(2 / delta)
     largest = 1 / jnp.min(rates)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxeff.arguments import checked_labels, require
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.selective import metrics
 
@@ -24,30 +25,41 @@ def max_rule(scores: Any, thresholds: Any) -> Any:
       thresholds: one for all classes, or ``[classes]``.
 
     Returns:
-      integers ``[...]``: the class, or `ABSTAIN` where no class passes.
+      integers ``[...]``: the class, or `ABSTAIN` where no class passes, or a score is NaN.
     """
-    xp = scores.__array_namespace__()
-    passing = scores >= xp.asarray(thresholds)
+    xp, passing = _passing(scores, thresholds)
     best = xp.argmax(xp.where(passing, scores, -xp.inf), axis=-1)
     return xp.where(xp.any(passing, axis=-1), best, ABSTAIN)
 
 
 def unique_rule(scores: Any, thresholds: Any) -> Any:
     """Predicts the class that alone reaches its threshold; an overlap abstains, see `max_rule`."""
-    xp = scores.__array_namespace__()
-    passing = scores >= xp.asarray(thresholds)
+    xp, passing = _passing(scores, thresholds)
     return xp.where(xp.sum(passing, axis=-1) == 1, xp.argmax(passing, axis=-1), ABSTAIN)
+
+
+def _passing(scores: Any, thresholds: Any) -> tuple[Any, Any]:
+    """Returns the array module, and which classes pass: none where a score is NaN."""
+    xp = scores.__array_namespace__()
+    known = ~xp.any(xp.isnan(scores), axis=-1, keepdims=True)
+    return xp, (scores >= xp.asarray(thresholds)) & known
 
 
 def overlap(scores: np.ndarray, thresholds: Any) -> float:
     """Returns the share of examples ``[examples, classes]`` that pass for more than one class."""
-    return float(np.mean(np.sum(scores >= np.asarray(thresholds), axis=-1) > 1))
+    _, passing = _passing(np.asarray(scores), thresholds)
+    return float(np.mean(np.sum(passing, axis=-1) > 1))
 
 
 def rates(predictions: np.ndarray, labels: np.ndarray) -> metrics.Rates:
-    """Returns the rates of predictions with `ABSTAIN`, both ``[examples]``."""
+    """Returns the rates of predictions with `ABSTAIN`, both ``[examples]``.
+
+    Raises:
+      DataError: there are no examples, not as many in both, or labels are no numbers of classes.
+    """
     predictions = np.asarray(predictions)
-    return metrics.rates(predictions != ABSTAIN, predictions != np.asarray(labels))
+    labels = checked_labels(labels, len(predictions))
+    return metrics.rates(predictions != ABSTAIN, predictions != labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +110,17 @@ def search_per_class(
       seed: of the starts and of the order of the classes.
 
     Raises:
-      ConfigError: scores of another shape.
-      DataError: a class has no example.
+      ConfigError: scores of another shape, or an impossible target or number.
+      DataError: a class has no example, a label has no class, or a score is NaN.
     """
+    require("a target joint error", target, "[0, 1]")
+    require("restarts and sweeps", (restarts, sweeps), "[1, inf)")
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 3 or scores.shape[1:2] != labels.shape:
         raise ConfigError(
             f"scores {scores.shape} must be [models, examples, classes] with labels {labels.shape}"
         )
+    labels = checked_labels(labels, num_classes=scores.shape[-1])
     require_classes(labels, scores.shape[-1])
     rng = np.random.default_rng(seed)
     best: PerClass | None = None

@@ -16,9 +16,11 @@ import optax
 
 from jaxeff import data
 from jaxeff.annotations import check_types
+from jaxeff.arguments import checked_labels
 from jaxeff.errors import ConfigError, UserError, origin
 from jaxeff.models import MODELS
-from jaxeff.train import analyses, check, objectives, optim, sizes
+from jaxeff.models.base import call_options, require_linen
+from jaxeff.train import analyses, check, leakage, objectives, optim, sizes
 from jaxeff.train.algorithms import ALGORITHMS, Algorithm, Task, Trained
 from jaxeff.train.parallel import DeviceMap
 from jaxeff.train.state import TrainState
@@ -36,6 +38,7 @@ class Experiment:
       algorithm: its algorithm, which holds the objective and the optimiser.
       devices: the devices and how steps are mapped over them.
       analyses: what is to be found out about the trained model, by name.
+      experience: what it and its prerequisites see.
     """
 
     config: ml_collections.ConfigDict
@@ -44,6 +47,7 @@ class Experiment:
     algorithm: Algorithm
     devices: DeviceMap
     analyses: Mapping[str, analyses.Analysis]
+    experience: tuple[leakage.Experience, ...] = ()
 
     @property
     def example(self) -> np.ndarray:
@@ -98,8 +102,9 @@ def build(
       trained: the models of ``config.prerequisites``, by name.
 
     Raises:
-      ConfigError: a field is unknown or impossible.
-      DataError: the data is missing or damaged.
+      ConfigError: a field is unknown or impossible, or a prerequisite has seen what is to judge
+        the model.
+      DataError: the data is missing or damaged, or has labels without a class.
     """
     check.check(config)
     devices = DeviceMap(config.parallel)
@@ -109,8 +114,10 @@ def build(
     with _section("data"):
         dataset = data.load(fields.pop("name"), **fields)
     sizes.check_batch(config.train.batch_size, dataset)
+    _check_labels(dataset)
     objective = objectives.build(config.objective.to_dict(), dataset.task, config.algorithm.name)
     model = MODELS.build(config.model, "model", num_outputs=_width(objective, dataset))
+    require_linen(model, "config.model")
     algorithm = ALGORITHMS.build(
         config.algorithm,
         "algorithm",
@@ -128,7 +135,9 @@ def build(
     looks = analyses.build(config.analyses)
     built = Experiment(config, dataset, model, algorithm, devices, looks)
     analyses.check(built)
-    return built
+    before = {name: each.experience for name, each in (trained or {}).items()}
+    leakage.check(built, before)
+    return dataclasses.replace(built, experience=leakage.experience(built, before))
 
 
 @contextlib.contextmanager
@@ -175,6 +184,18 @@ def _task(dataset: data.Dataset, batch_size: int) -> Task:
     )
 
 
+def _check_labels(dataset: data.Dataset) -> None:
+    """Raises `DataError` if labels that are held in memory are no numbers of classes."""
+    if dataset.task != "classification":
+        return
+    for name, split in dataset.splits.items():
+        labels, numbers = getattr(split, "labels", None), getattr(split, "indices", None)
+        if isinstance(labels, np.ndarray):
+            own = labels if numbers is None else labels[numbers]
+            if len(own):
+                checked_labels(own, None, dataset.num_classes, f"{dataset.name}: {name} labels")
+
+
 def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset) -> TrainState:
     """Traces the model on abstract values, so that a misfit shows before anything is compiled.
 
@@ -185,7 +206,7 @@ def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset)
     def outputs(x):
         state = algorithm.init_state(jax.random.key(0), x)
         variables = {"params": state.params, **state.model_state}
-        return model.apply(variables, x, train=False), state
+        return model.apply(variables, x, **call_options(model, train=False)), state
 
     try:
         traced, state = jax.eval_shape(outputs, example)

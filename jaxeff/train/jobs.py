@@ -153,7 +153,7 @@ def untrained(config: ml_collections.ConfigDict) -> dict[str, experiment.Trained
         state = jax.eval_shape(built.algorithm.init_state, jax.random.key(0), built.example)
         shapes = {"params": state.params, **state.model_state}
         zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
-        found[name] = experiment.Trained(built.model, zeros)
+        found[name] = experiment.Trained(built.model, zeros, built.experience)
     return found
 
 
@@ -173,7 +173,7 @@ def prerequisites(
         built = build(required, folder)
         chosen = selection.read(built, folder, say).chosen
         variables = {"params": chosen["params"], **chosen["model_state"]}
-        found[name] = experiment.Trained(built.model, jax.device_get(variables))
+        found[name] = experiment.Trained(built.model, jax.device_get(variables), built.experience)
     return found
 
 

@@ -5,11 +5,13 @@ Averages over a batch are weighted by ``batch["weight"]``, so that padded exampl
 
 An objective whose outputs are not just the logits of the classes says so by two methods:
 ``num_outputs(num_classes)`` is the width that it needs, and ``class_logits(outputs)`` the part by
-which a class is predicted. One that works with a single algorithm names it in ``algorithm``.
+which a class is predicted. One that works with a single algorithm names it in ``algorithm``. One
+that is no mean over the examples has ``joins_devices = True`` and takes the devices' ``axis_name``.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -81,6 +83,13 @@ def class_logits(objective: Objective, outputs: Any) -> Any:
     """Returns the part of outputs ``[..., width]`` that predicts a class, ``[..., classes]``."""
     select = getattr(objective, "class_logits", None)
     return outputs if select is None else select(outputs)
+
+
+def over_devices(objective: Objective, axis_name: str | None) -> Objective:
+    """Returns an objective for one device's part of a batch, whose averages are those of all."""
+    if axis_name is None or not getattr(objective, "joins_devices", False):
+        return objective
+    return functools.partial(objective, axis_name=axis_name)  # type: ignore[call-arg]
 
 
 def per_example(values: Array, batch: Batch) -> Array:
@@ -180,12 +189,10 @@ def weighted_means(
     values: Mapping[str, Array],
     weight: Array,
     axis_name: str | None = None,
-    *,
-    safe: bool = False,
 ) -> dict[str, Array]:
     """Returns weighted averages of ``[batch, ...]`` arrays, over all devices of ``axis_name``.
 
-    ``safe`` gives 0 instead of NaN where there is no weight at all.
+    They are 0 where there is no weight at all.
     """
     sums = {
         name: jnp.sum(value * weight.reshape(-1, *(1,) * (value.ndim - 1)), axis=0)
@@ -194,6 +201,5 @@ def weighted_means(
     total = jnp.sum(weight)
     if axis_name is not None:
         sums, total = jax.lax.psum((sums, total), axis_name)
-    if safe:
-        total = jnp.where(total == 0, 1, total)
+    total = jnp.where(total == 0, 1, total)
     return {name: value / total for name, value in sums.items()}

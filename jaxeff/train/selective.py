@@ -138,7 +138,7 @@ class SelectiveNet(SelectiveObjective):
     alpha (risk + penalty max(0, coverage - mean g)^2) + (1 - alpha) auxiliary cross entropy, with
     the selection g in (0, 1). Outputs are classes, selection and auxiliary classes, all linear in
     one network's features; with the model "selecting" the selection has the authors' hidden layer.
-    Means are those of a device's part of the batch.
+    Means are those of the whole batch, over all devices.
 
     Attributes:
       coverage: the target, in (0, 1].
@@ -152,6 +152,8 @@ class SelectiveNet(SelectiveObjective):
     penalty: float = 32.0
     alpha: float = 0.5
     risk: str = "divided"
+
+    joins_devices = True
 
     def __post_init__(self) -> None:
         if not 0 < self.coverage <= 1:
@@ -178,24 +180,44 @@ class SelectiveNet(SelectiveObjective):
         selection = outputs[..., outputs.shape[-1] // 2]
         return {"selection head": confidence.selection_probability(selection)}
 
-    def __call__(self, outputs: Array, batch: Batch) -> dict[str, Array]:
+    def __call__(
+        self, outputs: Array, batch: Batch, axis_name: str | None = None
+    ) -> dict[str, Array]:
         """Returns the values of each example; see `jaxeff.train.objectives`."""
         outputs, labels = self._checked(outputs, batch)
         logits = self.class_logits(outputs)
         num_classes = logits.shape[-1]
         selected = jax.nn.sigmoid(outputs[:, num_classes])
         weight = batch["weight"]
-        mean = jnp.sum(selected * weight) / jnp.maximum(jnp.sum(weight), 1)
         risk = selected * cross_entropy(logits, labels)
-        if self.risk == "divided":
-            risk = risk / jnp.maximum(mean, 1e-6)  # a selection of nothing must not divide by zero
-        short = self.penalty * jnp.square(jax.nn.relu(self.coverage - mean))
+        sums = jnp.sum(selected * weight), jnp.sum(risk * weight), jnp.sum(weight)
+        if axis_name is not None:
+            sums = jax.lax.psum(jax.lax.stop_gradient(sums), axis_name)
+        total = jnp.maximum(sums[2], 1)
+        mean = sums[0] / total
+        if axis_name is None:
+            risk, short = risk / self._divisor(mean), self._short(mean)
+        else:
+
+            def of_mean(mean: Array) -> Array:
+                return sums[1] / total / self._divisor(mean) + self._short(mean)
+
+            # What a device's mean selection does to the whole batch's loss, example by example.
+            own = jax.grad(of_mean)(mean) * (selected - jax.lax.stop_gradient(selected))
+            risk, short = risk / self._divisor(mean) + own, self._short(mean)
         auxiliary = cross_entropy(outputs[:, num_classes + 1 :], labels)
         return {
             "loss": self.alpha * (risk + short) + (1 - self.alpha) * auxiliary,
             "accuracy": accuracy(logits, labels),
             "coverage": (selected >= 0.5).astype(jnp.float32),
         }
+
+    def _divisor(self, mean: Array) -> Array | float:
+        # A selection of nothing must not divide by zero.
+        return jnp.maximum(mean, 1e-6) if self.risk == "divided" else 1.0
+
+    def _short(self, mean: Array) -> Array:
+        return self.penalty * jnp.square(jax.nn.relu(self.coverage - mean))
 
 
 class _Abstaining(SelectiveObjective):

@@ -176,7 +176,7 @@ def test_steps_that_overshoot_are_taken_back():
     one, many = (
         jax.jit(lambda p, n=n: gauss_newton(flat, data, p, n, damping=1e-8))(pose) for n in (1, 60)
     )
-    assert one.loss[0] == start[0]
+    assert one.loss[0] == pytest.approx(start[0], rel=1e-6)  # of another program
     assert one.loss[1] < 1e-4
     assert (many.loss < 1e-6).all()
 

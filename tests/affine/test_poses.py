@@ -31,7 +31,8 @@ def test_identity_starts_and_sizes(name, translation):
     starts = family.starts(KEY, 6)
     assert starts.shape == (family.elements or 6, family.size)
     if not family.elements:  # the first are the same however many there are
-        np.testing.assert_array_equal(family.starts(KEY, 4), starts[:4])
+        # Up to a rounding of numbers below 2 pi, as programs of two sizes may fuse differently.
+        np.testing.assert_allclose(family.starts(KEY, 4), starts[:4], rtol=0, atol=1e-6)
         shifts = family.transform(family.starts(KEY, 500)).shift
         assert np.abs(shifts).max() <= translation
         assert not translation or np.abs(shifts).max() > 0.9 * translation

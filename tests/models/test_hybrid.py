@@ -139,7 +139,7 @@ def test_calibration_for_an_accuracy_or_a_budget_needs_and_uses_a_cost(classifie
     assert accuracy >= wanted
     assert coverage == curve.coverage[curve.accuracy >= wanted].max()
     with pytest.raises(DataError, match="no threshold reaches"):
-        hybrid.calibrate(x, labels, accuracy=1.01)
+        hybrid.calibrate(x, labels, accuracy=1.0)
 
 
 def test_measured_cost_is_kept_and_reported(classifiers, data):

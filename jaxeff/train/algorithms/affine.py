@@ -22,7 +22,7 @@ import optax
 
 from jaxeff.affine import Problem, Search, Transform, search
 from jaxeff.errors import ConfigError
-from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, step_key, total_weight
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, divisor, step_key
 from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Carry, Params, PRNGKey
@@ -163,7 +163,7 @@ class AffineVAE(Algorithm):
             starts = jnp.concatenate([starts, known[:, None]], 1)
         found = search(self.problem(variables), {"inputs": inputs}, starts, self.search)
         pose = jax.lax.stop_gradient(found.pose)
-        total = total_weight(weight, axis_name)
+        total = divisor(weight, axis_name)
 
         def loss_fn(params: Params) -> tuple[Array, tuple[dict[str, Array], Any]]:
             variables = {"params": params, **state.model_state}

@@ -15,11 +15,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxeff.errors import ConfigError
+from jaxeff.models.base import call_options
 from jaxeff.registry import Registry, closest
-from jaxeff.train.objectives import Objective
+from jaxeff.train import example_keys
+from jaxeff.train.objectives import Objective, over_devices
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Carry, Params, PRNGKey
 
@@ -55,19 +58,22 @@ class Trained:
     Attributes:
       model: the Flax module.
       variables: its parameters and other collections.
+      experience: what it and those that it builds on have seen, see `jaxeff.train.leakage`.
     """
 
     model: nn.Module
     variables: Mapping[str, Any]
+    experience: tuple[Any, ...] = ()
 
 
 class Algorithm:
     """Base of the algorithms.
 
     Args:
-      model: a Flax module called with ``(inputs, train=...)``; with ``mask=`` too where batches
-        have one. To keep its state over batches or parts of a sequence it also has
-        ``initial_carry(inputs)`` and takes ``carry=..., return_carry=True``.
+      model: a Flax module called with ``(inputs, train=...)``, or with inputs alone if that is all
+        that it takes; with ``mask=`` too where batches have one. To keep its state over batches or
+        parts of a sequence it also has ``initial_carry(inputs)`` and takes ``carry=...,
+        return_carry=True``.
       objective: see `jaxeff.train.objectives`.
       optimizer: an optax transformation.
       task: what to know of the data.
@@ -139,6 +145,15 @@ class Algorithm:
         average = {"average": state.algo_state["average"]} if self.average_decay else {}
         return {"live": state.params, **average}
 
+    def learned_rows(self, count: int) -> np.ndarray:
+        """Returns the numbers of those of ``count`` training examples that are learned from."""
+        return np.arange(count)
+
+    def unseen_rows(self, count: int) -> np.ndarray:
+        """Returns the numbers of training examples that no prerequisite may have learned from."""
+        del count
+        return np.arange(0)
+
     def warnings(self, state: TrainState) -> list[str]:
         """Returns a sentence for everything about a finished training that should worry a user."""
         del state
@@ -147,7 +162,8 @@ class Algorithm:
     def init_state(self, key: PRNGKey, example: Array) -> TrainState:
         """Returns a fresh training state for inputs shaped like ``example`` ``[batch, ...]``."""
         init_key, run_key = jax.random.split(key)
-        initial: Any = self.model.init(init_key, example, train=False)
+        options = call_options(self.model, train=False)
+        initial: Any = self.model.init(init_key, example, **options)
         load = getattr(self.model, "initial_variables", dict)
         variables = load(initial)
         params = variables.pop("params")
@@ -181,9 +197,8 @@ class Algorithm:
         Returns:
           outputs, the next carry (or ()), and the updated collections other than the parameters.
         """
-        options: dict[str, Any] = {"train": train}
-        if "mask" in batch:
-            options["mask"] = batch["mask"]
+        masked = {"mask": batch["mask"]} if "mask" in batch else {}
+        options = call_options(self.model, train=train, **masked)
         stateful = bool(jax.tree.leaves(carry))
         if stateful:
             options |= {"carry": carry, "return_carry": True}
@@ -215,7 +230,7 @@ class Algorithm:
         variables = {"params": params, **model_state}
         own = starting_carry(self.model, carry, batch, axis_name)
         outputs, own, _ = self.forward(variables, batch, own, train=False)
-        values = self.objective(outputs, batch)
+        values = over_devices(self.objective, axis_name)(outputs, batch)
         sums = {name: jnp.sum(value * batch["weight"]) for name, value in values.items()}
         sums["weight"] = jnp.sum(batch["weight"])
         sums = jax.lax.psum(sums, axis_name) if axis_name else sums
@@ -265,16 +280,23 @@ def whole_carry(own: Carry, axis_name: str | None) -> Carry:
 
 
 def step_key(state: TrainState, axis_name: str | None) -> PRNGKey:
-    """Returns this step's key, another one on every device."""
+    """Returns this step's key, with which every device draws its part of a draw for the batch."""
     key = jax.random.fold_in(state.key, state.step)
-    return jax.random.fold_in(key, jax.lax.axis_index(axis_name)) if axis_name else key
+    return example_keys.of_part(key, jax.lax.axis_index(axis_name)) if axis_name else key
 
 
 def total_weight(weight: Array, axis_name: str | None) -> Array:
-    """Returns what each device divides by.
-
-    It is the mean total weight over the devices, so that averaging the devices' gradients gives the
-    gradient of the global weighted mean.
-    """
+    """Returns the mean total weight of a device's part of the batch."""
     total = jnp.sum(weight)
     return total if axis_name is None else jax.lax.pmean(total, axis_name)
+
+
+def divisor(weight: Array, axis_name: str | None) -> Array:
+    """Returns what each device divides its weighted sum of losses by.
+
+    It is the mean total weight over the devices, so that averaging the devices' gradients gives the
+    gradient of the global weighted mean; 1 for a batch of which no example counts, whose loss and
+    gradient are then 0.
+    """
+    total = total_weight(weight, axis_name)
+    return jnp.where(total > 0, total, 1)

@@ -12,12 +12,12 @@ from jaxeff.errors import ConfigError
 from jaxeff.train.algorithms.base import (
     ALGORITHMS,
     Algorithm,
+    divisor,
     starting_carry,
     step_key,
-    total_weight,
     whole_carry,
 )
-from jaxeff.train.objectives import weighted_means
+from jaxeff.train.objectives import over_devices, weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch
 
@@ -64,8 +64,9 @@ class BPTT(Algorithm):
         """Makes the updates of one batch; see `Algorithm.update`."""
         batch = {**batch, **self.hints(state, batch)}
         weight, key = batch["weight"], step_key(state, axis_name)
-        total = total_weight(weight, axis_name)
+        total = divisor(weight, axis_name)
         start = starting_carry(self.model, state.carry, batch, axis_name)
+        objective = over_devices(self.objective, axis_name)
 
         def one(loop, number):
             params, opt_state, model_state, algo_state = loop
@@ -77,7 +78,7 @@ class BPTT(Algorithm):
                 outputs, carry, collected = self.forward(
                     variables, batch, start, train=True, key=own_key
                 )
-                values = self.objective(outputs, batch)
+                values = objective(outputs, batch)
                 return jnp.sum(values["loss"] * weight) / total, (values, carry, collected)
 
             (_, (values, carry, collected)), grads = jax.value_and_grad(loss_fn, has_aux=True)(

@@ -35,9 +35,9 @@ from jaxeff.registry import closest
 from jaxeff.train.algorithms.base import (
     ALGORITHMS,
     Algorithm,
+    divisor,
     starting_carry,
     step_key,
-    total_weight,
     whole_carry,
 )
 from jaxeff.train.objectives import Objective, class_logits, per_example, weighted_means
@@ -131,7 +131,7 @@ class Constrained(Algorithm):
     ) -> tuple[TrainState, dict[str, Array]]:
         """Makes one update of the parameters and one of the multipliers; see `Algorithm.update`."""
         weight, key = batch["weight"], step_key(state, axis_name)
-        total = total_weight(weight, axis_name)
+        total = divisor(weight, axis_name)
         start = starting_carry(self.model, state.carry, batch, axis_name)
         duals = state.algo_state["duals"]
         time = duals.step / self.settings.steps_per_epoch

@@ -18,8 +18,8 @@ from jaxeff.train.algorithms.base import (
     ALGORITHMS,
     Algorithm,
     Trained,
+    divisor,
     step_key,
-    total_weight,
 )
 from jaxeff.train.algorithms.helper import helper
 from jaxeff.train.algorithms.teacher import Teacher, see
@@ -178,7 +178,7 @@ class Distillation(Algorithm):
     ) -> tuple[TrainState, dict[str, Array]]:
         """Makes a step of whoever is trained; the other is applied as in evaluation."""
         algo_state, weight, labels = dict(state.algo_state), batch["weight"], batch["labels"]
-        total, key = total_weight(weight, axis_name), step_key(state, axis_name)
+        total, key = divisor(weight, axis_name), step_key(state, axis_name)
         helper_state = algo_state.get("helper", {"gate": {"params": {}}})
 
         def loss_fn(own, gate_params):

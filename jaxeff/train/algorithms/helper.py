@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxeff.distill import GATES, Disk, Seen, gate_at, variant, water_price
 from jaxeff.errors import ConfigError
-from jaxeff.train.algorithms.base import total_weight
+from jaxeff.train.algorithms.base import divisor
 from jaxeff.typing import Array, PRNGKey
 
 CLOSED_FORM = "closed_form"
@@ -90,7 +90,7 @@ class Helper:
             gate = self.gate.apply({"params": params, **statistics}, teacher)
         values = disk.loss(student.logits, teacher.logits, labels, gate)
         values += disk.cost(student.logits, gate)
-        loss = self.weight * jnp.sum(values * weight) / total_weight(weight, axis_name)
+        loss = self.weight * jnp.sum(values * weight) / divisor(weight, axis_name)
 
         payer = student.logits if disk.pays else jax.lax.stop_gradient(student.logits)
         help_ = disk.help(payer, teacher.logits, labels, gate)

@@ -19,11 +19,11 @@ import optax
 from jaxeff.errors import ConfigError
 from jaxeff.hybrid import proxy
 from jaxeff.hybrid.route import by_priority
-from jaxeff.models.base import apply_with_features
+from jaxeff.models.base import apply_with_features, call_options
 from jaxeff.models.hybrid import PARTS, HybridNetwork, part
 from jaxeff.registry import closest
 from jaxeff.train import optim
-from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, step_key, total_weight
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, divisor, step_key
 from jaxeff.train.algorithms.bptt import BPTT
 from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
@@ -34,7 +34,7 @@ TARGETS = ("query", "difference")
 PHASES = ("router", "base", "expert")
 
 
-def held_out(index: Array, folds: int, fold: int = 0) -> Array:
+def held_out(index: Any, folds: int, fold: int = 0) -> Any:
     """Returns which examples ``[batch]``, by their numbers, belong to one of several folds."""
     return index % folds == fold
 
@@ -56,6 +56,11 @@ class BPTTWithoutFold(BPTT):
             raise ConfigError(f"fold must be in [0, folds={folds}) and folds above 1, not {fold}")
         super().__init__(**options)
         self.folds, self.fold = folds, fold
+
+    def learned_rows(self, count: int) -> np.ndarray:
+        """See `Algorithm.learned_rows`."""
+        numbers = np.arange(count)
+        return numbers[~held_out(numbers, self.folds, self.fold)]
 
     def update(
         self, state: TrainState, batch: Batch, axis_name: str | None = None
@@ -133,6 +138,11 @@ class Hybrid(Algorithm):
         self.target, self.penalty, self.penalty_weight = target, penalty, penalty_weight
         self.router_folds, self.needs_index = router_folds, bool(router_folds)
 
+    def unseen_rows(self, count: int) -> np.ndarray:
+        """Returns the router's fold; see `Algorithm.unseen_rows`."""
+        numbers = np.arange(count)
+        return numbers[held_out(numbers, self.router_folds)] if self.router_folds else numbers[:0]
+
     @property
     def active(self) -> list[str]:
         """The parts that are trained, in the order of a cycle."""
@@ -181,7 +191,8 @@ class Hybrid(Algorithm):
     def expert_logits(self, variables: Any, batch: Batch) -> Array:
         """Returns the expert's logits in evaluation."""
         own, network = part(variables, "expert"), self.model
-        return network.expert.apply(own, batch["inputs"], train=False, **_mask(batch))  # type: ignore
+        options = call_options(network.expert, train=False, **_mask(batch))  # type: ignore
+        return network.expert.apply(own, batch["inputs"], **options)  # type: ignore
 
     def probability(self, scores: Array) -> Array:
         """Returns how much scores speak for a query, in [0, 1]."""
@@ -228,8 +239,10 @@ class Hybrid(Algorithm):
         own, network = part(variables, "expert"), self.model
         mutable = [kind for kind in own if kind != "params"]
         rngs: Any = {"dropout": key}
-        options: Any = {"train": True, "mutable": mutable, "rngs": rngs, **_mask(batch)}
-        logits, changed = network.expert.apply(own, batch["inputs"], **options)  # type: ignore
+        options: Any = call_options(network.expert, train=True, **_mask(batch))  # type: ignore
+        logits, changed = network.expert.apply(  # type: ignore
+            own, batch["inputs"], mutable=mutable, rngs=rngs, **options
+        )
         values = dict(self.objective(logits, batch))
         return {**values, "loss": proxy.expert_weights(asked) * values["loss"]}, changed, asked
 
@@ -252,8 +265,8 @@ class Hybrid(Algorithm):
         if self.router_folds:
             held = held_out(batch["index"], self.router_folds)
             weight = weight * (held if name == "router" else ~held)
-        total = total_weight(weight, axis_name)
-        loss = jnp.sum(values["loss"] * weight) / jnp.where(total > 0, total, 1)
+        total = divisor(weight, axis_name)
+        loss = jnp.sum(values["loss"] * weight) / total
         metrics = {name: values[name] for name in ("loss", "accuracy")} | {"queries": asked}
         return loss, (metrics, changed, weight)
 
@@ -288,7 +301,7 @@ class Hybrid(Algorithm):
                     opt_state={**state.opt_state, name: opt_state},
                     model_state=model_state,
                 )
-                return new, weighted_means(values, weight, axis_name, safe=True)
+                return new, weighted_means(values, weight, axis_name)
 
             return step
 

@@ -179,7 +179,7 @@ class PartwiseAlgorithm(Algorithm):
         local = metrics.pop("local_loss").mean()
         weight = metrics.pop("part_weight")
         if self.per_step or "mask" in batch:
-            shares = weight / weight.sum()
+            shares = weight / jnp.maximum(weight.sum(), jnp.finfo(weight.dtype).tiny)
             summary = {name: jnp.sum(value * shares) for name, value in metrics.items()}
         else:
             summary = {name: value[-1] for name, value in metrics.items()}
@@ -242,8 +242,8 @@ class PartwiseAlgorithm(Algorithm):
             judged = weight * part.get("share", part["inputs"].shape[1])
         elif "mask" in part:
             judged = weight * (number + 1 == part["parts"])
-        metrics = weighted_means(values, judged, axis_name, safe=True)
-        metrics |= weighted_means({"local_loss": losses}, weight, axis_name, safe=True)
+        metrics = weighted_means(values, judged, axis_name)
+        metrics |= weighted_means({"local_loss": losses}, weight, axis_name)
         metrics["part_weight"] = total_weight(judged, axis_name)
         observed = self.observe(outputs, part, number, axis_name)
         return end, (metrics, observed)

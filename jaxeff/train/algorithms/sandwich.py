@@ -12,7 +12,7 @@ from jaxeff.distill.classic import kd
 from jaxeff.errors import ConfigError
 from jaxeff.search.space import stratified
 from jaxeff.train import objectives
-from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, step_key, total_weight
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, divisor, step_key
 from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Carry, Params, PRNGKey
@@ -79,7 +79,7 @@ class Sandwich(Algorithm):
     ) -> tuple[TrainState, dict[str, Array]]:
         """Makes one step; see `Algorithm.update`."""
         weight, params = batch["weight"], state.params
-        total = total_weight(weight, axis_name)
+        total = divisor(weight, axis_name)
         key, *keys = jax.random.split(step_key(state, axis_name), 2 + self.draws)
 
         def task_loss(params):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxeff.distill import Seen
 from jaxeff.errors import ConfigError
-from jaxeff.models.base import apply_with_features
+from jaxeff.models.base import apply_with_features, require_linen
 from jaxeff.train.algorithms.base import Task, Trained
 from jaxeff.typing import Array, Batch, PRNGKey
 
@@ -28,15 +28,15 @@ def see(
     """Applies a model to a batch.
 
     Returns:
-      its outputs, these and its features in at least float32, and its collections other than the
-      parameters, changed if ``train``.
+      its outputs, these and what it shows of its features in at least float32, and its collections
+      other than the parameters, changed if ``train``.
     """
     collections = {name: value for name, value in variables.items() if name != "params"}
     options: dict[str, Any] = {"mask": batch["mask"]} if "mask" in batch else {}
     if train:
         options |= {"rngs": {"dropout": key}, "mutable": list(collections)}
     outputs, features, changed = apply_with_features(
-        model, variables, batch["inputs"], train=train, **options
+        model, variables, batch["inputs"], train=train, needs=(), **options
     )
     seen = jax.tree.map(
         lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32)), Seen(outputs, features)
@@ -61,6 +61,7 @@ class Teacher:
     """
 
     def __init__(self, trained: Trained, task: Task, cache: bool = False):
+        require_linen(trained.model, "the teacher")
         self.model, self.variables = trained.model, trained.variables
         self.task, self.cache = task, cache
         if cache and not (task.num_examples and task.num_versions):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxeff import bench
+from jaxeff.arguments import require
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.eval.hybrid_plots import trade_offs
 from jaxeff.hybrid import cost, curves
@@ -75,7 +76,8 @@ class _Split:
 class Hybrid:
     """Compares the router with confidences, oracles and the models alone, at measured cost.
 
-    Thresholds are chosen on the calibration split and judged once on the test split. The cost is
+    Thresholds are chosen on the calibration split and judged once on the test split, the power of
+    the p-norm on the validation split; without one the p-norm is the softmax response. The cost is
     fitted to whole batches of the evaluation's size on this device.
 
     Attributes:
@@ -91,6 +93,8 @@ class Hybrid:
     def __post_init__(self) -> None:
         if not all(0 <= c <= 1 for c in self.coverages):
             raise ConfigError(f"coverages must be in [0, 1], not {tuple(self.coverages)}")
+        require("accuracy_losses", self.accuracy_losses, "[0, 1]")
+        require("rounds", self.rounds, "[1, inf)")
 
     def check(self, experiment: Experiment) -> None:
         """Raises `ConfigError` for another model, or data without a calibration split."""
@@ -131,13 +135,15 @@ class Hybrid:
             return logits, algorithm.expert_logits(variables, batch), scores[:, None]
 
         found, power = {}, None
-        for name in ("calibration", "test"):
+        validated = len(experiment.dataset.splits["validation"]) > 0
+        for name in (*(["validation"] if validated else []), "calibration", "test"):
             outputs, labels = _all_outputs(experiment, chosen, name, forward)
             base, expert = np.split(outputs[:, :-1].astype(np.float64), [classes], axis=1)
             answers = base.argmax(-1), expert.argmax(-1)
             right = [answer == labels for answer in answers]
-            if name == "calibration":
+            if name == "validation":
                 power = confidence.tune_p_norm(base, ~right[0])
+                continue
             scores = {LEARNED: outputs[:, -1]}
             scores |= {label: -of(base) for label, of in confidence.OF_LOGITS.items()}
             scores["max-logit p-norm"] = -confidence.p_norm_or_response(base, power)
@@ -182,13 +188,13 @@ class Hybrid:
         curve = test.curve(rule)
 
         def judged(threshold: float) -> dict[str, float]:
-            queried = test.scores[rule] > threshold
+            queried = ~(test.scores[rule] <= threshold)
             reached = curves.breakdown(queried, test.base, test.expert)
             milliseconds = measured.milliseconds(reached.coverage)
             return {"threshold": threshold, **reached._asdict(), "milliseconds": milliseconds}
 
         def cheapest(loss: float) -> dict[str, Any]:
-            wanted = float(np.mean(calibration.expert)) - loss
+            wanted = max(float(np.mean(calibration.expert)) - loss, 0.0)
             try:
                 return judged(float(known.threshold[cost.cheapest(known, measured, wanted)]))
             except DataError as error:
@@ -252,6 +258,10 @@ class EarlyExits:
     budgets: Sequence[float] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     candidates: int = 64
     rounds: int = 5
+
+    def __post_init__(self) -> None:
+        require("budgets", self.budgets, "(0, inf]")
+        require("candidates and rounds", (self.candidates, self.rounds), "[1, inf)")
 
     def check(self, experiment: Experiment) -> None:
         """Raises `ConfigError` for another model, or data without a calibration split."""

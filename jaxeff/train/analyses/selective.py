@@ -28,9 +28,11 @@ _P_NORM = "max-logit p-norm"
 class Selective:
     """Chooses thresholds on the calibration split and judges them once on the test split.
 
-    It compares the confidence that the objective trains with those of any classifier. Powers and
-    thresholds come from the calibration split, the grid of a tested selective risk from the
-    validation split. Any classification objective will do.
+    It compares the confidence that the objective trains with those of any classifier. Thresholds
+    come from the calibration split; what they are thresholds of, the power of the p-norm, and the
+    grid of a tested selective risk come from the validation split, as the promises of a threshold
+    need: without one there is no power, and the p-norm is the softmax response. Any classification
+    objective will do.
 
     Attributes:
       joint_errors: targets of the share of accepted and wrong examples.
@@ -79,7 +81,9 @@ class Selective:
         outputs = {name: split["outputs"].astype(np.float64) for name, split in splits.items()}
         logits = {name: objectives.class_logits(objective, outputs[name]) for name in splits}
         wrong = {n: logits[n].argmax(-1) != split["labels"] for n, split in splits.items()}
-        power = confidence.tune_p_norm(logits["calibration"], wrong["calibration"])
+        power = None
+        if "validation" in splits:
+            power = confidence.tune_p_norm(logits["validation"], wrong["validation"])
         found = {
             name: {
                 **own(outputs[name]),

@@ -1,0 +1,80 @@
+"""Checks of the numbers and labels that a user gives to a function of the library.
+
+Each complaint is one sentence. What JAX is tracing has no values to look at and is let pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxeff.errors import ConfigError, DataError
+
+
+def require(what: str, value: Any, interval: str) -> None:
+    """Refuses numbers outside an interval, NaN among them.
+
+    Args:
+      what: names the value in the complaint.
+      value: a number, or a sequence or array of them.
+      interval: in the usual notation, such as ``"(0, 1]"``; infinity, ``inf``, is in it where the
+        bracket is a square one.
+
+    Raises:
+      ConfigError: a value is outside, or no number.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return
+    try:
+        numbers = np.asarray(value, float)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{what} must be a number in {interval}, not {value!r}") from None
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = numbers >= low if interval[0] == "[" else numbers > low
+    below = numbers <= high if interval[-1] == "]" else numbers < high
+    if not (above & below).all():
+        wrong = numbers[~(above & below)].flat[0]
+        per_cent = high == 1 and 10 <= wrong <= 100
+        hint = f"; {wrong:g} per cent is {wrong / 100:g}" if per_cent else ""
+        raise ConfigError(f"{what} must be in {interval}, not {wrong:g}{hint}")
+
+
+def checked_labels(
+    labels: Any, examples: int | None = None, num_classes: int | None = None, what: str = "labels"
+) -> np.ndarray:
+    """Returns labels as integers ``[examples]``, one number of a class for each example.
+
+    Args:
+      labels: the labels.
+      examples: how many there must be; any number but 0 if not given.
+      num_classes: labels must be below it, if given.
+      what: names them in the complaint.
+
+    Raises:
+      DataError: another shape, no whole numbers, or a number that no class has.
+    """
+    if isinstance(labels, jax.core.Tracer):
+        return labels  # type: ignore[return-value]
+    found = np.asarray(labels)
+    if found.ndim != 1 or len(found) != (len(found) if examples is None else examples):
+        count = "" if examples is None else f" {examples}"
+        raise DataError(
+            f"{what} must be one number of a class for each of the{count} examples, not an array "
+            f"{found.shape}"
+        )
+    if not len(found):
+        raise DataError(f"{what}: there are no examples")
+    if found.dtype == bool:
+        found = found.astype(np.int64)
+    if not np.issubdtype(found.dtype, np.integer):
+        raise DataError(f"{what} must be integers, the numbers of the classes, not {found.dtype}")
+    impossible = found < 0 if num_classes is None else (found < 0) | (found >= num_classes)
+    if impossible.any():
+        row = int(np.flatnonzero(impossible)[0])
+        known = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
+        raise DataError(
+            f"{what} must be the numbers of classes, {known}, but example {row} has {found[row]}"
+        )
+    return found

@@ -1,0 +1,71 @@
+"""Random keys whose draws belong to examples: the same on any number of devices.
+
+JAX's threefry draws entry i of an array from the key and i alone. A step on several devices draws
+for its own part of the batch, whose first entry is that of an example in the middle of the whole
+batch. The keys here carry the number of the part and count from there, so that what is drawn for
+``[batch, ...]``, such as a dropout mask, is the slice of what one device would draw. Draws of other
+shapes are others on every device.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import random as extended
+
+from jaxeff.typing import Array, PRNGKey
+
+_THREEFRY = extended.threefry_prng_impl
+_WIDTHS = {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32}
+
+
+def of_part(key: PRNGKey, part: Array) -> PRNGKey:
+    """Returns a key that draws for one of equal parts of a batch.
+
+    Args:
+      key: of the whole batch.
+      part: number of the part, from 0.
+
+    Returns:
+      the key; of another generator than threefry one that has no more in common with those of the
+      other parts.
+    """
+    counts: Any = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+    if not counts or str(jax.random.key_impl(key)) != _THREEFRY.name:
+        return jax.random.fold_in(key, part)
+    words = jnp.append(jax.random.key_data(key), jnp.asarray(part, jnp.uint32))
+    return jax.random.wrap_key_data(words, impl=_IMPLEMENTATION)
+
+
+def _seed(seed: Array) -> Array:
+    return jnp.append(_THREEFRY.seed(seed), jnp.uint32(0))
+
+
+def _split(words: Array, shape: tuple[int, ...]) -> Array:
+    keys = _THREEFRY.split(words[:2], shape)
+    return jnp.concatenate([keys, jnp.broadcast_to(words[2:], (*shape, 1))], axis=-1)
+
+
+def _fold_in(words: Array, data: Any) -> Array:
+    return jnp.append(_THREEFRY.fold_in(words[:2], data), words[2])
+
+
+def _bits(words: Array, width: int, shape: tuple[int, ...]) -> Array:
+    if width == 64:
+        high, low = (_bits(_fold_in(words, i), 32, shape).astype(jnp.uint64) for i in (0, 1))
+        return (high << 32) | low
+    size = math.prod(shape)
+    count = words[2] * jnp.uint32(size) + jax.lax.iota(jnp.uint32, size)
+    # Entries are counted in two words, of which the upper is 0 up to 2^32 numbers.
+    found = extended.threefry_2x32(words[:2], jnp.concatenate([jnp.zeros_like(count), count]))
+    drawn = found[:size] ^ found[size:]
+    return drawn.reshape(shape).astype(_WIDTHS[width])
+
+
+_IMPLEMENTATION: Any = extended.define_prng_impl(
+    key_shape=(3,), seed=_seed, split=_split, random_bits=_bits, fold_in=_fold_in,
+    name="threefry of a part", tag="tfp",
+)  # fmt: skip
