@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import math
 import os
 import tempfile
 import zipfile
@@ -80,22 +81,30 @@ def gunzipped(path: Path, limit: int) -> bytes:
     return content
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of an npz file, whose headers are compared with its size before reading.
+def read_npz(path: Path, limit: int) -> dict[str, np.ndarray]:
+    """Returns the arrays of an npz file, whose headers are read before any memory is taken.
+
+    Args:
+      path: the file.
+      limit: bytes that all arrays together may have.
 
     Raises:
-      DataError: it is damaged, holds objects, or an array is larger than what is stored.
+      DataError: it is damaged, holds objects, or an array is larger than it should or than what is
+        stored.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            found = {}
+            found, total = {}, 0
             for entry in archive.infolist():
                 with archive.open(entry) as file:
                     shape, dtype = _npy_header(file)
-                size = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
-                # Deflate makes nothing smaller than by a factor of 1032.
-                if size > entry.file_size or entry.file_size > 1032 * entry.compress_size + 1024:
-                    raise ValueError(f"{entry.filename} claims {size} bytes that are not there")
+                size = math.prod(map(int, shape)) * dtype.itemsize
+                total += size
+                if size > entry.file_size or total > limit:
+                    raise ValueError(
+                        f"{entry.filename} claims {size} bytes, of {entry.file_size} stored and "
+                        f"{limit} expected"
+                    )
                 with archive.open(entry) as file:
                     value = np.lib.format.read_array(file, allow_pickle=False)
                 found[entry.filename.removesuffix(".npy")] = value
