@@ -10,7 +10,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -146,6 +146,27 @@ def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+def replace_all(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Writes files into a folder, made if need be; none takes its place before all are written.
+
+    Args:
+      folder: the folder.
+      contents: by name.
+
+    Raises:
+      OSError: they cannot be written; files that were there are as before.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as private:
+        for name, content in contents.items():
+            with (Path(private) / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for name in contents:
+            os.replace(Path(private) / name, folder / name)
 
 
 def npz_bytes(**arrays: np.ndarray) -> bytes:

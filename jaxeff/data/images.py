@@ -123,13 +123,13 @@ def image_dataset(
         request.split_seed,
         request.calibration_fraction,
     )
-    if not len(train):
-        both = f" and calibration_fraction={request.calibration_fraction}"
-        raise ConfigError(
-            f"config.data.validation_fraction={request.validation_fraction}"
-            f"{both if request.calibration_fraction else ''} leaves no train example of "
-            f"{len(arrays.train_labels)}"
-        )
+    request.require_parts(
+        name,
+        len(arrays.train_labels),
+        train=len(train),
+        validation=len(validation),
+        calibration=len(calibration),
+    )
     if request.augment is not None and request.view is not None:
         raise ConfigError(
             f"config.data.augment changes images, but config.data.view reads them as sequences "

@@ -59,7 +59,7 @@ class SeriesSplit(Split):
 
 
 def stratified_indices(
-    labels: np.ndarray, fraction: float, seed: int
+    labels: np.ndarray, fraction: float, seed: int, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the sorted train and validation rows, with each class shared out by ``fraction``.
 
@@ -71,15 +71,24 @@ def stratified_indices(
       labels: integers [examples].
       fraction: share of the validation rows, in [0, 1).
       seed: seed of the permutation.
+      groups: integers [examples]; rows of one group stay on one side, that of the first. The shares
+        are then of the groups. None has every row on its own.
     """
+    if groups is not None:
+        _, first, member = np.unique(groups, return_index=True, return_inverse=True)
+        # Groups in the order of their first rows: without copies they are the rows.
+        order = np.argsort(first)
+        held_out = stratified_indices(labels[first[order]], fraction, seed)[1]
+        chosen = np.isin(member, order[held_out])
+        return np.flatnonzero(~chosen), np.flatnonzero(chosen)
     classes, codes = np.unique(labels, return_inverse=True)
     shares = fraction * np.bincount(codes)
     held_out = np.floor(shares).astype(np.int64)
     missing = round(fraction * len(labels)) - held_out.sum()
     held_out[np.argsort(held_out - shares, kind="stable")[:missing]] += 1
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(labels))
-    chosen = [order[codes[order] == i][: held_out[i]] for i in range(len(classes))]
-    validation = np.sort(np.concatenate(chosen))
+    rows = [order[codes[order] == i][: held_out[i]] for i in range(len(classes))]
+    validation = np.sort(np.concatenate(rows))
     return np.setdiff1d(np.arange(len(labels)), validation), validation
 
 
@@ -162,11 +171,7 @@ def _dataset(
     rows, held_out = stratified_indices(
         train.labels, request.validation_fraction, request.split_seed
     )
-    if not len(rows):
-        raise ConfigError(
-            f"config.data.validation_fraction={request.validation_fraction} leaves no train example"
-            f" of {len(train.labels)}"
-        )
+    request.require_parts(name, len(train.labels), train=len(rows), validation=len(held_out))
     parts = standardize([train.series, test.series], [train.series[i] for i in rows], normalize)
     lengths = np.concatenate([train.lengths, test.lengths])
     values = pad([*parts[0], *parts[1]], length)

@@ -186,6 +186,13 @@ def modelnet10(
     train, validation, calibration = split_indices(
         len(labels), request.validation_fraction, request.split_seed, request.calibration_fraction
     )
+    request.require_parts(
+        "modelnet10",
+        len(labels),
+        train=len(train),
+        validation=len(validation),
+        calibration=len(calibration),
+    )
     rows = {"train": train, "validation": validation}
     rows |= {"calibration": calibration} if request.calibration_fraction else {}
     parts = {name: (images[index], labels[index]) for name, index in rows.items()}

@@ -16,6 +16,7 @@ import optax
 from jaxeff import data
 from jaxeff.errors import ConfigError
 from jaxeff.models import MODELS
+from jaxeff.models.base import check_symbols
 from jaxeff.train import analyses, check, objectives, optim
 from jaxeff.train.algorithms import ALGORITHMS, Algorithm, Task, Trained
 from jaxeff.train.parallel import DeviceMap
@@ -156,6 +157,8 @@ def _task(dataset: data.Dataset, batch_size: int) -> Task:
 def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset) -> None:
     """Traces the model on abstract values, so that a misfit shows before anything is compiled."""
     example = jax.ShapeDtypeStruct((1, *dataset.input_shape), dataset.input_dtype)
+    if np.issubdtype(dataset.input_dtype, np.integer):
+        check_symbols(model, dataset.vocabulary, dataset.name, len(dataset.input_shape) > 1)
 
     def outputs(x):
         state = algorithm.init_state(jax.random.key(0), x)

@@ -304,5 +304,7 @@ def test_a_failed_download_is_one_sentence(tmp_path, monkeypatch, members, retur
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, monkeypatch):
     fake_pip(monkeypatch, {})
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"cannot put files .* set --config\.data\.dir or JAXEFF"):
+    with pytest.raises(
+        DataError, match=r"is a file, not a folder of data; set --config\.data\.dir"
+    ):
         load(tmp_path / "file", download=True)
