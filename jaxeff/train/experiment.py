@@ -65,7 +65,7 @@ class Experiment:
         """Returns the replicated training state before the first step."""
 
         def init(example):
-            state = self.algorithm.init_state(jax.random.key(self.config.seed), example)
+            state = self.algorithm.init_state(key_of(self.config.seed), example)
             carry = self.initial_carry("train", self.config.train.batch_size)
             return state.replace(carry=carry)  # type: ignore[attr-defined]
 
@@ -79,6 +79,14 @@ class Experiment:
         jitted = jax.jit(made, out_shardings=self.devices.replicated)
         weights = jax.device_get(traced.consts)
         return jax.tree.unflatten(jax.tree.structure(shapes), jitted(weights, self.example))
+
+
+def key_of(seed: int) -> jax.Array:
+    """Returns the key of a seed of any size; JAX alone reads the lowest 32 bits."""
+    key = jax.random.key(seed & 0xFFFFFFFF)
+    while seed := seed >> 32:
+        key = jax.random.fold_in(key, seed & 0xFFFFFFFF)
+    return key
 
 
 def build(
@@ -100,6 +108,12 @@ def build(
     devices.check_batch(config.eval.batch_size, "eval.batch_size")
     fields = config.data.to_dict()
     dataset = data.load(fields.pop("name"), **fields)
+    examples = len(dataset.splits["train"])
+    if config.train.batch_size > examples:
+        raise ConfigError(
+            f"config.train.batch_size={config.train.batch_size} is more than the {examples} "
+            f"training examples of data '{dataset.name}'; choose at most as many"
+        )
     objective = objectives.build(config.objective.to_dict(), dataset.task, config.algorithm.name)
     model = MODELS.build(config.model, "model", num_outputs=_width(objective, dataset))
     algorithm = ALGORITHMS.build(
