@@ -12,7 +12,7 @@ import gzip
 import math
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +60,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         raise DataError(f"{path}: cannot be read ({error})") from None
 
 
-def _read(path: Path, file: IO[bytes], dimensions: int, header: int) -> np.ndarray:
+def _read(path: Path, file: Any, dimensions: int, header: int) -> np.ndarray:
     start = file.read(header)
     if start[:4] != bytes([0, 0, 8, dimensions]):
         raise DataError(
