@@ -80,7 +80,10 @@ def test_what_is_wrong_is_one_sentence(values, options, words):
 @pytest.mark.parametrize(
     ("fraction", "words"),
     [
-        (1e-9, r"validation_fraction=1e-09 of the 20 examples of 'mine' is none; give at least 0.05"),
+        (
+            1e-9,
+            r"validation_fraction=1e-09 of the 20 examples of 'mine' is none; give at least 0.05",
+        ),
         (0.99, "leaves no train example of 20"),
         (float("nan"), "must be at least 0 and below 1"),
         (1.0, "must be at least 0 and below 1"),
@@ -100,7 +103,8 @@ def test_fractions_are_compared_together():
         from_arrays("mine", request, (IMAGES[:20], LABELS), (IMAGES[20:], TEST_LABELS))
 
 
-def series(labels=LABELS.astype(np.int32), values=SERIES.astype(np.float32)):
+def series(labels=LABELS, values=None):
+    values = SERIES.astype(np.float32) if values is None else values
     splits = {p: SeriesSplit(values, labels, np.arange(4)) for p in ("train", "validation", "test")}
     return Dataset("own", "classification", 3, 3, (6, 2), splits, "own")
 
