@@ -28,9 +28,10 @@ def data_dir(dir: str = "") -> Path:
     Raises:
       DataError: it is a file, or under an unknown home folder.
     """
-    named = os.environ.get("JAXEFF_DATA_DIR", "")
     try:
-        path = expanded(dir or named or "~/.cache/jaxeff/data").absolute()
+        path = expanded(
+            dir or os.environ.get("JAXEFF_DATA_DIR", "") or "~/.cache/jaxeff/data"
+        ).absolute()
     except (DataError, OSError) as error:
         raise DataError(
             f"{error}; name the folder of the data in --config.data.dir or JAXEFF_DATA_DIR"
@@ -45,7 +46,7 @@ def data_dir(dir: str = "") -> Path:
     if not is_folder:
         raise DataError(
             f"{path}: {'' if place == path else f'{place} '}is a file, not a folder of data; set "
-            f"{'--config.data.dir' if dir or not named else 'JAXEFF_DATA_DIR'} to a folder"
+            "--config.data.dir or JAXEFF_DATA_DIR to a folder"
         )
     return path
 
