@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxeff.data import counter_rng, paths
-from jaxeff.data.base import DATASETS, Dataset, Request
+from jaxeff.data.base import DATASETS, Dataset, Request, require_memory
 from jaxeff.data.decode import resized
 from jaxeff.data.files import is_companion, walk
 from jaxeff.data.images import ImageArrays, image_dataset
@@ -195,6 +195,7 @@ def image_folder(
     """
     if size < 1:
         raise ConfigError(f"config.data.size must be at least 1, not {size}")
+    require_memory("size", 12 * size**2)
     train, test = _parts(request, subfolder)
     files, labels, names = list_images(train)
     test_files, test_labels, _ = list_images(test, names)

@@ -174,7 +174,21 @@ def test_places_that_are_no_folders(tmp_path, monkeypatch, name, words):
     assert "JAXEFF_DATA_DIR" in str(caught.value)
 
 
-def test_home_is_not_needed_where_a_folder_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "field", "options"),
+    [
+        ("copy", "length", {}),
+        ("image_folder", "size", {}),
+        ("digits", "padded_length", {"view": "noise_padded_rows"}),
+        ("posed_images", "size", {}),
+    ],
+)
+def test_sizes_beyond_the_memory_are_refused(name, field, options):
+    with pytest.raises(UserError, match=rf"config\.data\.{field} asks for .* GiB, more than"):
+        data.load(name, **options, **{field: 10**12})
+
+
+def test_an_unknown_home_is_one_sentence(monkeypatch):
     def unknown(self):
         raise RuntimeError("Could not determine home directory.")
 
