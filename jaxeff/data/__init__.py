@@ -21,6 +21,7 @@ from jaxeff.data import (
     text,
     voxels,
 )
+from jaxeff.data.arrays import from_arrays
 from jaxeff.data.base import DATASETS, Dataset, Request, Split
 from jaxeff.data.loading import load
 from jaxeff.data.pipeline import eval_batches, make_train_iterator, padded_size
@@ -35,6 +36,7 @@ __all__ = [
     "cifar",
     "digits",
     "eval_batches",
+    "from_arrays",
     "idx",
     "image_folder",
     "load",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxeff.data import counter_rng
-from jaxeff.errors import ConfigError
+from jaxeff.data import counter_rng, files
+from jaxeff.errors import ConfigError, DataError
 from jaxeff.registry import Registry
 
 if TYPE_CHECKING:
@@ -56,8 +56,46 @@ class Request:
                 raise ConfigError(
                     f"config.data.{field} must be at least 0 and below 1, not {value}"
                 )
+        if self.validation_fraction + self.calibration_fraction >= 1:
+            raise ConfigError(
+                f"config.data.validation_fraction={self.validation_fraction} and "
+                f"calibration_fraction={self.calibration_fraction} must be below 1 together"
+            )
         if self.split_seed < 0:
             raise ConfigError(f"config.data.split_seed must not be negative, not {self.split_seed}")
+
+    def require_parts(
+        self,
+        name: str,
+        examples: int,
+        *,
+        train: int,
+        validation: int,
+        calibration: int | None = None,
+    ) -> None:
+        """Raises ConfigError where a fraction leaves a part empty that it asks for.
+
+        Args:
+          name: of the data set.
+          examples: that were shared out.
+          train: examples of the train part; the others alike.
+          validation: held out.
+          calibration: set aside; None for a data set that has no such part.
+        """
+        counts = {"validation": validation, "calibration": calibration}
+        for part, count in counts.items():
+            fraction = getattr(self, f"{part}_fraction")
+            if fraction and count == 0:
+                raise ConfigError(
+                    f"config.data.{part}_fraction={fraction:g} of the {examples} examples of "
+                    f"'{name}' is none; give at least {1 / examples:.2g}, or 0 for no such part"
+                )
+        if not train:
+            both = f" and calibration_fraction={self.calibration_fraction}"
+            raise ConfigError(
+                f"config.data.validation_fraction={self.validation_fraction}"
+                f"{both if self.calibration_fraction else ''} leaves no train example of {examples}"
+            )
 
     def refuse_view(self, name: str) -> None:
         """Raises ConfigError if a view was asked of a data set that has no images."""
@@ -241,13 +279,14 @@ class Dataset:
         (of the inputs; labels are not trained on).
       num_classes: number of classes; 0 for regression and reconstruction.
       num_outputs: width of a model's output: the classes, or the regressed values.
-      input_shape: shape of one example: [time, features], [height, width, channels], or [time] for
-        symbols.
+      input_shape: shape of one example: [time, features], [height, width, channels], [time] for
+        symbols, or [time, 2] for tokens and their types.
       splits: "train", "validation", "test" and, where one is asked for, "calibration"; no example
         is in two of them.
       description: one line that says source, sizes and view.
       class_names: names of the classes, or ().
       input_dtype: numpy's name of the inputs' type, "float32", or "int32" for symbols.
+      vocabulary: rows that a table of the symbols needs; 0 where inputs are no symbols.
     """
 
     name: str
@@ -259,6 +298,29 @@ class Dataset:
     description: str
     class_names: tuple[str, ...] = ()
     input_dtype: str = "float32"
+    vocabulary: int = 0
+
+
+def require_memory(field: str, size: int) -> None:
+    """Raises ConfigError where an array that a field asks for is larger than the machine's memory.
+
+    Args:
+      field: of ``config.data``.
+      size: of the array, in bytes.
+    """
+    memory = files.memory_bytes()
+    if size > memory:
+        raise ConfigError(
+            f"config.data.{field} asks for {size / 2**30:.3g} GiB, more than the "
+            f"{memory / 2**30:.3g} GiB of memory; choose it smaller"
+        )
+
+
+def require_examples(name: str, counts: Mapping[str, int]) -> None:
+    """Raises DataError where a part of a data set has no examples."""
+    for part, count in counts.items():
+        if not count:
+            raise DataError(f"{name}: the {part} part has no examples")
 
 
 def sizes(splits: dict[str, Any]) -> str:

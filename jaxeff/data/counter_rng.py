@@ -24,9 +24,28 @@ def _mix(words: np.ndarray) -> np.ndarray:
     return words ^ (words >> np.uint64(31))
 
 
+def entropy(*words: int) -> np.random.SeedSequence:
+    """Returns numpy's seed of some numbers, each of any size.
+
+    Numpy reads a number above 32 bits as several, which other numbers could be as well: what is
+    above 32 bits therefore comes behind all of them, so that no two lists give one seed.
+    """
+    low, high = [word & 0xFFFFFFFF for word in words], [word >> 32 for word in words]
+    return np.random.SeedSequence(low + (_spread(high) if any(high) else []))
+
+
+def _spread(high: list[int]) -> list[int]:
+    """Returns numbers as words of 32 bits, each after their count."""
+    found = []
+    for word in high:
+        parts = [(word >> shift) & 0xFFFFFFFF for shift in range(0, word.bit_length(), 32)]
+        found += [len(parts), *parts]
+    return found
+
+
 def example_keys(seed: int, stream: int, indices: np.ndarray) -> np.ndarray:
     """Returns the keys of examples ``indices`` in the stream ``(seed, stream)``, uint64 [batch]."""
-    base = np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)
+    base = entropy(seed, stream).generate_state(1, np.uint64)
     return _mix(base + (indices.astype(np.uint64) + np.uint64(1)) * _GAMMA)
 
 

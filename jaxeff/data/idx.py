@@ -12,11 +12,13 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxeff.data import paths, prepared
 from jaxeff.data.base import DATASETS, Dataset, Request
+from jaxeff.data.files import memory_bytes
 from jaxeff.data.images import ImageArrays, image_dataset
 from jaxeff.errors import DataError
 
@@ -48,29 +50,39 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     Raises:
       DataError: the file cannot be read, is not IDX of bytes, or is too short or too long.
     """
+    header = 4 + 4 * dimensions
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return _read(path, file, dimensions, header)
     except EOFError:
         raise DataError(f"{path}: the compressed file is truncated; fetch it again") from None
     except (OSError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
-    header = 4 + 4 * dimensions
-    if content[:4] != bytes([0, 0, 8, dimensions]):
+
+
+def _read(path: Path, file: Any, dimensions: int, header: int) -> np.ndarray:
+    start = file.read(header)
+    if start[:4] != bytes([0, 0, 8, dimensions]):
         raise DataError(
-            f"{path}: bad magic number {content[:4].hex() or 'of an empty file'}, expected"
+            f"{path}: bad magic number {start[:4].hex() or 'of an empty file'}, expected"
             f" 000008{dimensions:02x} (IDX, unsigned bytes, {dimensions} dimensions)"
         )
-    if len(content) < header:
+    if len(start) < header:
         raise DataError(f"{path}: truncated in its header of {header} bytes")
-    shape = tuple(int(n) for n in np.frombuffer(content, ">u4", dimensions, 4))
-    expected, found = math.prod(shape), len(content) - header
-    if found != expected:
-        fault = "truncated" if found < expected else "too long"
-        shown = "x".join(map(str, shape))
-        raise DataError(f"{path}: {fault}, {found} bytes of data for {shown} = {expected}")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    shape = tuple(int(n) for n in np.frombuffer(start, ">u4", dimensions, 4))
+    expected, shown = math.prod(shape), "x".join(map(str, shape))
+    # Deflate makes nothing smaller than by a factor of 1032.
+    size = path.stat().st_size
+    most = 1032 * size if path.suffix == ".gz" else size - header
+    if expected > most:
+        raise DataError(f"{path}: truncated, {most} bytes of data for {shown} = {expected}")
+    if expected > memory_bytes():
+        raise DataError(f"{path}: {shown} = {expected} bytes are more than the machine's memory")
+    content = file.read(expected + 1)
+    if len(content) != expected:
+        fault = "truncated" if len(content) < expected else "too long"
+        raise DataError(f"{path}: {fault}, {len(content)} bytes of data for {shown} = {expected}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def find_idx(folders: list[Path]) -> dict[str, Path] | None:
@@ -83,7 +95,9 @@ def find_idx(folders: list[Path]) -> dict[str, Path] | None:
         found = {
             part: path
             for part, stem in FILES.items()
-            for path in (folder / f"{stem}.gz", folder / stem)
+            # The last that is there is taken; some copies have a dot before "idx".
+            for name in (stem.replace("-idx", ".idx"), stem)
+            for path in (folder / f"{name}.gz", folder / name)
             if path.is_file()
         }
         if found and len(found) < len(FILES):

@@ -1,6 +1,12 @@
 """Images in folders, one folder per class, decoded whenever they are taken: ImageNet and its like.
 
-    DIR/train/CLASS/*.jpeg   DIR/val/CLASS/*.jpeg
+    DIR/train/CLASS/*.jpeg            DIR/val/CLASS/*.jpeg
+    DIR/imagenet/train/CLASS/*.jpeg   DIR/imagenet/val/CLASS/*.jpeg
+
+``DIR`` is ``config.data.dir``, ``imagenet`` is ``config.data.subfolder``; the second is looked for
+first, and the first only where ``config.data.dir`` is set. Images may lie deeper in the folder of
+their class. Hidden files and folders, and those that systems and archives make (``__MACOSX``,
+``@eaDir``), are passed over.
 
 References:
   O. Russakovsky et al. ImageNet Large Scale Visual Recognition Challenge. IJCV, 2015.
@@ -17,11 +23,16 @@ from pathlib import Path
 import numpy as np
 
 from jaxeff.data import counter_rng, paths
-from jaxeff.data.base import DATASETS, Dataset, Request
+from jaxeff.data.base import DATASETS, Dataset, Request, require_memory
+from jaxeff.data.decode import resized
+from jaxeff.data.files import is_companion, walk
 from jaxeff.data.images import ImageArrays, image_dataset
 from jaxeff.errors import ConfigError, DataError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".j2k", ".avif"),
+)
 #: Mean and deviation of ImageNet's channels, as shares of white; those of most published recipes.
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CENTRE = 0.875  # share of the shorter side that evaluation sees
@@ -69,7 +80,7 @@ class DecodedImages:
         out = np.empty((len(rows), *self.shape[1:]), np.uint8)
 
         def one(i: int) -> None:
-            out[i] = _resized(str(self._files[rows[i]]), size, functools.partial(box_of, i))
+            out[i] = resized(str(self._files[rows[i]]), size, functools.partial(box_of, i))
 
         list(_threads().map(one, range(len(rows))))
         return out
@@ -102,26 +113,6 @@ def random_box(drawn: np.ndarray, width: int, height: int, smallest: float) -> t
     return float(x), float(y), float(x + w), float(y + h)
 
 
-def _resized(path: str, size: int, box_of) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            # A JPEG can be decoded at an eighth, quarter or half of its size at once.
-            whole = image.size
-            box = np.asarray(box_of(*whole))
-            share = min(box[2] - box[0], box[3] - box[1]) / size
-            if share > 1:
-                image.draft("RGB", (int(whole[0] / share), int(whole[1] / share)))
-            scale = np.tile(np.divide(image.size, whole), 2)
-            pixels = image.convert("RGB").resize(
-                (size, size), Image.Resampling.BICUBIC, tuple(box * scale), reducing_gap=2.0
-            )
-            return np.asarray(pixels)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as an image ({error}); remove it") from None
-
-
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count())
@@ -135,9 +126,13 @@ def list_images(folder: Path, classes: Sequence[str] = ()) -> tuple[list[str], n
       classes: names whose numbers are the labels; () takes the folders' in their order.
 
     Raises:
-      DataError: there is no class, an unknown one, or no image.
+      DataError: there is no class, an unknown one, or one without images; it is named.
     """
-    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    try:
+        entries = [entry for entry in folder.iterdir() if not is_companion(entry.name)]
+        found = sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror})") from None
     names = list(classes) or found
     unknown = sorted(set(found) - set(names))
     if unknown:
@@ -145,15 +140,38 @@ def list_images(folder: Path, classes: Sequence[str] = ()) -> tuple[list[str], n
             f"{folder}: class '{unknown[0]}' is not among the {len(names)} of the training images; "
             "give both parts the same folders"
         )
-    files, labels = [], []
+    files, labels, empty = [], [], []
     for label, name in enumerate(names):
-        inside = sorted(folder.joinpath(name).glob("*"))
-        images = [str(path) for path in inside if path.suffix.lower() in EXTENSIONS]
-        files += images
-        labels += [label] * len(images)
+        inside = [str(p) for p in walk(folder / name) if p.suffix.lower() in EXTENSIONS]
+        files += inside
+        labels += [label] * len(inside)
+        empty += [] if inside else [name]
     if not files:
         raise DataError(f"{folder}: no images in folders of classes ({', '.join(EXTENSIONS)})")
+    if empty:
+        more = f" (and {len(empty) - 1} other classes)" if len(empty) > 1 else ""
+        raise DataError(
+            f"{folder / empty[0]}: no images of class '{empty[0]}'{more} "
+            f"({', '.join(EXTENSIONS)}); add some, or remove the class from both parts"
+        )
     return files, np.asarray(labels), names
+
+
+def _parts(request: Request, subfolder: str) -> tuple[Path, Path]:
+    """Returns the folders of training and of test images.
+
+    Raises:
+      DataError: they are not there.
+    """
+    roots = paths.folders(request.dir, subfolder)
+    for root in roots:
+        tests = [root / name for name in ("val", "validation", "test") if (root / name).is_dir()]
+        if (root / "train").is_dir() and tests:
+            return root / "train", tests[0]
+    raise DataError(
+        f"{' and '.join(map(str, roots))} has no folders 'train' and 'val' with a folder of images "
+        "per class; put them there, or set --config.data.dir and --config.data.subfolder"
+    )
 
 
 @DATASETS.register("image_folder")
@@ -167,30 +185,26 @@ def image_folder(
     Args:
       request: what was asked for.
       normalize: "unit", or "standard" by ImageNet's channels.
-      subfolder: where ``train`` and ``val`` are, below the data directory.
+      subfolder: where ``train`` and ``val`` are, below the data directory; where they are not
+        there, they are looked for in ``config.data.dir`` itself.
       size: side in pixels.
 
     Raises:
       ConfigError: an impossible size.
-      DataError: a folder is missing or has no images.
+      DataError: a folder is missing, or a class has no images.
     """
     if size < 1:
         raise ConfigError(f"config.data.size must be at least 1, not {size}")
-    root = paths.data_dir(request.dir) / subfolder
-    parts = [root / name for name in ("val", "validation", "test") if (root / name).is_dir()]
-    if not (root / "train").is_dir() or not parts:
-        raise DataError(
-            f"{root} has no folders 'train' and 'val' with a folder of images per class; put them "
-            "there, or set --config.data.dir and --config.data.subfolder"
-        )
-    files, labels, names = list_images(root / "train")
-    test_files, test_labels, _ = list_images(parts[0], names)
+    require_memory("size", 12 * size**2)
+    train, test = _parts(request, subfolder)
+    files, labels, names = list_images(train)
+    test_files, test_labels, _ = list_images(test, names)
     arrays = ImageArrays(
         DecodedImages(files, size),  # type: ignore[arg-type]
         labels,
         DecodedImages(test_files, size),  # type: ignore[arg-type]
         test_labels,
-        str(root),
+        str(train.parent),
         moments=(255 * np.array(MEAN), 255 * np.array(DEVIATION)),
     )
     return image_dataset(

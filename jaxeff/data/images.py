@@ -96,6 +96,26 @@ def affine(
     return scale.astype(np.float32), (-mean * scale).astype(np.float32)
 
 
+def check_labels(where: str, labels: np.ndarray, examples: int) -> None:
+    """Raises DataError unless labels are one integer for each example."""
+    kind = getattr(labels, "dtype", type(labels).__name__)
+    if getattr(kind, "kind", "") not in ("i", "u") or labels.shape != (examples,):
+        raise DataError(
+            f"{where} has labels of {kind}, shape {np.shape(labels)}, for {examples} examples; "
+            "give integers, one for each, such as labels.astype(np.int32)"
+        )
+
+
+def check_images(where: str, images: np.ndarray) -> None:
+    """Raises DataError unless images are bytes ``[examples, height, width, channels]``."""
+    kind = getattr(images, "dtype", np.dtype(np.uint8))  # decoded ones have no type of their own
+    if kind != np.uint8 or len(images.shape) != 4:
+        raise DataError(
+            f"{where} has images of {kind}, shape {tuple(images.shape)}; give uint8 [examples, "
+            "height, width, channels], values in [0, 1] by (255 * images).round().astype(np.uint8)"
+        )
+
+
 def image_dataset(
     name: str,
     arrays: ImageArrays,
@@ -110,26 +130,38 @@ def image_dataset(
 
     Raises:
       ConfigError: an impossible field.
-      DataError: a label outside [0, num_classes), or an empty part.
+      DataError: images that are not bytes, labels that are not one integer for each, a label
+        outside [0, num_classes), or an empty part.
     """
-    for part, labels in (("train", arrays.train_labels), ("test", arrays.test_labels)):
+    for part, images, labels in (
+        ("train", arrays.train_images, arrays.train_labels),
+        ("test", arrays.test_images, arrays.test_labels),
+    ):
+        where = f"{name}: the {part} part of {arrays.origin}"
         if not len(labels):
-            raise DataError(f"{name}: the {part} part of {arrays.origin} has no examples")
+            raise DataError(f"{where} has no examples")
+        check_labels(where, labels, len(images))
+        check_images(where, images)
         if labels.min() < 0 or labels.max() >= num_classes:
             raise DataError(f"{name}: {arrays.origin} has a label outside 0..{num_classes - 1}")
+    if arrays.train_images.shape[1:] != arrays.test_images.shape[1:]:
+        raise DataError(
+            f"{name}: {arrays.origin} has train images of shape {arrays.train_images.shape[1:]}, "
+            f"but test images of shape {arrays.test_images.shape[1:]}"
+        )
     train, validation, calibration = split_indices(
         len(arrays.train_labels),
         request.validation_fraction,
         request.split_seed,
         request.calibration_fraction,
     )
-    if not len(train):
-        both = f" and calibration_fraction={request.calibration_fraction}"
-        raise ConfigError(
-            f"config.data.validation_fraction={request.validation_fraction}"
-            f"{both if request.calibration_fraction else ''} leaves no train example of "
-            f"{len(arrays.train_labels)}"
-        )
+    request.require_parts(
+        name,
+        len(arrays.train_labels),
+        train=len(train),
+        validation=len(validation),
+        calibration=len(calibration),
+    )
     if request.augment is not None and request.view is not None:
         raise ConfigError(
             f"config.data.augment changes images, but config.data.view reads them as sequences "

@@ -6,11 +6,13 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from jaxeff.annotations import check_types
 from jaxeff.data.augment import Augmentation
 from jaxeff.data.base import DATASETS, Dataset, Request
 from jaxeff.data.views import VIEWS
-from jaxeff.errors import ConfigError
+from jaxeff.errors import ConfigError, DataError
 from jaxeff.registry import closest
 
 
@@ -81,12 +83,52 @@ def load(
         dir, built, label, validation_fraction, split_seed, download, changes, calibration_fraction
     )
     dataset = DATASETS[name](request, **{k: v for k, v in options.items() if k in factory})
+    _check(name, dataset)
     if calibration_fraction and "calibration" not in dataset.splits:
         raise ConfigError(
             f"config.data.calibration_fraction: data set '{name}' has no calibration split; leave "
             "it at 0"
         )
     return dataset
+
+
+def _check(name: str, dataset: Dataset) -> None:
+    """Raises DataError for a data set, a user's own for example, that is not what it says.
+
+    Its first example is looked at; one that cannot be read is named when it is trained on.
+    """
+    if not isinstance(dataset, Dataset):
+        raise DataError(
+            f"data set '{name}' is a {type(dataset).__name__}, not a jaxeff.data.Dataset"
+        )
+    for part in ("train", "validation", "test"):
+        if part not in dataset.splits:
+            raise DataError(f"data set '{name}' has no split '{part}'; give an empty one at least")
+    if not len(dataset.splits["train"]):
+        raise DataError(f"data set '{name}' has no training examples")
+    try:
+        batch = dataset.splits["train"].take(np.arange(1))
+    except DataError:
+        return
+    inputs, labels = batch["inputs"], batch["labels"]
+    if inputs.shape != (1, *dataset.input_shape) or inputs.dtype != dataset.input_dtype:
+        raise DataError(
+            f"data set '{name}' gives inputs of {inputs.dtype}, shape {inputs.shape[1:]}, but says "
+            f"{dataset.input_dtype}, shape {tuple(dataset.input_shape)}"
+        )
+    wanted: tuple[str, tuple[int, ...]] | None = {
+        "classification": ("integers", (1,)),
+        "tagging": ("integers", (1, dataset.input_shape[0])),
+        "regression": ("floats", (1, dataset.num_outputs)),
+    }.get(dataset.task)
+    if wanted is None:
+        return
+    kinds = "iu" if wanted[0] == "integers" else "f"
+    if labels.dtype.kind not in kinds or labels.shape != wanted[1]:
+        raise DataError(
+            f"data set '{name}' ({dataset.task}) gives labels of {labels.dtype}, shape "
+            f"{labels.shape[1:]}, for an example, but needs {wanted[0]}, shape {wanted[1][1:]}"
+        )
 
 
 def _keywords(function: Any) -> set[str]:

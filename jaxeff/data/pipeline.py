@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 import numpy as np
 
 from jaxeff.data.base import Split
-from jaxeff.data.counter_rng import example_keys
+from jaxeff.data.counter_rng import entropy, example_keys
 from jaxeff.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _part(batch_size: int, process_index: int, process_count: int) -> slice:
 
 def _generator(words: list[int], skip: int = 0) -> np.random.Generator:
     """Returns the generator of a seed, advanced by ``skip`` raw words (one per example)."""
-    bits = np.random.PCG64(np.random.SeedSequence(words))
+    bits = np.random.PCG64(entropy(*words))
     return np.random.Generator(bits.advance(skip))
 
 

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxeff.data import counter_rng
-from jaxeff.data.base import DATASETS, STREAMS, Dataset, Request, Split, sizes
+from jaxeff.data.base import (
+    DATASETS,
+    STREAMS,
+    Dataset,
+    Request,
+    Split,
+    require_memory,
+    sizes,
+)
 from jaxeff.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -174,6 +182,7 @@ def posed_dataset(
             f"config.data.size={size} is too small for images {shape} enlarged {scale} times; give "
             f"at least {round(scale * max(shape))}, half as much again if they are turned"
         )
+    require_memory("size", size ** len(shape) * 4)
     splits: dict[str, Split] = {
         part: PosedSplit(
             images, labels, size, scale, turn, translation, redraw, seed, STREAMS[part]
@@ -235,6 +244,8 @@ def posed_images(
     request.refuse_view("posed_images")
     if not 0 <= rotation <= 180:
         raise ConfigError(f"config.data.rotation must be in [0, 180] degrees, not {rotation}")
+    if test_examples < 0:
+        raise ConfigError(f"config.data.test_examples must not be negative, not {test_examples}")
     if base not in DATASETS:
         raise ConfigError(f"config.data.base: unknown data set '{base}'")
     found = DATASETS[base](request)

@@ -63,7 +63,7 @@ def load(
       name: key of `SOURCES`.
       length: tokens of an example, at most; the rest is cut off.
       tokenizer: a model whose tokeniser to use, see `jaxeff.data.model_folder.locate`; "" uses the
-        most frequent words of the train split. Texts of an example are joined by its separator.
+        most frequent words of the train split. Two texts of an example are a pair to it.
       vocabulary: so many of them.
 
     Raises:
@@ -98,7 +98,8 @@ def _read(builder: Any, part: str, fields: tuple[str, ...]) -> tuple[list[Any], 
     labels = np.array([example["label"] for example in examples], np.int32)
     if labels.min(initial=0) < 0:
         raise DataError(f"{Path(builder.data_dir)}: part '{part}' has examples without a label")
-    return [tuple(_text(example[field]) for field in fields) for example in examples], labels
+    texts = [tuple(_text(example[field]) for field in fields) for example in examples]
+    return [own if len(own) > 1 else own[0] for own in texts], labels
 
 
 def _text(value: Any) -> str:

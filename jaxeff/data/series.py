@@ -14,7 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from jaxeff.data import packaged, paths, series_files
-from jaxeff.data.base import DATASETS, STREAMS, Dataset, Request, Split, sizes
+from jaxeff.data.base import (
+    DATASETS,
+    STREAMS,
+    Dataset,
+    Request,
+    Split,
+    require_memory,
+    sizes,
+)
 from jaxeff.data.series_files import SeriesFile
 from jaxeff.errors import ConfigError, DataError
 
@@ -59,7 +67,7 @@ class SeriesSplit(Split):
 
 
 def stratified_indices(
-    labels: np.ndarray, fraction: float, seed: int
+    labels: np.ndarray, fraction: float, seed: int, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the sorted train and validation rows, with each class shared out by ``fraction``.
 
@@ -71,15 +79,24 @@ def stratified_indices(
       labels: integers [examples].
       fraction: share of the validation rows, in [0, 1).
       seed: seed of the permutation.
+      groups: integers [examples]; rows of one group stay on one side, that of the first. The shares
+        are then of the groups. None has every row on its own.
     """
+    if groups is not None:
+        _, first, member = np.unique(groups, return_index=True, return_inverse=True)
+        # Groups in the order of their first rows: without copies they are the rows.
+        order = np.argsort(first)
+        held_out = stratified_indices(labels[first[order]], fraction, seed)[1]
+        chosen = np.isin(member, order[held_out])
+        return np.flatnonzero(~chosen), np.flatnonzero(chosen)
     classes, codes = np.unique(labels, return_inverse=True)
     shares = fraction * np.bincount(codes)
     held_out = np.floor(shares).astype(np.int64)
     missing = round(fraction * len(labels)) - held_out.sum()
     held_out[np.argsort(held_out - shares, kind="stable")[:missing]] += 1
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(labels))
-    chosen = [order[codes[order] == i][: held_out[i]] for i in range(len(classes))]
-    validation = np.sort(np.concatenate(chosen))
+    rows = [order[codes[order] == i][: held_out[i]] for i in range(len(classes))]
+    validation = np.sort(np.concatenate(rows))
     return np.setdiff1d(np.arange(len(labels)), validation), validation
 
 
@@ -115,6 +132,7 @@ def check_normalize(normalize: str) -> None:
 
 def pad(series: list[np.ndarray], length: int) -> np.ndarray:
     """Returns series [time, channels] filled with zeros, float32 [examples, length, channels]."""
+    require_memory("length", len(series) * length * series[0].shape[1] * 4)
     padded = np.zeros((len(series), length, series[0].shape[1]), np.float32)
     for row, one in zip(padded, series, strict=True):
         row[: len(one)] = one
@@ -154,19 +172,20 @@ def _dataset(
     request.refuse_view(name)
     train_path, test_path, origin = find(archive_name, request)
     train, test = series_files.read_ts(train_path), series_files.read_ts(test_path)
-    if train.class_names != test.class_names:
-        raise DataError(f"{test_path}: has other classes than {train_path.name}")
+    if unknown := sorted(set(test.class_names) - set(train.class_names)):
+        raise DataError(
+            f"{test_path}: has other classes than {train_path.name}, such as '{unknown[0]}'"
+        )
+    # Labels are numbers in the file's own order of the classes.
+    order = np.array([train.class_names.index(name) for name in test.class_names], np.int32)
+    test = dataclasses.replace(test, labels=order[test.labels])
     if train.series[0].shape[1] != test.series[0].shape[1]:
         raise DataError(f"{test_path}: has another number of channels than {train_path.name}")
     length = _padded_length(archive_name, length, train, test)
     rows, held_out = stratified_indices(
         train.labels, request.validation_fraction, request.split_seed
     )
-    if not len(rows):
-        raise ConfigError(
-            f"config.data.validation_fraction={request.validation_fraction} leaves no train example"
-            f" of {len(train.labels)}"
-        )
+    request.require_parts(name, len(train.labels), train=len(rows), validation=len(held_out))
     parts = standardize([train.series, test.series], [train.series[i] for i in rows], normalize)
     lengths = np.concatenate([train.lengths, test.lengths])
     values = pad([*parts[0], *parts[1]], length)
@@ -194,6 +213,8 @@ def _dataset(
 
 
 def _padded_length(archive_name: str, length: int, train: SeriesFile, test: SeriesFile) -> int:
+    if length < 0:
+        raise ConfigError(f"config.data.length must not be negative, not {length}")
     longest = {"train": train.lengths.max(), "test": test.lengths.max()}
     part = max(longest, key=lambda part: longest[part])
     if length and length < longest[part]:

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxeff.data.files import read_text
 from jaxeff.errors import DataError
+
+_COMMENTS = ("#", "%")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,24 +39,24 @@ def read_ts(path: Path) -> SeriesFile:
     """Reads a ``.ts`` file of the UEA and UCR archives.
 
     A line is one example: the channels and last the class, separated by colons; a channel is its
-    values, separated by commas. Lines starting with ``#`` or ``%`` are comments, and lines starting
-    with ``@`` are the header, which ends with ``@data``.
+    values, separated by commas. Lines starting with ``#`` or ``%`` are comments wherever they are,
+    and lines starting with ``@`` are the header, whose words are parted by spaces or tabs, and
+    which ends with ``@data``.
 
     Raises:
       DataError: the file cannot be read, has no class labels or has time stamps, or a line is
         damaged, has a missing value or does not agree with the header.
     """
-    try:
-        # Old files have comments in other encodings; a letter spoilt in a value is found below.
-        lines = iter(enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    # Old files have comments in other encodings; a letter spoilt in a value is found below.
+    lines = iter(enumerate(read_text(path, errors="replace").split("\n"), 1))
     header = _read_header(path, lines)
     has_labels, *class_names = header.get("classlabel", "false").split() or ["false"]
     if has_labels.lower() != "true" or not class_names:
         raise DataError(f"{path}: has no class labels (@classLabel true ...)")
     if header.get("timestamps", "false").lower() == "true":
         raise DataError(f"{path}: has time stamps, which are not supported")
+    if len(set(class_names)) < len(class_names):
+        raise DataError(f"{path}: @classLabel names a class twice")
     codes = {name: code for code, name in enumerate(class_names)}
     univariate = header.get("univariate", "false").lower() == "true"
     channels = _count(path, header, "dimensions") or int(univariate)
@@ -62,7 +65,7 @@ def read_ts(path: Path) -> SeriesFile:
         length = _count(path, header, "serieslength")
     series, labels = [], []
     for number, line in lines:
-        if not line.strip() or line.startswith("#"):
+        if not line.strip() or line.lstrip().startswith(_COMMENTS):
             continue
         *values, label = line.strip().split(":")
         where = f"{path}: line {number}"
@@ -85,11 +88,13 @@ def read_ts(path: Path) -> SeriesFile:
 def _read_header(path: Path, lines: Iterator[tuple[int, str]]) -> dict[str, str]:
     header: dict[str, str] = {}
     for _, line in lines:
-        key, _, value = line.strip().partition(" ")
+        if not line.strip() or line.lstrip().startswith(_COMMENTS):
+            continue
+        key, *words = line.split()
         if key.lower() == "@data":
             return header
         if key.startswith("@"):
-            header[key[1:].lower()] = value.strip()
+            header[key[1:].lower()] = " ".join(words)
     raise DataError(f"{path}: has no line @data, so it is no .ts file or truncated")
 
 

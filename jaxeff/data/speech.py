@@ -35,6 +35,14 @@ def fix_length(audio: np.ndarray, samples: int) -> np.ndarray:
     return np.pad(audio[:samples], (0, max(0, samples - len(audio))))
 
 
+def check_clip(where: str, audio: np.ndarray) -> None:
+    """Raises DataError unless a clip is one channel of 16-bit samples."""
+    if audio.ndim != 1 or not len(audio):
+        raise DataError(f"{where} has samples of shape {audio.shape}, not of one channel")
+    if audio.min() < -(2**15) or audio.max() >= 2**15:
+        raise DataError(f"{where} has samples beyond 16 bits")
+
+
 def read(folder: Path, log_mel: LogMel) -> tuple[dict[str, tuple], tuple[str, ...]]:
     """Reads the features of every part of a prepared copy.
 
@@ -49,9 +57,9 @@ def read(folder: Path, log_mel: LogMel) -> tuple[dict[str, tuple], tuple[str, ..
       DataError: the copy is damaged, or has a format that needs TensorFlow.
     """
     with prepared.refusing(folder):
-        info = json.loads((folder / "dataset_info.json").read_text("utf-8"))
+        info = json.loads((folder / "dataset_info.json").read_text("utf-8-sig"))
         prepared.require_array_record(folder, info["fileFormat"])
-        class_names = tuple((folder / "label.labels.txt").read_text("utf-8").split())
+        class_names = tuple((folder / "label.labels.txt").read_text("utf-8-sig").split())
         counts = {part["name"]: sum(map(int, part["shardLengths"])) for part in info["splits"]}
         parts = {part: _read_part(folder, part, counts[part], log_mel) for part in PARTS}
     for part, (features, labels) in parts.items():
@@ -74,8 +82,8 @@ def _read_part(
             "label": tfds.features.Tensor(shape=(), dtype=np.int64),
         }
     )
-    files = sorted(map(str, folder.glob(f"*-{part}.array_record-*")))
-    source: Any = ArrayRecordDataSource(files) if files else []
+    shards = sorted(map(str, folder.glob(f"*-{part}.array_record-*")))
+    source: Any = ArrayRecordDataSource(shards) if shards else []
     if len(source) != count:
         raise ValueError(f"the {part} part has {len(source)} of {count} examples")
     features = np.empty((count, log_mel.num_frames(NUM_SAMPLES), log_mel.num_filters), np.float32)
@@ -83,6 +91,8 @@ def _read_part(
     for start in range(0, count, _BLOCK):
         rows = range(start, min(start + _BLOCK, count))
         examples = [schema.deserialize_example_np(r) for r in source.__getitems__(rows)]
+        for number, example in zip(rows, examples, strict=True):
+            check_clip(f"clip {number} of the {part} part", example["audio"])
         audio = np.stack([fix_length(example["audio"], NUM_SAMPLES) for example in examples])
         # 16-bit samples to [-1, 1), which gives the features' floor its meaning.
         features[rows.start : rows.stop] = log_mel(audio.astype(np.float32) / 2**15)

@@ -8,7 +8,16 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxeff.data import counter_rng
-from jaxeff.data.base import DATASETS, STREAMS, Dataset, GeneratedSplit, Request, Split, sizes
+from jaxeff.data.base import (
+    DATASETS,
+    STREAMS,
+    Dataset,
+    GeneratedSplit,
+    Request,
+    Split,
+    require_memory,
+    sizes,
+)
 from jaxeff.errors import ConfigError
 
 #: Symbols to remember in the copy task, and the steps in which they are shown and recalled.
@@ -127,6 +136,7 @@ def copy(
     request.refuse_view("copy")
     if length <= 2 * COPY_SYMBOLS:
         raise ConfigError(f"config.data.length must be above 20 for copy, not {length}")
+    require_memory("length", 4 * length * (COPY_MARKER + 1))
     counts = {"train": num_train, "validation": num_validation, "test": num_test}
     splits = _splits(counts, functools.partial(copy_batch, length=length), request.split_seed)
     classes = COPY_MARKER + 1

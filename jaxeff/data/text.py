@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxeff.data import packaged, paths
+from jaxeff.data import files, packaged, paths
 from jaxeff.data.base import DATASETS, STREAMS, Dataset, Request, Split, sizes
 from jaxeff.errors import ConfigError, DataError
 
@@ -100,12 +100,7 @@ def read_text(path: Path) -> str:
     Raises:
       DataError: the file cannot be read or is not UTF-8.
     """
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    return files.read_text(path)
 
 
 def read_bible(path: Path) -> str:
@@ -191,7 +186,7 @@ def text(
             f" validation_fraction={fraction} below 1"
         )
     if file:
-        origin, whole = file, read_text(Path(file).expanduser())
+        origin, whole = file, read_text(paths.expanded(file))
     else:
         origin, whole = f"King James Version ({REQUIREMENT})", read_bible(find_bible(request))
     used = whole[: max_characters or None]
@@ -222,4 +217,5 @@ def text(
     return Dataset(
         *("text", "tagging", symbols, symbols, (window,), splits, description, vocabulary.names),
         input_dtype="int32",
+        vocabulary=symbols,
     )

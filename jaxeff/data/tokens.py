@@ -12,14 +12,30 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxeff.errors import DataError
+from jaxeff.data import files
+from jaxeff.errors import ConfigError, DataError, UserError
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
 SEPARATORS = ("[SEP]", "</s>")
+
+#: One text, or the texts of one example, such as a premise and a hypothesis.
+Texts = str | Sequence[str]
+
+
+class Tokens(NamedTuple):
+    """One example as integers.
+
+    Attributes:
+      ids: the tokens.
+      types: which text each is of, as the tokeniser's template says: 0, or 1 in the second.
+    """
+
+    ids: list[int]
+    types: list[int]
 
 
 class Tokenizer(Protocol):
@@ -31,13 +47,67 @@ class Tokenizer(Protocol):
 
     @property
     def separator(self) -> str:
-        """What stands between two texts of one example."""
+        """What stands between two texts of one example that are given as one string."""
 
-    def encode(self, texts: Sequence[str], length: int) -> list[list[int]]:
-        """Returns the tokens of each text, at most ``length`` and at least one."""
+    @property
+    def size(self) -> int:
+        """Rows that a table of its tokens needs: the largest token and one."""
+
+    def typed(self, texts: Sequence[Texts], length: int) -> list[Tokens]:
+        """Returns tokens and types of each example, at most ``length`` and at least one.
+
+        Of two texts that are too long together, the longer one is cut off first.
+        """
+
+    def encode(self, texts: Sequence[Texts], length: int) -> list[list[int]]:
+        """Returns the tokens alone, see `typed`."""
 
     def __len__(self) -> int:
         """Returns the number of different tokens."""
+
+
+def checked(texts: Iterable[Any], where: str) -> list[Texts]:
+    """Returns texts as a list: strings, and tuples of strings for examples of several texts.
+
+    Args:
+      texts: the examples.
+      where: whose they are, for the message.
+
+    Raises:
+      DataError: a row is something else; it is named.
+    """
+    found: list[Texts] = []
+    for row, own in enumerate(texts):
+        parts = tuple(own) if isinstance(own, (tuple, list)) else (own,)
+        wrong: Any = next((part for part in parts if not isinstance(part, str)), parts)
+        if wrong is not parts or not parts:
+            kind = f"{wrong!r:.40} ({type(wrong).__name__})" if parts else "without a text"
+            raise DataError(
+                f"{where}: row {row} is {kind}; give a string, or a tuple of strings for a pair"
+            )
+        try:
+            "".join(parts).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{where}: row {row} holds half a character ({error.object[error.start]!r}); "
+                "decode the texts with errors='replace'"
+            ) from None
+        found.append(parts if len(parts) > 1 else parts[0])
+    return found
+
+
+def shortened(lengths: Sequence[int], total: int) -> list[int]:
+    """Returns how many tokens of each text are kept, at most ``total`` together.
+
+    The longest text is cut off first, as the library ``tokenizers`` does; what cannot be shared out
+    equally goes to the longest one, of equal ones to the last.
+    """
+    kept, room = [0] * len(lengths), total
+    ordered = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    for place, i in enumerate(ordered):
+        kept[i] = min(lengths[i], room // (len(lengths) - place))
+        room -= kept[i]
+    return kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +134,29 @@ class Words:
     def __len__(self) -> int:
         return len(self.names)
 
-    def encode(self, texts: Sequence[str], length: int) -> list[list[int]]:
-        """See `Tokenizer.encode`; a text without words is one unknown word."""
+    @property
+    def size(self) -> int:
+        """See `Tokenizer.size`."""
+        return len(self.names)
+
+    def typed(self, texts: Sequence[Texts], length: int) -> list[Tokens]:
+        """See `Tokenizer.typed`; a text without words is one unknown word, and all have type 0."""
         numbers: dict[str, int] = self._numbers  # type: ignore[attr-defined]
-        found = ([numbers.get(word, 1) for word in split_words(text)[:length]] for text in texts)
-        return [codes or [1] for codes in found]
+        found = []
+        for own in checked(texts, "texts"):
+            parts = [split_words(part) for part in ((own,) if isinstance(own, str) else own)]
+            kept = shortened([len(words) for words in parts], length)
+            ids = [
+                numbers.get(word, 1)
+                for words, count in zip(parts, kept, strict=True)
+                for word in words[:count]
+            ]
+            found.append(Tokens(ids or [1], [0] * max(len(ids), 1)))
+        return found
+
+    def encode(self, texts: Sequence[Texts], length: int) -> list[list[int]]:
+        """See `Tokenizer.encode`."""
+        return [own.ids for own in self.typed(texts, length)]
 
     @property
     def json(self) -> str:
@@ -127,6 +215,22 @@ class Pieces:
         self._content = content
         self._library: Any = Library.from_str(content)
         self._library.no_padding()
+        if self._library.post_processor is None and self.separator in SEPARATORS:
+            self._library.post_processor = self._template(self.separator)
+
+    def _template(self, token: str) -> Any:
+        """Returns what puts the separator between two texts, for a tokeniser that says nothing."""
+        from tokenizers.processors import TemplateProcessing
+
+        number = self._library.token_to_id(token)
+        return TemplateProcessing(
+            single="$A", pair=f"$A {token} $B:1", special_tokens=[(token, number)]
+        )
+
+    @property
+    def size(self) -> int:
+        """See `Tokenizer.size`."""
+        return max(self._library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def __len__(self) -> int:
         return self._library.get_vocab_size()
@@ -142,10 +246,36 @@ class Pieces:
         """Content of its ``tokenizer.json``."""
         return self._content
 
-    def encode(self, texts: Sequence[str], length: int) -> list[list[int]]:
-        """See `Tokenizer.encode`; special tokens are kept where a text is cut off."""
+    def typed(self, texts: Sequence[Texts], length: int) -> list[Tokens]:
+        """See `Tokenizer.typed`; special tokens are kept where a text is cut off.
+
+        Raises:
+          UserError: a row is no text, or there is no room beside the special tokens.
+        """
+        given = [self._parts(own) for own in checked(texts, "texts")]
+        special = self._library.num_special_tokens_to_add(any(isinstance(g, tuple) for g in given))
+        if length <= special:
+            raise ConfigError(
+                f"config.data.length={length} leaves no room for a text beside the tokeniser's "
+                f"{special} special tokens"
+            )
         self._library.enable_truncation(length)
-        return [encoded.ids or [0] for encoded in self._library.encode_batch(list(texts))]
+        encoded = self._library.encode_batch(given)
+        return [Tokens(own.ids or [0], own.type_ids or [0]) for own in encoded]
+
+    def _parts(self, own: Texts) -> str | tuple[str, str]:
+        """Returns one text, or two that are given as two or joined by the separator."""
+        separator = self.separator
+        if isinstance(own, str):
+            if separator not in SEPARATORS or separator not in own:
+                return own
+            first, _, second = own.partition(separator)
+            return first, second
+        return own[0], separator.join(own[1:])
+
+    def encode(self, texts: Sequence[Texts], length: int) -> list[list[int]]:
+        """See `Tokenizer.encode`."""
+        return [own.ids for own in self.typed(texts, length)]
 
 
 def load(path: Path) -> Tokenizer:
@@ -155,7 +285,7 @@ def load(path: Path) -> Tokenizer:
       DataError: it is missing or damaged, or needs a library that is not installed.
     """
     try:
-        content = path.read_text(encoding="utf-8")
+        content = files.read_text(path, limit=files.MAX_JSON_BYTES)
         fields = json.loads(content)
         model = fields["model"]
         if model.get("type") == "WordLevel":
@@ -163,8 +293,9 @@ def load(path: Path) -> Tokenizer:
             if json.loads(words.json) == fields:
                 return words
         return Pieces(content)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+    except UserError as error:
+        text = str(error)
+        raise DataError(text if text.startswith(str(path)) else f"{path}: {text}") from None
     except Exception as error:  # whatever a damaged file makes the readers raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path}: cannot be read ({reason})") from None
@@ -176,3 +307,16 @@ def padded(codes: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.
     for row, own in zip(tokens, codes, strict=True):
         row[: len(own)] = own
     return tokens, np.array([len(own) for own in codes], np.int32)
+
+
+def padded_typed(encoded: Sequence[Tokens], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what an encoder reads and the numbers of tokens, int32 ``[texts]``.
+
+    The first is int32 ``[texts, length]`` of tokens where all types are 0, and otherwise
+    ``[texts, length, 2]`` of tokens and their types.
+    """
+    ids, lengths = padded([own.ids for own in encoded], length)
+    if not any(any(own.types) for own in encoded):
+        return ids, lengths
+    types, _ = padded([own.types for own in encoded], length)
+    return np.stack([ids, types], -1), lengths

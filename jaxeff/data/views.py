@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from jaxeff.data import counter_rng
+from jaxeff.data.base import require_memory
 from jaxeff.errors import ConfigError
 from jaxeff.registry import Registry
 
@@ -117,6 +118,7 @@ class NoisePaddedRows:
                 f"config.data.padded_length must be at least the image's {height} rows,"
                 f" not {self.padded_length}"
             )
+        require_memory("padded_length", 4 * self.padded_length * features)
         return self.padded_length, features
 
     def __call__(self, images: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -6,14 +6,19 @@ voxels have the axes (z, y, x).
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxeff.data.files import read_text
 from jaxeff.errors import ConfigError, DataError
 
 FILLS = ("surface", "solid")
+#: Number of the rules below, raised whenever they change: voxels kept by older ones are made anew.
+RULE = 1
 #: Shrinks towards the centre, so that faces on the border between voxels belong to the inner ones.
 _SHRINK = 1 - 1e-4
 #: Moves rays off the middle of the voxels, which edges of meshes often cross exactly.
@@ -32,14 +37,43 @@ def read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except ImportError as error:
         raise DataError("reading meshes needs trimesh; install jaxeff[meshes]") from error
     try:
-        mesh: Any = trimesh.load(str(path), force="mesh", process=False)
+        source: Any = (
+            io.BytesIO(_off(path).encode()) if path.suffix.lower() == ".off" else str(path)
+        )
+        kind = path.suffix[1:].lower()
+        mesh: Any = trimesh.load(source, file_type=kind, force="mesh", process=False)
         vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces)
+    except DataError:
+        raise
     except Exception as error:  # whatever its parsers come upon
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: cannot be read as a mesh ({reason}); fetch it again") from None
     if not len(faces) or not np.isfinite(vertices).all():
         raise DataError(f"{path}: holds no triangles with finite corners; fetch it again")
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise DataError(f"{path}: has a triangle with a corner that is not there; fetch it again")
     return vertices, faces
+
+
+def _off(path: Path) -> str:
+    """Returns the text of an OFF file whose counts fit its size.
+
+    Raises:
+      DataError: it cannot be read, or promises more than it can hold.
+    """
+    text = read_text(path, errors="replace")
+    start = re.sub(r"#[^\n]*", "", text[:4096]).lstrip()
+    counts = re.match(r"OFF\s*(\d+)\s+(\d+)", start)
+    if counts is None:
+        raise DataError(f"{path}: does not begin with OFF and its counts; fetch it again")
+    vertices, faces = map(int, counts.groups())
+    # Three coordinates, or a count and three corners, with what parts them.
+    if 6 * vertices + 8 * faces > len(text) + 2:
+        raise DataError(
+            f"{path}: {vertices} corners and {faces} faces do not fit its {len(text)} characters; "
+            "fetch it again"
+        )
+    return text
 
 
 def voxelise(

@@ -7,6 +7,7 @@ References:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import numpy as np
 
 from jaxeff.data import paths
 from jaxeff.data.base import DATASETS, Dataset, Request
+from jaxeff.data.files import is_companion, npz_bytes, read_npz, replace
 from jaxeff.data.images import split_indices
 from jaxeff.data.posed import TURNS, Turn, posed_dataset, whole
-from jaxeff.data.voxelise import read_mesh, voxelise
+from jaxeff.data.voxelise import RULE, read_mesh, voxelise
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.registry import closest
 
@@ -88,31 +90,35 @@ def read_folder(
     """Returns voxels float32 ``[objects, r, r, r, 1]`` and labels of ``folder/CLASS/PART/*.off``.
 
     Voxels are kept beside the meshes in ``CLASS/PART.FILL.RESOLUTION.npz`` where that can be
-    written.
+    written, with a digest of the meshes that they were made of.
 
     Raises:
       DataError: a class has no meshes, or a mesh cannot be used.
     """
     voxels, labels = [], []
     for number, name in enumerate(classes):
-        files = sorted((folder / name / part).glob("*.off"))
+        inside = sorted((folder / name / part).glob("*"))
+        files = [p for p in inside if p.suffix.lower() == ".off" and not is_companion(p.name)]
         if not files:
             raise DataError(
                 f"{folder / name / part}: has no .off files; unpack ModelNet10.zip of "
                 "modelnet.cs.princeton.edu and set --config.data.dir to its folder"
             )
-        voxels.append(_kept(folder / name / f"{part}.{fill}.{resolution}.npz", files, fill))
+        archive = folder / name / f"{part}.{fill}.{resolution}.npz"
+        voxels.append(_kept(archive, files, fill, resolution))
         labels.append(np.full(len(files), number, np.int32))
     return np.concatenate(voxels)[..., None].astype(np.float32), np.concatenate(labels)
 
 
-def _kept(archive: Path, files: list[Path], fill: str) -> np.ndarray:
-    names = [path.name for path in files]
+def _kept(archive: Path, files: list[Path], fill: str, resolution: int) -> np.ndarray:
+    """Returns the voxels of meshes, kept ones if they were made of these very contents."""
+    key = _key(files)
     if archive.is_file():
-        with np.load(archive) as kept:
-            if list(kept["names"]) == names:
+        # A damaged archive is made again, like one of other contents.
+        with contextlib.suppress(DataError):
+            kept = read_npz(archive, len(files) * resolution**3 + len(key) * 4)
+            if str(kept.get("key", "")) == key and "voxels" in kept:
                 return kept["voxels"]
-    resolution = int(archive.name.split(".")[-2])
     found = []
     for path in files:
         try:
@@ -121,8 +127,22 @@ def _kept(archive: Path, files: list[Path], fill: str) -> np.ndarray:
             raise DataError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     voxels = np.stack(found)
     with contextlib.suppress(OSError):  # a folder that cannot be written is read again next time
-        np.savez_compressed(archive, names=names, voxels=voxels)
+        content = npz_bytes(key=np.array(key), voxels=voxels)
+        replace(archive, lambda file: file.write(content))
     return voxels
+
+
+def _key(files: list[Path]) -> str:
+    """Returns a digest of names and contents, and of the rule that makes voxels of them."""
+    digest = hashlib.blake2b(str(RULE).encode(), digest_size=16)
+    for path in files:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        digest.update(f"{path.name}/{len(content)}/".encode("utf-8", "surrogateescape"))
+        digest.update(content)
+    return digest.hexdigest()
 
 
 @DATASETS.register("modelnet10")
@@ -160,10 +180,18 @@ def modelnet10(
             raise ConfigError(
                 f"config.data.classes: unknown class '{name}'{closest(name, list(MODELNET10))}"
             )
-    folder = Path(request.dir) if request.dir else paths.data_dir("") / "ModelNet10"
+    folder = paths.data_dir(request.dir)
+    folder = folder if request.dir else folder / "ModelNet10"
     images, labels = read_folder(folder, classes, "train", resolution, fill)
     train, validation, calibration = split_indices(
         len(labels), request.validation_fraction, request.split_seed, request.calibration_fraction
+    )
+    request.require_parts(
+        "modelnet10",
+        len(labels),
+        train=len(train),
+        validation=len(validation),
+        calibration=len(calibration),
     )
     rows = {"train": train, "validation": validation}
     rows |= {"calibration": calibration} if request.calibration_fraction else {}

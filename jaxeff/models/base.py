@@ -7,6 +7,9 @@ It shows the input of its last linear layer, ``self.sow("intermediates", "penult
 that of its head as ``"map"`` if it is convolutional, so that others can build on its features
 without knowing it. Where nobody asks for them, this costs nothing.
 
+A model of symbols says how many it has vectors for, ``num_symbols``, and one of texts that it reads
+token types, ``reads_types``.
+
 A model that starts from weights on disk has ``initial_variables(variables)``, which gets the fresh
 variables and returns what training starts from.
 """
@@ -70,6 +73,34 @@ def call_options(model: nn.Module, *, train: bool, **options: Any) -> dict[str, 
         if not anything and name not in known:
             raise ConfigError(f"{called.__name__} takes no {name}, which these inputs come with")
     return {**options, "train": train} if anything or "train" in known else options
+
+
+def check_symbols(model: nn.Module, symbols: int, data: str, typed: bool = False) -> None:
+    """Raises ConfigError for a model that has no vectors for some symbols of its data.
+
+    A look-up beyond a table gives NaN, which would otherwise be seen after the first step.
+
+    Args:
+      model: the model, or one with such a ``backbone``.
+      symbols: number of different integers in the data.
+      data: name of the data, for the message.
+      typed: whether the data have token types too.
+    """
+    inner: Any = model
+    while not hasattr(inner, "num_symbols") and hasattr(inner, "backbone"):
+        inner = inner.backbone
+    rows = getattr(inner, "num_symbols", symbols)
+    if symbols > rows:
+        raise ConfigError(
+            f"config.model has a table of {rows} tokens, but data '{data}' has a vocabulary of "
+            f"{symbols}; give the model at least as many (config.model.shape.vocabulary, or "
+            "config.model.vocabulary of a sequence model) or the data fewer"
+        )
+    if typed and not getattr(inner, "reads_types", False):
+        raise ConfigError(
+            f"config.model: data '{data}' has pairs of texts with token types, which this model "
+            "does not read; choose config.model.name='encoder', or leave config.data.tokenizer out"
+        )
 
 
 def apply_with_features(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import numbers
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -58,6 +59,22 @@ class EncoderShape:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        for field in ("vocabulary", "width", "layers", "heads", "hidden", "positions"):
+            value = getattr(self, field)
+            if not isinstance(value, numbers.Integral) or value < 1:
+                raise ConfigError(
+                    f"{field} of an encoder must be a positive integer, not {value!r}"
+                )
+        if not 0 <= self.first_position < self.positions or self.types < 0:
+            raise ConfigError(
+                f"first_position {self.first_position} must be in [0, positions={self.positions}) "
+                f"and types not negative, not {self.types}"
+            )
+        if not 0 <= self.dropout < 1 or not self.epsilon > 0:
+            raise ConfigError(
+                f"dropout of an encoder must be in [0, 1) and epsilon positive, not {self.dropout} "
+                f"and {self.epsilon}"
+            )
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} must be a multiple of the {self.heads} heads")
         if self.activation not in ACTIVATIONS:
@@ -170,9 +187,10 @@ class Encoder(nn.Module):
         """Encodes.
 
         Args:
-          tokens: integers ``[batch, length]``.
+          tokens: integers ``[batch, length]``, or tokens and their types ``[batch, length, 2]``.
           mask: ``[batch, length]``, non-zero where a token is real; None means everywhere.
-          types: integers ``[batch, length]``; None is type 0 everywhere.
+          types: integers ``[batch, length]``; None is type 0 everywhere. An encoder that knows one
+            type passes over them.
           train: whether to drop.
 
         Returns:
@@ -182,9 +200,12 @@ class Encoder(nn.Module):
           ValueError: inputs of another shape, or longer than the table of positions.
         """
         shape, plan = self.shape, self.plan
+        if tokens.ndim == 3 and tokens.shape[-1] == 2 and types is None:
+            tokens, types = tokens[..., 0], tokens[..., 1]
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(
-                f"an encoder takes integers [batch, length], not {tokens.shape} of {tokens.dtype}"
+                "an encoder takes integers [batch, length] or, with types, [batch, length, 2], not "
+                f"{tokens.shape} of {tokens.dtype}"
             )
         length = tokens.shape[1]
         if length > shape.max_length:
@@ -229,7 +250,10 @@ class Encoder(nn.Module):
         x = x + positions[None, shape.first_position : shape.first_position + length]
         if shape.types:
             kinds = table(shape.types, "types")
-            x = x + (kinds[:1][None] if types is None else jnp.take(kinds, types, axis=0))
+            if types is None or shape.types == 1:
+                x = x + kinds[:1][None]
+            else:
+                x = x + jnp.take(kinds, types, axis=0)
         return x
 
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxeff.data.model_folder import CONFIG, WEIGHTS, locate
-from jaxeff.errors import DataError
+from jaxeff.data import files, safetensor_files
+from jaxeff.data.model_folder import CONFIG, locate
+from jaxeff.errors import ConfigError, DataError
 from jaxeff.models.encoder import ACTIVATIONS, EncoderShape
 
 _QKV = "query_key_value"
@@ -53,12 +54,14 @@ class _Family:
       layers: what stands before a layer's number.
       modules: their modules in a layer to ours.
       sizes: fields of `EncoderShape` to their names in the config.
+      defaults: values of fields that a config leaves out, those of the library transformers.
       ignored: pattern of tensors that are no part of the encoder.
     """
 
     layers: str
     modules: Mapping[str, str]
     sizes: Mapping[str, str]
+    defaults: Mapping[str, Any]
     ignored: str
 
 
@@ -86,13 +89,35 @@ _DISTILBERT_SIZES = {
 }
 _HEADS = r"(pooler|cls|lm_head|classifier|pre_classifier|qa_outputs|vocab_\w+)\..*"
 _IGNORED = rf"embeddings\.(position_ids|token_type_ids)|{_HEADS}"
-_BERT_FAMILY = _Family("encoder.layer", _BERT, _BERT_SIZES, _IGNORED)
+_DEFAULTS = {
+    "vocabulary": 30522,
+    "width": 768,
+    "layers": 12,
+    "heads": 12,
+    "hidden": 3072,
+    "positions": 512,
+    "types": 2,
+    "epsilon": 1e-12,
+    "activation": "gelu",
+    "dropout": 0.1,
+}
+_BERT_FAMILY = _Family("encoder.layer", _BERT, _BERT_SIZES, _DEFAULTS, _IGNORED)
 FAMILIES = {
     "bert": _BERT_FAMILY,
-    "roberta": _BERT_FAMILY,
+    "roberta": dataclasses.replace(_BERT_FAMILY, defaults={**_DEFAULTS, "vocabulary": 50265}),
     "xlm-roberta": _BERT_FAMILY,
-    "distilbert": _Family("transformer.layer", _DISTILBERT, _DISTILBERT_SIZES, _IGNORED),
+    "distilbert": _Family(
+        "transformer.layer", _DISTILBERT, _DISTILBERT_SIZES, {**_DEFAULTS, "layers": 6}, _IGNORED
+    ),
 }
+#: Other names of activations.
+_ACTIVATIONS = {
+    "gelu_python": "gelu",
+    "gelu_pytorch_tanh": "gelu_new",
+    "gelu_fast": "gelu_new",
+}
+#: What trainers put before the names of a model's tensors, and the model's own name.
+_PREFIX = re.compile(r"((module|model|_orig_mod|auto_model|\d+)\.)*((bert|roberta|distilbert)\.)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,50 +143,66 @@ def read_shape(folder: Path) -> tuple[EncoderShape, str]:
     """
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads(files.read_text(path, limit=files.MAX_JSON_BYTES))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
-    kind = config.get("model_type", "")
+    if not isinstance(config, dict):
+        raise DataError(f"{path}: holds a {type(config).__name__}, not the fields of a model")
+    kind = str(config.get("model_type") or _kind(config))
     if kind not in FAMILIES:
         raise DataError(
             f"{path}: model_type {kind!r} is not supported; choose a model of type "
             f"{', '.join(FAMILIES)}"
         )
-    if config.get("position_embedding_type", "absolute") != "absolute":
+    if (config.get("position_embedding_type") or "absolute") != "absolute":
         raise DataError(f"{path}: only absolute positions are supported")
-    fields = {}
-    for ours, theirs in FAMILIES[kind].sizes.items():
-        if theirs not in config:
-            raise DataError(f"{path}: has no field '{theirs}'")
-        fields[ours] = config[theirs]
-    if fields["activation"] not in ACTIVATIONS:
+    if config.get("is_decoder"):
+        raise DataError(f"{path}: is_decoder is true, but only encoders are supported")
+    family = FAMILIES[kind]
+    fields = {
+        ours: family.defaults[ours] if config.get(theirs) is None else config[theirs]
+        for ours, theirs in family.sizes.items()
+    }
+    fields["activation"] = _ACTIVATIONS.get(str(fields["activation"]), fields["activation"])
+    if str(fields["activation"]) not in ACTIVATIONS:
         raise DataError(f"{path}: the activation '{fields['activation']}' is not supported")
-    if "roberta" in kind:
-        fields["first_position"] = int(config.get("pad_token_id", 1)) + 1
-    fields.setdefault("types", 0)
-    return EncoderShape(**fields), kind
+    try:
+        if "roberta" in kind:
+            padding = config.get("pad_token_id")
+            fields["first_position"] = (1 if padding is None else int(padding)) + 1
+        fields.setdefault("types", 0)
+        return EncoderShape(**fields), kind
+    except (ConfigError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: {error}") from None
 
 
-@functools.lru_cache(maxsize=2)
+def _kind(config: Mapping[str, Any]) -> str:
+    """Returns the kind of a model whose config is older than ``model_type``."""
+    named = config.get("architectures") or [""]
+    name = str(named[0] if isinstance(named, list) else named).lower()
+    kinds = sorted(FAMILIES, key=len, reverse=True)
+    return next((kind for kind in kinds if name.startswith(kind.replace("-", ""))), "")
+
+
 def load(name: str) -> Pretrained:
     """Loads a pretrained encoder by a name that `jaxeff.data.model_folder.locate` knows.
 
     Raises:
       DataError: files are missing or damaged, or tensors are missing, unknown or misshapen.
     """
-    try:
-        from safetensors.numpy import load_file
-    except ImportError as error:
-        raise DataError("pretrained encoders need safetensors; install jaxeff[text]") from error
     folder = locate(name)
+    read = [folder / CONFIG, *safetensor_files.parts(folder)]
+    # The two newest are kept, as long as their files are the same.
+    found = [path.stat() for path in read if path.is_file()]
+    return _load(folder, tuple((own.st_size, own.st_mtime_ns, own.st_ino) for own in found))
+
+
+@functools.lru_cache(maxsize=2)
+def _load(folder: Path, stamps: tuple[tuple[int, ...], ...]) -> Pretrained:
     shape, kind = read_shape(folder)
-    path = folder / WEIGHTS
-    try:
-        tensors = load_file(path)
-    except Exception as error:  # whatever a damaged or missing file makes the reader raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{path}: cannot be read ({reason})") from None
-    return Pretrained(shape, from_tensors(tensors, shape, kind, str(path)), folder)
+    paths = safetensor_files.parts(folder)
+    tensors = safetensor_files.read(paths)
+    return Pretrained(shape, from_tensors(tensors, shape, kind, str(paths[0])), folder)
 
 
 def from_tensors(
@@ -179,12 +220,17 @@ def from_tensors(
       DataError: tensors are missing, unknown or misshapen; the message names them.
     """
     family = FAMILIES[kind]
-    prefix = re.compile(r"(bert|roberta|distilbert)\.")
-    found = {
-        prefix.sub("", name, count=1) if prefix.match(name) else name: value
-        for name, value in tensors.items()
-    }
+    if shape.layers > len(tensors):  # too many to be listed
+        raise DataError(
+            f"{source} has {len(tensors)} tensors for the {shape.layers} layers of {CONFIG}"
+        )
     wanted = _wanted(shape, family)
+    found: dict[str, np.ndarray] = {}
+    for name, value in tensors.items():
+        plain = _plain(name)
+        if plain in found and plain in wanted:
+            raise DataError(f"{source} has two tensors for {plain}; keep one")
+        found[plain] = value
     unknown = [n for n in found if n not in wanted and not re.fullmatch(family.ignored, n)]
     missing = [n for n in wanted if n not in found]
     misshapen = [
@@ -202,10 +248,16 @@ def from_tensors(
             raise DataError(
                 f"{source} {what} {', '.join(names[:5])}{more}; it does not fit {CONFIG}"
             )
+    for name in wanted:
+        if found[name].dtype.kind != "f" or not np.isfinite(found[name]).all():
+            raise DataError(
+                f"{source}: {name} is of {found[name].dtype} or has values that are not finite; "
+                "fetch it again, not quantised"
+            )
     params: dict[str, Any] = {}
     parts: dict[tuple[str, ...], dict[int, np.ndarray]] = {}
     for name, (path, _) in wanted.items():
-        value = np.asarray(found[name], np.float32)
+        value = np.array(found[name], np.float32)
         value = value.T if path[-1] == "kernel" else value
         if path[-2].isdigit():
             parts.setdefault((*path[:-2], path[-1]), {})[int(path[-2])] = value
@@ -214,6 +266,17 @@ def from_tensors(
     for path, thirds in parts.items():
         _put(params, path, np.concatenate([thirds[i] for i in range(3)], axis=-1))
     return params
+
+
+def _plain(name: str) -> str:
+    """Returns a tensor's name in the encoder, without prefixes and in today's spelling."""
+    name = _PREFIX.sub("", name, count=1)
+    # Models born in TensorFlow name scale and shift of a normalisation as it does.
+    return re.sub(
+        r"(?i)(layer_?norm)\.(gamma|beta)$",
+        lambda m: f"{m[1]}.{'weight' if m[2].lower() == 'gamma' else 'bias'}",
+        name,
+    )
 
 
 def _put(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None:

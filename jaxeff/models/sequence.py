@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxeff.errors import ConfigError
 from jaxeff.layers.recurrent import RNN, from_pure
 from jaxeff.models.base import MODELS
 from jaxeff.ode import CELLS, Cell
@@ -27,9 +28,10 @@ class SequenceModel(nn.Module):
       readout: "last" gives ``[batch, num_outputs]``, "every_step" ``[batch, time, num_outputs]``.
       dropout: rate at which states are dropped before the read-out, in training.
       backward: how gradients through time are computed, see `jaxeff.ode.unroll`.
-      embedding: width of the learned vectors that stand for integer inputs, whose vocabulary is
-        that of the outputs.
+      embedding: width of the learned vectors that stand for integer inputs.
       dtype: type of the computation.
+      vocabulary: number of those vectors; 0 takes ``num_outputs``, as where the next symbol is
+        predicted.
     """
 
     cell: Cell
@@ -40,6 +42,12 @@ class SequenceModel(nn.Module):
     backward: str = "auto"
     embedding: int = 64
     dtype: Dtype = jnp.float32
+    vocabulary: int = 0
+
+    @property
+    def num_symbols(self) -> int:
+        """See `jaxeff.models.base.check_symbols`."""
+        return self.vocabulary or self.num_outputs
 
     @nn.nowrap
     def initial_carry(self, inputs: Array) -> tuple[Carry, ...]:
@@ -85,7 +93,7 @@ class SequenceModel(nn.Module):
           ValueError: inputs of another shape.
         """
         if jnp.issubdtype(inputs.dtype, jnp.integer) and inputs.ndim == 2:
-            states = nn.Embed(self.num_outputs, self.embedding, dtype=self.dtype)(inputs)
+            states = nn.Embed(self.num_symbols, self.embedding, dtype=self.dtype)(inputs)
         elif inputs.ndim == 3:
             states = jnp.asarray(inputs, self.dtype)
         else:
@@ -120,6 +128,7 @@ def sequence(
     backward: str = "auto",
     embedding: int = 64,
     dtype: str = "float32",
+    vocabulary: int = 0,
 ) -> SequenceModel:
     """Builds a `SequenceModel` from a config section whose ``cell`` names a registered cell."""
     model = SequenceModel(
@@ -131,7 +140,10 @@ def sequence(
         backward=backward,
         embedding=embedding,
         dtype=jnp.dtype(dtype),
+        vocabulary=vocabulary,
     )
+    if vocabulary < 0:
+        raise ConfigError(f"vocabulary must not be negative, not {vocabulary}")
     require_positive(model, "num_layers", "embedding")
     require_choice(model, "readout", READOUTS)
     return model

@@ -33,9 +33,19 @@ class TextClassifier(nn.Module):
     dtype: Dtype = jnp.float32
     pretrained: str = ""
 
+    @property
+    def num_symbols(self) -> int:
+        """See `jaxeff.models.base.check_symbols`, as is the next."""
+        return self.encoder.shape.vocabulary
+
+    @property
+    def reads_types(self) -> bool:
+        """Whether inputs may be tokens with their types."""
+        return True
+
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool = False, mask: Array | None = None) -> Array:
-        """Maps integers ``[batch, length]`` to ``[batch, num_outputs]``; see `Encoder`."""
+        """Maps integers ``[batch, length(, 2)]`` to ``[batch, num_outputs]``; see `Encoder`."""
         pooled = self.pooled(*self.encoder(inputs, mask=mask, train=train))
         pooled = nn.Dropout(self.encoder.shape.dropout, deterministic=not train)(pooled)
         self.sow("intermediates", "penultimate", pooled)
@@ -82,7 +92,7 @@ class TextSupernet(TextClassifier):
         Args:
           params: the network's parameters.
           between: see `Encoder`.
-          inputs: tokens ``[batch, length]``.
+          inputs: as in the network's call.
           mask: as in the network's call.
         """
         inner = self.encoder.clone(between=between, parent=None)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import hashlib
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxeff.data import tokens
+from jaxeff.data import files, tokens
 from jaxeff.data.model_folder import CONFIG, TOKENIZER
-from jaxeff.data.tokens import Tokenizer
+from jaxeff.data.tokens import Texts, Tokenizer, Tokens
 from jaxeff.errors import DataError, UserError
 from jaxeff.models import MODELS
 from jaxeff.models.text import TextClassifier
@@ -54,6 +56,10 @@ class TextModel:
       tokenizer: maps texts to its tokens.
       class_names: names of its outputs.
       length: tokens of a text, at most; the rest is cut off.
+
+    Raises:
+      DataError: the tokeniser has more tokens than the network, a text may be longer than the table
+        of positions, or the outputs are not as many as the names.
     """
 
     def __init__(
@@ -66,29 +72,54 @@ class TextModel:
     ):
         self.network, self.tokenizer, self.length = network, tokenizer, length
         self.class_names = tuple(class_names)
+        self._check_sizes()
         self.params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
         self.lengths = [*_doubled(SHORTEST, length), length]
-        self._programs: dict[tuple[int, int], Any] = {}
+        self._programs: dict[tuple[int, ...], Any] = {}
+
+    def _check_sizes(self) -> None:
+        shape = self.network.encoder.shape
+        if self.tokenizer.size > shape.vocabulary:
+            raise DataError(
+                f"the tokeniser has a vocabulary of {self.tokenizer.size}, but the network's table "
+                f"has {shape.vocabulary} tokens; take the tokeniser that it was trained with"
+            )
+        if not 0 < self.length <= shape.max_length:
+            raise DataError(
+                f"a length of {self.length} tokens does not fit the network, which has positions "
+                f"for 1 to {shape.max_length}"
+            )
+        if len(self.class_names) != self.network.num_outputs:
+            raise DataError(
+                f"{len(self.class_names)} class names do not fit the network's "
+                f"{self.network.num_outputs} outputs"
+            )
 
     @property
     def compilations(self) -> int:
-        """Programs compiled so far, at most one for each batch size and length."""
+        """Programs compiled so far, at most one for each batch size and length, and for pairs."""
         return len(self._programs)
 
-    def logits(self, texts: Sequence[str]) -> np.ndarray:
+    def logits(self, texts: Sequence[Texts]) -> np.ndarray:
         """Returns the outputs ``[texts, classes]``.
 
+        Args:
+          texts: strings; pairs are tuples of two, or joined by ``tokenizer.separator``.
+
         Raises:
-          UserError: texts is one string instead of several.
+          UserError: texts is one string instead of several, or a row is no text; it is named.
         """
         if isinstance(texts, str):
             raise UserError("predict takes a list of texts, not one text; write [text]")
-        codes = self.tokenizer.encode(texts, self.length)
+        if not isinstance(texts, Iterable) or isinstance(texts, (bytes, Mapping)):
+            raise UserError(f"predict takes a list of texts, not a {type(texts).__name__}")
+        texts = tokens.checked(texts, "texts")
+        codes = self.tokenizer.typed(texts, self.length) if texts else []
         found = np.zeros((len(texts), len(self.class_names)), np.float32)
         # Texts of a bucket go together, so that short ones are not padded to the longest of all.
         buckets: dict[int, list[int]] = {}
         for row, own in enumerate(codes):
-            bucket = self.lengths[bisect.bisect_left(self.lengths, len(own))]
+            bucket = self.lengths[bisect.bisect_left(self.lengths, len(own.ids))]
             buckets.setdefault(bucket, []).append(row)
         for length, members in sorted(buckets.items()):
             for first in range(0, len(members), BATCHES[-1]):
@@ -96,8 +127,8 @@ class TextModel:
                 found[rows] = self._call([codes[row] for row in rows], length)
         return found
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
-        """Returns a prediction for each text; pairs are joined by ``tokenizer.separator``."""
+    def predict(self, texts: Sequence[Texts]) -> list[Prediction]:
+        """Returns a prediction for each text; see `logits`."""
         shares = np.asarray(jax.nn.softmax(self.logits(texts), axis=-1))
         names = self.class_names
         return [
@@ -105,27 +136,36 @@ class TextModel:
             for row in shares
         ]
 
-    def _call(self, codes: Sequence[Sequence[int]], length: int) -> np.ndarray:
+    def _call(self, codes: Sequence[Tokens], length: int) -> np.ndarray:
         batch = BATCHES[bisect.bisect_left(BATCHES, len(codes))]
-        inputs, lengths = tokens.padded(codes, length)
-        inputs = np.pad(inputs, ((0, batch - len(codes)), (0, 0)))
-        lengths = np.pad(lengths, (0, batch - len(codes)))
+        inputs, lengths = tokens.padded_typed(codes, length)
+        rows = batch - len(codes)
+        inputs = np.pad(inputs, ((0, rows), *[(0, 0)] * (inputs.ndim - 1)))
+        lengths = np.pad(lengths, (0, rows))
         mask = (np.arange(length) < lengths[:, None]).astype(np.float32)
-        if (batch, length) not in self._programs:
+        if inputs.shape not in self._programs:
             jitted: Any = jax.jit(lambda p, x, m: self.network.apply({"params": p}, x, mask=m))
             program = jitted.lower(self.params, inputs, mask).compile()
-            self._programs[batch, length] = program
-        outputs = self._programs[batch, length](self.params, inputs, mask)
+            self._programs[inputs.shape] = program
+        outputs = self._programs[inputs.shape](self.params, inputs, mask)
         return np.asarray(outputs.astype(jnp.float32))[: len(codes)]
 
     def save(self, folder: str | Path) -> None:
         """Writes ``config.json``, ``weights.npz`` and ``tokenizer.json``, all that is needed.
+
+        All of them are written before the first takes its place, and the config knows the others'
+        contents: what was there stays whole if they cannot be written, and files of two models are
+        not taken for one.
 
         Raises:
           UserError: the folder cannot be written.
         """
         encoder = self.network.encoder
         plan = dataclasses.asdict(encoder.plan)
+        flat = flax.traverse_util.flatten_dict(jax.device_get(self.params), sep="/")
+        weights = io.BytesIO()
+        np.savez(weights, **flat)
+        contents = {WEIGHTS: weights.getvalue(), TOKENIZER: self.tokenizer.json.encode()}
         config = {
             "jaxeff": __version__,
             "model": {
@@ -136,14 +176,11 @@ class TextModel:
             },
             "class_names": self.class_names,
             "length": self.length,
+            "digests": {name: _digest(content) for name, content in contents.items()},
         }
-        folder = Path(folder)
+        contents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            (folder / TOKENIZER).write_text(self.tokenizer.json, encoding="utf-8")
-            flat = flax.traverse_util.flatten_dict(jax.device_get(self.params), sep="/")
-            np.savez(folder / WEIGHTS, **flat)
+            files.replace_all(Path(folder), contents)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
 
@@ -156,16 +193,21 @@ class TextModel:
         """
         folder = Path(folder)
         try:
-            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            config = json.loads(files.read_text(folder / CONFIG, limit=files.MAX_JSON_BYTES))
             names, length = tuple(config["class_names"]), int(config["length"])
+            digests = dict(config.get("digests", {}))
             network = MODELS.build(config["model"], num_outputs=len(names))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{folder / CONFIG}: is no text model's config ({error})") from None
-        try:
-            with np.load(folder / WEIGHTS) as arrays:
-                given = {name: arrays[name] for name in arrays.files}
-        except Exception as error:  # whatever a damaged archive makes the reader raise
-            raise DataError(f"{folder / WEIGHTS}: cannot be read ({error})") from None
+        except Exception as error:  # whatever is in its place
+            reason = str(error).removeprefix(f"{folder / CONFIG}: ")[:300] or type(error).__name__
+            raise DataError(f"{folder / CONFIG}: is no text model's config ({reason})") from None
+        weights = folder / WEIGHTS
+        # The arrays are stored as they are, so that the file is at least as large as they.
+        given = files.read_npz(weights, weights.stat().st_size if weights.is_file() else 0)
+        layers = network.encoder.shape.layers
+        if layers > len(given):  # too many to be traced
+            raise DataError(
+                f"{weights}: {len(given)} arrays are too few for the {layers} layers of {CONFIG}"
+            )
         example = jax.ShapeDtypeStruct((1, length), jnp.int32)
         shapes: Any = jax.eval_shape(network.init, jax.random.key(0), example)
         wanted = flax.traverse_util.flatten_dict(shapes["params"], sep="/")
@@ -180,8 +222,22 @@ class TextModel:
                 f"{folder / WEIGHTS}: {', '.join(wrong[:5])}{more} missing, unknown or misshapen; "
                 f"it does not fit {CONFIG}"
             )
+        for name, digest in digests.items():
+            if name not in (WEIGHTS, TOKENIZER) or _digest((folder / name).read_bytes()) != digest:
+                raise DataError(
+                    f"{folder / name}: was changed, or is not of the same model as {CONFIG}; save "
+                    "the model again"
+                )
         params = flax.traverse_util.unflatten_dict(given, sep="/")
-        return cls(network, params, tokens.load(folder / TOKENIZER), names, length)
+        tokenizer = tokens.load(folder / TOKENIZER)
+        try:
+            return cls(network, params, tokenizer, names, length)
+        except DataError as error:
+            raise DataError(f"{folder}: {error}") from None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _doubled(first: int, below: int) -> list[int]:

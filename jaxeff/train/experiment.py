@@ -19,7 +19,7 @@ from jaxeff.annotations import check_types
 from jaxeff.arguments import checked_labels
 from jaxeff.errors import ConfigError, UserError, origin
 from jaxeff.models import MODELS
-from jaxeff.models.base import call_options, require_linen
+from jaxeff.models.base import call_options, check_symbols, require_linen
 from jaxeff.train import analyses, check, leakage, objectives, optim, sizes
 from jaxeff.train.algorithms import ALGORITHMS, Algorithm, Task, Trained
 from jaxeff.train.parallel import DeviceMap
@@ -202,6 +202,8 @@ def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset)
     Returns the abstract training state.
     """
     example = jax.ShapeDtypeStruct((1, *dataset.input_shape), dataset.input_dtype)
+    if np.issubdtype(dataset.input_dtype, np.integer):
+        check_symbols(model, dataset.vocabulary, dataset.name, len(dataset.input_shape) > 1)
 
     def outputs(x):
         state = algorithm.init_state(jax.random.key(0), x)

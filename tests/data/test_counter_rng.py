@@ -67,3 +67,13 @@ def test_keys_differ_by_seed_stream_and_index():
 
 def test_no_keys_draw_nothing():
     assert counter_rng.normal(KEYS[:0], 3).shape == (0, 3)
+
+
+def test_seeds_of_any_size_are_different():
+    seeds = [0, 1, 2**32, 2**32 + 1, 2**33, 2**64, 2**64 + 2**32, 2**96 + 1]
+    keys = [counter_rng.example_keys(seed, stream, np.arange(1))[0] for seed in seeds
+            for stream in (0, 1, 2)]  # fmt: skip
+    assert len(set(keys)) == len(keys)
+    # Those of small seeds are numpy's own.
+    state = [int(n) for n in counter_rng.entropy(7, 2).generate_state(2)]
+    assert state == [int(n) for n in np.random.SeedSequence([7, 2]).generate_state(2)]

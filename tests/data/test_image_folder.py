@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxeff import data
-from jaxeff.data import image_folder
+from jaxeff.data import decode, image_folder
 from jaxeff.data.augment import Augmentation
 from jaxeff.errors import ConfigError, DataError
 
@@ -100,7 +100,7 @@ def test_a_jpeg_decoded_at_a_fraction_of_its_size_shows_the_same_part(tmp_path):
         Image.fromarray(pixels).save(tmp_path / name)
     box = (201.0, 99.0, 1001.0, 899.0)
     jpeg, png = (
-        image_folder._resized(str(tmp_path / name), SIZE, lambda w, h: box).astype(int)
+        decode.resized(str(tmp_path / name), SIZE, lambda w, h: box).astype(int)
         for name in ("a.jpg", "a.png")
     )
     assert np.abs(jpeg - png).max() <= 3

@@ -159,8 +159,8 @@ def test_a_damaged_file_is_named(tmp_path, content, message):
 
 
 def test_the_test_file_must_fit_the_train_file(tmp_path):
-    write(tmp_path, test=TEST.replace("true b a", "true a b"))
-    with pytest.raises(DataError, match=r"Toy_TEST.ts: has other classes than Toy_TRAIN.ts"):
+    write(tmp_path, test=TEST.replace("true b a", "true b a c"))
+    with pytest.raises(DataError, match=r"Toy_TEST.ts: has other classes than Toy_TRAIN.ts, .*'c'"):
         load(tmp_path)
     (tmp_path / "Toy" / "Toy_TEST.ts").write_text("@classLabel true b a\n@data\n1,2:a\n")
     with pytest.raises(DataError, match=r"Toy_TEST.ts: has another number of channels than"):
@@ -304,5 +304,46 @@ def test_a_failed_download_is_one_sentence(tmp_path, monkeypatch, members, retur
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, monkeypatch):
     fake_pip(monkeypatch, {})
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"cannot put files .* set --config\.data\.dir or JAXEFF"):
+    with pytest.raises(
+        DataError, match=r"is a file, not a folder of data; set --config\.data\.dir"
+    ):
         load(tmp_path / "file", download=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("\n", "\r\n").encode(),
+        lambda text: text.replace("\n", "\r").encode(),
+        lambda text: b"\xef\xbb\xbf" + text.encode(),
+        lambda text: text.replace(" ", "\t", 20).encode(),
+        lambda text: text.replace(" ", " \t ").replace("@data", "@data ").encode(),
+        lambda text: text.replace("1,2", "# a remark\n  % another\n1,2").encode(),
+        lambda text: text.replace("#a comment", "#\xe9 \x85\u2028 line").encode("utf-8"),
+        lambda text: text.replace("#a comment", "#\xe9").encode("latin-1"),
+    ],
+)
+def test_files_of_other_hands_are_read_alike(tmp_path, change):
+    write(tmp_path)
+    expected = load(tmp_path)
+    for part, text in (("TRAIN", TRAIN), ("TEST", TEST)):
+        (tmp_path / "Toy" / f"Toy_{part}.ts").write_bytes(change(text))
+    found = load(tmp_path)
+    assert found.class_names == expected.class_names
+    for part, split in expected.splits.items():
+        for name, values in everything(split).items():
+            np.testing.assert_array_equal(everything(found.splits[part])[name], values)
+
+
+@pytest.mark.parametrize("order", ["a b", "b"])
+def test_classes_of_the_test_file_are_those_of_the_same_name(tmp_path, order):
+    write(tmp_path, test=TEST.replace("true b a", f"true {order}") + "5:6:b\n")
+    dataset = load(tmp_path)
+    assert dataset.class_names == ("b", "a")
+    assert everything(dataset.splits["test"])["labels"].tolist() == [0, 0]
+
+
+def test_a_length_beyond_the_memory_is_refused(tmp_path):
+    write(tmp_path)
+    with pytest.raises(ConfigError, match=r"config\.data\.length asks for .* GiB, more than"):
+        load(tmp_path, length=10**12)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxeff import data
-from jaxeff.data import Request, model_folder, packaged, snippets, tokens
+from jaxeff.data import Request, model_folder, packaged, series, snippets, tokens
 from jaxeff.errors import ConfigError, DataError
 
 TEXTS = ["The cat, the dog!", "A cat...", "", "x y z the cat"]
@@ -109,6 +109,8 @@ def test_verses():
     assert split.texts[-1].endswith("be with you all. Amen.")
     assert split.texts[int(np.argmax(split.labels == 4))].startswith("The book of the generation")
     assert sum(len(s) for s in dataset.splits.values()) == 31103
+    sides = [{split.texts[i] for i in s.indices} for s in dataset.splits.values()]
+    assert sum(map(len, sides)) == len(set(split.texts)) < 31103
     assert dataset.input_shape == (16,)
     assert dataset.input_dtype == "int32"
 
@@ -147,3 +149,43 @@ def test_folders_of_models(tmp_path):
     assert model_folder.locate(str(tmp_path)) == tmp_path
     found = model_folder.locate("package:jaxeff/models")
     assert (found / "encoder.py").is_file()
+
+
+def test_equal_texts_stay_on_one_side():
+    rng = np.random.default_rng(0)
+    numbers = np.concatenate([np.arange(300), rng.integers(0, 300, 200)])
+    texts = [f"text {n}" for n in numbers]
+    labels = (numbers % 3).astype(np.int32)
+    options = (0.2, 4, "", 400)
+    request = Request(validation_fraction=0.25)
+    dataset = snippets._dataset("copies", request, texts, labels, tuple("abc"), "memory", *options)
+    sides = [{texts[i] for i in split.indices} for split in dataset.splits.values()]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == 300
+    assert [len(side) for side in sides] == [180, 60, 60]
+    assert sum(len(split) for split in dataset.splits.values()) == 500
+    assert "left out" not in dataset.description
+    # Without copies rows are drawn as ever.
+    alone = np.arange(300)
+    for own, expected in zip(
+        series.stratified_indices(labels[:300], 0.2, 3, alone[::-1]),
+        series.stratified_indices(labels[:300], 0.2, 3),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(own, expected)
+
+
+def test_texts_of_the_test_part_are_not_trained_on():
+    texts = [f"text {n}" for n in (*range(10), 3, 7, 20)]
+    parts = np.arange(10), np.arange(10, 13)
+    fields = (np.zeros(13, np.int32), parts, ("a",), "memory", 4, "", 99)
+    dataset = snippets.tokenised("own", Request(validation_fraction=0.25), texts, *fields)
+    rows = [*dataset.splits["train"].indices, *dataset.splits["validation"].indices]
+    assert sorted(rows) == [0, 1, 2, 4, 5, 6, 8, 9]
+    assert "2 texts that are in the test part too are left out" in dataset.description
+    halves = np.arange(3), np.arange(3, 6)
+    with pytest.raises(DataError, match="all texts of the train part are in the test part too"):
+        snippets.tokenised("own", Request(), texts[:3] * 2, fields[0][:6], halves, *fields[2:])
+    with pytest.raises(DataError, match=r"own from memory: row 4 is None"):
+        snippets.tokenised("own", Request(), [*texts[:4], None, *texts[5:]], *fields)
+    with pytest.raises(ConfigError, match="vocabulary must be at least 3"):
+        snippets.tokenised("own", Request(), texts, *fields[:-1], 2)

@@ -201,3 +201,17 @@ def test_a_download_needs_tensorflow(tmp_path, monkeypatch):
 def test_impossible_fields(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("audio", "words"),
+    [
+        (np.zeros(0, np.int64), r"samples of shape \(0,\)"),
+        (np.zeros((9, 2), np.int64), r"samples of shape \(9, 2\), not of one channel"),
+        (np.array([0, 2**15]), "samples beyond 16 bits"),
+        (np.array([-(2**15) - 1]), "samples beyond 16 bits"),
+    ],
+)
+def test_clips_that_are_no_16_bit_samples_are_named(audio, words):
+    with pytest.raises(DataError, match=f"clip 3 has {words}"):
+        speech.check_clip("clip 3", audio)

@@ -1,9 +1,12 @@
 """Voxels of meshes whose volume is known, and files that are no meshes."""
 
+import os
+
 import numpy as np
 import pytest
 
 from jaxeff import data
+from jaxeff.data import voxels
 from jaxeff.data.voxelise import is_closed, read_mesh, voxelise
 from jaxeff.errors import ConfigError, DataError
 
@@ -108,13 +111,44 @@ def test_files_of_meshes(folder):
     np.testing.assert_array_equal(batch["labels"], [0, 0, 1, 1])
     np.testing.assert_allclose(batch["inputs"].sum((1, 2, 3, 4)), [64, 64, 256, 256], rtol=1e-5)
     assert batch["inputs"].shape == (4, 16, 16, 16, 1)
-    # The second time from the voxels that were kept.
+
+
+def test_voxels_are_kept_as_long_as_the_meshes_are_the_same(folder, monkeypatch):
+    made = []
+    monkeypatch.setattr(voxels, "voxelise", lambda *args: made.append(1) or voxelise(*args))
+
+    def read():
+        made.clear()
+        return voxels.read_folder(folder, ["sofa"], "test", 8, "solid")[0], len(made)
+
+    first, count = read()
+    assert count == 2
     kept = folder / "sofa/test.solid.8.npz"
-    assert kept.is_file()
-    for path in (folder / "sofa/test").glob("*.off"):
-        path.write_text("OFF\n")
-    again = data.load("modelnet10", **options).splits["test"].take(np.arange(4))
-    np.testing.assert_array_equal(again["inputs"], batch["inputs"])
+    assert [path.name for path in kept.parent.glob("*test*")] == ["test", kept.name]
+    again, count = read()
+    assert count == 0
+    np.testing.assert_array_equal(again, first)
+    # Cut off, or of another kind: made anew and kept again.
+    whole = kept.read_bytes()
+    for damage in (whole[:-40], whole[:10], b"", b"no archive"):
+        kept.write_bytes(damage)
+        again, count = read()
+        assert count == 2
+        np.testing.assert_array_equal(again, first)
+        assert read()[1] == 0
+    # Another mesh under an old name, of the same length and time.
+    path = folder / "sofa/test/sofa_0001.off"
+    before = path.stat()
+    text = path.read_text()
+    path.write_text(text.replace("1.9\n", "3.9\n"))
+    assert path.read_text() != text
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    again, count = read()
+    assert count == 2
+    kept.unlink()
+    np.testing.assert_array_equal(again, read()[0])
+    assert (again != first).any()
 
 
 def test_files_that_are_no_meshes_are_one_sentence(folder):
@@ -131,3 +165,21 @@ def test_files_that_are_no_meshes_are_one_sentence(folder):
         data.load("modelnet10", dir=str(folder), classes=("bed",))
     with pytest.raises(ConfigError, match="did you mean 'sofa'"):
         data.load("modelnet10", dir=str(folder), classes=("sofas",))
+
+
+def test_meshes_written_on_other_systems(tmp_path):
+    pytest.importorskip("trimesh")
+    text = off(box(1, 0.5, 0.25), FACES)
+    for number, content in enumerate(
+        (
+            text.replace("\n", "\r\n").encode(),
+            b"\xef\xbb\xbf" + text.encode(),
+            b"# a comment\n" + text.encode(),
+            text.replace("OFF\n", "OFF").encode(),
+        )
+    ):
+        path = tmp_path / f"{number}.off"
+        path.write_bytes(content)
+        vertices, faces = read_mesh(path)
+        np.testing.assert_allclose(vertices, box(1, 0.5, 0.25))
+        np.testing.assert_array_equal(faces, FACES)

@@ -1,5 +1,6 @@
 """Pretrained encoders: recorded outputs of PyTorch, bottlenecks, and what is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -258,3 +259,20 @@ def test_folders_that_hold_no_encoder(folder, tmp_path):
         pretrained.read_shape(tmp_path / "nowhere")
     with pytest.raises(DataError, match="is no folder"):
         pretrained.locate("no such/folder at all")
+
+
+@pytest.mark.parametrize("types", [2, 1])
+def test_types_beside_the_tokens_are_those_given_apart(types):
+    network = Encoder(dataclasses.replace(SMALL, layers=1, types=types), Plan(1))
+    rng = np.random.default_rng(0)
+    tokens = np.tile(rng.integers(0, 40, (1, 6), np.int32), (2, 1))
+    kinds = np.array([[0, 0, 0, 1, 1, 1], [0] * 6], np.int32)
+    params = initial(Plan(1), shape=network.shape)
+    apart, beside = jax.jit(
+        lambda p: [
+            network.apply({"params": p}, tokens, types=kinds)[0],
+            network.apply({"params": p}, np.stack([tokens, kinds], -1))[0],
+        ]
+    )(params)
+    np.testing.assert_allclose(beside, apart, rtol=1e-6, atol=1e-6)
+    assert bool(np.abs(apart[0] - apart[1]).max() > 1e-3) == (types == 2)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxeff.data import tokens
+from jaxeff.data import files, tokens
 from jaxeff.errors import DataError, UserError
 from jaxeff.models import MODELS
 from jaxeff.serving import TextModel
@@ -111,3 +111,101 @@ def test_folders_that_hold_no_model(model, tmp_path):
 def test_one_string_is_no_list(model):
     with pytest.raises(UserError, match=r"write \[text\]"):
         model.predict("a b")
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["a", None], r"row 1 is None \(NoneType\)"),
+        ([float("nan")], r"row 0 is nan \(float\)"),
+        (["a", b"b"], r"row 1 is b'b' \(bytes\)"),
+        (["a", ("b", 3)], r"row 1 is 3 \(int\)"),
+        (None, "takes a list of texts, not a NoneType"),
+        ({"a": "b"}, "takes a list of texts, not a dict"),
+        (b"a", "takes a list of texts, not a bytes"),
+    ],
+)
+def test_rows_that_are_no_texts_are_named(model, texts, words):
+    with pytest.raises(UserError, match=words):
+        model.predict(texts)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tokenizer": tokens.Words((*WORDS.names, "i"))}, "vocabulary of 11, .* has 10 tokens"),
+        ({"length": 21}, "21 tokens does not fit .* positions for 1 to 20"),
+        ({"length": 0}, "0 tokens does not fit"),
+        ({"class_names": ("no",)}, "1 class names do not fit the network's 2 outputs"),
+    ],
+)
+def test_parts_of_other_sizes_are_refused(model, change, words):
+    fields = {"tokenizer": WORDS, "class_names": ("no", "yes"), "length": 20, **change}
+    with pytest.raises(DataError, match=words):
+        TextModel(model.network, model.params, **fields)
+
+
+def test_folders_are_replaced_whole(model, tmp_path, monkeypatch):
+    model.save(tmp_path)
+    (tmp_path / "notes").write_text("the user's own")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other = TextModel(
+        model.network, jax.tree.map(lambda p: p + 1, model.params), WORDS, ("no", "yes"), 19
+    )
+    # The disk is full before all is written.
+    written = []
+
+    def fsync(_):
+        written.append(1)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", fsync)
+        with pytest.raises(UserError, match="No space left"):
+            other.save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    other.save(tmp_path)
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert after.keys() == before.keys()
+    assert after["notes"] == before["notes"]
+    # Files of two models, as a kill between two renames leaves them.
+    (tmp_path / module.WEIGHTS).write_bytes(before[module.WEIGHTS])
+    with pytest.raises(DataError, match=r"weights.npz: was changed, or is not of the same model"):
+        TextModel.load(tmp_path)
+
+
+def test_pairs_are_answered_with_their_types(tmp_path):
+    library = pytest.importorskip("tokenizers")
+    special = [("[CLS]", 2), ("[SEP]", 3)]
+    names = [tokens.PADDING, tokens.UNKNOWN, "[CLS]", "[SEP]", *"abcd"]
+    own = library.Tokenizer(
+        library.models.WordLevel({t: i for i, t in enumerate(names)}, unk_token=tokens.UNKNOWN)
+    )
+    own.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    own.add_special_tokens(names[:4])
+    own.post_processor = library.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=special
+    )
+    network = MODELS.build(
+        {"name": "encoder", "shape": {**SHAPE, "types": 2, "layers": 1}}, num_outputs=2
+    )
+    variables = jax.jit(network.init)(jax.random.key(0), np.zeros((1, 8), np.int32))
+    params = jax.tree.map(lambda p: np.asarray(p) * 5 + 0.1, variables["params"])
+    model = TextModel(network, params, tokens.Pieces(own.to_str()), ("no", "yes"), 16)
+    reference = own.encode("a b", "c d")
+    assert reference.type_ids == [0, 0, 0, 0, 1, 1, 1]
+    ids, types = (np.array([x], np.int32) for x in (reference.ids, reference.type_ids))
+
+    @jax.jit
+    def answer(params):
+        states, weight = network.encoder.apply({"params": params["encoder"]}, ids, types=types)
+        layer = params["classifier"]
+        return network.pooled(states, weight) @ layer["kernel"] + layer["bias"]
+
+    wanted = answer(params)
+    found = model.logits([("a b", "c d"), "a b[SEP]c d", "a b c d"])
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found[1], found[0])
+    assert np.abs(found[2] - found[0]).max() > 1e-3
+    assert model.compilations == 1

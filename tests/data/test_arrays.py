@@ -1,0 +1,125 @@
+"""Data sets of a user's own arrays: what they hold, and what is said where they are wrong."""
+
+import numpy as np
+import pytest
+
+from jaxeff import data
+from jaxeff.data import DATASETS, Request, from_arrays
+from jaxeff.data.base import Dataset
+from jaxeff.data.series import SeriesSplit
+from jaxeff.errors import ConfigError, DataError
+
+RNG = np.random.default_rng(0)
+LABELS, TEST_LABELS = np.arange(20) % 3, np.arange(4) % 3
+IMAGES = RNG.integers(0, 256, (24, 5, 4, 2), np.uint8)
+SERIES = RNG.normal(size=(24, 6, 2))
+SYMBOLS = RNG.integers(0, 9, (24, 6))
+
+
+def made(values, labels=LABELS, test_labels=TEST_LABELS, fraction=0.2, **options):
+    request = Request(validation_fraction=fraction)
+    pairs = (values[:20], labels), (values[20:], test_labels)
+    return from_arrays("mine", request, *pairs, **options)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "scale", "vocabulary"),
+    [
+        (IMAGES, "float32", 1 / 255, 0),
+        (SERIES, "float32", 1, 0),
+        (SERIES.astype(np.float16), "float32", 1, 0),
+        (SYMBOLS, "int32", 1, SYMBOLS.max() + 1),
+        (SYMBOLS.astype(np.uint8), "int32", 1, SYMBOLS.max() + 1),
+    ],
+)
+def test_arrays_become_splits(values, dtype, scale, vocabulary):
+    dataset = made(values)
+    assert [len(s) for s in dataset.splits.values()] == [16, 4, 4]
+    assert dataset.class_names == ("0", "1", "2")
+    assert (dataset.input_shape, dataset.input_dtype) == (values.shape[1:], dtype)
+    assert dataset.vocabulary == vocabulary
+    batch = dataset.splits["test"].take(np.arange(4))
+    assert batch["inputs"].dtype == dtype
+    np.testing.assert_allclose(batch["inputs"], values[20:] * scale, rtol=1e-6)
+    np.testing.assert_array_equal(batch["labels"], TEST_LABELS)
+
+
+def spoilt(value):
+    series = SERIES.copy()
+    series[7, 3, 1] = value
+    return series
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "words"),
+    [
+        (IMAGES / 255, {}, "train part of arrays has images of float64, .* give uint8"),
+        (spoilt(np.nan), {}, "train part has NaN or infinite inputs, first in row 7"),
+        (spoilt(1e300), {}, "NaN or infinite inputs, first in row 7"),
+        (SERIES.astype(object), {}, "inputs of object"),
+        (SERIES[..., 0], {}, r"inputs of float64, shape \(20, 6\)"),
+        (-1 - SYMBOLS, {}, "symbols from -9"),
+        (SERIES, {"labels": LABELS.astype(float)}, r"labels of float64, shape \(20,\), for 20"),
+        (SERIES, {"labels": LABELS[:, None]}, r"labels of int64, shape \(20, 1\), for 20"),
+        (SERIES, {"labels": LABELS[1:]}, r"labels of int64, shape \(19,\), for 20"),
+        (SERIES, {"labels": list(LABELS)}, "labels of list, not a numpy array"),
+        (SERIES, {"labels": LABELS.astype(str)}, "labels of <U"),
+        (SERIES, {"labels": LABELS - 1}, "train part has label -1 in row 0, outside"),
+        (SERIES, {"test_labels": TEST_LABELS + 1}, "test part has label 3 in row 2, outside 0..2"),
+        (SERIES[:20], {"test_labels": TEST_LABELS[:0]}, "test part has no examples"),
+        (SERIES, {"class_names": "ab"}, "train part has label 2 in row 2, outside 0..1"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(values, options, words):
+    with pytest.raises(DataError, match=f"^mine: .*{words}") as caught:
+        made(values, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [IMAGES, SERIES])
+@pytest.mark.parametrize(
+    ("fraction", "words"),
+    [
+        (
+            1e-9,
+            r"validation_fraction=1e-09 of the 20 examples of 'mine' is none; give at least 0.05",
+        ),
+        (0.99, "leaves no train example of 20"),
+        (float("nan"), "must be at least 0 and below 1"),
+        (1.0, "must be at least 0 and below 1"),
+        (-0.1, "must be at least 0 and below 1"),
+    ],
+)
+def test_fractions_that_leave_nothing_are_refused(values, fraction, words):
+    with pytest.raises(ConfigError, match=words):
+        made(values, fraction=fraction)
+
+
+def test_fractions_are_compared_together():
+    with pytest.raises(ConfigError, match=r"calibration_fraction=0\.5 must be below 1 together"):
+        Request(validation_fraction=0.5, calibration_fraction=0.5)
+    request = Request(validation_fraction=0, calibration_fraction=1e-9)
+    with pytest.raises(ConfigError, match="calibration_fraction=1e-09 of the 20 examples"):
+        from_arrays("mine", request, (IMAGES[:20], LABELS), (IMAGES[20:], TEST_LABELS))
+
+
+def series(labels=LABELS, values=None):
+    values = SERIES.astype(np.float32) if values is None else values
+    splits = {p: SeriesSplit(values, labels, np.arange(4)) for p in ("train", "validation", "test")}
+    return Dataset("own", "classification", 3, 3, (6, 2), splits, "own")
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda request: None, "is a NoneType, not a jaxeff.data.Dataset"),
+        (lambda request: series(values=SERIES), "inputs of float64, .* but says float32"),
+        (lambda request: series(values=SERIES[:, 1:].astype("f4")), r"shape \(5, 2\), but says"),
+        (lambda request: series(LABELS.astype(np.float32)), "labels of float32, .* needs integers"),
+        (lambda request: series(LABELS[:, None]), r"shape \(1,\), for an example"),
+    ],
+)
+def test_registered_data_sets_are_what_they_say(monkeypatch, build, words):
+    monkeypatch.setitem(DATASETS._factories, "own", build)
+    with pytest.raises(DataError, match=f"data set 'own' .*{words}"):
+        data.load("own")
