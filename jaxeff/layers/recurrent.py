@@ -26,6 +26,12 @@ class RecurrentCell(nn.RNNCellBase):
     ``(carry, output)`` with an output of shape ``[..., features]``.
     """
 
+    def __post_init__(self) -> None:
+        # What a field means where it is left out, the pure cell says.
+        for name, value in vars(self.pure()).items():
+            object.__setattr__(self, name, value)
+        super().__post_init__()
+
     def pure(self) -> ode.Cell:
         """Returns the pure cell with this layer's options."""
         cls = self.pure_class  # type: ignore[attr-defined]

@@ -94,9 +94,15 @@ class Host(abc.ABC):
         body = self.body(place, ops or self.ops)
         return self.joined(place, wrap(body) if wrap else body, shortcut_ops or self.ops)
 
-    def field(self, features: int) -> nn.Module:
-        """Returns a block that keeps its shape, to compute a Global layer's initial field."""
-        return self.block(Place(0, 1, features, features))
+    def field(self, stage: int) -> nn.Module:
+        """Returns a block that keeps its shape, to compute the initial field of a Global layer.
+
+        Args:
+          stage: the stage behind which the layer stands; the block is like the last of that.
+        """
+        width = self.after(stage)
+        alike = self.places[stage][-1]
+        return self.block(dataclasses.replace(alike, in_features=width, features=width, strides=1))
 
     def between(self, stage: int) -> nn.Module | None:
         """Returns what stands after a stage, if anything does."""

@@ -49,8 +49,9 @@ class DenseNetHost(Host):
         del place, shortcut_ops  # the skip has no convolution
         return Dense(body)
 
-    def field(self, features: int) -> nn.Module:
+    def field(self, stage: int) -> nn.Module:
         """See `Host.field`."""
+        features = self.after(stage)
         return DenseBody(self.ops, features, 2 * features)
 
     def between(self, stage: int) -> nn.Module | None:
@@ -87,7 +88,8 @@ def densenet(
       growth: channels that each block adds.
       stem_width: channels of the first convolution.
       compression: share of the channels that a transition keeps, in (0, 1].
-      design: see `jaxeff.models.designs`; interpolation finds no block that keeps its shape here.
+      design: see `jaxeff.models.designs`; no block keeps its shape here, which "interpolated" and
+        "looped" need.
       axis_name: see `jaxeff.models.resnet.resnet`.
       dtype: of the computation.
 
