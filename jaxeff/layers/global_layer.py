@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from jaxeff.errors import ConfigError
+from jaxeff.layers.checks import require_size
 from jaxeff.layers.conv import ACTIVATIONS, Conv
 from jaxeff.ode import convolution, transport
 from jaxeff.ode.transport import Coefficients
@@ -241,11 +242,12 @@ class GlobalLayer(nn.Module):
                     f"GlobalLayer.{field} must be one of {', '.join(choices)}, "
                     f"not {getattr(self, field)!r}"
                 )
-        if self.dt <= 0:
+        require_size("GlobalLayer.num_steps", self.num_steps)
+        if not isinstance(self.dt, jax.core.Tracer) and not 0 < self.dt < math.inf:
             raise ConfigError(f"GlobalLayer.dt must be positive, not {self.dt}")
         if self.scheme != "leapfrog" and self.start != "repeat":
             raise ConfigError(f"GlobalLayer.start has no use with scheme={self.scheme!r}")
-        if self.diffusivity is not None and min(self.diffusivity) < 0:
+        if self.diffusivity is not None and not all(0 <= d < math.inf for d in self.diffusivity):
             raise ConfigError(
                 f"GlobalLayer.diffusivity must not be negative, but is {self.diffusivity}"
             )

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from jaxeff.errors import ConfigError
+from jaxeff.layers.checks import require_size
 from jaxeff.layers.conv import Ops
 from jaxeff.layers.residual import Dense, DenseBody, Transition
 from jaxeff.models import designs
@@ -96,8 +97,11 @@ def densenet(
     Raises:
       ConfigError: impossible numbers.
     """
-    if not 0 < compression <= 1 or growth < 1 or stem_width < 1 or not blocks or min(blocks) < 1:
-        raise ConfigError("a densenet needs positive numbers and a compression in (0, 1]")
+    if not 0 < compression <= 1 or not blocks:
+        raise ConfigError("a densenet needs blocks and a compression in (0, 1]")
+    for name, sizes in (("blocks", blocks), ("growth", [growth]), ("stem_width", [stem_width])):
+        for size in sizes:
+            require_size(name, size)
     ops = Ops.of(dtype, axis_name)
     host = DenseNetHost(ops, blocks, growth, stem_width, compression)
     return designs.assemble(host, design, num_outputs)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
 from jaxeff.layers.bottleneck import Bottleneck
+from jaxeff.layers.checks import require_rate
 from jaxeff.search.plan import Plan
 from jaxeff.typing import Array, Dtype
 
@@ -58,6 +59,7 @@ class EncoderShape:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        require_rate("dropout", self.dropout)
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} must be a multiple of the {self.heads} heads")
         if self.activation not in ACTIVATIONS:

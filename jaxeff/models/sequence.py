@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxeff.layers.checks import require_rate, require_size
 from jaxeff.layers.recurrent import RNN, from_pure
 from jaxeff.models.base import MODELS
 from jaxeff.ode import CELLS, Cell
@@ -27,9 +28,10 @@ class SequenceModel(nn.Module):
       readout: "last" gives ``[batch, num_outputs]``, "every_step" ``[batch, time, num_outputs]``.
       dropout: rate at which states are dropped before the read-out, in training.
       backward: how gradients through time are computed, see `jaxeff.ode.unroll`.
-      embedding: width of the learned vectors that stand for integer inputs, whose vocabulary is
-        that of the outputs.
+      embedding: width of the learned vectors that stand for integer inputs.
       dtype: type of the computation.
+      vocabulary: how many integers have a vector; 0 is ``num_outputs``, as of a model that
+        foretells its own inputs. Others become NaN.
     """
 
     cell: Cell
@@ -40,6 +42,7 @@ class SequenceModel(nn.Module):
     backward: str = "auto"
     embedding: int = 64
     dtype: Dtype = jnp.float32
+    vocabulary: int = 0
 
     @nn.nowrap
     def initial_carry(self, inputs: Array) -> tuple[Carry, ...]:
@@ -83,9 +86,12 @@ class SequenceModel(nn.Module):
 
         Raises:
           ValueError: inputs of another shape.
+          ConfigError: a field has an impossible value.
         """
+        self._check()
         if jnp.issubdtype(inputs.dtype, jnp.integer) and inputs.ndim == 2:
-            states = nn.Embed(self.num_outputs, self.embedding, dtype=self.dtype)(inputs)
+            rows = self.vocabulary or self.num_outputs
+            states = nn.Embed(rows, self.embedding, dtype=self.dtype)(inputs)
         elif inputs.ndim == 3:
             states = jnp.asarray(inputs, self.dtype)
         else:
@@ -108,6 +114,14 @@ class SequenceModel(nn.Module):
         outputs = nn.Dense(self.num_outputs, dtype=self.dtype, name="readout")(states)
         return (outputs, tuple(carries)) if return_carry else outputs
 
+    @nn.nowrap
+    def _check(self) -> None:
+        require_size("SequenceModel.num_outputs", self.num_outputs)
+        require_size("SequenceModel.vocabulary", self.vocabulary, 0)
+        require_positive(self, "num_layers", "embedding")
+        require_choice(self, "readout", READOUTS)
+        require_rate("SequenceModel.dropout", self.dropout)
+
 
 @MODELS.register("sequence")
 def sequence(
@@ -120,6 +134,7 @@ def sequence(
     backward: str = "auto",
     embedding: int = 64,
     dtype: str = "float32",
+    vocabulary: int = 0,
 ) -> SequenceModel:
     """Builds a `SequenceModel` from a config section whose ``cell`` names a registered cell."""
     model = SequenceModel(
@@ -131,7 +146,7 @@ def sequence(
         backward=backward,
         embedding=embedding,
         dtype=jnp.dtype(dtype),
+        vocabulary=vocabulary,
     )
-    require_positive(model, "num_layers", "embedding")
-    require_choice(model, "readout", READOUTS)
+    model._check()
     return model

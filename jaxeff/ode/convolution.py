@@ -147,7 +147,7 @@ def _product(x: Array, kernel: Array, strides: int) -> Array:
     # [rows, columns, output rows, output columns, inputs, outputs]
     matrix = matrix.transpose(0, 1, 4, 2, 3, 5).reshape(x[0].size, -1).astype(kernel.dtype)
     outputs = (rows.shape[1], columns.shape[1], kernel.shape[3])
-    return (x.reshape(len(x), -1) @ matrix).reshape(len(x), *outputs)
+    return (x.reshape(x.shape[0], -1) @ matrix).reshape(x.shape[0], *outputs)
 
 
 def _taps(size: int, of: int, strides: int) -> tuple[np.ndarray, np.ndarray]:

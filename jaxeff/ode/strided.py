@@ -223,10 +223,10 @@ def _phases(x: Array, kernel: Array, strides: int, padding: int, sizes: tuple[in
     ends = [m + taps - 1 - n - low for n, m in zip(x.shape[1:-1], groups, strict=True)]
     edges = ((0, 0, 0), *((low, end, 0) for end in ends), (0, 0, 0))
     y = _on_cpu(jax.lax.pad(x, jnp.zeros((), x.dtype), edges), kernel, 1, 0)
-    y = y.reshape(len(x), *groups, *(strides,) * count, outputs)
+    y = y.reshape(x.shape[0], *groups, *(strides,) * count, outputs)
     pairs = (axis for i in range(count) for axis in (1 + i, 1 + count + i))
     y = y.transpose(0, *pairs, 1 + 2 * count)
-    y = y.reshape(len(x), *(n * strides for n in groups), outputs)
+    y = y.reshape(x.shape[0], *(n * strides for n in groups), outputs)
     start = padding % strides
     return y[(slice(None), *(slice(start, start + size) for size in sizes))]
 

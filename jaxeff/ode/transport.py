@@ -89,7 +89,7 @@ def leapfrog(
         ``[n, rows, columns, channels]``, which saves its values the way through a CPU's memory.
       source: f, broadcastable to h.
       num_steps: K, at least 1.
-      dt: time step.
+      dt: time step, a number or a scalar array.
       spacing: grid spacing along both axes, also the distance in cells to the neighbours.
       boundary: "periodic", or "reflecting": walls that nothing passes, h even and the velocity odd
         about them.
@@ -115,23 +115,26 @@ def leapfrog(
     if start == "euler" and before is not None:
         raise ConfigError("before has no use with start='euler', which makes its own first step")
     steps = functools.partial(
-        _leapfrog, num_steps=num_steps, dt=dt, spacing=spacing, boundary=boundary, start=start
+        _leapfrog, num_steps=num_steps, spacing=spacing, boundary=boundary, start=start
     )
+    fixed = isinstance(dt, int | float)  # else an array, perhaps traced
     if start == "repeat" and before is None:
         before = h
     given: tuple[Any, ...] = (h, before, source, *coefficients)
     arrays = [_like(x, h).reshape(-1, *h.shape[-3:]) for x in given if _is_array(x)]
 
-    def of_block(skip, functions, *block):
+    def of_block(skip, shared, *block):
+        functions, step = shared
         left = iter(block)
         h, before, source, *c = (next(left) if _is_array(x) else x for x in given)
         found = apart(skip, lambda h: [f(h) for f in functions], h)
         by_function = dict(zip(map(id, given_functions), found, strict=True))
         values = Coefficients(*(by_function[id(f)] if callable(f) else f for f in c))
-        return steps(skip, h, before, source, values)
+        return steps(skip, h, before, source, values, dt=dt if fixed else step)
 
     given_functions = list({id(f): f for f in coefficients if callable(f)}.values())
-    return over_blocks(of_block, given_functions, *arrays).reshape(h.shape)
+    shared = given_functions, None if fixed else jnp.asarray(dt)
+    return over_blocks(of_block, shared, *arrays).reshape(h.shape)
 
 
 def _leapfrog(

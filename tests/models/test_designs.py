@@ -84,7 +84,6 @@ REFUSED = [
     ("resnet", {"name": "global", "per_stage": {"2": {"dt": 0.1}}, "stages": (1,)}, "per_stage"),
     ("resnet", {"name": "global", "kept": -2}, "kept must be"),
     ("resnet", {"name": "global", "kept": 1.5}, "kept"),
-    ("resnet", {"name": "shared", "factor": 3, "stages": (1,)}, "factor 3 does not divide"),
 ]
 
 
