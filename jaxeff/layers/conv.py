@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
+from jaxeff.layers.checks import one_size, require_rate, require_size
 from jaxeff.ode import convolution
 from jaxeff.registry import closest
 from jaxeff.typing import Array, Dtype, PRNGKey
@@ -42,8 +43,8 @@ def uniform_fan_in(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.floa
 
 def activation(name: str) -> Any:
     """Returns the named activation; raises `ConfigError` for another name."""
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"unknown activation '{name}'{closest(name, ACTIVATIONS)}")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ConfigError(f"unknown activation '{name}'{closest(str(name), ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
@@ -52,8 +53,8 @@ class Conv(nn.Module):
 
     Attributes:
       features: output channels; 0 convolves every channel by itself, by ``[k, k, 1, channels]``.
-      kernel_size: k, odd.
-      strides: of both axes.
+      kernel_size: k, odd, or (k, k).
+      strides: of both axes, or (s, s).
       use_bias: whether a bias per channel is added.
       kernel_init: initialiser.
       dtype: of the computation; None follows the input.
@@ -61,8 +62,8 @@ class Conv(nn.Module):
     """
 
     features: int
-    kernel_size: int = 3
-    strides: int = 1
+    kernel_size: int | tuple[int, int] = 3
+    strides: int | tuple[int, int] = 1
     use_bias: bool = False
     kernel_init: Any = he_fan_out
     dtype: Dtype | None = None
@@ -71,15 +72,18 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Returns the convolved ``[..., rows, columns, channels]``, padded with zeros."""
+        require_size("Conv.features", self.features, 0)
+        side = one_size("Conv.kernel_size", self.kernel_size)
+        strides = one_size("Conv.strides", self.strides)
         channels = (x.shape[-1], self.features) if self.features else (1, x.shape[-1])
         convolve = convolution.conv if self.features else convolution.depthwise_conv
-        shape = (self.kernel_size, self.kernel_size, *channels)
+        shape = (side, side, *channels)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = None
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, shape[-1:], self.param_dtype)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = convolve(x.reshape(-1, *x.shape[-3:]), kernel, self.strides)
+        y = convolve(x.reshape(-1, *x.shape[-3:]), kernel, strides)
         y = y.reshape(*x.shape[:-3], *y.shape[-3:])
         return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
@@ -107,6 +111,10 @@ class Ops:
     depthwise_init: Any = he_fan_out
     dtype: Dtype | None = None
     drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        activation(self.activation)
+        require_rate("drop_path", self.drop_path)
 
     @classmethod
     def of(cls, dtype: str, axis_name: str, **fields: Any) -> Ops:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from jaxeff.errors import ConfigError
+from jaxeff.layers.checks import require_size
 from jaxeff.layers.conv import ACTIVATIONS, Conv
 from jaxeff.ode import convolution, transport
 from jaxeff.ode.transport import Coefficients
@@ -107,6 +109,7 @@ class GlobalLayer(nn.Module):
         act = ACTIVATIONS[self.activation]
         c = self._coefficients(h, train)
         source: Array | float = given if self.source else 0.0
+        self._watch(h, c)
         options: dict[str, Any] = {"spacing": self.spacing, "boundary": self.boundary}
         if self.scheme == "spectral":
             c = Coefficients(*(_grid_mean(value) for value in c))
@@ -116,7 +119,6 @@ class GlobalLayer(nn.Module):
                 h, c, source, num_steps=self.num_steps, dt=self.dt, **options
             )
         else:
-            self._watch(h, c)
             before = given if self.start == "repeat" else None
             h = transport.leapfrog(
                 h,
@@ -132,12 +134,15 @@ class GlobalLayer(nn.Module):
         return x + y if self.residual else y
 
     def _watch(self, h: Array, c: Coefficients) -> None:
-        """Shows the stability number of a scheme that has a limit; one step cannot grow far."""
-        watched = self.is_mutable_collection("stability") and not self.is_initializing()
-        if self.num_steps > 1 and watched:
+        """Shows by how much a wave can grow over the steps, NaN if the field is not finite."""
+        if not self.is_mutable_collection("stability") or self.is_initializing():
+            return
+        grown = jnp.ones(())
+        if self.scheme == "leapfrog" and self.num_steps > 1:  # one step cannot grow far
             c = Coefficients(*(value(h) if callable(value) else value for value in c))
-            number = transport.stability_number(c, self.dt, self.spacing)
-            self.sow("stability", "number", jnp.max(number), reduce_fn=jnp.maximum, init_fn=_zero)
+            grown = jnp.max(transport.growth(c, self.dt, self.spacing)) ** self.num_steps
+        grown = jnp.where(jnp.isfinite(h).all(), grown.astype(jnp.float32), jnp.nan)
+        self.sow("stability", "growth", grown, reduce_fn=jnp.maximum, init_fn=_zero)
 
     def _coefficients(self, h: Array, train: bool) -> Coefficients:
         """Returns the coefficients, for the leapfrog scheme outside training as functions of h."""
@@ -237,11 +242,12 @@ class GlobalLayer(nn.Module):
                     f"GlobalLayer.{field} must be one of {', '.join(choices)}, "
                     f"not {getattr(self, field)!r}"
                 )
-        if self.dt <= 0:
+        require_size("GlobalLayer.num_steps", self.num_steps)
+        if not isinstance(self.dt, jax.core.Tracer) and not 0 < self.dt < math.inf:
             raise ConfigError(f"GlobalLayer.dt must be positive, not {self.dt}")
         if self.scheme != "leapfrog" and self.start != "repeat":
             raise ConfigError(f"GlobalLayer.start has no use with scheme={self.scheme!r}")
-        if self.diffusivity is not None and min(self.diffusivity) < 0:
+        if self.diffusivity is not None and not all(0 <= d < math.inf for d in self.diffusivity):
             raise ConfigError(
                 f"GlobalLayer.diffusivity must not be negative, but is {self.diffusivity}"
             )
@@ -294,7 +300,9 @@ def unstable_layers(model: nn.Module, variables: Mapping[str, Any], x: Array) ->
     """Returns a sentence for every Global layer whose time steps are unstable for these inputs.
 
     The velocities are read from the features and have no bound, so whether the leapfrog scheme is
-    stable depends on parameters and inputs: ``(Ax^2/Bx + Ay^2/By)(Bx + By) <= 1`` everywhere.
+    stable depends on parameters and inputs: a layer is unstable where a wave can grow by more than
+    a tenth within ``num_steps`` (`jaxeff.ode.transport.growth`). A layer of any scheme whose
+    features are not finite is named too.
 
     Args:
       model: any model.
@@ -302,14 +310,22 @@ def unstable_layers(model: nn.Module, variables: Mapping[str, Any], x: Array) ->
       x: a batch of inputs.
     """
     _, found = model.apply(variables, x, train=False, mutable=["stability"])
-    numbers = traverse_util.flatten_dict(found.get("stability", {}))
-    return [
-        f"the leapfrog scheme of {'/'.join(path[:-1])} is unstable for these inputs (stability "
-        f"number {float(number):.2g} > 1): lower dt or num_steps, raise the diffusivity, or set "
-        f"velocity='signed' or scheme='line_implicit'"
-        for path, number in numbers.items()
-        if float(number) > 1
-    ]
+    found = traverse_util.flatten_dict(found.get("stability", {}))
+    sentences = []
+    for path, number in found.items():
+        name, grown = "/".join(path[:-1]) or type(model).__name__, float(number)
+        if math.isnan(grown):
+            sentences.append(
+                f"the features of {name} are not finite for these inputs: check the inputs and the "
+                f"parameters for NaN, and lower the learning rate"
+            )
+        elif grown > 1.1:
+            sentences.append(
+                f"the leapfrog scheme of {name} is unstable for these inputs (waves grow "
+                f"{min(grown, 1e9):.2g}-fold or more within its steps): lower dt or num_steps, "
+                f"raise the diffusivity, or set velocity='signed' or scheme='line_implicit'"
+            )
+    return sentences
 
 
 def _of_block(activated: Any, name: str, folded: Mapping[str, Any], h: Array) -> Array:

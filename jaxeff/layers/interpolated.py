@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
+from jaxeff.layers.checks import called, require_linen, require_size
 from jaxeff.layers.conv import Conv
 from jaxeff.ode import anchors, tiles
 from jaxeff.typing import Array, Dtype
@@ -42,7 +43,8 @@ class Interpolated(nn.Module):
     it drops in wherever F stands. F keeps its own parameters under ``body``.
 
     Attributes:
-      body: F, a module called as ``body(x, train=train)`` that keeps shape and channels.
+      body: F, a module called as ``body(x, train=train)``, or ``body(x)`` if it has no ``train``,
+        that keeps shape and channels.
       stride: distance s of the anchors along both axes; 1 is F itself.
       cheap: G: "depthwise" (3x3 and normalisation), "separable" (then activation, 1x1 and
         normalisation) or "none" (zero).
@@ -89,7 +91,7 @@ class Interpolated(nn.Module):
         self._check(x)
         take = anchors.sample if self.sampling == "strided" else anchors.area_sample
         sampled = take(x, self.stride)
-        a = self.body(sampled, train=train)
+        a = called(self.body, sampled, train)
         if a.shape != sampled.shape:
             raise ValueError(
                 f"an interpolated body must keep its input's shape {sampled.shape}, not return "
@@ -123,7 +125,7 @@ class Interpolated(nn.Module):
         energy = jnp.square(tiles.split(g, self.tile)).mean((-3, -2, -1))
         numbers, gates = tiles.choose(energy, count)
         chosen = tiles.take(tiles.split(x, self.tile), numbers)
-        fine = self.body(chosen.reshape(-1, *chosen.shape[2:]), train=train).reshape(chosen.shape)
+        fine = called(self.body, chosen.reshape(-1, *chosen.shape[2:]), train).reshape(chosen.shape)
         before = tiles.take(all_tiles, numbers)
         after = before + gates[:, :, None, None, None].astype(fine.dtype) * (fine - before)
         return tiles.join(
@@ -154,6 +156,8 @@ class Interpolated(nn.Module):
         return norm("cheap_norm_out", True)(pointwise(jax.nn.relu(g)))
 
     def _check(self, x: Array) -> None:
+        require_linen(self.body, "Interpolated.body")
+        require_size("Interpolated.tile", self.tile)
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
                 raise ConfigError(

@@ -3,11 +3,28 @@
 Every cell here is an ordinary Flax Linen recurrent cell: it drops into ``flax.linen.RNN`` and
 ``flax.linen.Bidirectional``. `RNN` below is the package's own wrapper: the same result, but with
 the driver of `jaxeff.ode.unroll`, which is faster and needs less memory in training.
+
+In ``flax.nnx`` a cell needs a wrapper, because ``nnx.RNN`` asks it for a first carry. `RNN` below
+needs none, ``flax.nnx.bridge.ToNNX(RNN(LSTMCell(4)), rngs=rngs).lazy_init(x)``::
+
+    class Bridged(nnx.RNNCellBase):
+        num_feature_axes = 1
+
+        def __init__(self, cell, inputs, rngs):
+            carry, self.linen = cell.initialize_carry(None, (1, inputs)), cell
+            self.cell = nnx.bridge.ToNNX(cell, rngs=rngs).lazy_init(carry, jnp.ones((1, inputs)))
+
+        def initialize_carry(self, input_shape, *_, **__):
+            return self.linen.initialize_carry(None, input_shape)
+
+        def __call__(self, carry, x):
+            return self.cell(carry, x)
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +33,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from jaxeff import ode
+from jaxeff.layers.checks import require_linen
 from jaxeff.typing import Array, Carry, Dtype, Params, PRNGKey
 
 
@@ -25,6 +43,12 @@ class RecurrentCell(nn.RNNCellBase):
     Calling it with ``(carry, inputs)``, inputs of shape ``[..., inputs]``, returns
     ``(carry, output)`` with an output of shape ``[..., features]``.
     """
+
+    def __post_init__(self) -> None:
+        # What a field means where it is left out, the pure cell says.
+        for name, value in vars(self.pure()).items():
+            object.__setattr__(self, name, value)
+        super().__post_init__()
 
     def pure(self) -> ode.Cell:
         """Returns the pure cell with this layer's options."""
@@ -142,11 +166,17 @@ FLAX_CELLS: dict[type[ode.Cell], type[RecurrentCell]] = {
 }
 
 
+@functools.cache
+def _class_of(pure_class: type[ode.Cell]) -> type[RecurrentCell]:
+    """Returns the one Flax cell of a user's class, so that equal layers are equal."""
+    return flax_cell(pure_class, f"{pure_class.__name__}Cell")
+
+
 def from_pure(
     cell: ode.Cell, *, dtype: Dtype | None = None, param_dtype: Dtype = jnp.float32, **module: Any
 ) -> RecurrentCell:
     """Returns the Flax cell with the options of a pure cell; ``module`` may hold ``name``."""
-    cls: Any = FLAX_CELLS.get(type(cell)) or flax_cell(type(cell), f"{type(cell).__name__}Cell")
+    cls: Any = FLAX_CELLS.get(type(cell)) or _class_of(type(cell))
     options = {f.name: getattr(cell, f.name) for f in dataclasses.fields(cell)}
     return cls(**options, dtype=dtype, param_dtype=param_dtype, **module)
 
@@ -195,6 +225,7 @@ class RNN(nn.Module):
         Returns:
           outputs ``[batch, time, features]`` or ``[batch, features]``; see ``return_carry``.
         """
+        require_linen(self.cell, "RNN.cell")
         if seq_lengths is not None:
             if mask is not None:
                 raise ValueError("give either mask or seq_lengths, not both")

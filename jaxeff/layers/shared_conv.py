@@ -26,6 +26,7 @@ symmetry with a learned scale and shift per channel.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -33,6 +34,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
+from jaxeff.layers.checks import one_size, require_size
 from jaxeff.layers.conv import Ops, he_fan_out
 from jaxeff.ode.convolution import conv, depthwise_conv
 from jaxeff.typing import Array, Dtype, PRNGKey
@@ -78,8 +80,8 @@ class SharedConv(nn.Module):
     Attributes:
       mode: one of `MODES`.
       features: output channels; "depthwise_tile" keeps the input's.
-      kernel_size: k, odd.
-      strides: of both axes.
+      kernel_size: k, odd, or (k, k).
+      strides: of both axes, or (s, s).
       factor: s, of the tiled modes; 1 is the plain convolution.
       rank: M of "basis".
       share: M / C of "blueprint_low".
@@ -97,8 +99,8 @@ class SharedConv(nn.Module):
 
     mode: str
     features: int = 0
-    kernel_size: int = 3
-    strides: int = 1
+    kernel_size: int | tuple[int, int] = 3
+    strides: int | tuple[int, int] = 1
     factor: int = 1
     rank: int = 4
     share: float = 0.25
@@ -116,17 +118,17 @@ class SharedConv(nn.Module):
 
     def _out_tile(self, x: Array) -> Array:
         kernel = self._tied("kernel", (*self._window, x.shape[-1], self.features), axis=-1)
-        return self._modulated(tile(self._convolved(x, kernel, self.strides), self.factor))
+        return self._modulated(tile(self._convolved(x, kernel, self._step), self.factor))
 
     def _depthwise_tile(self, x: Array) -> Array:
         kernel = self._tied("kernel", (*self._window, 1, x.shape[-1]), axis=-1)
         x, kernel = self._promoted(x, tile(kernel, self.factor))
-        return self._modulated(depthwise_conv(x, kernel, self.strides))
+        return self._modulated(depthwise_conv(x, kernel, self._step))
 
     def _in_tile(self, x: Array) -> Array:
         kernel = self._tied("kernel", (*self._window, x.shape[-1], self.features), axis=-2)
         summed = group_sum(self._modulated(x), self.factor)
-        return self._convolved(summed, kernel, self.strides)
+        return self._convolved(summed, kernel, self._step)
 
     def _blueprint(self, x: Array) -> Array:
         mixing = self._param("mixing", (1, 1, x.shape[-1], self.features))
@@ -140,21 +142,26 @@ class SharedConv(nn.Module):
 
     def _basis(self, x: Array) -> Array:
         # The product of the two has the variance that the plain kernel is drawn with.
-        atom = nn.initializers.normal((2 / (self.kernel_size**2 * self.features)) ** 0.5)
+        atom = nn.initializers.normal((2 / (math.prod(self._window) * self.features)) ** 0.5)
         share = nn.initializers.normal(self.rank**-0.5)
         shape = (x.shape[-1], self.features, self.rank)
         atoms = self.param("atoms", atom, (*self._window, 1, self.rank), self.param_dtype)
         coefficients = self.param("coefficients", share, shape, self.param_dtype)
         kernel = jnp.einsum("hwm,com->hwco", atoms[:, :, 0], coefficients)
-        return self._convolved(x, kernel, self.strides)
+        return self._convolved(x, kernel, self._step)
 
     @property
     def _window(self) -> tuple[int, int]:
-        return self.kernel_size, self.kernel_size
+        side = one_size("SharedConv.kernel_size", self.kernel_size)
+        return side, side
+
+    @property
+    def _step(self) -> int:
+        return one_size("SharedConv.strides", self.strides)
 
     def _patterns(self, x: Array) -> Array:
         kernel = self._param("kernel", (*self._window, 1, self.features))
-        return depthwise_conv(*self._promoted(x, kernel), self.strides)
+        return depthwise_conv(*self._promoted(x, kernel), self._step)
 
     def _param(self, name: str, shape: tuple[int, ...]) -> Array:
         return self.param(name, self.kernel_init, shape, self.param_dtype)
@@ -186,7 +193,9 @@ class SharedConv(nn.Module):
             raise ConfigError(
                 f"SharedConv.mode must be one of {', '.join(MODES)}, not {self.mode!r}"
             )
-        if self.kernel_size % 2 == 0:
+        require_size("SharedConv.features", self.features, 0)
+        require_size("SharedConv.factor", self.factor)
+        if self._window[0] % 2 == 0:
             raise ConfigError(f"SharedConv.kernel_size must be odd, not {self.kernel_size}")
         tied = self.features if self.mode == "out_tile" else inputs
         if self.mode in TILED and (self.factor < 1 or tied % self.factor):
@@ -195,6 +204,15 @@ class SharedConv(nn.Module):
                 f"SharedConv.factor {self.factor} does not divide the {tied} {side} channels; "
                 f"choose a divisor or other widths"
             )
+        if self.mode == "basis":
+            require_size("SharedConv.rank", self.rank)
+            if self.rank > math.prod(self._window):
+                raise ConfigError(
+                    f"SharedConv.rank {self.rank} must not be above the "
+                    f"{math.prod(self._window)} numbers of a pattern"
+                )
+        if self.mode == "blueprint_low" and not 0 < self.share <= 1:
+            raise ConfigError(f"SharedConv.share must be in (0, 1], not {self.share}")
         if self.mode != "depthwise_tile" and self.features < 1:
             raise ConfigError(f"SharedConv.features must be positive, not {self.features}")
 

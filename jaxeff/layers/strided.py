@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxeff.layers.checks import one_size, require_size
 from jaxeff.layers.conv import uniform_fan_in
 from jaxeff.ode import strided
 from jaxeff.typing import Array, Dtype, PRNGKey
@@ -37,8 +38,8 @@ class StridedConv(nn.Module):
     """
 
     features: int
-    kernel_size: int
-    strides: int = 1
+    kernel_size: int | tuple[int, ...]
+    strides: int | tuple[int, ...] = 1
     padding: int = 0
     use_bias: bool = False
     dtype: Dtype | None = None
@@ -49,15 +50,16 @@ class StridedConv(nn.Module):
 
         ``train`` gives faster gradients in reverse mode, and none in forward mode.
         """
-        sides = (self.kernel_size,) * (x.ndim - 2)
+        side, strides = _sizes(self)
+        sides = (side,) * (x.ndim - 2)
         kernel = self.param("kernel", uniform_fan_in, (*sides, x.shape[-1], self.features))
         bias = None
         if self.use_bias:
-            bound = (self.kernel_size ** len(sides) * x.shape[-1]) ** -0.5
+            bound = (side ** len(sides) * x.shape[-1]) ** -0.5
             bias = self.param("bias", uniform(bound), (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         function = strided.trained_conv if train else strided.conv
-        y = function(x, kernel, self.strides, self.padding)
+        y = function(x, kernel, strides, self.padding)
         return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
@@ -74,8 +76,8 @@ class TransposedConv(nn.Module):
     """
 
     features: int
-    kernel_size: int
-    strides: int = 1
+    kernel_size: int | tuple[int, ...]
+    strides: int | tuple[int, ...] = 1
     padding: int = 0
     output_padding: int = 0
     dtype: Dtype | None = None
@@ -86,8 +88,19 @@ class TransposedConv(nn.Module):
 
         ``train`` gives faster gradients in reverse mode, and none in forward mode.
         """
-        sides = (self.kernel_size,) * (x.ndim - 2)
+        side, strides = _sizes(self)
+        sides = (side,) * (x.ndim - 2)
         kernel = self.param("kernel", uniform_fan_out, (*sides, x.shape[-1], self.features))
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         function = strided.trained_transposed_conv if train else strided.transposed_conv
-        return function(x, kernel, self.strides, self.padding, self.output_padding)
+        return function(x, kernel, strides, self.padding, self.output_padding)
+
+
+def _sizes(layer: StridedConv | TransposedConv) -> tuple[int, int]:
+    """Returns the side of a layer's kernel and its stride; raises `ConfigError` for impossible."""
+    name = type(layer).__name__
+    require_size(f"{name}.features", layer.features)
+    require_size(f"{name}.padding", layer.padding, 0)
+    return one_size(f"{name}.kernel_size", layer.kernel_size), one_size(
+        f"{name}.strides", layer.strides
+    )

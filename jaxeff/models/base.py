@@ -24,32 +24,12 @@ import flax.linen as nn
 import flax.traverse_util
 
 from jaxeff.errors import ConfigError
+from jaxeff.layers.checks import require_linen
 from jaxeff.registry import Registry
 from jaxeff.typing import Array
 
 MODELS = Registry("model")
 FEATURES = ("penultimate", "map")
-
-
-def require_linen(model: Any, where: str = "the model") -> None:
-    """Raises `ConfigError` for what is no module of ``flax.linen``.
-
-    Args:
-      model: what should be one.
-      where: names it in the complaint.
-    """
-    if isinstance(model, nn.Module):
-        return
-    name = model.__name__ if isinstance(model, type) else type(model).__name__
-    cause = f"{where} must be a module of flax.linen, not {name}"
-    kinds = model.__mro__ if isinstance(model, type) else type(model).__mro__
-    if any(kind.__module__.startswith("flax.nnx") for kind in kinds):
-        raise ConfigError(
-            f"{cause}, which is one of flax.nnx; wrap its class, as in "
-            f"flax.nnx.bridge.ToLinen({name}, args=(...))"
-        )
-    hint = "; build it first" if isinstance(model, type) and issubclass(model, nn.Module) else ""
-    raise ConfigError(f"{cause}{hint}")
 
 
 def call_options(model: nn.Module, *, train: bool, **options: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxeff.layers.checks import require_rate, require_size
 from jaxeff.layers.conv import Ops, activation, uniform_fan_in
 from jaxeff.layers.global_layer import unstable_layers
 from jaxeff.typing import Array, Dtype
@@ -94,9 +95,15 @@ class Host(abc.ABC):
         body = self.body(place, ops or self.ops)
         return self.joined(place, wrap(body) if wrap else body, shortcut_ops or self.ops)
 
-    def field(self, features: int) -> nn.Module:
-        """Returns a block that keeps its shape, to compute a Global layer's initial field."""
-        return self.block(Place(0, 1, features, features))
+    def field(self, stage: int) -> nn.Module:
+        """Returns a block that keeps its shape, to compute the initial field of a Global layer.
+
+        Args:
+          stage: the stage behind which the layer stands; the block is like the last of that.
+        """
+        width = self.after(stage)
+        alike = self.places[stage][-1]
+        return self.block(dataclasses.replace(alike, in_features=width, features=width, strides=1))
 
     def between(self, stage: int) -> nn.Module | None:
         """Returns what stands after a stage, if anything does."""
@@ -202,6 +209,8 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Returns ``[batch, num_outputs]``."""
+        require_size("num_outputs", self.num_outputs)
+        require_rate("dropout", self.dropout)
         act = activation(self.ops.activation)
         if self.norm_first:
             x = act(self.ops.norm(train=train, name="norm")(x))

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from jaxeff.errors import ConfigError
+from jaxeff.layers.checks import require_size
 from jaxeff.layers.conv import Ops
 from jaxeff.layers.residual import Dense, DenseBody, Transition
 from jaxeff.models import designs
@@ -49,8 +50,9 @@ class DenseNetHost(Host):
         del place, shortcut_ops  # the skip has no convolution
         return Dense(body)
 
-    def field(self, features: int) -> nn.Module:
+    def field(self, stage: int) -> nn.Module:
         """See `Host.field`."""
+        features = self.after(stage)
         return DenseBody(self.ops, features, 2 * features)
 
     def between(self, stage: int) -> nn.Module | None:
@@ -87,15 +89,19 @@ def densenet(
       growth: channels that each block adds.
       stem_width: channels of the first convolution.
       compression: share of the channels that a transition keeps, in (0, 1].
-      design: see `jaxeff.models.designs`; interpolation finds no block that keeps its shape here.
+      design: see `jaxeff.models.designs`; no block keeps its shape here, which "interpolated" and
+        "looped" need.
       axis_name: see `jaxeff.models.resnet.resnet`.
       dtype: of the computation.
 
     Raises:
       ConfigError: impossible numbers.
     """
-    if not 0 < compression <= 1 or growth < 1 or stem_width < 1 or not blocks or min(blocks) < 1:
-        raise ConfigError("a densenet needs positive numbers and a compression in (0, 1]")
+    if not 0 < compression <= 1 or not blocks:
+        raise ConfigError("a densenet needs blocks and a compression in (0, 1]")
+    for name, sizes in (("blocks", blocks), ("growth", [growth]), ("stem_width", [stem_width])):
+        for size in sizes:
+            require_size(name, size)
     ops = Ops.of(dtype, axis_name)
     host = DenseNetHost(ops, blocks, growth, stem_width, compression)
     return designs.assemble(host, design, num_outputs)

@@ -6,10 +6,13 @@ config.model = {"name": "resnet", "depth": 32, "design": {"name": "interpolated"
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+import numbers
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
@@ -25,6 +28,9 @@ DESIGNS = Registry("design")
 
 class Design:
     """The host's own blocks; base of the others."""
+
+    def check(self, host: Host) -> None:
+        """Raises `ConfigError` if the design is impossible in a host or would change nothing."""
 
     def blocks(self, host: Host, places: Sequence[Place]) -> Sequence[nn.Module]:
         """Returns the blocks of a stage."""
@@ -43,7 +49,8 @@ class Global(Design):
     """A Global layer in the place of a stage's repeated blocks (`jaxeff.layers.GlobalLayer`).
 
     Args:
-      stages: numbers of the stages that have one, from 0.
+      stages: numbers of the stages that have one, from 0; None is those of the first three that
+        the host has.
       kept: blocks kept in those stages; -1 keeps all. One number, or one for each of ``stages``.
       initial: the layer's initial field: "identity", its input; "block", one of the host's blocks
         applied to it; "next", the host's first block that is not kept, in whose place it stands.
@@ -53,7 +60,7 @@ class Global(Design):
 
     def __init__(
         self,
-        stages: Sequence[int] = (0, 1, 2),
+        stages: Sequence[int] | None = None,
         kept: int | Sequence[int] = -1,
         initial: str = "identity",
         per_stage: Mapping[Any, Mapping[str, Any]] | None = None,
@@ -61,10 +68,13 @@ class Global(Design):
     ):
         if initial not in ("identity", "block", "next"):
             raise ConfigError(f"initial must be identity, block or next, not {initial!r}")
-        counts = [kept] * len(stages) if isinstance(kept, int) else list(kept)
-        if len(counts) != len(stages):
-            raise ConfigError(f"kept has {len(counts)} numbers for {len(stages)} stages")
-        if initial == "next" and min(counts) < 0:
+        self.given, numbers = stages is not None, (0, 1, 2) if stages is None else stages
+        counts: list[int] = list(kept) if isinstance(kept, Sequence) else [kept] * len(numbers)
+        if len(counts) != len(numbers):
+            raise ConfigError(f"kept has {len(counts)} numbers for {len(numbers)} stages")
+        if any(not isinstance(count, int) or count < -1 for count in counts):
+            raise ConfigError(f"kept must be whole numbers of blocks, or -1 for all, not {kept!r}")
+        if initial == "next" and min(counts, default=0) < 0:
             raise ConfigError("initial='next' needs kept, the blocks before the layer")
         known = {f.name for f in dataclasses.fields(GlobalLayer)}
         self.per_stage = {int(n): dict(fields) for n, fields in (per_stage or {}).items()}
@@ -72,8 +82,17 @@ class Global(Design):
             for name in fields:
                 if name not in known:
                     raise ConfigError(f"the Global layer has no field {name!r}")
-        self.kept = dict(zip(stages, counts, strict=True))
+        self.kept = dict(zip(numbers, counts, strict=True))
+        unused = sorted(set(self.per_stage) - set(self.kept))
+        if unused:
+            raise ConfigError(
+                f"per_stage has fields of stage {unused[0]}, which has no Global layer"
+            )
         self.initial, self.options = initial, layer
+
+    def check(self, host: Host) -> None:
+        """See `Design.check`."""
+        _check_stages(host, self.kept if self.given else None)
 
     def _layer(self, host: Host, stage: int, place: Place | None) -> nn.Module:
         fields: dict[str, Any] = {
@@ -111,7 +130,7 @@ class Global(Design):
         """See `Design.after`."""
         if self.initial == "next" or stage not in self.kept:
             return ()
-        field = host.field(host.after(stage)) if self.initial == "block" else None
+        field = host.field(stage) if self.initial == "block" else None
         return (GlobalBlock(self._layer(host, stage, None), field),)
 
 
@@ -132,6 +151,15 @@ class InterpolatedDesign(Design):
         self.stages = None if stages is None else set(stages)
         self.options = layer
 
+    def _chosen(self, place: Place) -> bool:
+        return place.keeps_shape and (self.stages is None or place.stage in self.stages)
+
+    def check(self, host: Host) -> None:
+        """See `Design.check`."""
+        _check_stages(host, self.stages)
+        if not any(self._chosen(place) for places in host.places for place in places):
+            raise ConfigError(_NO_PLACE.format("interpolated", _family(host)))
+
     def blocks(self, host: Host, places: Sequence[Place]) -> Sequence[nn.Module]:
         """See `Design.blocks`."""
 
@@ -148,10 +176,7 @@ class InterpolatedDesign(Design):
                 },
             )
 
-        def chosen(place: Place) -> bool:
-            return place.keeps_shape and (self.stages is None or place.stage in self.stages)
-
-        return [host.block(p, wrap=wrap if chosen(p) else None) for p in places]
+        return [host.block(p, wrap=wrap if self._chosen(p) else None) for p in places]
 
 
 @DESIGNS.register("shared")
@@ -161,7 +186,8 @@ class Shared(Design):
     Args:
       mode: see `jaxeff.layers.shared_conv`.
       factor: s, of the tiled modes.
-      stages: numbers of the stages that share, from 0.
+      stages: numbers of the stages that share, from 0; None is stages 1 to 3 as far as the host
+        has them, and the only one of a host of one.
       share_shortcut: whether the shortcuts' convolutions share too.
       **fields: more fields of `jaxeff.layers.shared_conv.SharedOps`.
     """
@@ -170,7 +196,7 @@ class Shared(Design):
         self,
         mode: str = "out_tile",
         factor: int = 2,
-        stages: Sequence[int] = (1, 2, 3),
+        stages: Sequence[int] | None = None,
         share_shortcut: bool = False,
         **fields: Any,
     ):
@@ -182,29 +208,102 @@ class Shared(Design):
         for name in fields:
             if name not in known:
                 raise ConfigError(f"shared convolutions have no field {name!r}")
-        self.stages, self.share_shortcut = set(stages), share_shortcut
+        self.stages = None if stages is None else set(stages)
+        self.share_shortcut = share_shortcut
         self.fields = {"mode": mode, "factor": factor, **fields}
 
-    def blocks(self, host: Host, places: Sequence[Place]) -> Sequence[nn.Module]:
-        """See `Design.blocks`."""
-        if places[0].stage not in self.stages:
-            return super().blocks(host, places)
+    def _stages(self, host: Host) -> set[int]:
+        usual = {1, 2, 3} if len(host.places) > 1 else {0}
+        return usual if self.stages is None else self.stages
+
+    def _block(self, host: Host, place: Place) -> nn.Module:
         own = {f.name: getattr(host.ops, f.name) for f in dataclasses.fields(host.ops)}
         ops = SharedOps(**{**own, **self.fields})
         shortcut = ops if self.share_shortcut else host.ops
-        return [host.block(place, ops=ops, shortcut_ops=shortcut) for place in places]
+        return host.block(place, ops=ops, shortcut_ops=shortcut)
+
+    def check(self, host: Host) -> None:
+        """See `Design.check`."""
+        _check_stages(host, self.stages)
+        mode, factor = self.fields["mode"], self.fields["factor"]
+        if mode in TILED and factor == 1:  # asked for by name: the plain convolutions
+            return
+        chosen = (p for places in host.places for p in places if p.stage in self._stages(host))
+        if not any(_differ(self._block(host, p), host.block(p), p) for p in chosen):
+            raise ConfigError(
+                f"mode '{mode}' changes none of the convolutions in these stages of "
+                f"{_family(host)}; choose another mode or host, or the design 'plain'"
+            )
+
+    def blocks(self, host: Host, places: Sequence[Place]) -> Sequence[nn.Module]:
+        """See `Design.blocks`."""
+        if places[0].stage not in self._stages(host):
+            return super().blocks(host, places)
+        return [self._block(host, place) for place in places]
 
 
 @DESIGNS.register("looped")
 class Looped(Design):
-    """In each stage the blocks that keep their shape are one block, applied as often."""
+    """Blocks of a stage in a row that keep their shape are one block, applied as often."""
+
+    @staticmethod
+    def _rows(places: Sequence[Place]) -> list[list[Place]]:
+        rows = itertools.groupby(places, lambda place: place.keeps_shape)
+        found: list[list[Place]] = []
+        for alike, row in rows:
+            found += [list(row)] if alike else [[place] for place in row]
+        return found
+
+    def check(self, host: Host) -> None:
+        """See `Design.check`."""
+        if not any(len(row) > 1 for places in host.places for row in self._rows(places)):
+            raise ConfigError(_NO_PLACE.format("looped", _family(host)))
 
     def blocks(self, host: Host, places: Sequence[Place]) -> Sequence[nn.Module]:
         """See `Design.blocks`."""
-        first = [p for p in places if not p.keeps_shape]
-        rest = [p for p in places if p.keeps_shape]
-        blocks = [host.block(place) for place in first]
-        return [*blocks, Loop(host.block(rest[0]), len(rest))] if rest else blocks
+        return [
+            Loop(host.block(row[0]), len(row)) if row[0].keeps_shape else host.block(row[0])
+            for row in self._rows(places)
+        ]
+
+
+_NO_PLACE = (
+    "the design '{0}' finds no blocks that keep their shape in {1}, and would change nothing; "
+    "choose another design or host, or more blocks"
+)
+
+
+def _family(host: Host) -> str:
+    return type(host).__name__.removesuffix("Host")
+
+
+def _check_stages(host: Host, stages: Collection[int] | None) -> None:
+    """Raises `ConfigError` for stages that a host has not; None stands for its own choice."""
+    if stages is None:
+        return
+    count = len(host.places)
+    wrong = [
+        n
+        for n in stages
+        if isinstance(n, bool) or not isinstance(n, numbers.Integral) or not 0 <= n < count
+    ]
+    if wrong or not stages:
+        what = f"names stage {wrong[0]!r}" if wrong else "is empty"
+        raise ConfigError(f"stages {what}, but {_family(host)} has stages 0 to {count - 1}")
+
+
+def _differ(block: nn.Module, plain: nn.Module, place: Place) -> bool:
+    """Whether two blocks have other parameters; nothing is computed.
+
+    What does not fit in a block is said where the network is called.
+    """
+    x = jax.ShapeDtypeStruct((1, 8, 8, place.in_features), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    try:
+        one, other = (jax.eval_shape(module.init, key, x) for module in (block, plain))
+    except ConfigError:
+        return True
+    return bool(one != other)
 
 
 def assemble(host: Host, spec: Mapping[str, Any] | None, num_outputs: int) -> ConvNet:
@@ -219,6 +318,10 @@ def assemble(host: Host, spec: Mapping[str, Any] | None, num_outputs: int) -> Co
       ConfigError: the design is unknown or impossible.
     """
     design = DESIGNS.build(spec or {"name": "plain"}, "model.design")
+    try:
+        design.check(host)
+    except ConfigError as error:
+        raise ConfigError(f"config.model.design: {error}") from error
     stages = []
     for number, places in enumerate(host.places):
         blocks = list(design.blocks(host, places))

@@ -15,8 +15,9 @@ import numpy as np
 
 from jaxeff.errors import ConfigError
 from jaxeff.hybrid.route import Stage
+from jaxeff.layers.checks import require_linen
 from jaxeff.layers.conv import Ops
-from jaxeff.models.base import MODELS, require_linen
+from jaxeff.models.base import MODELS
 from jaxeff.models.convnet import ConvNet, Head
 from jaxeff.models.staged import StagedModel, require_confidence
 from jaxeff.typing import Array

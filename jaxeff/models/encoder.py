@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
 from jaxeff.layers.bottleneck import Bottleneck
+from jaxeff.layers.checks import require_rate
 from jaxeff.search.plan import Plan
 from jaxeff.typing import Array, Dtype
 
@@ -70,11 +71,9 @@ class EncoderShape:
                 f"first_position {self.first_position} must be in [0, positions={self.positions}) "
                 f"and types not negative, not {self.types}"
             )
-        if not 0 <= self.dropout < 1 or not self.epsilon > 0:
-            raise ConfigError(
-                f"dropout of an encoder must be in [0, 1) and epsilon positive, not {self.dropout} "
-                f"and {self.epsilon}"
-            )
+        require_rate("dropout", self.dropout)
+        if not self.epsilon > 0:
+            raise ConfigError(f"epsilon of an encoder must be positive, not {self.epsilon}")
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} must be a multiple of the {self.heads} heads")
         if self.activation not in ACTIVATIONS:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 
 from jaxeff.errors import ConfigError
+from jaxeff.layers.checks import require_rate
 from jaxeff.layers.conv import Ops, he_depthwise
 from jaxeff.layers.residual import InvertedBody, Residual
 from jaxeff.models import designs
@@ -239,8 +241,9 @@ def mobile(
     Raises:
       ConfigError: impossible numbers.
     """
-    if width <= 0:
+    if not 0 < width < math.inf:
         raise ConfigError(f"width must be positive, not {width}")
+    require_rate("dropout", dropout)
     ops = Ops.of(dtype, axis_name, drop_path=drop_path)
     host = MobileHost(
         ops,

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from jaxeff.errors import ConfigError
+from jaxeff.layers.checks import require_size
 from jaxeff.layers.conv import Ops
 from jaxeff.layers.residual import BasicBody, BottleneckBody, Residual
 from jaxeff.models import designs
@@ -41,8 +42,10 @@ class ResNetHost(Host):
             raise ConfigError(f"stem must be one of {', '.join(STEMS)}, not {stem!r}")
         if len(blocks) != len(widths):
             raise ConfigError(f"{len(blocks)} stages of blocks do not fit {len(widths)} widths")
-        if min(*blocks, *widths) < 1:
-            raise ConfigError(f"blocks {tuple(blocks)} and widths {tuple(widths)} must be positive")
+        for name, sizes in (("blocks", blocks), ("widths", widths)):
+            for size in sizes:
+                require_size(name, size)
+        require_size("stem_width", stem_width, 0)
         self.ops, self.stem_kind, self.bottleneck = ops, stem, bottleneck
         self.stem_width = stem_width or widths[0]
         self.places = []

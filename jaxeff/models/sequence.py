@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxeff.errors import ConfigError
+from jaxeff.layers.checks import require_rate, require_size
 from jaxeff.layers.recurrent import RNN, from_pure
 from jaxeff.models.base import MODELS
 from jaxeff.ode import CELLS, Cell
@@ -31,7 +31,7 @@ class SequenceModel(nn.Module):
       embedding: width of the learned vectors that stand for integer inputs.
       dtype: type of the computation.
       vocabulary: number of those vectors; 0 takes ``num_outputs``, as where the next symbol is
-        predicted.
+        predicted. Integers beyond them become NaN.
     """
 
     cell: Cell
@@ -91,7 +91,9 @@ class SequenceModel(nn.Module):
 
         Raises:
           ValueError: inputs of another shape.
+          ConfigError: a field has an impossible value.
         """
+        self._check()
         if jnp.issubdtype(inputs.dtype, jnp.integer) and inputs.ndim == 2:
             states = nn.Embed(self.num_symbols, self.embedding, dtype=self.dtype)(inputs)
         elif inputs.ndim == 3:
@@ -115,6 +117,14 @@ class SequenceModel(nn.Module):
         self.sow("intermediates", "penultimate", states)
         outputs = nn.Dense(self.num_outputs, dtype=self.dtype, name="readout")(states)
         return (outputs, tuple(carries)) if return_carry else outputs
+
+    @nn.nowrap
+    def _check(self) -> None:
+        require_size("SequenceModel.num_outputs", self.num_outputs)
+        require_size("SequenceModel.vocabulary", self.vocabulary, 0)
+        require_positive(self, "num_layers", "embedding")
+        require_choice(self, "readout", READOUTS)
+        require_rate("SequenceModel.dropout", self.dropout)
 
 
 @MODELS.register("sequence")
@@ -142,8 +152,5 @@ def sequence(
         dtype=jnp.dtype(dtype),
         vocabulary=vocabulary,
     )
-    if vocabulary < 0:
-        raise ConfigError(f"vocabulary must not be negative, not {vocabulary}")
-    require_positive(model, "num_layers", "embedding")
-    require_choice(model, "readout", READOUTS)
+    model._check()
     return model

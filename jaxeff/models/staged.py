@@ -16,7 +16,8 @@ from jaxeff.errors import ConfigError
 from jaxeff.hybrid import cost
 from jaxeff.hybrid.cascade import Plan, Table
 from jaxeff.hybrid.route import Cascade, Stage, checked_thresholds
-from jaxeff.models.base import call_options, require_linen
+from jaxeff.layers.checks import require_linen
+from jaxeff.models.base import call_options
 from jaxeff.selective import confidence
 from jaxeff.typing import Array
 

@@ -1,5 +1,6 @@
 """Recurrences as pure functions of arrays and parameter trees: cells, the scan driver, solvers."""
 
+from jaxeff.ode.arguments import length_mask
 from jaxeff.ode.cells import CELLS, Cell, Kernels, ParamSpec, ProductCell
 from jaxeff.ode.classic import GRU, LSTM, RNN
 from jaxeff.ode.convert import lstm_from_pytorch, tarnn_from_reference
@@ -8,7 +9,7 @@ from jaxeff.ode.fastgrnn import FastGRNN, FastRNN
 from jaxeff.ode.irnn import IRNN
 from jaxeff.ode.oscillators import Antisymmetric, CoRNN
 from jaxeff.ode.parallel import ParallelInfo, unroll_parallel
-from jaxeff.ode.scan import length_mask, unroll
+from jaxeff.ode.scan import unroll
 from jaxeff.ode.solve import damped_iteration, fixed_point
 from jaxeff.ode.tarnn import TARNN
 

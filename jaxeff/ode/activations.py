@@ -11,6 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxeff.errors import ConfigError
+from jaxeff.registry import closest
 from jaxeff.typing import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -31,7 +33,14 @@ Blocks = tuple[Array, ...]
 
 
 def apply(names: tuple[str, ...], a: Blocks) -> Blocks:
-    """Applies the named activations to the blocks of a pre-activation."""
+    """Applies the named activations to the blocks of a pre-activation.
+
+    Raises:
+      ConfigError: an unknown name.
+    """
+    for name in names:
+        if name not in _FUNCTIONS:
+            raise ConfigError(f"unknown activation '{name}'{closest(name, _FUNCTIONS)}")
     return tuple(_FUNCTIONS[name](block) for name, block in zip(names, a, strict=True))
 
 

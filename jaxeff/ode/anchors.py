@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxeff.ode.precision import wide
 from jaxeff.typing import Array
 
 ROWS, COLUMNS = -3, -2
@@ -67,7 +68,8 @@ def edge_aware(anchors: Array, guide: Array, stride: int, sharpness: Array | flo
       stride: between anchors.
       sharpness: k, not negative.
     """
-    size = guide.shape[ROWS], guide.shape[COLUMNS]
+    dtype, size = anchors.dtype, (guide.shape[ROWS], guide.shape[COLUMNS])
+    anchors, guide = (a.astype(wide(a.dtype)) for a in (anchors, guide))
     at_anchors = sample(guide, stride)
     rows, columns = ((jnp.arange(n) % stride).astype(guide.dtype) / stride for n in size)
     values, logits = [], []
@@ -84,7 +86,7 @@ def edge_aware(anchors: Array, guide: Array, stride: int, sharpness: Array | flo
             logits.append(jnp.log(row[:, None, None] * column[:, None]) - sharpness * distance)
     # Normalised as a softmax: far from every anchor's guide all four weights would underflow.
     weights = jax.nn.softmax(jnp.stack(logits), axis=0)
-    return (weights * jnp.stack(values)).sum(0)
+    return (weights * jnp.stack(values)).sum(0).astype(dtype)
 
 
 def is_anchor(size: tuple[int, int], stride: int) -> Array:
@@ -99,7 +101,12 @@ def _fill(
     stride: int,
     blend: Callable[[Array, Array, float], Array],
 ) -> Array:
-    """Fills one axis after the other with ``blend(here, ahead, share)`` at each offset."""
+    """Fills one axis after the other with ``blend(here, ahead, share)`` at each offset.
+
+    In single precision at least, since an anchor's gradient is a sum over the pixels around it.
+    """
+    dtype = anchors.dtype
+    anchors = anchors.astype(wide(dtype))
     for axis, wanted in ((ROWS, size[0]), (COLUMNS, size[1])):
         found = anchors.shape[axis]
         if found != -(-wanted // stride):
@@ -113,7 +120,7 @@ def _fill(
         shape = (*anchors.shape[:place], found * stride, *anchors.shape[place + 1 :])
         filled = jnp.stack(phases, place + 1).reshape(shape)
         anchors = jax.lax.slice_in_dim(filled, 0, wanted, axis=axis)
-    return anchors
+    return anchors.astype(dtype)
 
 
 def _ahead(a: Array, axis: int, by: int) -> Array:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxeff.ode.precision import narrowed, widened
 from jaxeff.typing import Array
 
 #: Bytes of one array of a block: few enough that a handful of them stay in a CPU's last cache, and
@@ -86,29 +87,40 @@ def _per_platform(function: Callable[..., Any], shared: Any, *arrays: Any) -> tu
 
 
 def _in_blocks(function: Callable[..., Any], shared: Any, *arrays: Any) -> tuple[Any, Any]:
-    first = arrays[0]
-    n = first.shape[0]
-    rows = max(1, min(n, BLOCK * n // max(first.nbytes, 1)))
-    while n % rows:
-        rows -= 1
+    n = arrays[0].shape[0]
+    if not isinstance(n, int):  # a symbol, of a program for any n
+        return function(None, shared, *arrays)
+    rows = _rows(n, max(1, min(n, BLOCK * n // max(arrays[0].nbytes, 1))))
 
-    def of_block(i):
+    def of_block(start, rows):
         # Slices where they lie: arrays in the shape of the blocks would cost the loops around this
         # one a division per value.
-        block = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, i * rows, rows), arrays)
+        block = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, rows), arrays)
         # Never true, which the compiler does not know.
         first_value = block[0].ravel()[0]
         skip = (first_value > 1) & (first_value < -1)
         return function(skip, shared, *block)
 
-    def step(i, found):
+    def step(start, rows, found):
         total, joined = found
-        part, values = of_block(i)
-        total = jax.tree.map(jnp.add, total, part)
-        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=i * rows, axis=0)
+        part, values = of_block(start, rows)
+        total = jax.tree.map(jnp.add, total, widened(part))
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
         return total, jax.tree.map(put, joined, values)
 
-    total, joined = jax.eval_shape(of_block, 0)
-    total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), total)
+    kind, joined = jax.eval_shape(functools.partial(of_block, rows=rows), 0)
+    total = widened(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), kind))
     joined = jax.tree.map(lambda s: jnp.zeros((n, *s.shape[1:]), s.dtype), joined)
-    return jax.lax.fori_loop(0, n // rows, step, (total, joined))
+    whole = n // rows
+    found = jax.lax.fori_loop(
+        0, whole, lambda i, found: step(i * rows, rows, found), (total, joined)
+    )
+    if n % rows:
+        found = step(whole * rows, n % rows, found)
+    return narrowed(found[0], kind), found[1]
+
+
+def _rows(n: int, most: int) -> int:
+    """Returns the rows of a block: the largest divisor of n, if it is not far below the most."""
+    fits = next(rows for rows in range(most, 0, -1) if n % rows == 0)
+    return fits if 2 * fits > most else most

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -134,6 +135,13 @@ class Cell:
         """Returns the core's carry one step later; ``x`` is one of the inputs of `enter`."""
         return self.step(params, core, x)[0]
 
+    def counters(self, core: Carry) -> Carry:
+        """Returns for every array of the core's carry whether it is a step counter.
+
+        A counter's next value depends on nothing but the counter.
+        """
+        return jax.tree.map(lambda _: False, core)
+
 
 @dataclasses.dataclass(frozen=True)
 class ProductCell(Cell):
@@ -152,10 +160,12 @@ class ProductCell(Cell):
     apart on purpose: compilers for CPUs do not vectorise over the slices of one wide array, which
     costs an LSTM more than its products do.
 
-    `hidden`, `begin`, `end`, `combine` and `output` must be linear in their array arguments, and
-    `product` and `share` linear in the state. `update` is element-wise and should be cheap: it is
-    computed again in the backward pass, while the activated values are kept. Every array leaf of a
-    carry is floating point.
+    `hidden`, `begin`, `end`, `combine` and `output` should be linear in their array arguments,
+    `product` and `share` linear in the state, and every array leaf of a carry floating point;
+    `step`, `advance` and `given` are not to be overridden. A cell that is otherwise is run as one
+    that has a step alone (`jaxeff.ode.form`). `project` goes row by row. `update` is element-wise
+    and should be cheap: it is computed again in the backward pass, while the activated values are
+    kept.
     """
 
     @property
@@ -282,23 +292,41 @@ def blocks(count: int, init: Initializer) -> Initializer:
     return fill
 
 
+INTEGERS = {"features", "num_inner_steps", "num_layers", "rank", "length", "embedding"}
+INTEGERS |= {"num_outputs"}
+
+
 def require_positive(cell: Any, *fields: str) -> None:
-    """Raises `ConfigError` unless every named field is a positive number of its kind."""
+    """Raises `ConfigError` unless every named field is a positive, finite number of its kind."""
     for field in fields:
         value = getattr(cell, field)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not real or not 0 < value < math.inf:
             raise ConfigError(
                 f"{type(cell).__name__}.{field} must be a positive number, not {value!r}"
             )
-        integral = {"features", "num_inner_steps", "num_layers", "rank", "length", "embedding"}
-        if field in integral and not isinstance(value, int):
+        if field in INTEGERS and not isinstance(value, numbers.Integral):
             raise ConfigError(f"{type(cell).__name__}.{field} must be an integer, not {value!r}")
+
+
+def require_finite(cell: Any, *fields: str) -> None:
+    """Raises `ConfigError` unless every named field is a finite number."""
+    for field in fields:
+        value = getattr(cell, field)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, numbers.Real)
+            or not math.isfinite(value)
+        ):
+            raise ConfigError(
+                f"{type(cell).__name__}.{field} must be a finite number, not {value!r}"
+            )
 
 
 def require_choice(cell: Any, field: str, choices: Any) -> None:
     """Raises `ConfigError` unless the field holds one of the choices."""
     value = getattr(cell, field)
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ConfigError(
             f"{type(cell).__name__}.{field}: unknown choice {value!r}"
             f"{closest(str(value), [str(c) for c in choices])}"

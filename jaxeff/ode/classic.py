@@ -94,6 +94,10 @@ class LSTM(_Gated):
 
     forget_bias: float = 0.0
 
+    def __post_init__(self):
+        super().__post_init__()
+        cells.require_finite(self, "forget_bias")
+
     @property
     def gates(self) -> int:
         """Four column blocks."""

@@ -2,7 +2,8 @@
 
 XLA's grouped convolution visits a CPU's memory value by value; here it is written as shifted
 products that the compiler fuses into one pass. The gradients of kernels are taken image by image,
-so that patches and sums stay in cache. Images of few pixels are rows of one matrix product.
+so that patches and sums stay in cache, and summed in single precision at least, as are the products
+of a pass. Images of few pixels are rows of one matrix product.
 ``benchmarks/cnn_speed.py`` compares all with XLA's own, which accelerators keep.
 """
 
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxeff.ode.precision import wide
 from jaxeff.typing import Array
 
 
@@ -127,8 +129,9 @@ def _pulled_back(
 
 
 def _is_tiny(x: Array, kernel: Array) -> bool:
-    """Returns whether most of the kernel's taps fall beside the image."""
-    return 2 * x.shape[1] * x.shape[2] < kernel.shape[0] * kernel.shape[1]
+    """Returns whether most of the kernel's taps fall beside the image, of known size."""
+    known = all(isinstance(size, int) for size in x.shape[1:3])
+    return known and 2 * x.shape[1] * x.shape[2] < kernel.shape[0] * kernel.shape[1]
 
 
 def _product(x: Array, kernel: Array, strides: int) -> Array:
@@ -137,13 +140,14 @@ def _product(x: Array, kernel: Array, strides: int) -> Array:
     columns, in_columns = _taps(x.shape[2], kernel.shape[1], strides)
     joined = in_rows[:, None, :, None] & in_columns[None, :, None, :]
     number = rows[:, None, :, None] * kernel.shape[1] + columns[None, :, None, :]
-    flat = kernel.reshape(-1, *kernel.shape[2:])
+    # A tap's gradient is the sum over all pairs that it joins.
+    flat = kernel.astype(wide(kernel.dtype)).reshape(-1, *kernel.shape[2:])
     nothing = jnp.zeros_like(flat[:1])  # the tap of pixels that no tap joins with an output
     matrix = jnp.concatenate([flat, nothing])[np.where(joined, number, len(flat))]
     # [rows, columns, output rows, output columns, inputs, outputs]
-    matrix = matrix.transpose(0, 1, 4, 2, 3, 5).reshape(x[0].size, -1)
+    matrix = matrix.transpose(0, 1, 4, 2, 3, 5).reshape(x[0].size, -1).astype(kernel.dtype)
     outputs = (rows.shape[1], columns.shape[1], kernel.shape[3])
-    return (x.reshape(len(x), -1) @ matrix).reshape(len(x), *outputs)
+    return (x.reshape(x.shape[0], -1) @ matrix).reshape(x.shape[0], *outputs)
 
 
 def _taps(size: int, of: int, strides: int) -> tuple[np.ndarray, np.ndarray]:
@@ -161,9 +165,14 @@ def _patches_kernel(x: Array, kernel: Array, g: Array, strides: int) -> Array:
     def of_image(one: Array, cotangent: Array) -> Array:
         windows = [window for _, _, window in _windows(one[None], kernel, strides)]
         patches = jnp.concatenate(windows, axis=-1).reshape(-1, kernel[..., 0].size)
-        return patches.T @ cotangent.reshape(-1, g.shape[-1])
+        return product(patches.T, cotangent.reshape(-1, g.shape[-1]))
 
-    return _sum_of_images(of_image, x, g).reshape(kernel.shape)
+    return _sum_of_images(of_image, x, g).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def product(a: Array, b: Array) -> Array:
+    """Returns the matrix product in the type to sum in."""
+    return jnp.matmul(a, b, preferred_element_type=wide(jnp.result_type(a, b)))
 
 
 def _sum_of_images(function: Callable[[Array, Array], Array], x: Array, g: Array) -> Array:
@@ -172,8 +181,8 @@ def _sum_of_images(function: Callable[[Array, Array], Array], x: Array, g: Array
     def add(total, image):
         return total + function(*image), None
 
-    zero = jnp.zeros_like(jax.eval_shape(function, x[0], g[0]))
-    return jax.lax.scan(add, zero, (x, g))[0]
+    one = jax.eval_shape(function, *(jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in (x, g)))
+    return jax.lax.scan(add, jnp.zeros(one.shape, one.dtype), (x, g))[0]
 
 
 def _padding(kernel: Array) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -216,19 +225,24 @@ def _windows(x: Array, kernel: Array, strides: int) -> list[tuple[int, int, Arra
 
 def _shifted(x: Array, kernel: Array, strides: int) -> Array:
     total: Any = 0
+    taps = kernel.astype(wide(kernel.dtype))
     for i, j, window in _windows(x, kernel, strides):
-        total = total + window * kernel[i, j, 0]
-    return total
+        total = total + window.astype(taps.dtype) * taps[i, j, 0]
+    return total.astype(jnp.result_type(x, kernel))
 
 
 def _shifted_backward(x: Array, kernel: Array, g: Array, strides: int) -> tuple[Array, Array]:
     def of_image(one: Array, cotangent: Array) -> Array:
-        taps = [jnp.sum(w[0] * cotangent, 0) for _, _, w in _windows(one[None], kernel, strides)]
-        return jnp.stack(taps)
+        precise = wide(x.dtype)
+        windows = [
+            window[0].astype(precise) for _, _, window in _windows(one[None], kernel, strides)
+        ]
+        return jnp.stack([jnp.sum(window * cotangent.astype(precise), 0) for window in windows])
 
     # Keeping the columns, the sums run along channels; one reduction of all but the channels is
     # several times slower on a CPU.
     dkernel = jnp.sum(_sum_of_images(of_image, x, g), 1).reshape(kernel.shape)
+    dkernel = dkernel.astype(kernel.dtype)
     # The transpose: the cotangent between zeros where outputs were skipped, and the kernel turned.
     spread = jax.lax.pad(
         g,

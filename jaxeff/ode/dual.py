@@ -59,6 +59,7 @@ class DualODE(SteppedCell):
     def __post_init__(self):
         super().__post_init__()
         cells.require_positive(self, "init_scale")
+        cells.require_finite(self, "gate_bias")
         if self.features % 2:
             raise ConfigError(f"DualODE.features must be even, not {self.features}")
 

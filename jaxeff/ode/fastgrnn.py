@@ -37,6 +37,7 @@ class FastRNN(ProductCell):
     def __post_init__(self):
         super().__post_init__()
         cells.require_choice(self, "activation", ACTIVATIONS)
+        cells.require_finite(self, "alpha_init", "beta_init")
 
     def param_specs(self, input_size: int) -> dict[str, ParamSpec]:
         """Returns W, U, b and the raw scalars."""
@@ -81,6 +82,10 @@ class FastGRNN(ProductCell):
 
     zeta_init: float = 1.0
     nu_init: float = -4.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        cells.require_finite(self, "zeta_init", "nu_init")
 
     def param_specs(self, input_size: int) -> dict[str, ParamSpec]:
         """Returns W, U, both biases and the raw scalars."""

@@ -9,11 +9,13 @@ References:
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxeff.errors import ConfigError
 from jaxeff.ode import cells
 from jaxeff.ode.activations import ACTIVATIONS, Blocks
 from jaxeff.ode.cells import Kernels, ParamSpec, ProductCell
@@ -22,6 +24,8 @@ from jaxeff.ode.stepped import SteppedCell
 from jaxeff.typing import Array, Carry, Params
 
 SOLVERS = ("euler", "implicit")
+#: Share of the first distance to the equilibrium that the implicit solver may leave.
+SOLVED = 0.01
 
 
 @cells.CELLS.register("irnn")
@@ -38,7 +42,9 @@ class IRNN(SteppedCell, ProductCell):
 
     and the implicit solver finds the equilibrium :math:`\alpha s = \phi(Us + Wx_k + b)`,
     :math:`h_k = s - h_{k-1}`, and differentiates it by the implicit function theorem, so that
-    its memory does not depend on the number of solver steps.
+    its memory does not depend on the number of solver steps. Outputs and gradients are those of the
+    equilibrium as far as the iteration comes close to it, which depends on U too: `residual` says
+    how close that is.
 
     The gradient through a step is close to the identity while :math:`K\eta\alpha` is well below
     0.35, and close to minus the identity at equilibrium; in between it passes through zero
@@ -46,10 +52,12 @@ class IRNN(SteppedCell, ProductCell):
 
     Attributes:
       features: width D of the state.
-      num_inner_steps: Euler steps K per input, or iterations of the implicit solver.
+      num_inner_steps: Euler steps K per input, 1 if None; or iterations of the implicit solver,
+        100 if None.
       activation: "tanh", "relu" or "sigmoid".
       decay: the constant alpha; 1 in the authors' code.
-      step_size: initial Euler step eta; also the damping of the implicit solver's iterations.
+      step_size: initial Euler step eta, 0.01 if None; also the damping of the implicit solver's
+        iterations, 0.5 / decay if None (at most half of ``max_step_size``).
       step_size_mode: "shared" (one number), "per_inner_step" (K numbers) or "per_time_step"
         (K x ``length`` numbers, which ties the cell to sequences of at most that length).
       step_size_param: "bounded" learns a logit of eta in (0, ``max_step_size``); "raw" learns eta
@@ -57,16 +65,19 @@ class IRNN(SteppedCell, ProductCell):
       max_step_size: upper end of the bounded range.
       learn_step_size: False keeps eta at ``step_size``.
       length: number of time steps, for ``step_size_mode="per_time_step"`` only.
-      rank: 0 for a dense U; r > 0 for U = I + V2 V with V2 ``[D, r]`` and V ``[r, D]``.
+      rank: 0 for a dense U; r > 0, at most D, for U = I + V2 V with V2 ``[D, r]``, V ``[r, D]``.
       solver: "euler" or "implicit".
       init_scale: standard deviation of the entries of W and of a dense U (0.1 in the authors'
         code); None draws uniformly from +-1/sqrt(D).
       warm_start: False starts at g = 0; the one-step gradient then vanishes, kept to show that.
 
     Raises:
-      ConfigError: a field has an impossible value.
+      ConfigError: a field has an impossible value, or the implicit solver's iterations cannot come
+        near the equilibrium.
     """
 
+    num_inner_steps: int = None  # type: ignore[assignment]
+    step_size: float = None  # type: ignore[assignment]
     decay: float = 1.0
     rank: int = 0
     solver: str = "euler"
@@ -74,11 +85,47 @@ class IRNN(SteppedCell, ProductCell):
     warm_start: bool = True
 
     def __post_init__(self):
-        super().__post_init__()
-        cells.require_positive(self, "decay")
+        cells.require_positive(self, "decay", "max_step_size")
         cells.require_choice(self, "solver", SOLVERS)
+        implicit = self.solver == "implicit"
+        size = min(0.5 / self.decay, 0.5 * self.max_step_size) if implicit else 0.01
+        for field, value in (("num_inner_steps", 100 if implicit else 1), ("step_size", size)):
+            if getattr(self, field) is None:
+                object.__setattr__(self, field, value)
+        super().__post_init__()
+        if self.init_scale is not None:
+            cells.require_positive(self, "init_scale")
         if self.rank != 0:
             cells.require_positive(self, "rank")
+            if self.rank > self.features:
+                raise ConfigError(
+                    f"IRNN.rank {self.rank} must not be above the {self.features} features"
+                )
+        if implicit:
+            self._check_convergence()
+
+    def _check_convergence(self) -> None:
+        """Raises `ConfigError` if iterations do not reach the equilibrium of fresh parameters.
+
+        They do not if they would not without a recurrence, or if U is too strong for the decay: of
+        the spectral radius that a random matrix of its entries has, or near the identity.
+        """
+        left = abs(1 - self.step_size * self.decay) ** self.num_inner_steps
+        if not left <= SOLVED:
+            raise ConfigError(
+                f"IRNN.solver='implicit' with num_inner_steps={self.num_inner_steps}, step_size="
+                f"{self.step_size:g} and decay={self.decay:g} leaves {left:.2g} of the way to the "
+                f"equilibrium; raise num_inner_steps, or bring step_size near {1 / self.decay:.2g}"
+            )
+        slope = 0.25 if self.activation == "sigmoid" else 1.0
+        spread = (3 * self.features) ** -0.5 if self.init_scale is None else self.init_scale
+        gain = slope if self.rank else slope * spread * math.sqrt(self.features)
+        if gain >= self.decay:
+            raise ConfigError(
+                f"IRNN.decay {self.decay:g} is too small for solver='implicit': fresh recurrent "
+                f"weights have a gain of {gain:.2g}, so that the iteration need not converge; "
+                f"raise decay{'' if self.rank else ' or lower init_scale'}"
+            )
 
     @property
     def activations(self) -> tuple[str, ...]:
@@ -165,16 +212,29 @@ class IRNN(SteppedCell, ProductCell):
         is below about 2 / (alpha + that norm).
         """
         kernels = self.prepare(params)
-        phi = ACTIVATIONS[self.activation]
         (projected,) = self.project(kernels, x)
         if start is None:
             start = jnp.zeros_like(projected)
 
-        def update(args, s):
-            recurrent, v = args
-            return phi(self.product(recurrent, s)[0] + v) / self.decay
-
         damping = jax.lax.stop_gradient(jnp.ravel(kernels.coefficients)[0] * self.decay)
-        return fixed_point(
-            update, (kernels.recurrent, projected), start, self.num_inner_steps, damping
-        )
+        args = kernels.recurrent, projected
+        return fixed_point(self._iterated, args, start, self.num_inner_steps, damping)
+
+    def residual(self, params: Params, x: Array, s: Array) -> Array:
+        """Returns the largest ``|alpha s - phi(U s + W x + b)|`` over the features, ``[...]``.
+
+        Args:
+          params: the cell's parameters.
+          x: inputs ``[..., inputs]``.
+          s: what `equilibrium` found, or ``h_k + h_{k-1}``, ``[..., features]``.
+        """
+        kernels = self.prepare(params)
+        (projected,) = self.project(kernels, x)
+        missing = s - self._iterated((kernels.recurrent, projected), s)
+        return self.decay * jnp.abs(missing).max(-1)
+
+    def _iterated(self, args: Any, s: Array) -> Array:
+        """Returns what the equilibrium's equation makes of s."""
+        recurrent, projected = args
+        phi = ACTIVATIONS[self.activation]
+        return phi(self.product(recurrent, s)[0] + projected) / self.decay

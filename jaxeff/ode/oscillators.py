@@ -44,6 +44,7 @@ class Antisymmetric(ProductCell):
     def __post_init__(self):
         super().__post_init__()
         cells.require_positive(self, "step_size")
+        cells.require_finite(self, "diffusion")
 
     def param_specs(self, input_size: int) -> dict[str, ParamSpec]:
         """Returns the triangle A ``[D (D - 1) / 2]``, V and b (both with the gate's columns)."""

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
 from jaxeff.ode import newton
+from jaxeff.ode.arguments import is_static, prepare_arguments
 from jaxeff.ode.cells import Cell
 from jaxeff.ode.linearise import Plan, advance, join, linearise, split
-from jaxeff.ode.scan import prepare_arguments
 from jaxeff.typing import Array, Carry, Params
 
 JACOBIANS = ("auto", "dense", "diagonal")
@@ -80,8 +80,8 @@ def unroll_parallel(
     In half precision the iteration runs in single precision.
 
     Args:
-      cell: the cell. Parts of its carry that depend neither on inputs nor on other parts, such as
-        step counters, are found apart and exactly.
+      cell: the cell. Parts of its carry that it declares as `Cell.counters`, or that plainly depend
+        neither on inputs nor on other parts, are found apart and exactly.
       params: its parameter tree, from ``cell.init``.
       xs: inputs ``[time, batch, features]`` (any number of batch axes, or none).
       carry: carry before the first step; the cell's initial carry if None.
@@ -105,7 +105,12 @@ def unroll_parallel(
       ConfigError: unknown ``jacobian``, an impossible number, or more steps than the cell can run.
     """
     _check(jacobian, tolerance, max_iterations, damping)
-    carry, mask = prepare_arguments(cell, xs, carry, mask)
+    xs, carry, mask = prepare_arguments(cell, params, xs, carry, mask)
+    if not is_static(xs.shape[0]):
+        raise ConfigError(
+            f"unroll_parallel needs a number of steps that is known, not {xs.shape[0]}; export "
+            "jaxeff.ode.unroll instead"
+        )
     core, inputs = cell.enter(carry, xs, mask)
     dtypes = jax.tree.map(lambda a: a.dtype, core)
     params, core, inputs = jax.tree.map(_at_least_single, (params, core, inputs))
@@ -165,39 +170,31 @@ def _at_least_single(a: Array) -> Array:
 
 def _counters(cell: Cell, params: Params, core: Carry, x: Array) -> tuple[bool, ...]:
     """Says of every leaf of the core's carry whether its next value depends on itself alone."""
-    given, leaves = jax.tree.leaves((params, x)), jax.tree.leaves(core)
+    declared, leaves = jax.tree.leaves(cell.counters(core)), jax.tree.leaves(core)
+    if len(declared) != len(leaves):
+        declared = [False] * len(leaves)
+    given = len(jax.tree.leaves((params, x)))
     traced = jax.make_jaxpr(lambda core, params, x: cell.advance(params, core, x))(core, params, x)
     counter = []
     for i in range(len(leaves)):
-        others = [j != i for j in range(len(leaves))] + [True] * len(given)
-        counter.append(not _depends(traced.jaxpr, others)[i])
+        others = [j != i for j in range(len(leaves))] + [True] * given
+        counter.append(declared[i] or not _depends(traced.jaxpr, others)[i])
     return (False,) * len(leaves) if all(counter) else tuple(counter)
 
 
 def _depends(jaxpr: Any, inputs: list[bool]) -> list[bool]:
-    """Returns which outputs of a traced function may depend on the marked inputs."""
+    """Returns which outputs of a traced function may depend on the marked inputs.
+
+    What an operation makes counts as depending on all that it takes, whatever lies within it.
+    """
     marked = {var for var, mark in zip(jaxpr.invars, inputs, strict=True) if mark}
 
     def marks(atoms):
         return [not hasattr(atom, "val") and atom in marked for atom in atoms]
 
     for equation in jaxpr.eqns:
-        taken, options = marks(equation.invars), equation.params
-        made = [any(taken)] * len(equation.outvars)
-        if any(taken) and equation.primitive.name in ("jit", "pjit"):
-            made = _depends(options["jaxpr"].jaxpr, taken)
-        elif any(taken) and equation.primitive.name == "scan":
-            first, last = options["num_consts"], options["num_consts"] + options["num_carry"]
-            grown: list[bool] = []
-            while grown != taken:  # until no more of the carry is reached
-                grown = list(taken)
-                made = _depends(options["jaxpr"].jaxpr, taken)
-                reached = made[: last - first]
-                taken[first:last] = [
-                    a or b for a, b in zip(taken[first:last], reached, strict=True)
-                ]
-            made = taken[first:last] + made[last - first :]
-        marked |= {var for var, mark in zip(equation.outvars, made, strict=True) if mark}
+        if any(marks(equation.invars)):
+            marked.update(equation.outvars)
     return marks(jaxpr.outvars)
 
 

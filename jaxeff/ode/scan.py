@@ -16,7 +16,10 @@ import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
 from jaxeff.ode import activations
+from jaxeff.ode.arguments import is_static, prepare_arguments
 from jaxeff.ode.cells import Cell, Kernels, ProductCell
+from jaxeff.ode.form import departure
+from jaxeff.ode.precision import narrowed, widened
 from jaxeff.typing import Array, Carry, Params
 
 BACKWARDS = ("auto", "stored", "recomputed", "autodiff")
@@ -43,13 +46,14 @@ def unroll(
       xs: inputs ``[time, batch, features]`` (any number of batch axes, or none).
       carry: carry before the first step; the cell's initial carry if None.
       mask: ``[time, batch]``, non-zero where a step is real; at other steps the carry stays as
-        it is (and the output repeats), so padding at either end changes nothing.
+        it is (and the output repeats), so padding at either end changes nothing, whatever it holds.
       return_sequence: True returns the outputs of all steps, False that of the last one.
       backward: how gradients are computed; the values are the same up to rounding.
         "stored" keeps the activated values ``[time, batch, units]`` and is the fastest;
         "recomputed" keeps only one carry per block of steps and computes the rest again: its
         memory is that of one block; "autodiff" leaves it to JAX and is the one to choose
-        for forward-mode derivatives; "auto" is "stored" for a `ProductCell`, else "recomputed".
+        for forward-mode derivatives; "auto" is "stored" for a `ProductCell` that keeps what that
+        class demands of it, else "recomputed".
       block_size: time steps per block; 16 if None.
       reverse: run from the last step to the first; outputs stay at their inputs' positions.
 
@@ -58,22 +62,29 @@ def unroll(
 
     Raises:
       ValueError: xs or mask has the wrong shape.
-      ConfigError: unknown ``backward``, or more steps than the cell can run.
+      ConfigError: unknown ``backward``, an impossible block size, more steps than the cell can
+        run, or ``backward="stored"`` for a cell that is not in product form.
     """
     if backward not in BACKWARDS:
         raise ConfigError(f"backward must be one of {', '.join(BACKWARDS)}, not {backward!r}")
-    carry, mask = prepare_arguments(cell, xs, carry, mask)
+    if block_size is not None and not (is_static(block_size) and block_size > 0):
+        raise ConfigError(f"block_size must be a positive integer, not {block_size!r}")
+    xs, carry, mask = prepare_arguments(cell, params, xs, carry, mask)
     if reverse:
         xs, mask = jax.tree.map(lambda a: jnp.flip(a, 0), (xs, mask))
 
-    if backward == "stored" and not cell.product_form:
-        raise ConfigError(f"backward='stored' needs a cell in product form, not {cell}")
     size = block_size or BLOCK_SIZE
-    if backward == "autodiff" or not isinstance(cell, ProductCell) or not cell.product_form:
+    why = "" if backward == "autodiff" else departure(cell, params, carry, xs, mask)
+    if backward == "stored" and why:
+        raise ConfigError(
+            f"backward='stored' needs a cell in product form, but {why}; take backward='recomputed'"
+        )
+    if backward == "autodiff" or why:
         recompute = None if backward == "autodiff" else size
         carry, ys = _scan_cell(cell, params, carry, (xs, mask), return_sequence, recompute)
     else:
-        kernels = cell.prepare(params)
+        assert isinstance(cell, ProductCell)
+        kernels = jax.tree.map(jnp.asarray, cell.prepare(params))
         plan = _Plan(cell, backward != "recomputed", return_sequence)
         core, inputs = cell.enter(carry, xs, mask)
         core, ys = _in_blocks(
@@ -85,51 +96,12 @@ def unroll(
     return carry, jnp.flip(ys, 0) if reverse else ys
 
 
-def prepare_arguments(
-    cell: Cell, xs: Array, carry: Carry | None, mask: Array | None
-) -> tuple[Carry, Array | None]:
-    """Checks the arguments of `unroll`; returns the first carry and the mask ``[time, ..., 1]``.
-
-    Raises:
-      ValueError: xs or mask has the wrong shape.
-      ConfigError: more steps than the cell can run.
-    """
-    if xs.ndim < 2 or xs.shape[0] == 0:
-        raise ValueError(f"xs must be [time, ..., features] with time >= 1, not {xs.shape}")
-    if mask is not None and mask.shape != xs.shape[:-1]:
-        raise ValueError(f"mask {mask.shape} must have the shape of xs without features {xs.shape}")
-    cell.check_length(xs.shape[0])
-    if carry is None:
-        carry = cell.initial_carry(xs.shape[1:-1], xs.dtype, xs.shape[-1])
-    return carry, None if mask is None else (mask != 0)[..., None]
-
-
-def length_mask(lengths: Array, time: int) -> Array:
-    """Returns the mask ``[time, batch]`` of sequences that are padded at the end.
-
-    Args:
-      lengths: number of real steps of every sequence, integers ``[batch]``.
-      time: steps of the padded sequences.
-
-    Raises:
-      ValueError: a length is negative or above ``time`` (where the lengths are known).
-    """
-    lengths = jnp.asarray(lengths)
-    if not isinstance(lengths, jax.core.Tracer) and lengths.size:
-        least, most = int(lengths.min()), int(lengths.max())
-        if least < 0 or most > time:
-            wrong = least if least < 0 else most
-            raise ValueError(
-                f"a sequence length of {wrong} does not fit inputs of {time} steps; pad the inputs "
-                "further, or mend the lengths"
-            )
-    steps = jnp.arange(time).reshape(-1, *(1,) * lengths.ndim)
-    return steps < lengths
-
-
 def _in_blocks(run, carry, xs, block_size):
     """Calls ``run(carry, xs[blocks, block, ...])`` on the whole blocks, then on the remainder."""
     length = jax.tree.leaves(xs)[0].shape[0]
+    if not is_static(length):  # a program for any number of steps, which is one block
+        carry, ys = run(carry, jax.tree.map(lambda a: a[None], xs))
+        return carry, jax.tree.map(lambda a: a[0], ys)
     size = min(block_size, length)
     whole = length // size * size
     outputs = []
@@ -153,10 +125,12 @@ def _keep(mask, new, old):
 
 def _scan_cell(cell, params, carry, xs, return_sequence, recompute_block):
     """Any cell: a plain scan, or one whose blocks are computed again in the backward pass."""
+    like = params
+    params = widened(params)  # so that the gradients of all steps are summed in single precision
 
     def step(carry, inputs):
         x, m = inputs
-        new, _ = cell.step(params, carry, x)
+        new, _ = cell.step(narrowed(params, like), carry, x)
         carry = _keep(m, new, carry)
         return carry, cell.output(carry) if return_sequence else None
 
@@ -250,13 +224,13 @@ def _product_scan_bwd(plan, residuals, cotangents):
         if not plan.store:
             _, _, stored = _block_forward(plan, kernels, start, x, m, keep=True)
         d_carry, d_kernels, d_x = _block_backward(plan, kernels, start, x, m, stored, d_carry, d_y)
-        return (d_carry, jax.tree.map(jnp.add, total, d_kernels)), d_x
+        return (d_carry, jax.tree.map(jnp.add, total, widened(d_kernels))), d_x
 
-    zeros = jax.tree.map(jnp.zeros_like, kernels)
+    zeros = jax.tree.map(jnp.zeros_like, widened(kernels))
     (d_carry, d_kernels), d_xs = jax.lax.scan(
         block, (d_carry, zeros), (starts, xs, mask, t, d_ys), reverse=True
     )
-    return d_kernels, d_carry, d_xs, None
+    return narrowed(d_kernels, kernels), d_carry, d_xs, None
 
 
 def _block_backward(plan, kernels, start, xs, mask, stored, d_carry, d_ys):
@@ -327,13 +301,14 @@ def _block_backward(plan, kernels, start, xs, mask, stored, d_carry, d_ys):
 
     d_coefficients = kernels.coefficients
     if has_coefficients:
-        # One lane per unit, summed at the end: a sum over everything does not vectorise.
-        lanes = jax.tree.map(
-            lambda c: jnp.broadcast_to(c, cell.features) if c.ndim == 0 else c, d_coefficients
-        )
-        _, pull_update = jax.vjp(lambda c: _update_block(cell, c, inners, stored), lanes)
+        # In single precision at least, as all sums over the block are.
+        wide = widened((d_coefficients, inners, stored))
+        lanes = _lanes(cell, *wide)
+        _, pull_update = jax.vjp(lambda c: _update_block(cell, c, *wide[1:]), lanes)
         d_coefficients = jax.tree.map(
-            lambda d, c: d.sum() if c.ndim == 0 else d, pull_update(d_new)[0], d_coefficients
+            lambda d, c: (d.sum() if c.ndim == 0 else d).astype(c.dtype),
+            pull_update(widened(d_new))[0],
+            d_coefficients,
         )
     d_state, d_projected = jax.vmap(jax.vmap(pull_combine))(d_a)
     d_projected = jax.tree.map(lambda d: d.sum(1), d_projected)
@@ -349,10 +324,29 @@ def _block_backward(plan, kernels, start, xs, mask, stored, d_carry, d_ys):
         first = flat(jax.vmap(cell.hidden)(jax.tree.map(lambda a: a[:, 0], inners)))
         _, pull_kernels = jax.vjp(lambda k: cell.share(k, first), kernels.shared)
         (d_shared,) = pull_kernels(jax.tree.map(flat, d_projected))
-    d_kernels = d_kernels._replace(
-        recurrent=d_recurrent, coefficients=d_coefficients, shared=d_shared
-    )
+    # A cell's projection may use any of the kernels.
+    others = {"recurrent": d_recurrent, "coefficients": d_coefficients, "shared": d_shared}
+    d_kernels = d_kernels._replace(**{n: add(getattr(d_kernels, n), d) for n, d in others.items()})
     return d_carry, d_kernels, d_x.reshape(xs.shape)
+
+
+def _lanes(cell: ProductCell, coefficients: Any, inners: Any, stored: Any) -> Any:
+    """Returns the coefficients with a lane per unit for every scalar, where the update takes them.
+
+    Their gradients are summed at the end: a sum over everything does not vectorise.
+    """
+    lanes = jax.tree.map(
+        lambda c: jnp.broadcast_to(c, cell.features) if c.ndim == 0 else c, coefficients
+    )
+
+    def shape(coefficients):
+        return jax.eval_shape(lambda c: _update_block(cell, c, inners, stored), coefficients)
+
+    try:
+        same = shape(lanes) == shape(coefficients)
+    except (TypeError, ValueError):  # arrays of other widths
+        same = False
+    return lanes if same else coefficients
 
 
 def _update_block(cell: ProductCell, coefficients, inners, t):

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxeff.errors import ConfigError
 from jaxeff.typing import Array
 
 
@@ -54,8 +55,15 @@ def fixed_point(
       damping: step of the iteration in (0, 1].
 
     Returns:
-      The last iterate.
+      The last iterate; how far it is from the solution, `update` applied once more tells.
+
+    Raises:
+      ConfigError: ``num_steps`` is not a positive integer, or a known damping not in (0, 2).
     """
+    if not isinstance(num_steps, int) or num_steps < 1:
+        raise ConfigError(f"num_steps must be a positive integer, not {num_steps!r}")
+    if isinstance(damping, int | float) and not 0 < damping < 2:
+        raise ConfigError(f"damping must be in (0, 2), where iterations converge, not {damping}")
     return damped_iteration(lambda z: update(args, z), start, num_steps, damping)
 
 

@@ -89,6 +89,10 @@ class SteppedCell(Cell):
         """Returns the state ``[..., features]``."""
         return carry[0] if self.timed else carry
 
+    def counters(self, core: Carry) -> Carry:
+        """Returns True for the step counter of step sizes per time step."""
+        return (False, True) if self.timed else super().counters(core)
+
     def check_length(self, length: int) -> None:
         """Raises `ConfigError` if there are fewer step sizes than time steps."""
         if self.timed and length > self.length:

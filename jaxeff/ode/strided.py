@@ -20,6 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxeff.ode.convolution import product
+from jaxeff.ode.precision import wide
 from jaxeff.typing import Array
 
 LAYOUTS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
@@ -154,9 +156,10 @@ def _on_cpu(x: Array, kernel: Array, strides: int, padding: int) -> Array:
     count, side = x.ndim - 2, kernel.shape[0]
     channels, outputs = kernel.shape[-2:]
     if outputs == 1:
-        each = jnp.einsum("tc,...c->t...", kernel.reshape(-1, channels), x)
+        taps = kernel.reshape(-1, channels)
+        each = jnp.einsum("tc,...c->t...", taps, x, preferred_element_type=wide(x.dtype))
         shifted = [_windows(a, count, side, strides, padding)[tap] for tap, a in enumerate(each)]
-        return functools.reduce(jnp.add, shifted)[..., None]
+        return functools.reduce(jnp.add, shifted)[..., None].astype(x.dtype)
     if count == 2:
         return _xla(x, kernel, strides, padding)
     if channels == 1:
@@ -220,10 +223,10 @@ def _phases(x: Array, kernel: Array, strides: int, padding: int, sizes: tuple[in
     ends = [m + taps - 1 - n - low for n, m in zip(x.shape[1:-1], groups, strict=True)]
     edges = ((0, 0, 0), *((low, end, 0) for end in ends), (0, 0, 0))
     y = _on_cpu(jax.lax.pad(x, jnp.zeros((), x.dtype), edges), kernel, 1, 0)
-    y = y.reshape(len(x), *groups, *(strides,) * count, outputs)
+    y = y.reshape(x.shape[0], *groups, *(strides,) * count, outputs)
     pairs = (axis for i in range(count) for axis in (1 + i, 1 + count + i))
     y = y.transpose(0, *pairs, 1 + 2 * count)
-    y = y.reshape(len(x), *(n * strides for n in groups), outputs)
+    y = y.reshape(x.shape[0], *(n * strides for n in groups), outputs)
     start = padding % strides
     return y[(slice(None), *(slice(start, start + size) for size in sizes))]
 
@@ -252,9 +255,13 @@ def _sum_over_images(x: Array, g: Array, side: int, strides: int, padding: int) 
         windows = _windows(image[0][None], count, side, strides, padding)
         cotangent = image[1].reshape(-1, outputs)
         if inputs == 1:
-            return total + (jnp.stack([w.reshape(-1) for w in windows]) @ cotangent)[:, None], None
-        return total + jnp.stack([w.reshape(-1, inputs).T @ cotangent for w in windows]), None
+            seen = jnp.stack([w.reshape(-1) for w in windows])
+            return total + product(seen, cotangent)[:, None], None
+        return total + jnp.stack(
+            [product(w.reshape(-1, inputs).T, cotangent) for w in windows]
+        ), None
 
-    zero = jnp.zeros((side**count, inputs, outputs), jnp.result_type(x, g))
+    dtype = jnp.result_type(x, g)
+    zero = jnp.zeros((side**count, inputs, outputs), wide(dtype))
     total = jax.lax.scan(add, zero, (x, g))[0]
-    return total.reshape(*(side,) * count, inputs, outputs)
+    return total.reshape(*(side,) * count, inputs, outputs).astype(dtype)

@@ -76,6 +76,8 @@ class TARNN(PreviousInputCell, SteppedCell, ProductCell):
         super().__post_init__()
         cells.require_positive(self, "init_scale")
         cells.require_choice(self, "variant", VARIANTS)
+        if self.gate_bias is not None:
+            cells.require_finite(self, "gate_bias")
 
     @property
     def activations(self) -> tuple[str, ...]:
@@ -170,6 +172,8 @@ class TARNN(PreviousInputCell, SteppedCell, ProductCell):
         if carry is None:
             carry = self.initial_carry(xs.shape[1:-1], xs.dtype, xs.shape[-1])
         _, states = unroll(self, params, xs, carry, mask=mask)
+        if mask is not None:  # what stands in the padding may be NaN
+            xs = jnp.where((mask != 0)[..., None], xs, jnp.zeros_like(xs))
         before = jnp.concatenate([self.output(carry)[None], states[:-1]])
         return jax.nn.sigmoid(before @ params["Ug"] + xs @ params["Wg"] + params["bg"])
 

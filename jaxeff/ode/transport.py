@@ -13,6 +13,9 @@ Three ways to step it:
 * `spectral`: exact in time for coefficients that are constant over the grid;
 * `line_implicit`: a tridiagonal solve per row and column, conservative and stable for any step.
 
+All compute in single precision at least, so that sums over steps are not rounded term by term, and
+return the type of the field.
+
 Reference:
   Kag, Saligrama, "Condensing CNNs with Partial Differential Equations", CVPR 2022; discretisation
   as in the authors' code. `spectral` and `line_implicit` are this package's own.
@@ -30,6 +33,7 @@ import numpy as np
 from jaxeff.errors import ConfigError
 from jaxeff.ode.blocks import apart, over_blocks
 from jaxeff.ode.neighbours import neighbours
+from jaxeff.ode.precision import wide
 from jaxeff.typing import Array
 
 BOUNDARIES = ("periodic", "reflecting")
@@ -85,7 +89,7 @@ def leapfrog(
         ``[n, rows, columns, channels]``, which saves its values the way through a CPU's memory.
       source: f, broadcastable to h.
       num_steps: K, at least 1.
-      dt: time step.
+      dt: time step, a number or a scalar array.
       spacing: grid spacing along both axes, also the distance in cells to the neighbours.
       boundary: "periodic", or "reflecting": walls that nothing passes, h even and the velocity odd
         about them.
@@ -111,23 +115,26 @@ def leapfrog(
     if start == "euler" and before is not None:
         raise ConfigError("before has no use with start='euler', which makes its own first step")
     steps = functools.partial(
-        _leapfrog, num_steps=num_steps, dt=dt, spacing=spacing, boundary=boundary, start=start
+        _leapfrog, num_steps=num_steps, spacing=spacing, boundary=boundary, start=start
     )
+    fixed = isinstance(dt, int | float)  # else an array, perhaps traced
     if start == "repeat" and before is None:
         before = h
     given: tuple[Any, ...] = (h, before, source, *coefficients)
     arrays = [_like(x, h).reshape(-1, *h.shape[-3:]) for x in given if _is_array(x)]
 
-    def of_block(skip, functions, *block):
+    def of_block(skip, shared, *block):
+        functions, step = shared
         left = iter(block)
         h, before, source, *c = (next(left) if _is_array(x) else x for x in given)
         found = apart(skip, lambda h: [f(h) for f in functions], h)
         by_function = dict(zip(map(id, given_functions), found, strict=True))
         values = Coefficients(*(by_function[id(f)] if callable(f) else f for f in c))
-        return steps(skip, h, before, source, values)
+        return steps(skip, h, before, source, values, dt=dt if fixed else step)
 
     given_functions = list({id(f): f for f in coefficients if callable(f)}.values())
-    return over_blocks(of_block, given_functions, *arrays).reshape(h.shape)
+    shared = given_functions, None if fixed else jnp.asarray(dt)
+    return over_blocks(of_block, shared, *arrays).reshape(h.shape)
 
 
 def _leapfrog(
@@ -144,7 +151,8 @@ def _leapfrog(
     start: str,
 ) -> Array:
     """Steps fields ``[n, rows, columns, channels]``; see `leapfrog` and `apart`."""
-    u, v, diffusion_x, diffusion_y = coefficients
+    u, v, diffusion_x, diffusion_y = map(_precise, coefficients)
+    source, dtype = _precise(source), h.dtype
     axes = ((u, diffusion_x, ROWS, spacing[0]), (v, diffusion_y, COLUMNS, spacing[1]))
 
     # Per axis the weights of the cells ahead and behind; the divergence and the sum of the weights
@@ -156,7 +164,7 @@ def _leapfrog(
         a, b = velocity * (dt / distance), diffusion * (dt / distance**2)
         spread = spread + 2 * b
         if not _is_zero(velocity):
-            full = _like(velocity, h)
+            full = jnp.broadcast_to(jnp.asarray(velocity, wide(dtype)), h.shape)
             ahead, behind = neighbours(skip, full, axis, distance, boundary, True)
             divergence = divergence + (ahead - behind) * (dt / (2 * distance))
         if not (_is_zero(velocity) and _is_zero(diffusion)):
@@ -164,19 +172,20 @@ def _leapfrog(
 
     def change(h):
         """Everything but the field one step before."""
-        total = 2 * dt * source - 2 * divergence * h
+        total = 2 * dt * source - 2 * divergence * _precise(h)
         for weight_ahead, weight_behind, axis, distance in weights:
-            ahead, behind = neighbours(skip, h, axis, distance, boundary)
+            ahead, behind = map(_precise, neighbours(skip, h, axis, distance, boundary))
             total = total + weight_ahead * ahead + weight_behind * behind
         return total
 
     if start == "euler":
-        first = h + 0.5 * (change(h) - 2 * spread * h)
-        before, h, num_steps = h, first, num_steps - 1
+        first = _precise(h) + 0.5 * (change(h) - 2 * spread * _precise(h))
+        before, h, num_steps = h, first.astype(dtype), num_steps - 1
 
     def step(state, _):
         h, before = state
-        return (((1 - spread) * before + change(h)) / (1 + spread), h), None
+        new = ((1 - spread) * _precise(before) + change(h)) / (1 + spread)
+        return (new.astype(dtype), h), None
 
     if num_steps == 1:
         return step((h, before), None)[0][0]
@@ -202,6 +211,31 @@ def stability_number(
     return jnp.where(
         (bx == 0) & (by == 0), (ax + ay) ** 2, (share(ax, bx) + share(ay, by)) * (bx + by)
     )
+
+
+def growth(coefficients: Coefficients, dt: float = 0.2, spacing: tuple[int, int] = (1, 1)) -> Array:
+    """Returns the largest factor by which a step of `leapfrog` multiplies a wave, of that shape.
+
+    Of all waves of whole eighths of a turn per cell, for coefficients that are constant around a
+    cell; 1 where `stability_number` is within its limit. Where that number is infinite, for want of
+    diffusion along one axis, a slow wave may still grow by next to nothing.
+    """
+    u, v, diffusion_x, diffusion_y = jnp.broadcast_arrays(*map(jnp.asarray, coefficients))
+    ax, ay = u * (dt / spacing[0]), v * (dt / spacing[1])
+    bx, by = diffusion_x * (dt / spacing[0] ** 2), diffusion_y * (dt / spacing[1] ** 2)
+    spread = 2 * (bx + by)
+
+    def factor(largest, turns):
+        a, b = turns
+        # The scheme's characteristic polynomial: (1 + S) g^2 - 2 z g - (1 - S) = 0.
+        z = 2 * (bx * jnp.cos(a) + by * jnp.cos(b)) - 1j * (ax * jnp.sin(a) + ay * jnp.sin(b))
+        root = jnp.sqrt(z * z + (1 - spread * spread))
+        found = jnp.maximum(abs(z + root), abs(z - root)) / (1 + spread)
+        return jnp.maximum(largest, found), None
+
+    eighths = np.pi / 4 * np.arange(8, dtype=spread.dtype)
+    turns = np.stack(np.meshgrid(eighths[:5], eighths), -1).reshape(-1, 2)
+    return jax.lax.scan(factor, jnp.zeros_like(spread), turns)[0]
 
 
 def spectral(
@@ -246,8 +280,9 @@ def spectral(
                 f"the spectral step needs coefficients that are constant over the grid, but {name} "
                 f"has the shape {shape}; use 'line_implicit' or 'leapfrog'"
             )
-    u, v, diffusion_x, diffusion_y = coefficients
+    u, v, diffusion_x, diffusion_y = map(_precise, coefficients)
     rows, columns = h.shape[ROWS], h.shape[COLUMNS]
+    dtype, h = h.dtype, _precise(h)
     if boundary == "reflecting":
         if not (_is_zero(u) and _is_zero(v)):
             raise ConfigError("the spectral step with reflecting boundaries takes no velocity")
@@ -281,7 +316,7 @@ def spectral(
     spectrum = jnp.exp(z) * forward(h)
     if not _is_zero(source):
         spectrum = spectrum + time * _phi1(z) * forward(_like(source, h))
-    return inverse(spectrum)
+    return inverse(spectrum).astype(dtype)
 
 
 def line_implicit(
@@ -310,6 +345,7 @@ def line_implicit(
       ValueError: h has fewer than three axes.
     """
     _check(h, boundary, num_steps, spacing)
+    dtype, h = h.dtype, _precise(h)
     u, v, diffusion_x, diffusion_y = (_like(c, h) for c in coefficients)
     lines = [
         (_implicit_lines(d, velocity, axis, dt, distance, boundary), axis)
@@ -320,15 +356,15 @@ def line_implicit(
     ]
 
     def step(h, _):
-        h = h + dt * source
+        h = h + dt * _precise(source)
         for (lower, diagonal, upper), axis in lines:
             rhs = jnp.moveaxis(h, axis, 0)
             h = jnp.moveaxis(solve_tridiagonal(lower, diagonal, upper, rhs), 0, axis)
         return h, None
 
     if num_steps == 1:
-        return step(h, None)[0]
-    return jax.lax.scan(step, h, length=num_steps)[0]
+        return step(h, None)[0].astype(dtype)
+    return jax.lax.scan(step, h, length=num_steps)[0].astype(dtype)
 
 
 def solve_tridiagonal(lower: Array, diagonal: Array, upper: Array, rhs: Array) -> Array:
@@ -427,6 +463,11 @@ def _phi1(z: Array) -> Array:
     safe = jnp.where(small, 1.0, z)
     series = 1 + z / 2 * (1 + z / 3 * (1 + z / 4))
     return jnp.where(small, series, jnp.expm1(safe) / safe)
+
+
+def _precise(value: Any) -> Any:
+    """Returns an array of at least single precision; numbers stay as they are."""
+    return value.astype(wide(value.dtype)) if hasattr(value, "astype") else value
 
 
 def _like(value: Array | float, h: Array) -> Array:

@@ -18,8 +18,9 @@ from jaxeff import data
 from jaxeff.annotations import check_types
 from jaxeff.arguments import checked_labels
 from jaxeff.errors import ConfigError, UserError, origin
+from jaxeff.layers.checks import require_linen
 from jaxeff.models import MODELS
-from jaxeff.models.base import call_options, check_symbols, require_linen
+from jaxeff.models.base import call_options, check_symbols
 from jaxeff.train import analyses, check, leakage, objectives, optim, sizes
 from jaxeff.train.algorithms import ALGORITHMS, Algorithm, Task, Trained
 from jaxeff.train.parallel import DeviceMap

@@ -335,3 +335,24 @@ def test_unstable_time_steps_are_told_in_a_sentence():
         num_steps=3, coefficient_epsilon=1e-5, diffusivity=(1.0, 1.0), velocity="signed"
     )
     assert not unstable_layers(signed, variables, 100 * x)
+
+
+@pytest.mark.parametrize("steps", [2, 10])
+def test_a_fresh_layer_is_stable_though_some_diffusivities_are_zero(steps):
+    layer = GlobalLayer(num_steps=steps)
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+    variables = layer.init(jax.random.key(1), x)
+    assert unstable_layers(layer, variables, x) == []
+    (sentence,) = unstable_layers(layer, variables, 1e4 * x)
+    assert sentence.startswith("the leapfrog scheme of GlobalLayer is unstable")
+    assert "inf" not in sentence
+
+
+@pytest.mark.parametrize("options", [{"num_steps": 3}, {}, {"scheme": "line_implicit"}])
+def test_a_layer_of_nan_is_named(options):
+    layer = GlobalLayer(**options)
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 2))
+    variables = layer.init(jax.random.key(1), x)
+    assert unstable_layers(layer, variables, x) == []
+    (sentence,) = unstable_layers(layer, variables, x.at[0, 0, 0, 0].set(jnp.nan))
+    assert sentence.startswith("the features of GlobalLayer are not finite")

@@ -75,7 +75,7 @@ def test_fields_and_defaults_are_those_of_the_pure_cell(name):
 @every_cell
 def test_options_reach_the_pure_cell(name):
     changes = {
-        "irnn": {"decay": 0.5, "solver": "implicit"},
+        "irnn": {"decay": 0.7, "solver": "implicit"},
         "rnn": {"activation": "relu"},
         "lstm": {"forget_bias": 1.0},
         "gru": {},

@@ -273,11 +273,11 @@ def test_every_design_trains_in_every_host(host, design):
 def test_a_looped_stage_has_one_block_whatever_its_depth():
     sizes = {
         parameters(name="resnet", blocks=(n,), widths=(8,), design={"name": "looped"})
-        for n in (1, 2, 5)
+        for n in (2, 3, 5)
     }
     assert len(sizes) == 1
     cost = [
-        macs(name="resnet", blocks=(n,), widths=(8,), design={"name": "looped"}) for n in (1, 3)
+        macs(name="resnet", blocks=(n,), widths=(8,), design={"name": "looped"}) for n in (2, 4)
     ]
     assert cost[1] - cost[0] == 2 * 2 * 9 * 8 * 8 * 32 * 32
 

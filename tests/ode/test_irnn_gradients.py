@@ -7,6 +7,7 @@ import pytest
 from irnn_cases import drawn, raw_cell
 from jax.test_util import check_grads
 
+from jaxeff.errors import ConfigError
 from jaxeff.ode import IRNN, damped_iteration, fixed_point, unroll
 
 pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
@@ -171,7 +172,7 @@ def gradient_bytes(temp_bytes):
 
 
 def test_implicit_memory_does_not_depend_on_the_solver_steps(gradient_bytes):
-    sizes = [gradient_bytes(k, solver="implicit") for k in (1, 10, 100)]
+    sizes = [gradient_bytes(k, solver="implicit") for k in (10, 30, 100)]
     assert max(sizes) < 1.05 * min(sizes)
 
 
@@ -179,3 +180,50 @@ def test_differentiated_euler_memory_grows_with_the_inner_steps(gradient_bytes):
     sizes = [gradient_bytes(k, backward="autodiff") for k in (1, 10, 100)]
     assert sizes[1] > 3 * sizes[0]
     assert sizes[2] > 5 * sizes[1]
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "sigmoid"])
+def test_implicit_defaults_reach_the_equilibrium(activation):
+    cell = IRNN(16, solver="implicit", activation=activation)
+    params = cell.init(jax.random.key(0), 3, jnp.float64)
+    x = jax.random.normal(jax.random.key(1), (5, 3), jnp.float64)
+    s = cell.equilibrium(params, x)
+    assert cell.residual(params, x, s).shape == (5,)
+    assert cell.residual(params, x, s).max() < 1e-8
+    assert cell.residual(params, x, s + 0.1).min() > 0.01
+    h, _ = cell.step(params, jnp.zeros((5, 16)), x)
+    np.testing.assert_allclose(h, s, atol=1e-8)  # from another start
+
+
+def test_a_residual_is_that_of_the_equation():
+    params, h, x = jax.tree.map(jnp.asarray, drawn(bias=0.3))
+    cell = IRNN(32, solver="implicit", decay=1.5, learn_step_size=False)
+    wrong = 1.5 * h - jnp.tanh(h @ params["U"] + x @ params["W"] + params["b"])
+    np.testing.assert_allclose(cell.residual(params, x, h), jnp.abs(wrong).max(), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_inner_steps": 1, "step_size": 0.01},
+        {"num_inner_steps": 20, "step_size": 0.1},
+        {"num_inner_steps": 500, "step_size": 0.9, "decay": 2.5},  # diverges
+        {"decay": 0.3},
+        {"init_scale": 0.3},
+        {"rank": 2},
+        {"rank": 2, "activation": "relu"},
+    ],
+)
+def test_implicit_solutions_out_of_reach_are_refused(options):
+    with pytest.raises(ConfigError, match="implicit"):
+        IRNN(16, solver="implicit", **options)
+
+
+def test_euler_defaults_are_those_of_the_authors():
+    assert (IRNN(8).num_inner_steps, IRNN(8).step_size) == (1, 0.01)
+
+
+@pytest.mark.parametrize(("steps", "damping"), [(0, 1.0), (2.5, 1.0), (10, 0.0), (10, 2.0)])
+def test_impossible_iterations_are_refused(steps, damping):
+    with pytest.raises(ConfigError, match="must be"):
+        fixed_point(lambda args, z: z / 2, (), jnp.ones(3), steps, damping)

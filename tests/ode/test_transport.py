@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 
 from jaxeff.errors import ConfigError
 from jaxeff.ode import transport
-from jaxeff.ode.transport import Coefficients, solve_tridiagonal, stability_number
+from jaxeff.ode.transport import Coefficients, growth, solve_tridiagonal, stability_number
 
 pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
 
@@ -397,3 +397,22 @@ def test_mistakes_in_shapes():
         spectral(field(), Coefficients(0.0, 0.0, field(), 1.0))
     with pytest.raises(ValueError, match="rows, columns, channels"):
         leapfrog(field((4, 4)), STILL)
+
+
+def test_growth_is_that_of_the_fastest_wave():
+    turns = 2 * np.pi / 8 * np.arange(8)
+    modes = [(1, 0), (2, 0), (2, 2), (3, 2), (0, 0)]
+    phases = [p * turns[:, None] + q * turns for p, q in modes]
+    waves = jnp.asarray(np.stack([f(p) for p in phases for f in (np.cos, np.sin)])[..., None])
+
+    @jax.jit
+    def after(c):
+        return [transport.leapfrog(waves, c, num_steps=n) for n in (40, 80)]
+
+    for numbers in ((0.9, 0.3, 0.2, 0.4), (3.0, -2.0, 0.5, 1.5), (2.0, 0.0, 0.0, 1.0)):
+        c = Coefficients(*map(jnp.asarray, numbers))
+        sizes = [np.hypot(a[::2], a[1::2]).max((1, 2, 3)) for a in after(c)]
+        expected = ((sizes[1] / sizes[0]) ** (1 / 40)).max()
+        found = float(growth(c))
+        assert expected - 0.02 <= found <= max(1 + 1e-6, 1.1 * expected)
+        assert (found <= 1 + 1e-6) == bool(stability_number(c) <= 1)

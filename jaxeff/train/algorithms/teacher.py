@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from jaxeff.distill import Seen
 from jaxeff.errors import ConfigError
-from jaxeff.models.base import apply_with_features, require_linen
+from jaxeff.layers.checks import require_linen
+from jaxeff.models.base import apply_with_features
 from jaxeff.train.algorithms.base import Task, Trained
 from jaxeff.typing import Array, Batch, PRNGKey
 

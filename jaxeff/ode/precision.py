@@ -1,0 +1,26 @@
+"""Sums of many terms in half precision: their totals are kept in single precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxeff.typing import Dtype
+
+
+def wide(dtype: Dtype) -> Dtype:
+    """Returns the type to sum in: at least single precision for floating-point numbers."""
+    half = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    return jnp.dtype(jnp.float32) if half else jnp.dtype(dtype)
+
+
+def widened(tree: Any) -> Any:
+    """Returns arrays of at least single precision; what is not floating point stays."""
+    return jax.tree.map(lambda a: a.astype(wide(a.dtype)), tree)
+
+
+def narrowed(tree: Any, like: Any) -> Any:
+    """Returns arrays of the types of others."""
+    return jax.tree.map(lambda a, wanted: a.astype(wanted.dtype), tree, like)

@@ -1,0 +1,315 @@
+"""Cells that depart from the product form, and what stands in the padding."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scan_cases import weighted
+
+from jaxeff.errors import ConfigError
+from jaxeff.layers import RNN as Layer
+from jaxeff.layers import GRUCell
+from jaxeff.models import SequenceModel
+from jaxeff.ode import (
+    IRNN,
+    LSTM,
+    RNN,
+    TARNN,
+    DualODE,
+    Kernels,
+    length_mask,
+    unroll,
+    unroll_parallel,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+class BentHidden(RNN):
+    def hidden(self, inner):
+        return jnp.tanh(3.0 * inner)
+
+
+class BentBegin(RNN):
+    def begin(self, carry):
+        return carry * jnp.abs(carry)
+
+
+class BentEnd(RNN):
+    def end(self, inner):
+        return jax.nn.relu(inner)
+
+
+class BentOutput(RNN):
+    def output(self, carry):
+        return jnp.where(carry > 0, carry, 0.1 * carry)
+
+
+class BentCombine(RNN):
+    def combine(self, from_state, from_input):
+        return tuple((s + 1) * x for s, x in zip(from_state, from_input, strict=True))
+
+
+class BentProduct(RNN):
+    def product(self, recurrent, hidden):
+        return tuple(jnp.sin(hidden) @ kernel for kernel in recurrent)
+
+
+class BentShare(RNN):
+    def prepare(self, params):
+        kernels = super().prepare(params)
+        return kernels._replace(shared=kernels.recurrent)
+
+    def share(self, shared, hidden):
+        return (hidden**2 @ shared[0],)
+
+
+class OwnStep(RNN):
+    def step(self, params, carry, x):
+        carry, _ = super().step(params, carry, x)
+        return carry / 2, carry / 2
+
+
+class OwnAdvance(IRNN):
+    def advance(self, params, core, x):
+        return super().advance(params, core, x) / 2
+
+
+class OwnGiven(RNN):
+    def given(self, kernels, projected, inner):
+        return tuple(p + jnp.tanh(inner) for p in projected)
+
+
+class Whole(RNN):
+    """A carry with a whole number."""
+
+    def initial_carry(self, batch_shape, dtype=jnp.float32, input_size=None):
+        return super().initial_carry(batch_shape, dtype), jnp.zeros((*batch_shape, 1), jnp.int32)
+
+    def output(self, carry):
+        return carry[0]
+
+    def hidden(self, inner):
+        return inner[0]
+
+    def update(self, coefficients, inner, t, index):
+        return t[0] / (1 + inner[1]), inner[1] + 1
+
+
+DEPARTURES = (
+    BentHidden,
+    BentBegin,
+    BentEnd,
+    BentOutput,
+    BentCombine,
+    BentProduct,
+    BentShare,
+    OwnStep,
+    OwnAdvance,
+    OwnGiven,
+    Whole,
+)
+
+
+class Projecting(RNN):
+    """Its projection uses the coefficients."""
+
+    def prepare(self, params):
+        return super().prepare(params)._replace(coefficients=params["b"])
+
+    def project(self, kernels, x):
+        return (x @ kernels.input[0] * kernels.coefficients,)
+
+
+class Doubled(RNN):
+    """A scalar coefficient beside a state of twice the cell's width."""
+
+    def param_specs(self, input_size):
+        specs = super().param_specs(input_size)
+        return specs | {"s": specs["b"]._replace(shape=())}
+
+    def initial_carry(self, batch_shape, dtype=jnp.float32, input_size=None):
+        return jnp.zeros((*batch_shape, 2 * self.features), dtype)
+
+    def output(self, carry):
+        return carry[..., : self.features]
+
+    def hidden(self, inner):
+        return inner[..., self.features :]
+
+    def prepare(self, params):
+        return super().prepare(params)._replace(coefficients=params["s"])
+
+    def update(self, coefficients, inner, t, index):
+        return jnp.concatenate([t[0], t[0]], -1) + coefficients * inner
+
+
+def gradients(cell, mode, xs, mask=None):
+    params = cell.init(jax.random.key(0), xs.shape[-1])
+
+    def loss(params, xs):
+        carry, ys = unroll(cell, params, xs, mask=mask, backward=mode)
+        return weighted((ys, cell.output(carry)))
+
+    return jax.jit(jax.grad(loss, (0, 1)))(params, xs)
+
+
+@pytest.mark.parametrize("kind", [*DEPARTURES, Projecting, Doubled])
+def test_gradients_are_those_of_the_steps(kind):
+    cell, xs = kind(3), jax.random.normal(jax.random.key(1), (5, 2, 2))
+    expected = gradients(cell, "autodiff", xs)
+    assert max(np.abs(a).max() for a in jax.tree.leaves(expected)) > 1e-3
+    chex.assert_trees_all_close(gradients(cell, "auto", xs), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", DEPARTURES)
+def test_a_backward_pass_that_would_be_wrong_is_refused(kind):
+    cell = kind(3)
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 2))
+    with pytest.raises(ConfigError, match=f"product form, but {kind.__name__}"):
+        jax.eval_shape(lambda p: unroll(cell, p, jnp.ones((4, 2)), backward="stored"), params)
+
+
+def test_steps_of_ones_own_are_taken():
+    cell, xs = OwnStep(3), jnp.ones((1, 2))
+    params = cell.init(jax.random.key(0), 2)
+    expected = cell.step(params, jnp.zeros(3), xs[0])[1]
+    np.testing.assert_allclose(unroll(cell, params, xs)[1][0], expected, rtol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unknown(RNN):
+    @property
+    def activations(self):
+        return ("gelu",)
+
+
+def test_an_activation_that_has_no_derivative_here_is_named():
+    cell = Unknown(3)
+    with pytest.raises(ConfigError, match="unknown activation 'gelu'"):
+        unroll(cell, cell.init(jax.random.key(0), 2), jnp.ones((3, 2)))
+
+
+# Padding.
+
+LENGTHS = jnp.array([4, 2, 0])
+
+
+def padded(value):
+    """Sequences of 5 steps, the first of them padding for all, and their mask."""
+    xs = np.random.default_rng(0).normal(size=(5, 3, 2)).astype(np.float32)
+    mask = np.concatenate([np.zeros((1, 3), bool), length_mask(LENGTHS, 4)])
+    xs[~mask] = value
+    return jnp.asarray(xs), jnp.asarray(mask)
+
+
+CELLS = {
+    "lstm": LSTM(3),
+    "irnn": IRNN(3, num_inner_steps=2, step_size=0.2),
+    "tarnn": TARNN(3),
+    "dual_ode": DualODE(4),
+    "implicit": IRNN(3, solver="implicit", num_inner_steps=20, step_size=0.8),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("lstm", "stored"),
+        ("tarnn", "recomputed"),
+        ("irnn", "autodiff"),
+        ("dual_ode", "auto"),
+        ("implicit", "auto"),
+    ],
+)
+def test_padding_may_hold_anything(name, mode):
+    cell = CELLS[name]
+
+    @jax.jit
+    def run(xs, mask):
+        return gradients(cell, mode, xs, mask)
+
+    expected, found = (run(*padded(value)) for value in (0.0, np.nan))
+    chex.assert_tree_all_finite(expected)
+    chex.assert_trees_all_equal(found, expected)
+    chex.assert_trees_all_equal(run(*padded(np.inf)), expected)
+
+
+def test_padding_may_hold_anything_in_parallel():
+    cell = CELLS["lstm"]
+    params = cell.init(jax.random.key(0), 2)
+
+    @jax.jit
+    def run(xs, mask):
+        def loss(params, xs):
+            return jnp.sum(unroll_parallel(cell, params, xs, mask=mask)[1] ** 2)
+
+        return jax.grad(loss, (0, 1))(params, xs)
+
+    expected, found = (run(*padded(value)) for value in (0.0, np.nan))
+    chex.assert_tree_all_finite(expected)
+    chex.assert_trees_all_equal(found, expected)
+
+
+@pytest.mark.parametrize("given", ["mask", "seq_lengths"])
+def test_padding_of_layers_and_models_may_hold_anything(given):
+    xs, mask = (jnp.swapaxes(a[1:], 0, 1) for a in padded(np.nan))
+    options = {"mask": mask} if given == "mask" else {"seq_lengths": LENGTHS}
+    model: object = Layer(GRUCell(3), reverse=True)
+    if given == "mask":
+        model = SequenceModel(TARNN(3), num_outputs=2, num_layers=2)
+    variables = model.init(jax.random.key(0), jnp.zeros_like(xs))
+
+    @jax.jit
+    def gradient(variables):
+        return jax.grad(lambda v: jnp.sum(model.apply(v, xs, **options) ** 2))(variables)
+
+    found = gradient(variables)
+    chex.assert_tree_all_finite(found)
+    assert max(np.abs(a).max() for a in jax.tree.leaves(found)) > 1e-6
+
+
+def test_gates_of_padding_are_numbers():
+    cell, (xs, mask) = CELLS["tarnn"], padded(np.nan)
+    params = cell.init(jax.random.key(0), 2)
+    assert jnp.isfinite(cell.time_constants(params, xs, mask=mask)).all()
+
+
+# Types.
+
+
+@pytest.mark.parametrize("kinds", [(jnp.float32, HALF := jnp.bfloat16), (HALF, jnp.float32)])
+def test_inputs_and_parameters_of_different_types(kinds):
+    cell = LSTM(3)
+    params = cell.init(jax.random.key(0), 2, kinds[0])
+    for run in (unroll, unroll_parallel):
+        carry, ys = jax.eval_shape(
+            lambda p, x, run=run: run(cell, p, x), params, jnp.ones((3, 2), kinds[1])
+        )
+        assert {a.dtype for a in jax.tree.leaves((carry, ys))} == {jnp.dtype(jnp.float32)}
+
+
+def test_whole_numbers_as_inputs():
+    cell = RNN(3)
+    params = cell.init(jax.random.key(0), 2)
+    xs = np.arange(6, dtype=np.uint8).reshape(3, 2)
+    chex.assert_trees_all_equal(
+        unroll(cell, params, xs), unroll(cell, params, xs.astype(np.float32))
+    )
+
+
+def test_kernels_may_hold_plain_numbers():
+    class Plain(RNN):
+        def prepare(self, params):
+            return Kernels(*super().prepare(params)[:3], coefficients=0.5)
+
+        def update(self, coefficients, inner, t, index):
+            return coefficients * inner + t[0]
+
+    xs = jnp.ones((3, 2))
+    chex.assert_trees_all_close(
+        gradients(Plain(3), "auto", xs), gradients(Plain(3), "autodiff", xs), rtol=1e-5
+    )
