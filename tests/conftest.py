@@ -1,19 +1,83 @@
+"""How every test compiles: quickly, once, and without keeping what no later file asks for.
+
+A suite of small tests spends its time on compiling, not on computing. All of them therefore
+share one cache of compiled programs, which pytest keeps between runs; the programs that a file
+leaves behind are freed after its last test, because each holds megabytes.
+"""
+
 import contextlib
+import ctypes
+import gc
+import os
+import shutil
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+CACHE_BYTES = 2**30
+
+
+def _compile_quickly():
+    """Spends little on optimising programs that run once; the slow checks compile as users do."""
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for programs in processes of their own
+    jax.config.update("jax_disable_most_optimizations", True)
+    # Fused loops are emitted through MLIR, which doubles the time of small programs; later
+    # versions no longer have the older way. Read when the first array is made.
+    if tuple(map(int, jaxlib.__version__.split(".")[:2])) < (0, 11):
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
+
+
+def _folder_bytes(folder):
+    return sum(entry.stat().st_size for entry in os.scandir(folder))
+
+
+def pytest_configure(config):
+    """Sets the cache up, in workers and in programs that the tests start.
+
+    The key of a program covers its text, the compiler's version and options, but not the
+    processor's features, so that machines that share a checkout have folders of their own.
+    """
+    if config.option.markexpr == "not slow":
+        _compile_quickly()
+    folder = config.cache.mkdir(f"jax-{os.uname().machine}-{os.uname().nodename}")
+    if not hasattr(config, "workerinput") and _folder_bytes(folder) > CACHE_BYTES:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    # Programs in processes of their own inherit it.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_programs():
+    """Gives back the memory of what a file compiled; what another shares with it is on disk."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # only GNU's library keeps freed memory
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextlib.contextmanager
-def optimised(wanted):
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", not wanted)
+def settings(**values):
+    """Changes settings of JAX for a while; those of the cache are read anew."""
+    before = {name: jax.config.read(name) for name in values}
     try:
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
         yield
     finally:
-        jax.config.update("jax_disable_most_optimizations", before)
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 @pytest.fixture
@@ -25,17 +89,20 @@ def x64():
 
 @pytest.fixture
 def quick_compile():
-    """Spends little on optimising programs that run once; `temp_bytes` optimises all the same."""
-    with optimised(False):
+    """Compiles quickly in the slow checks too."""
+    with settings(jax_disable_most_optimizations=True):
         yield
 
 
 @pytest.fixture
 def temp_bytes():
-    """Temporary memory of a compiled function, as the compiler plans it."""
+    """Temporary memory of a compiled function, as the compiler plans it.
+
+    The compiler optimises, and the cache is passed by: what it holds does not tell its memory.
+    """
 
     def measure(function, *args):
-        with optimised(True):
+        with settings(jax_disable_most_optimizations=False, jax_enable_compilation_cache=False):
             compiled = jax.jit(function).lower(*args).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import jaxeff
 from jaxeff import train
@@ -44,29 +43,13 @@ def data_dir(monkeypatch, data_folder):
     monkeypatch.setenv("JAXEFF_DATA_DIR", str(data_folder))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(shared_dir):
-    """Keeps what is compiled in this process, as the programs do by their environment."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, name) for name in names]
-    for name, value in zip(names, (str(shared_dir / "jax_cache"), 0.0), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture(scope="session")
-def environment(shared_dir, data_folder):
-    """The environment of a program: CPUs only, nothing compiled twice, no hang of collectives."""
+def environment(data_folder):
+    """The environment of a program: CPUs only, no hang of collectives."""
     return {
         **os.environ,
         "PYTHONPATH": str(Path(jaxeff.__file__).parents[1]),
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(shared_dir / "jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAXEFF_DATA_DIR": str(data_folder),
         "XLA_FLAGS": NO_HANGS,
     }
