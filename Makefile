@@ -61,4 +61,4 @@ $(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) Makefile | $(VENV)/bin/pyt
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache

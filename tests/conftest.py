@@ -115,8 +115,11 @@ def jitter():
 
     def move(params, seed=0, scale=0.2):
         rng = np.random.default_rng(seed)
-        return jax.tree.map(
-            lambda p: p + jnp.asarray(scale * rng.normal(size=p.shape), p.dtype), params
-        )
+
+        def moved(p):
+            # By numpy, which compiles nothing.
+            return jnp.asarray(np.asarray(p) + (scale * rng.normal(size=p.shape)).astype(p.dtype))
+
+        return jax.tree.map(moved, params)
 
     return move
