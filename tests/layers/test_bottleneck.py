@@ -8,7 +8,6 @@ import pytest
 from jaxeff.errors import ConfigError
 from jaxeff.layers.bottleneck import Bottleneck, merge_tokens, shortened
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 LEARNED = ("mean", "linear", "conv", "attention")
 RNG = np.random.default_rng(0)
