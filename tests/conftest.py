@@ -1,15 +1,17 @@
 """How every test compiles: quickly, once, and without keeping what no later file asks for.
 
 A suite of small tests spends its time on compiling, not on computing. All of them therefore
-share one cache of compiled programs, which pytest keeps between runs; the programs that a file
-leaves behind are freed after its last test, because each holds megabytes.
+share one cache of compiled programs, which pytest keeps between runs. A worker frees its own
+between files where they take much memory: each holds up to megabytes.
 """
 
 import contextlib
 import ctypes
 import gc
 import os
+import platform
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +20,12 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-CACHE_BYTES = 2**30
+#: Bytes of kept programs at which they are thrown away, and of a process at which it frees its own.
+LARGEST_CACHE, LARGEST_PROCESS = 2**30, 2**30
 
 
 def _compile_quickly():
-    """Spends little on optimising programs that run once; the slow checks compile as users do."""
+    """Spends little on optimising programs that run once."""
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for programs in processes of their own
     jax.config.update("jax_disable_most_optimizations", True)
     # Fused loops are emitted through MLIR, which doubles the time of small programs; later
@@ -36,16 +39,26 @@ def _folder_bytes(folder):
     return sum(entry.stat().st_size for entry in os.scandir(folder))
 
 
+def _resident_bytes():
+    """Memory of this process; infinite where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return float("inf")
+
+
 def pytest_configure(config):
     """Sets the cache up, in workers and in programs that the tests start.
 
     The key of a program covers its text, the compiler's version and options, but not the
     processor's features, so that machines that share a checkout have folders of their own.
     """
-    if config.option.markexpr == "not slow":
-        _compile_quickly()
-    folder = config.cache.mkdir(f"jax-{os.uname().machine}-{os.uname().nodename}")
-    if not hasattr(config, "workerinput") and _folder_bytes(folder) > CACHE_BYTES:
+    _compile_quickly()
+    if not hasattr(config, "cache"):  # `-p no:cacheprovider`
+        return
+    folder = config.cache.mkdir(f"jax-{platform.machine()}-{platform.node()}")
+    starting = not hasattr(config, "workerinput")  # workers start later
+    if starting and _folder_bytes(folder) > LARGEST_CACHE:
         shutil.rmtree(folder)
         folder.mkdir()
     # Programs in processes of their own inherit it.
@@ -57,12 +70,13 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="module", autouse=True)
 def free_programs():
-    """Gives back the memory of what a file compiled; what another shares with it is on disk."""
+    """Gives memory back between files; what a later one needs again is read from the disk."""
     yield
-    jax.clear_caches()
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # only GNU's library keeps freed memory
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    if _resident_bytes() > LARGEST_PROCESS:
+        jax.clear_caches()
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # only GNU's library keeps freed memory
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextlib.contextmanager
@@ -88,10 +102,15 @@ def x64():
 
 
 @pytest.fixture
-def quick_compile():
-    """Compiles quickly in the slow checks too."""
-    with settings(jax_disable_most_optimizations=True):
+def optimised():
+    """Compiles as users do, for what runs longer than it compiles."""
+    with settings(jax_disable_most_optimizations=False):
         yield
+
+
+@pytest.fixture
+def quick_compile():
+    """What all tests do; for files that still ask for it."""
 
 
 @pytest.fixture

@@ -14,8 +14,6 @@ from jaxeff.affine.losses import per_example
 from jaxeff.affine.poses import build
 from jaxeff.errors import ConfigError
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ROTATION = build({"name": "rotation"})
 
 

@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 from jaxeff.constraints import CONSTRAINTS, Forward, Mean, statistics
 from jaxeff.errors import ConfigError
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64")
 
 CLASSES, BATCH, INPUTS = 3, 7, 4
 WEIGHT = np.array([1.0, 2.0, 0.5, 0.0, 1.5, 1.0, 0.7])

@@ -8,8 +8,6 @@ import pytest
 from jaxeff.distill import LOSSES, Seen, dkd, hint, kd
 from jaxeff.errors import ConfigError
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture
 def case(x64):

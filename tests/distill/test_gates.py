@@ -8,8 +8,6 @@ import pytest
 from jaxeff.distill import GATES, Seen
 from jaxeff.errors import ConfigError
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def seen(batch=3, classes=100, width=1280, channels=128):
     rng = np.random.default_rng(0)

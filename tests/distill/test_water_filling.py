@@ -9,8 +9,6 @@ from scipy import optimize
 from jaxeff.distill import closed_form_gate, gate_at, variant, water_price
 from jaxeff.errors import ConfigError
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def problem(seed, size=6, kept=4.0):
     rng = np.random.default_rng(seed)

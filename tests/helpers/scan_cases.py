@@ -65,8 +65,7 @@ CORE = ["rnn", "lstm", "gru", "fastrnn", "fastgrnn", "antisymmetric", "cornn"]
 CORE += ["irnn", "irnn_timed_three", "irnn_rank", "irnn_implicit"]
 CORE += ["tarnn", "tarnn_outside_three", "dual_ode"]
 
-in_double = pytest.mark.usefixtures("x64", "quick_compile")
-quick = pytest.mark.usefixtures("quick_compile")
+in_double = pytest.mark.usefixtures("x64")
 every_cell = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in CORE else pytest.mark.slow) for n in CASES]
 )

@@ -12,8 +12,6 @@ from jaxeff.layers import Interpolated, Ops
 from jaxeff.layers.residual import InvertedBody
 from jaxeff.ode import anchors, tiles
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 class Body(nn.Module):
     """A small inverted residual's body."""

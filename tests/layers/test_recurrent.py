@@ -26,8 +26,6 @@ from jaxeff.layers import (
     from_pure,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CELLS = {
     "irnn": IRNNCell(5, num_inner_steps=2, step_size=0.3),
     "rnn": RNNCell(5),

@@ -12,8 +12,6 @@ from jaxeff.models.early_exit import early_exits
 from jaxeff.models.mlp import MLP
 from jaxeff.models.staged import ABSTAINED, cascade
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SPEC = {
     "name": "hybrid",
     "base": {"name": "mlp", "hidden": (3,)},

@@ -7,7 +7,7 @@ import pytest
 
 from jaxeff.ode import anchors
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64")
 
 SIZES = pytest.mark.parametrize("size", [(7, 8), (14, 5), (2, 3)])
 STRIDES = pytest.mark.parametrize("stride", [1, 2, 3])

@@ -67,8 +67,7 @@ CORE = {
     ("dual_ode_timed", "diagonal"),
 }
 
-in_double = pytest.mark.usefixtures("x64", "quick_compile")
-quick = pytest.mark.usefixtures("quick_compile")
+in_double = pytest.mark.usefixtures("x64")
 
 
 def test_every_registered_cell_has_a_case():
@@ -197,7 +196,6 @@ def test_a_sequence_goes_on_where_another_ended(example):
     chex.assert_trees_all_close((end, jnp.concatenate([first, second])), expected, atol=1e-9)
 
 
-@quick
 @pytest.mark.parametrize("jacobian", ["dense", pytest.param("diagonal", marks=pytest.mark.slow)])
 def test_single_precision(jacobian, example):
     cell = RNN(6)
@@ -213,7 +211,6 @@ def test_single_precision(jacobian, example):
 
 
 @pytest.mark.slow
-@quick
 def test_half_precision_is_iterated_in_single(example):
     cell = CASES["irnn_timed_three"]
     params, xs, carry = example(cell, dtype=jnp.bfloat16)
@@ -247,7 +244,6 @@ def test_on_a_part_of_the_batch_per_device(example):
     chex.assert_trees_all_close(jax.jit(mapped)(params, xs, carry), expected, atol=1e-9)
 
 
-@quick
 def test_repeated_calls_compile_once(example):
     arguments = example(RNN(6), dtype=jnp.float32)
     chex.clear_trace_counter()

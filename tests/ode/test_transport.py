@@ -15,7 +15,7 @@ from jaxeff.errors import ConfigError
 from jaxeff.ode import transport
 from jaxeff.ode.transport import Coefficients, solve_tridiagonal, stability_number
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def compiled(solver):

@@ -51,7 +51,7 @@ def environment(data_folder):
         "PYTHONPATH": str(Path(jaxeff.__file__).parents[1]),
         "JAX_PLATFORMS": "cpu",
         "JAXEFF_DATA_DIR": str(data_folder),
-        "XLA_FLAGS": NO_HANGS,
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {NO_HANGS}",
     }
 
 
@@ -201,10 +201,8 @@ def outcome():
     return outcome
 
 
-@pytest.fixture(scope="session")
-def eight_devices(environment, shared_dir):
+def _measured_on_eight_devices(environment, folder, *options):
     """The measurements of ``eight_devices.py``, made by the first worker that needs them."""
-    folder = shared_dir / "eight_devices"
     measurements, failed = folder / "measurements.json", folder / "failed"
     try:
         folder.mkdir()
@@ -215,9 +213,9 @@ def eight_devices(environment, shared_dir):
             assert time.monotonic() < deadline, "another worker never finished its measurements"
             time.sleep(0.1)
         return json.loads(measurements.read_text())
-    flags = f"--xla_force_host_platform_device_count=8 {NO_HANGS}"
+    flags = f"{environment['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     program = Program(
-        [sys.executable, Path(__file__).with_name("eight_devices.py"), "new.json"],
+        [sys.executable, Path(__file__).with_name("eight_devices.py"), "new.json", *options],
         {**environment, "XLA_FLAGS": flags},
         folder / "output.txt",
     )
@@ -228,3 +226,16 @@ def eight_devices(environment, shared_dir):
         failed.touch()
         raise
     return json.loads(measurements.read_text())
+
+
+@pytest.fixture(scope="session")
+def eight_devices(environment, shared_dir):
+    """What training on eight devices gives, beside training on one."""
+    return _measured_on_eight_devices(environment, shared_dir / "eight_devices")
+
+
+@pytest.fixture(scope="session")
+def eight_devices_in_full(environment, shared_dir):
+    """The same with pmap for every algorithm, and with algorithms that are wrong on purpose."""
+    folder = shared_dir / "eight_devices_in_full"
+    return _measured_on_eight_devices(environment, folder, "--in-full")

@@ -17,8 +17,6 @@ from jaxeff.train import analyses, jobs
 from jaxeff.train.algorithms import ALGORITHMS, BPTT
 from jaxeff.train.experiment import Trained
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):

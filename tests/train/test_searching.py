@@ -16,8 +16,6 @@ from jaxeff.search.relaxed import expected_latency
 from jaxeff.train import jobs, searches, searching
 from jaxeff.train.algorithms import Trained
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SUPERNET = {
     "name": "encoder_supernet",
     "shape": {**SHAPE, "layers": 2},
