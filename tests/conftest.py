@@ -22,10 +22,10 @@ def pytest_configure(config):
     if not hasattr(config, "cache"):
         return
     folder = Path(config.cache.mkdir("compiled"))
-    if not hasattr(config, "workerinput"):  # before the workers start
-        if sum(file.stat().st_size for file in folder.iterdir()) > LARGEST_CACHE:
-            shutil.rmtree(folder)
-            folder.mkdir()
+    starting = not hasattr(config, "workerinput")  # workers start later
+    if starting and sum(file.stat().st_size for file in folder.iterdir()) > LARGEST_CACHE:
+        shutil.rmtree(folder)
+        folder.mkdir()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

@@ -14,7 +14,6 @@ from jaxeff.affine.losses import per_example
 from jaxeff.affine.poses import build
 from jaxeff.errors import ConfigError
 
-
 ROTATION = build({"name": "rotation"})
 
 

@@ -10,7 +10,6 @@ from jaxeff.distill import VARIANTS, Cosine, kd, variant
 from jaxeff.distill.disk import augmented_lagrangian, hinge, log_lifted, top_classes
 from jaxeff.errors import ConfigError
 
-
 N, C = 8, 6
 LABELS = np.array([1, 5, 4, 1, 1, 3, 0, 2])
 GATE = (np.arange(N) + 1) / 9

@@ -8,7 +8,6 @@ import pytest
 from jaxeff.errors import ConfigError
 from jaxeff.hybrid.route import Cascade, Stage, bucket, bucket_sizes, by_priority, route
 
-
 BATCH = 24
 
 

@@ -8,7 +8,6 @@ import pytest
 from jaxeff.errors import ConfigError
 from jaxeff.layers.bottleneck import Bottleneck, merge_tokens, shortened
 
-
 LEARNED = ("mean", "linear", "conv", "attention")
 RNG = np.random.default_rng(0)
 TOKENS = RNG.normal(size=(3, 11, 6)).astype(np.float32)

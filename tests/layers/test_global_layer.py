@@ -15,7 +15,6 @@ from jaxeff.layers import GlobalLayer, global_layer_from_reference, unstable_lay
 from jaxeff.ode import blocks, transport
 from jaxeff.ode.transport import stability_number
 
-
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECORDED = {
     "global_k1": GlobalLayer(use_bias=True),

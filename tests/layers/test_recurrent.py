@@ -26,7 +26,6 @@ from jaxeff.layers import (
     from_pure,
 )
 
-
 CELLS = {
     "irnn": IRNNCell(5, num_inner_steps=2, step_size=0.3),
     "rnn": RNNCell(5),

@@ -10,7 +10,6 @@ from jaxeff.errors import ConfigError
 from jaxeff.layers import SharedConv
 from jaxeff.layers.shared_conv import MODES, group_sum, low_rank_width, tile
 
-
 C, OUT, SIZE = 16, 24, 8
 K3 = {"features": OUT, "kernel_size": 3}
 

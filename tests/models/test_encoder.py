@@ -14,7 +14,6 @@ from jaxeff.errors import ConfigError, DataError
 from jaxeff.models import MODELS, pretrained
 from jaxeff.models.encoder import Encoder, EncoderShape, Plan, masked_mean
 
-
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECORDED = np.load(GOLDEN / "encoders.npz")
 TOKENS, MASK = RECORDED["tokens"], RECORDED["mask"]

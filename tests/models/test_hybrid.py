@@ -12,7 +12,6 @@ from jaxeff.models.early_exit import early_exits
 from jaxeff.models.mlp import MLP
 from jaxeff.models.staged import ABSTAINED, cascade
 
-
 SPEC = {
     "name": "hybrid",
     "base": {"name": "mlp", "hidden": (3,)},

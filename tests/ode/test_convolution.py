@@ -20,7 +20,6 @@ from jaxeff.ode.convolution import (
     depthwise_conv,
 )
 
-
 CASES = [((2, 7, 5, 3), 3, 1), ((2, 8, 7, 4), 3, 2), ((1, 6, 9, 2), 5, 2), ((2, 4, 4, 3), 5, 3)]
 
 

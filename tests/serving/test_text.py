@@ -12,7 +12,6 @@ from jaxeff.models import MODELS
 from jaxeff.serving import TextModel
 from jaxeff.serving import text as module
 
-
 WORDS = tokens.Words((tokens.PADDING, tokens.UNKNOWN, *"abcdefgh"))
 SHAPE = {
     "vocabulary": 10,

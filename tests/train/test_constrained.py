@@ -12,7 +12,6 @@ from jaxeff.errors import ConfigError
 from jaxeff.train import objectives
 from jaxeff.train.algorithms import ALGORITHMS, BPTT, Constrained, Task
 
-
 CLASSES, BATCH, COST = 3, 16, 10.0
 ALL = (
     {"name": "entropy", "start": 0.9},

@@ -13,7 +13,6 @@ from jaxeff.models import MODELS
 from jaxeff.train import jobs, objectives
 from jaxeff.train.algorithms import ALGORITHMS, Task, Trained
 
-
 CLASSES = 4
 NET = {"name": "resnet", "blocks": (1,)}
 
