@@ -2,8 +2,8 @@
 
 A program of its own, because the number of devices is fixed when JAX starts, and because a hang of
 collectives must not take the tests along. Started by the fixtures ``eight_devices`` and
-``eight_devices_in_full``; the latter's run also maps every step by pmap, and measures algorithms that
-are wrong on purpose, which shows that the comparisons can fail.
+``eight_devices_in_full``; the latter's run also maps every step by pmap, and measures algorithms
+that are wrong on purpose, which shows that the comparisons can fail.
 """
 
 import copy

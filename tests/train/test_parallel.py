@@ -11,7 +11,7 @@ from jaxeff.errors import ConfigError
 from jaxeff.train.parallel import METHODS, DeviceMap
 
 TOLERANCE = 1e-5
-#: Of the two ways to map a step, pmap waits for the long suite; twenty steps of Adam are run by both.
+#: Of the two ways to map a step, pmap waits for the long suite; twenty steps of Adam run by both.
 MAPPED = ["shard_map", pytest.param("pmap", marks=pytest.mark.slow)]
 
 
