@@ -134,11 +134,11 @@ def jitter():
 
     def move(params, seed=0, scale=0.2):
         rng = np.random.default_rng(seed)
-
-        def moved(p):
-            # By numpy, which compiles nothing.
-            return jnp.asarray(np.asarray(p) + (scale * rng.normal(size=p.shape)).astype(p.dtype))
-
-        return jax.tree.map(moved, params)
+        return jax.tree.map(
+            lambda p: jnp.asarray(
+                (np.asarray(p) + scale * rng.normal(size=p.shape)).astype(p.dtype)
+            ),
+            params,
+        )
 
     return move
