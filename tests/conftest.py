@@ -91,7 +91,10 @@ def jitter():
     def move(params, seed=0, scale=0.2):
         rng = np.random.default_rng(seed)
         return jax.tree.map(
-            lambda p: p + jnp.asarray(scale * rng.normal(size=p.shape), p.dtype), params
+            lambda p: jnp.asarray(
+                (np.asarray(p) + scale * rng.normal(size=p.shape)).astype(p.dtype)
+            ),
+            params,
         )
 
     return move
