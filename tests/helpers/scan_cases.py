@@ -1,5 +1,7 @@
 """Cells and inputs for tests of scans."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -75,6 +77,12 @@ def random(seed, *shape, dtype=jnp.float64):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
+@functools.cache
+def initialised(cell, inputs, dtype):
+    """First parameters of a cell, made by one program."""
+    return jax.jit(lambda: cell.init(jax.random.key(0), inputs, dtype))()
+
+
 def weighted(tree):
     """A scalar that depends on every number of a tree, each in its own way."""
     return sum(
@@ -104,15 +112,18 @@ def assert_backward_agrees(mode, cell, arguments, **options):
 
 def loop(cell, params, xs, carry, mask=None):
     """A plain loop over time."""
-    ys, step = [], jax.jit(cell.step)
-    for t, x in enumerate(xs):
-        new, _ = step(params, carry, x)
-        if mask is not None:
-            real = mask[t][..., None] != 0
-            new = jax.tree.map(lambda n, o: jnp.where(real, n, o), new, carry)  # noqa: B023
-        carry = new
-        ys.append(cell.output(carry))
-    return carry, jnp.stack(ys)
+
+    @jax.jit
+    def step(carry, x, real):
+        new, _ = cell.step(params, carry, x)
+        new = jax.tree.map(lambda n, o: jnp.where(real[..., None] != 0, n, o), new, carry)
+        return new, cell.output(new)
+
+    ys = []
+    for t, x in enumerate(np.asarray(xs)):
+        carry, y = step(carry, x, np.ones(x.shape[:-1]) if mask is None else np.asarray(mask)[t])
+        ys.append(np.asarray(y))
+    return carry, np.stack(ys)
 
 
 def random_mask(*shape):
