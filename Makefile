@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/irnn.py
 ARGS ?=
+# Processes that run tests; each needs a core and 2 GB.
+JOBS ?= 2
 BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 CONSTRAINTS := requirements/constraints-$(VERSION).txt
@@ -22,10 +24,10 @@ text: $(VENV)/.installed
 	$(PIP) $(TEXT_DATA)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -63,4 +65,4 @@ $(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) Makefile | $(VENV)/bin/pyt
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache

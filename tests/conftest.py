@@ -1,19 +1,97 @@
+"""How every test compiles: quickly, once, and without keeping what no later file asks for.
+
+A suite of small tests spends its time on compiling, not on computing. All of them therefore
+share one cache of compiled programs, which pytest keeps between runs. A worker frees its own
+between files where they take much memory: each holds up to megabytes.
+"""
+
 import contextlib
+import ctypes
+import gc
+import os
+import platform
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+#: Bytes of kept programs at which they are thrown away, and of a process at which it frees its own.
+LARGEST_CACHE, LARGEST_PROCESS = 2**30, 2**30
+
+
+def _compile_quickly():
+    """Spends little on optimising programs that run once."""
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for programs in processes of their own
+    jax.config.update("jax_disable_most_optimizations", True)
+    # Fused loops are emitted through MLIR, which doubles the time of small programs; later
+    # versions no longer have the older way. Read when the first array is made.
+    if tuple(map(int, jaxlib.__version__.split(".")[:2])) < (0, 11):
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
+
+
+def _folder_bytes(folder):
+    return sum(entry.stat().st_size for entry in os.scandir(folder))
+
+
+def _resident_bytes():
+    """Memory of this process; infinite where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return float("inf")
+
+
+def pytest_configure(config):
+    """Sets the cache up, in workers and in programs that the tests start.
+
+    The key of a program covers its text, the compiler's version and options, but not the
+    processor's features, so that machines that share a checkout have folders of their own.
+    """
+    _compile_quickly()
+    if not hasattr(config, "cache"):  # `-p no:cacheprovider`
+        return
+    folder = config.cache.mkdir(f"jax-{platform.machine()}-{platform.node()}")
+    starting = not hasattr(config, "workerinput")  # workers start later
+    if starting and _folder_bytes(folder) > LARGEST_CACHE:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    # Programs in processes of their own inherit it.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_programs():
+    """Gives memory back between files; what a later one needs again is read from the disk."""
+    yield
+    if _resident_bytes() > LARGEST_PROCESS:
+        jax.clear_caches()
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # only GNU's library keeps freed memory
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextlib.contextmanager
-def optimised(wanted):
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", not wanted)
+def settings(**values):
+    """Changes settings of JAX for a while; those of the cache are read anew."""
+    before = {name: jax.config.read(name) for name in values}
     try:
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
         yield
     finally:
-        jax.config.update("jax_disable_most_optimizations", before)
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 @pytest.fixture
@@ -24,18 +102,21 @@ def x64():
 
 
 @pytest.fixture
-def quick_compile():
-    """Spends little on optimising programs that run once; `temp_bytes` optimises all the same."""
-    with optimised(False):
+def optimised():
+    """Compiles as users do, for what runs longer than it compiles."""
+    with settings(jax_disable_most_optimizations=False):
         yield
 
 
 @pytest.fixture
 def temp_bytes():
-    """Temporary memory of a compiled function, as the compiler plans it."""
+    """Temporary memory of a compiled function, as the compiler plans it.
+
+    The compiler optimises, and the cache is passed by: what it holds does not tell its memory.
+    """
 
     def measure(function, *args):
-        with optimised(True):
+        with settings(jax_disable_most_optimizations=False, jax_enable_compilation_cache=False):
             compiled = jax.jit(function).lower(*args).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -49,7 +130,10 @@ def jitter():
     def move(params, seed=0, scale=0.2):
         rng = np.random.default_rng(seed)
         return jax.tree.map(
-            lambda p: p + jnp.asarray(scale * rng.normal(size=p.shape), p.dtype), params
+            lambda p: jnp.asarray(
+                (np.asarray(p) + scale * rng.normal(size=p.shape)).astype(p.dtype)
+            ),
+            params,
         )
 
     return move

@@ -214,10 +214,10 @@ def two_images(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "model"),
     [
-        ("images", "efficientnet_b0"),
         ("images", "resnet50"),
-        ("global_cnn", "mobilenet_v3"),
         ("si_cnn", "mobilenet_v2"),
+        pytest.param("images", "efficientnet_b0", marks=SLOW),
+        pytest.param("global_cnn", "mobilenet_v3", marks=SLOW),
     ],
 )
 def test_imagenet_builds_from_folders(name, model, two_images):

@@ -28,8 +28,6 @@ def environment(shared_dir):
         **os.environ,
         "PYTHONPATH": str(Path(jaxeff.__file__).parents[1]),
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(shared_dir / "jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAXEFF_DATA_DIR": str(shared_dir / "jaxeff_data"),
     }
 

@@ -11,8 +11,6 @@ from jaxeff.constraints import statistics
 from jaxeff.errors import ConfigError
 from jaxeff.selective import confidence, one_sided, online
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(size=(4, 6, 6, 1)).astype(np.float32)
 LOGITS = RNG.normal(size=(2, 5, 3)).astype(np.float32)

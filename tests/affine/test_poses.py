@@ -1,9 +1,9 @@
 """Families of poses: how they are drawn, bounded and told apart."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from sweeps import swept
 
 from jaxeff.affine import POSES
 from jaxeff.affine.poses import LARGEST_SCALE, LARGEST_SHEAR, build
@@ -16,24 +16,34 @@ KEY = jax.random.key(3)
 
 @pytest.mark.parametrize(
     ("name", "translation"),
-    [
-        *((name, translation) for name in CONTINUOUS for translation in (0.0, 0.2)),
+    swept(
+        [
+            *((name, translation) for name in CONTINUOUS for translation in (0.0, 0.2)),
+            ("cube_rotations", 0.0),
+            ("quarter_turns", 0.0),
+        ],
+        *((name, 0.2) for name in CONTINUOUS),
+        ("rotation", 0.0),
+        ("quaternion", 0.0),
         ("cube_rotations", 0.0),
         ("quarter_turns", 0.0),
-    ],
+    ),
 )
 def test_identity_starts_and_sizes(name, translation):
     family = build({"name": name, "translation": translation})
-    pose = family.identity()
-    transform = family.transform(pose)
+
+    @jax.jit
+    def found():
+        drawn = {count: family.starts(KEY, count) for count in (6, 4, 500)}
+        return family.transform(family.identity()), drawn, family.transform(drawn[500]).shift
+
+    transform, starts, shifts = found()
     np.testing.assert_allclose(transform.matrix, np.eye(family.dimensions), atol=1e-7)
     np.testing.assert_allclose(transform.shift, np.zeros(family.dimensions))
-    starts = family.starts(KEY, 6)
-    assert starts.shape == (family.elements or 6, family.size)
+    assert starts[6].shape == (family.elements or 6, family.size)
     if not family.elements:  # the first are the same however many there are
-        # Up to a rounding of numbers below 2 pi, as programs of two sizes may fuse differently.
-        np.testing.assert_allclose(family.starts(KEY, 4), starts[:4], rtol=0, atol=1e-6)
-        shifts = family.transform(family.starts(KEY, 500)).shift
+        # Up to a rounding of numbers below 2 pi, as draws of two sizes may be fused differently.
+        np.testing.assert_allclose(starts[4], np.asarray(starts[6])[:4], rtol=0, atol=1e-6)
         assert np.abs(shifts).max() <= translation
         assert not translation or np.abs(shifts).max() > 0.9 * translation
 
@@ -41,17 +51,20 @@ def test_identity_starts_and_sizes(name, translation):
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_raw_numbers_of_a_network_stand_for_a_pose(name):
     family = build({"name": name, "translation": 0.2})
-    pose = family.starts(KEY, 20)
-    raw = family.to_raw(pose)
+
+    @jax.jit
+    def found():
+        pose = family.starts(KEY, 20)
+        raw = family.to_raw(pose)
+        longer = raw.at[:, : 2 * family.angles].multiply(3.0)
+        return raw, *(family.transform(p) for p in (pose, *map(family.from_raw, (raw, longer))))
+
+    raw, wanted, again, longer = found()
     assert raw.shape == (20, family.raw_size)
-    again = family.transform(family.from_raw(raw))
-    for one, other in zip(again, family.transform(pose), strict=True):
+    for one, other in zip(again, wanted, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     # Angles do not depend on the length of their pair of numbers.
-    longer = raw.at[:, : 2 * family.angles].multiply(3.0)
-    np.testing.assert_allclose(
-        family.transform(family.from_raw(longer)).matrix, again.matrix, atol=1e-5
-    )
+    np.testing.assert_allclose(longer.matrix, again.matrix, atol=1e-5)
 
 
 def test_code_lengths():
@@ -70,9 +83,14 @@ def test_code_lengths():
 
 def test_affine_maps_are_bounded_wherever_the_search_goes():
     family = build({"name": "affine"})
-    pose = 50 * jax.random.normal(KEY, (500, 4))
-    matrix = family.transform(pose).matrix
-    values = determinant(matrix)
+    pose = 50 * np.random.default_rng(3).normal(size=(500, 4)).astype(np.float32)
+
+    @jax.jit
+    def found(pose):
+        matrix = family.transform(pose).matrix
+        return matrix, determinant(matrix), family.starts(KEY, 400)
+
+    matrix, values, starts = map(np.asarray, found(pose))
     assert values.min() > np.exp(-2 * LARGEST_SCALE) * 0.999
     assert values.max() < np.exp(2 * LARGEST_SCALE) * 1.001
     # M = R diag(e^s1, e^s2) [[1, h], [0, 1]]: lengths and angles of its columns.
@@ -80,15 +98,14 @@ def test_affine_maps_are_bounded_wherever_the_search_goes():
     assert first.max() <= np.exp(LARGEST_SCALE) * 1.001
     shear = np.einsum("bi,bi->b", matrix[..., 0], matrix[..., 1]) / first**2
     assert 0.9 * LARGEST_SHEAR < np.abs(shear).max() <= LARGEST_SHEAR * 1.001
-    starts = family.starts(KEY, 400)
     assert np.abs(starts[:, 3]).max() > 0.9 * LARGEST_SHEAR
 
 
 def test_free_affine_maps_that_lose_the_image_are_refused():
     family = build({"name": "free_affine"})
-    pose = jnp.asarray([[1.0, 0, 0, 1], [1, 1, 1, 1.1], [0.1, 0, 0, 0.1], [0, 1, 1, 0]])
-    np.testing.assert_array_equal(family.valid(pose), [True, False, False, True])
-    starts = family.starts(KEY, 1000)
+    pose = np.array([[1.0, 0, 0, 1], [1, 1, 1, 1.1], [0.1, 0, 0, 0.1], [0, 1, 1, 0]], np.float32)
+    valid, starts = jax.jit(lambda pose: (family.valid(pose), family.starts(KEY, 1000)))(pose)
+    np.testing.assert_array_equal(valid, [True, False, False, True])
     assert np.abs(starts).max() < 1.5
     assert np.abs(starts).max() > 1.4
 
@@ -96,7 +113,8 @@ def test_free_affine_maps_that_lose_the_image_are_refused():
 def test_quaternions_are_uniform_and_euler_angles_are_not():
     def tilts(name):
         family = build({"name": name})
-        return np.asarray(family.transform(family.starts(KEY, 4000)).matrix)[:, 0, 0]
+        matrix = jax.jit(lambda: family.transform(family.starts(KEY, 4000)).matrix)()
+        return np.asarray(matrix)[:, 0, 0]
 
     # Of a uniform rotation every entry is uniform in [-1, 1].
     quantiles = np.quantile(tilts("quaternion"), [0.1, 0.25, 0.5, 0.75, 0.9])
@@ -106,10 +124,13 @@ def test_quaternions_are_uniform_and_euler_angles_are_not():
 
 def test_spread_poses_are_even_and_begin_at_the_identity():
     family = build({"name": "rotation"})
-    np.testing.assert_allclose(family.spread(4)[:, 0], np.pi / 2 * np.arange(4), atol=1e-6)
     other = build({"name": "quaternion"})
-    np.testing.assert_array_equal(other.spread(5)[0], other.identity())
-    assert other.spread(5).shape == (5, 4)
+    spread, of_other, identity = jax.jit(
+        lambda: (family.spread(4), other.spread(5), other.identity())
+    )()
+    np.testing.assert_allclose(np.asarray(spread)[:, 0], np.pi / 2 * np.arange(4), atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(of_other)[0], identity)
+    assert of_other.shape == (5, 4)
 
 
 def test_impossible_fields_are_one_sentence():

@@ -21,7 +21,7 @@ from jaxeff.constraints import (
 from jaxeff.constraints.statistics import predictive_entropy
 from jaxeff.errors import ConfigError
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def descend(loss, constraints, settings, params, steps, rate):

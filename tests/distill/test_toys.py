@@ -11,7 +11,7 @@ import pytest
 
 from jaxeff.distill import variant
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimised")]
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 POINTS, SIZE = 200, 10.0
 SHARES = (0.185, 0.13, 0.17, 0.33, 0.185)  # of negatives and positives in turn, along a line

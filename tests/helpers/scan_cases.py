@@ -1,5 +1,7 @@
 """Cells and inputs for tests of scans."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -65,8 +67,7 @@ CORE = ["rnn", "lstm", "gru", "fastrnn", "fastgrnn", "antisymmetric", "cornn"]
 CORE += ["irnn", "irnn_timed_three", "irnn_rank", "irnn_implicit"]
 CORE += ["tarnn", "tarnn_outside_three", "dual_ode"]
 
-in_double = pytest.mark.usefixtures("x64", "quick_compile")
-quick = pytest.mark.usefixtures("quick_compile")
+in_double = pytest.mark.usefixtures("x64")
 every_cell = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in CORE else pytest.mark.slow) for n in CASES]
 )
@@ -74,6 +75,12 @@ every_cell = pytest.mark.parametrize(
 
 def random(seed, *shape, dtype=jnp.float64):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+@functools.cache
+def initialised(cell, inputs, dtype):
+    """First parameters of a cell, made by one program."""
+    return jax.jit(lambda: cell.init(jax.random.key(0), inputs, dtype))()
 
 
 def weighted(tree):
@@ -105,15 +112,18 @@ def assert_backward_agrees(mode, cell, arguments, **options):
 
 def loop(cell, params, xs, carry, mask=None):
     """A plain loop over time."""
-    ys, step = [], jax.jit(cell.step)
-    for t, x in enumerate(xs):
-        new, _ = step(params, carry, x)
-        if mask is not None:
-            real = mask[t][..., None] != 0
-            new = jax.tree.map(lambda n, o: jnp.where(real, n, o), new, carry)  # noqa: B023
-        carry = new
-        ys.append(cell.output(carry))
-    return carry, jnp.stack(ys)
+
+    @jax.jit
+    def step(carry, x, real):
+        new, _ = cell.step(params, carry, x)
+        new = jax.tree.map(lambda n, o: jnp.where(real[..., None] != 0, n, o), new, carry)
+        return new, cell.output(new)
+
+    ys = []
+    for t, x in enumerate(np.asarray(xs)):
+        carry, y = step(carry, x, np.ones(x.shape[:-1]) if mask is None else np.asarray(mask)[t])
+        ys.append(np.asarray(y))
+    return carry, np.stack(ys)
 
 
 def random_mask(*shape):

@@ -10,7 +10,7 @@ import pytest
 from jaxeff.errors import ConfigError
 from jaxeff.hybrid import proxy, released
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def case():

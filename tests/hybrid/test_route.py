@@ -8,8 +8,6 @@ import pytest
 from jaxeff.errors import ConfigError
 from jaxeff.hybrid.route import Cascade, Stage, bucket, bucket_sizes, by_priority, route
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 BATCH = 24
 
 

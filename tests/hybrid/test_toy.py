@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 TOY = Path(__file__).parents[2] / "benchmarks" / "routing_toy.py"
 
 

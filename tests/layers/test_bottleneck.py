@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import init
 
 from jaxeff.errors import ConfigError
 from jaxeff.layers.bottleneck import Bottleneck, merge_tokens, shortened
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 LEARNED = ("mean", "linear", "conv", "attention")
 RNG = np.random.default_rng(0)
@@ -17,7 +16,7 @@ WEIGHT = (np.arange(11) < np.array([11, 7, 4])[:, None]).astype(np.float32)
 
 
 def applied(module, tokens, weight, changed=None):
-    variables = module.init(jax.random.key(0), tokens, weight)
+    variables = init(module, tokens, weight)
     if changed is not None:
         variables = jax.tree.map(changed, variables)
     return jax.jit(module.apply)(variables, tokens, weight), variables.get("params", {})
@@ -86,7 +85,7 @@ def test_a_factor_of_one_changes_nothing(kind):
 def test_padding_makes_no_difference(kind, keep):
     noise = np.random.default_rng(2)
     module = Bottleneck(4, kind, keep)
-    variables = module.init(jax.random.key(0), TOKENS, WEIGHT)
+    variables = init(module, TOKENS, WEIGHT)
     variables = jax.tree.map(lambda p: p + noise.normal(size=p.shape), variables)
     plain, _ = jax.jit(module.apply)(variables, TOKENS, WEIGHT)
     for more in (1, 5, 8):
@@ -101,7 +100,7 @@ def test_padding_makes_no_difference(kind, keep):
 def test_gradients_reach_every_parameter_and_stay_finite_where_all_is_padding():
     for kind in LEARNED[1:]:
         module = Bottleneck(2, kind)
-        variables = module.init(jax.random.key(0), TOKENS, WEIGHT)
+        variables = init(module, TOKENS, WEIGHT)
 
         def loss(variables, module=module):
             return jnp.sum(module.apply(variables, TOKENS, WEIGHT)[0] ** 2)

@@ -5,14 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import apply, init
 
 from jaxeff.bench import cost_per_example
 from jaxeff.errors import ConfigError
 from jaxeff.layers import Interpolated, Ops
 from jaxeff.layers.residual import InvertedBody
 from jaxeff.ode import anchors, tiles
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 class Body(nn.Module):
@@ -43,13 +42,13 @@ def images(*shape, seed=0):
 def made(jitter, x, body=None, **fields):
     """A layer with parameters moved off their initial values."""
     layer = Interpolated(body or Body(), param_dtype=jnp.float64, **fields)
-    variables = layer.init(jax.random.key(0), x)
+    variables = init(layer, x)
     return layer, {**variables, "params": jitter(variables["params"])}
 
 
 def body_alone(variables, x):
     statistics = variables["batch_stats"]["body"]
-    return Body().apply({"params": variables["params"]["body"], "batch_stats": statistics}, x)
+    return apply(Body(), {"params": variables["params"]["body"], "batch_stats": statistics}, x)
 
 
 @pytest.mark.slow
@@ -58,7 +57,7 @@ def body_alone(variables, x):
 def test_anchors_carry_the_bodys_value_exactly(x64, jitter, size, interpolation):
     x = images(1, size, size, 3)
     layer, variables = made(jitter, x, interpolation=interpolation)
-    y = layer.apply(variables, x)
+    y = apply(layer, variables, x)
     np.testing.assert_array_equal(y[:, ::2, ::2], body_alone(variables, x[:, ::2, ::2]))
 
 
@@ -70,13 +69,13 @@ def test_constants_stay_constant(x64, jitter, fields):
     layer, variables = made(jitter, x, Constant(), **fields)
     params = variables["params"]
     params["cheap_norm"] = {"scale": jnp.zeros(3), "bias": jnp.full(3, 2.5)}
-    np.testing.assert_allclose(layer.apply({**variables, "params": params}, x), 2.5, atol=1e-12)
+    np.testing.assert_allclose(apply(layer, {**variables, "params": params}, x), 2.5, atol=1e-12)
 
 
 def test_stride_one_is_the_body(x64, jitter):
     x = images()
     layer, variables = made(jitter, x, stride=1)
-    np.testing.assert_array_equal(layer.apply(variables, x), body_alone(variables, x))
+    np.testing.assert_array_equal(apply(layer, variables, x), body_alone(variables, x))
     assert set(variables["params"]) == {"body"}
 
 
@@ -87,7 +86,7 @@ def test_output_goes_from_the_cheap_branch_to_the_interpolation_with_the_share(x
 
     def at(logit):
         params = variables["params"] | {"share": jnp.full(3, float(logit))}
-        return layer.apply({**variables, "params": params}, x)
+        return apply(layer, {**variables, "params": params}, x)
 
     cheap, mixed, full = (at(logit) for logit in (-50, 0, 50))
     filled = anchors.interpolate(body_alone(variables, x[:, ::2, ::2]), (7, 8), 2)
@@ -99,7 +98,7 @@ def test_output_goes_from_the_cheap_branch_to_the_interpolation_with_the_share(x
 
 def test_initial_share():
     x = images().astype(jnp.float32)
-    params = Interpolated(Constant(), initial_share=0.2).init(jax.random.key(0), x)["params"]
+    params = init(Interpolated(Constant(), initial_share=0.2), x)["params"]
     np.testing.assert_allclose(jax.nn.sigmoid(params["share"]), 0.2, rtol=1e-6)
 
 
@@ -115,21 +114,21 @@ def test_parameters_per_channel(cheap, own):
 def test_body_sees_the_anchors_alone(x64, jitter):
     x = images(1, 8, 8, 2)
     layer, variables = made(jitter, x, cheap="none")
-    gradient = jax.grad(lambda x: jnp.sin(layer.apply(variables, x)).sum())(x)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sin(layer.apply(variables, x)).sum()))(x)
     on = np.broadcast_to(anchors.is_anchor((8, 8), 2), x.shape)
     assert (np.asarray(gradient)[~on] == 0).all()
     assert (np.asarray(gradient)[on] != 0).all()
     layer, variables = made(jitter, x)
-    gradient = jax.grad(lambda x: jnp.sin(layer.apply(variables, x)).sum())(x)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sin(layer.apply(variables, x)).sum()))(x)
     assert (gradient != 0).all()
 
 
 def test_shifts_by_the_stride_commute_in_the_interior(x64, jitter):
     x = images(1, 16, 16, 2)
     layer, variables = made(jitter, x)
-    y = layer.apply(variables, x)
+    y = apply(layer, variables, x)
     for by, same in ((2, True), (1, False)):
-        moved = layer.apply(variables, jnp.roll(x, (by, by), (1, 2)))
+        moved = apply(layer, variables, jnp.roll(x, (by, by), (1, 2)))
         error = jnp.abs(jnp.roll(y, (by, by), (1, 2)) - moved)[:, 6:-6, 6:-6].max()
         assert bool(error < 1e-12) is same
 
@@ -137,7 +136,7 @@ def test_shifts_by_the_stride_commute_in_the_interior(x64, jitter):
 def test_area_sampling_feeds_means(x64, jitter):
     x = images()
     layer, variables = made(jitter, x, sampling="area")
-    y = layer.apply(variables, x)
+    y = apply(layer, variables, x)
     np.testing.assert_array_equal(y[:, ::2, ::2], body_alone(variables, anchors.area_sample(x, 2)))
 
 
@@ -145,7 +144,7 @@ def test_zero_init_leaves_the_cheap_branch_out(x64):
     x = images()
     for cheap, last in (("depthwise", "cheap_norm"), ("separable", "cheap_norm_out")):
         layer = Interpolated(Constant(), cheap=cheap, zero_init=True)
-        y, variables = layer.init_with_output(jax.random.key(0), x)
+        y, variables = jax.jit(layer.init_with_output)(jax.random.key(0), x)
         scales = {name: p["scale"] for name, p in variables["params"].items() if "norm" in name}
         zero = {name for name, scale in scales.items() if not scale.any()}
         assert zero == {last}
@@ -156,7 +155,7 @@ def test_zero_init_leaves_the_cheap_branch_out(x64):
 def test_training_updates_the_statistics_of_both_branches(x64, jitter):
     x = images()
     layer, variables = made(jitter, x)
-    _, new = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    _, new = apply(layer, variables, x, train=True, mutable=["batch_stats"])
     changed = jax.tree.map(
         lambda a, b: bool((a != b).all()), variables["batch_stats"], new["batch_stats"]
     )
@@ -187,7 +186,7 @@ def test_a_body_that_changes_channels_is_refused(x64):
 
 def refined(share, x, train=False, **fields):
     layer = Interpolated(Pointwise(), dense_share=share, tile=4, **fields)
-    variables = layer.init(jax.random.key(0), x)
+    variables = init(layer, x)
     return layer, variables
 
 
@@ -204,9 +203,9 @@ def test_dense_tiles_have_the_bodys_own_values_where_the_cheap_branch_is_large()
     x = jax.random.normal(jax.random.key(1), (2, 8, 12, 3))
     x = x.at[0, 4:, 8:].mul(20.0).at[1, :4, :4].mul(20.0)
     layer, variables = refined(1 / 6, x)
-    y = layer.apply(variables, x)
-    body = Pointwise().apply({"params": variables["params"]["body"]}, x)
-    coarse = Interpolated(Pointwise()).apply(variables, x)
+    y = apply(layer, variables, x)
+    body = apply(Pointwise(), {"params": variables["params"]["body"]}, x)
+    coarse = apply(Interpolated(Pointwise()), variables, x)
     for image, rows, columns in ((0, slice(4, 8), slice(8, 12)), (1, slice(0, 4), slice(0, 4))):
         np.testing.assert_allclose(y[image, rows, columns], body[image, rows, columns], atol=1e-6)
         outside = np.ones((8, 12), bool)
@@ -217,9 +216,9 @@ def test_dense_tiles_have_the_bodys_own_values_where_the_cheap_branch_is_large()
 def test_all_tiles_dense_is_the_body_and_anchors_stay_exact():
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     layer, variables = refined(1.0, x)
-    body = Pointwise().apply({"params": variables["params"]["body"]}, x)
-    np.testing.assert_allclose(layer.apply(variables, x), body, atol=1e-6)
-    some = refined(0.25, x)[0].apply(variables, x)
+    body = apply(Pointwise(), {"params": variables["params"]["body"]}, x)
+    np.testing.assert_allclose(apply(layer, variables, x), body, atol=1e-6)
+    some = apply(refined(0.25, x)[0], variables, x)
     np.testing.assert_allclose(some[:, ::2, ::2], body[:, ::2, ::2], atol=1e-6)
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import apply, init
 from flax import nnx
 
 from jaxeff import ode
@@ -25,8 +26,6 @@ from jaxeff.layers import (
     TARNNCell,
     from_pure,
 )
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 CELLS = {
     "irnn": IRNNCell(5, num_inner_steps=2, step_size=0.3),
@@ -135,8 +134,9 @@ def test_a_cell_of_ones_own_becomes_a_layer():
 def test_values_and_gradients_equal_flax_rnn(name, jitter):
     cell, xs = CELLS[name], inputs()
     own, peer = RNN(cell, return_carry=True), nn.RNN(cell, return_carry=True)
-    variables = jitter(own.init(jax.random.key(0), xs))
-    chex.assert_trees_all_equal_shapes(variables, peer.init(jax.random.key(0), xs))
+    variables = jitter(init(own, xs))
+    theirs = jax.eval_shape(peer.init, jax.random.key(0), xs)
+    chex.assert_trees_all_equal_shapes(variables, theirs)
 
     def loss(variables, xs, module):
         out = module.apply(variables, xs)
@@ -156,10 +156,10 @@ def test_values_and_gradients_equal_flax_rnn(name, jitter):
 def test_cells_work_in_flax_bidirectional(name):
     cell, xs = CELLS[name], inputs()
     both = nn.Bidirectional(nn.RNN(cell.clone()), nn.RNN(cell.clone()))
-    ys, variables = both.init_with_output(jax.random.key(0), xs)
+    ys, variables = jax.jit(both.init_with_output)(jax.random.key(0), xs)
     params = variables["params"]
-    forward = RNN(cell).apply({"params": params["forward_rnn"]}, xs)
-    backward = RNN(cell, reverse=True).apply({"params": params["backward_rnn"]}, xs)
+    forward = apply(RNN(cell), {"params": params["forward_rnn"]}, xs)
+    backward = apply(RNN(cell, reverse=True), {"params": params["backward_rnn"]}, xs)
     np.testing.assert_allclose(ys, jnp.concatenate([forward, backward], -1), atol=1e-6)
 
 
@@ -176,7 +176,7 @@ def test_parameters_live_under_the_cell_and_fit_the_pure_cell(name):
 @pytest.mark.parametrize("name", ["irnn", pytest.param("lstm", marks=pytest.mark.slow)])
 def test_pure_step_takes_the_flax_parameters(name):
     cell, xs = CELLS[name], inputs()
-    variables = RNN(cell).init(jax.random.key(0), xs)
+    variables = init(RNN(cell), xs)
     pure = cell.pure()
 
     def own_loop(params, xs):
@@ -188,7 +188,8 @@ def test_pure_step_takes_the_flax_parameters(name):
         return jnp.sum(jnp.sin(jax.vmap(own_loop, in_axes=(None, 0))(params, xs)))
 
     actual = jax.jit(jax.value_and_grad(loss))(variables["params"]["cell"], xs)
-    expected = jax.value_and_grad(lambda v: jnp.sum(jnp.sin(RNN(cell).apply(v, xs))))(variables)
+    theirs = jax.value_and_grad(lambda v: jnp.sum(jnp.sin(RNN(cell).apply(v, xs))))
+    expected = jax.jit(theirs)(variables)
     chex.assert_trees_all_close(actual, (expected[0], expected[1]["params"]["cell"]), atol=1e-5)
 
 
@@ -224,13 +225,13 @@ def test_param_dtype_is_that_of_the_parameters(name):
 
 def test_parameters_in_half_precision():
     layer = RNN(LSTMCell(5, param_dtype=jnp.bfloat16))
-    ys, variables = layer.init_with_output(jax.random.key(0), inputs(dtype=jnp.bfloat16))
+    ys, variables = jax.jit(layer.init_with_output)(jax.random.key(0), inputs(dtype=jnp.bfloat16))
     assert {a.dtype for a in jax.tree.leaves((ys, variables))} == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_types_are_promoted_without_dtype():
     layer = RNN(RNNCell(5, param_dtype=jnp.float32))
-    ys, _ = layer.init_with_output(jax.random.key(0), inputs(dtype=jnp.bfloat16))
+    ys, _ = jax.jit(layer.init_with_output)(jax.random.key(0), inputs(dtype=jnp.bfloat16))
     assert ys.dtype == jnp.float32
 
 
@@ -245,9 +246,9 @@ def test_step_counter_survives_half_precision(wrapper):
         dtype=jnp.bfloat16,
     )
     layer, xs = wrapper(cell), jnp.ones((1, time, 1))
-    params = layer.init(jax.random.key(0), xs)["params"]["cell"]
+    params = init(layer, xs)["params"]["cell"]
     etas = jnp.zeros((1, time)).at[0, -1].set(0.5)
-    ys = layer.apply({"params": {"cell": {**params, "step_size": etas}}}, xs)
+    ys = apply(layer, {"params": {"cell": {**params, "step_size": etas}}}, xs)
     assert not np.any(ys[:, :-1])
     assert np.all(ys[:, -1] != 0)
 
@@ -275,50 +276,50 @@ def test_initial_carry_is_zero_and_fits_the_step(name):
 @pytest.fixture(scope="module")
 def wrapped():
     cell, xs = LSTMCell(5), inputs()
-    return cell, RNN(cell).init(jax.random.key(0), xs), xs
+    return cell, init(RNN(cell), xs), xs
 
 
 def test_last_output(wrapped):
     cell, variables, xs = wrapped
-    ys = RNN(cell).apply(variables, xs)
-    last = RNN(cell, return_sequence=False).apply(variables, xs)
+    ys = apply(RNN(cell), variables, xs)
+    last = apply(RNN(cell, return_sequence=False), variables, xs)
     np.testing.assert_allclose(last, ys[:, -1], atol=1e-7)
 
 
 def test_return_carry(wrapped):
     cell, variables, xs = wrapped
-    (_, h), ys = RNN(cell, return_carry=True).apply(variables, xs)
+    (_, h), ys = apply(RNN(cell, return_carry=True), variables, xs)
     np.testing.assert_allclose(h, ys[:, -1], atol=1e-7)
 
 
 def test_time_major(wrapped):
     cell, variables, xs = wrapped
-    expected = RNN(cell).apply(variables, xs)
+    expected = apply(RNN(cell), variables, xs)
     mask = jnp.asarray([[1, 1, 0, 0], [1, 1, 1, 1]])
-    ys = RNN(cell, time_major=True).apply(variables, xs.swapaxes(0, 1))
+    ys = apply(RNN(cell, time_major=True), variables, xs.swapaxes(0, 1))
     np.testing.assert_allclose(ys.swapaxes(0, 1), expected, atol=1e-7)
-    masked = RNN(cell, time_major=True, return_sequence=False).apply(
-        variables, xs.swapaxes(0, 1), mask=mask.T
+    masked = apply(
+        RNN(cell, time_major=True, return_sequence=False), variables, xs.swapaxes(0, 1), mask=mask.T
     )
     np.testing.assert_allclose(
-        masked, RNN(cell, return_sequence=False).apply(variables, xs, mask=mask), atol=1e-7
+        masked, apply(RNN(cell, return_sequence=False), variables, xs, mask=mask), atol=1e-7
     )
 
 
 @pytest.mark.parametrize("return_sequence", [True, False])
 def test_reverse_keeps_the_order(wrapped, return_sequence):
     cell, variables, xs = wrapped
-    flipped = RNN(cell).apply(variables, xs[:, ::-1])[:, ::-1]
-    ys = RNN(cell, reverse=True, return_sequence=return_sequence).apply(variables, xs)
+    flipped = apply(RNN(cell), variables, xs[:, ::-1])[:, ::-1]
+    ys = apply(RNN(cell, reverse=True, return_sequence=return_sequence), variables, xs)
     np.testing.assert_allclose(ys, flipped if return_sequence else flipped[:, 0], atol=1e-7)
 
 
 def test_initial_carry_continues_a_sequence(wrapped):
     cell, variables, xs = wrapped
     layer = RNN(cell, return_carry=True)
-    expected = layer.apply(variables, xs)
-    carry, first = layer.apply(variables, xs[:, :1])
-    carry, rest = layer.apply(variables, xs[:, 1:], initial_carry=carry)
+    expected = apply(layer, variables, xs)
+    carry, first = apply(layer, variables, xs[:, :1])
+    carry, rest = apply(layer, variables, xs[:, 1:], initial_carry=carry)
     actual = carry, jnp.concatenate([first, rest], 1)
     chex.assert_trees_all_close(actual, expected, atol=1e-6)
 
@@ -326,8 +327,8 @@ def test_initial_carry_continues_a_sequence(wrapped):
 def test_mask_is_a_shorter_sequence(wrapped):
     cell, variables, xs = wrapped
     mask = jnp.asarray([[1, 1, 0, 0], [1, 1, 1, 1]])
-    last = RNN(cell, return_sequence=False).apply(variables, xs, mask=mask)
-    ys = RNN(cell).apply(variables, xs)
+    last = apply(RNN(cell, return_sequence=False), variables, xs, mask=mask)
+    ys = apply(RNN(cell), variables, xs)
     np.testing.assert_allclose(last, jnp.stack([ys[0, 1], ys[1, 3]]), atol=1e-6)
 
 
@@ -355,12 +356,12 @@ def test_block_size_reaches_the_driver(wrapped):
 def test_a_flax_cell_goes_through_flax_rnn(options):
     cell, xs = nn.LSTMCell(5), inputs()
     layer = RNN(cell, return_carry=True, **options)
-    variables = layer.init(jax.random.key(0), xs)
+    variables = init(layer, xs)
     assert set(variables["params"]) == {"cell"}
-    actual = layer.apply(variables, xs)
+    actual = apply(layer, variables, xs)
     peer = nn.RNN(cell, return_carry=True, keep_order=True, **options)
-    chex.assert_trees_all_close(actual, peer.apply(variables, xs), atol=1e-7)
-    last = RNN(cell, return_sequence=False, **options).apply(variables, xs)
+    chex.assert_trees_all_close(actual, apply(peer, variables, xs), atol=1e-7)
+    last = apply(RNN(cell, return_sequence=False, **options), variables, xs)
     np.testing.assert_allclose(last, actual[0][1], atol=1e-7)
 
 
@@ -372,14 +373,14 @@ def test_a_flax_cell_takes_no_mask():
 def test_package_cell_equals_flax_cell_through_the_same_wrapper():
     xs = inputs()
     own, peer = RNN(RNNCell(5)), RNN(nn.SimpleCell(5))
-    params = own.init(jax.random.key(0), xs)["params"]["cell"]
+    params = init(own, xs)["params"]["cell"]
     converted = {
         "i": {"kernel": params["W"], "bias": params["b"]},
         "h": {"kernel": params["U"]},
     }
     np.testing.assert_allclose(
-        own.apply({"params": {"cell": params}}, xs),
-        peer.apply({"params": {"cell": converted}}, xs),
+        apply(own, {"params": {"cell": params}}, xs),
+        apply(peer, {"params": {"cell": converted}}, xs),
         atol=1e-6,
     )
 
@@ -401,10 +402,10 @@ def test_nnx_bridge_runs_and_differentiates():
 def test_lengths_are_a_mask(time_major):
     layer = RNN(GRUCell(5), time_major=time_major)
     xs = jnp.swapaxes(inputs(), 0, 1) if time_major else inputs()
-    variables = layer.init(jax.random.key(0), xs)
+    variables = init(layer, xs)
     mask = jnp.asarray([[1, 1, 0, 0], [1, 1, 1, 1]])
-    expected = layer.apply(variables, xs, mask=mask.T if time_major else mask)
-    actual = layer.apply(variables, xs, seq_lengths=jnp.asarray([2, 4]))
+    expected = apply(layer, variables, xs, mask=mask.T if time_major else mask)
+    actual = apply(layer, variables, xs, seq_lengths=jnp.asarray([2, 4]))
     np.testing.assert_array_equal(actual, expected)
     jitted = jax.jit(lambda lengths: layer.apply(variables, xs, seq_lengths=lengths))
     np.testing.assert_allclose(jitted(jnp.asarray([2, 4])), expected, atol=1e-6)

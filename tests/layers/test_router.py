@@ -10,8 +10,6 @@ from jaxeff.errors import ConfigError
 from jaxeff.hybrid.router import confidence_features, margins
 from jaxeff.layers.router import build
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def shapes(name, width, classes, **fields):
     """Router, its variables' shapes and its inputs' shapes."""

@@ -16,7 +16,6 @@ from jaxeff.models import MODELS
 from jaxeff.models.autoencoder import Encoder
 from jaxeff.models.coordinates import with_waves
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 SMALL = {"name": "autoencoder", "size": 8, "latents": 3}
 KEY = jax.random.key(0)
 

@@ -15,8 +15,6 @@ from jaxeff.errors import ConfigError, DataError
 from jaxeff.models import MODELS, pretrained
 from jaxeff.models.encoder import Encoder, EncoderShape, Plan, masked_mean
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECORDED = np.load(GOLDEN / "encoders.npz")
 TOKENS, MASK = RECORDED["tokens"], RECORDED["mask"]

@@ -1,8 +1,11 @@
 """Hybrid models, cascades and early exits as users run them, against running everything."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
+from sweeps import swept
 
 from jaxeff import ode
 from jaxeff.errors import ConfigError, DataError
@@ -11,8 +14,6 @@ from jaxeff.models import MODELS, HybridModel, SequenceModel
 from jaxeff.models.early_exit import early_exits
 from jaxeff.models.mlp import MLP
 from jaxeff.models.staged import ABSTAINED, cascade
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 SPEC = {
     "name": "hybrid",
@@ -69,8 +70,15 @@ def test_network_is_trained_by_its_algorithm_only(network, data):
         MODELS.build({**SPEC, "coverage": 1.5}, "model", num_outputs=4)
 
 
-@pytest.mark.parametrize("router", ["softmax response", "negative entropy", "trained"])
-@pytest.mark.parametrize("batch_size", [None, 16])
+@pytest.mark.parametrize(
+    ("router", "batch_size"),
+    swept(
+        itertools.product(["softmax response", "negative entropy", "trained"], [None, 16]),
+        ("softmax response", None),
+        ("negative entropy", 16),
+        ("trained", 16),
+    ),
+)
 def test_predictions_are_those_of_both_models(classifiers, network, data, router, batch_size):
     small, _, large = classifiers
     x, labels = data

@@ -8,8 +8,6 @@ import pytest
 from jaxeff.errors import ConfigError
 from jaxeff.models import MODELS
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SPEC = {"name": "selecting", "backbone": {"name": "mlp", "hidden": (6,)}, "hidden": 5}
 CLASSES = 3
 

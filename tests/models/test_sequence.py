@@ -9,8 +9,6 @@ from jaxeff.layers import RNN, LSTMCell
 from jaxeff.models import MODELS, SequenceModel
 from jaxeff.ode import GRU, IRNN, LSTM
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 XS = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)), jnp.float32)
 
 

@@ -14,8 +14,6 @@ from jaxeff.models import MODELS, HybridModel
 from jaxeff.models.early_exit import early_exits
 from jaxeff.models.staged import ABSTAINED, cascade
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NAN = float("nan")
 BAD = 3
 INPUTS = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)

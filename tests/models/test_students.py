@@ -9,8 +9,6 @@ from jaxeff.errors import ConfigError
 from jaxeff.models import MODELS
 from jaxeff.models.base import apply_with_features
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def sizes(model, shape):
     init = lambda x: model.init(jax.random.key(0), x)  # noqa: E731

@@ -1,9 +1,8 @@
 """What tests of several cells share."""
 
-import jax
 import jax.numpy as jnp
 import pytest
-from scan_cases import INPUTS, random
+from scan_cases import INPUTS, initialised, random
 
 from jaxeff.ode import TARNN
 
@@ -13,7 +12,7 @@ def example(jitter):
     """Parameters, inputs and a non-zero first carry of a case."""
 
     def make(cell, time=7, batch=(2,), inputs=INPUTS, dtype=jnp.float64):
-        params = jitter(cell.init(jax.random.key(0), inputs, dtype))
+        params = jitter(initialised(cell, inputs, dtype))
         xs = random(1, time, *batch, inputs, dtype=dtype)
         carry = jitter(cell.initial_carry(batch, dtype, inputs), seed=2)
         if isinstance(cell, TARNN) or getattr(cell, "timed", False):

@@ -9,7 +9,7 @@ import pytest
 
 from jaxeff.ode import GRU, LSTM, RNN, Antisymmetric, CoRNN, FastGRNN, FastRNN, activations, unroll
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64")
 
 TIME, BATCH, INPUTS, FEATURES = 6, 3, 4, 5
 

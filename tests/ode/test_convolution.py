@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from sweeps import swept
 
 from jaxeff.bench import count
 from jaxeff.ode.convolution import (
@@ -19,8 +20,6 @@ from jaxeff.ode.convolution import (
     depthwise_conv,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CASES = [((2, 7, 5, 3), 3, 1), ((2, 8, 7, 4), 3, 2), ((1, 6, 9, 2), 5, 2), ((2, 4, 4, 3), 5, 3)]
 
 
@@ -29,43 +28,59 @@ def inputs(shape, k):
     return jax.random.normal(keys[0], shape), jax.random.normal(keys[1], (k, k, 1, shape[-1]))
 
 
-@pytest.mark.parametrize(("shape", "k", "strides"), CASES)
+def dense(shape, k):
+    return jax.random.normal(jax.random.key(3), (k, k, shape[-1], 6))
+
+
+def slope(y):
+    return jnp.sin(jnp.arange(y.size, dtype=float)).reshape(y.shape)
+
+
+@pytest.mark.parametrize(("shape", "k", "strides"), swept(CASES, *CASES[:3]))
 def test_is_the_grouped_convolution_and_so_are_its_gradients(x64, shape, k, strides):
-    x, kernel = inputs(shape, k)
-    expected = _grouped(x, kernel, strides)
-    found, pull = jax.vjp(functools.partial(depthwise_conv, strides=strides), x, kernel)
-    np.testing.assert_allclose(found, expected, atol=1e-13)
-    g = jnp.sin(jnp.arange(expected.size, dtype=float)).reshape(expected.shape)
-    for ours, theirs in zip(pull(g), _grouped_backward(x, kernel, g, strides), strict=True):
+    @jax.jit
+    def both(x, kernel):
+        found, pull = jax.vjp(functools.partial(depthwise_conv, strides=strides), x, kernel)
+        g = slope(found)
+        expected = _grouped(x, kernel, strides), *_grouped_backward(x, kernel, g, strides)
+        return (found, *pull(g)), expected
+
+    for ours, theirs in zip(*both(*inputs(shape, k)), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-12)
 
 
-@pytest.mark.parametrize(("shape", "k", "strides"), [*CASES, ((2, 5, 5, 3), 1, 2)])
+@pytest.mark.parametrize(
+    ("shape", "k", "strides"), swept([*CASES, ((2, 5, 5, 3), 1, 2)], *CASES[:3])
+)
 def test_a_dense_one_is_xlas_and_so_are_its_gradients(x64, shape, k, strides):
-    x = inputs(shape, k)[0]
-    kernel = jax.random.normal(jax.random.key(3), (k, k, shape[-1], 6))
-    expected, pull_x = jax.vjp(lambda x: _xla(x, kernel, strides), x)
-    found, pull = jax.vjp(functools.partial(conv, strides=strides), x, kernel)
-    np.testing.assert_array_equal(found, expected)
-    g = jnp.sin(jnp.arange(expected.size, dtype=float)).reshape(expected.shape)
-    dx, dkernel = pull(g)
-    np.testing.assert_allclose(dx, pull_x(g)[0], atol=1e-12)
-    np.testing.assert_allclose(dkernel, _xla_kernel(x, kernel, g, strides), atol=1e-12)
+    @jax.jit
+    def both(x, kernel):
+        expected, pull_x = jax.vjp(lambda x: _xla(x, kernel, strides), x)
+        found, pull = jax.vjp(functools.partial(conv, strides=strides), x, kernel)
+        g = slope(found)
+        return (found, *pull(g)), (expected, *pull_x(g), _xla_kernel(x, kernel, g, strides))
+
+    for ours, theirs in zip(*both(inputs(shape, k)[0], dense(shape, k)), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
 
 
 TINY = [((3, 2, 2, 4), 3, 1), ((2, 1, 4, 3), 3, 2), ((2, 3, 4, 2), 5, 2), ((2, 1, 1, 3), 3, 1)]
 
 
-@pytest.mark.parametrize(("shape", "k", "strides"), TINY)
+@pytest.mark.parametrize(("shape", "k", "strides"), swept(TINY, *TINY[:2]))
 def test_tiny_images_are_rows_of_a_product(x64, shape, k, strides):
-    x = inputs(shape, k)[0]
-    kernel = jax.random.normal(jax.random.key(3), (k, k, shape[-1], 6))
+    x, kernel = inputs(shape, k)[0], dense(shape, k)
     assert _is_tiny(x, kernel)
-    expected, pull = jax.vjp(functools.partial(_xla, strides=strides), x, kernel)
-    found, own_pull = jax.vjp(functools.partial(conv, strides=strides), x, kernel)
-    np.testing.assert_allclose(found, expected, atol=1e-13)
-    g = jnp.sin(jnp.arange(expected.size, dtype=float)).reshape(expected.shape)
-    for ours, theirs in zip(own_pull(g), pull(g), strict=True):
+
+    @jax.jit
+    def both(x, kernel):
+        expected, pull = jax.vjp(functools.partial(_xla, strides=strides), x, kernel)
+        found, own_pull = jax.vjp(functools.partial(conv, strides=strides), x, kernel)
+        g = slope(found)
+        return (found, *own_pull(g)), (expected, *pull(g))
+
+    (found, *_), _ = pair = both(x, kernel)
+    for ours, theirs in zip(*pair, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-12)
     text = jax.jit(conv, static_argnums=2).lower(x, kernel, strides).compile().as_text()
     assert " convolution(" not in text
@@ -85,9 +100,12 @@ def test_second_derivatives(x64, function):
 
 def test_keeps_the_inputs_type():
     x, kernel = (a.astype(jnp.bfloat16) for a in inputs((1, 4, 4, 2), 3))
-    y, pull = jax.vjp(depthwise_conv, x, kernel)
-    assert y.dtype == jnp.bfloat16
-    assert [g.dtype for g in pull(y)] == [jnp.bfloat16] * 2
+
+    def both(x, kernel):
+        y, pull = jax.vjp(depthwise_conv, x, kernel)
+        return y, *pull(y)
+
+    assert [a.dtype for a in jax.eval_shape(both, x, kernel)] == [jnp.bfloat16] * 3
 
 
 def test_is_counted_like_the_grouped_convolution():

@@ -25,8 +25,6 @@ from jaxeff.ode import (
     unroll_parallel,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 class BentHidden(RNN):
     def hidden(self, inner):

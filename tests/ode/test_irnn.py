@@ -18,7 +18,7 @@ from scipy.integrate import solve_ivp
 from jaxeff.errors import ConfigError
 from jaxeff.ode import IRNN, FastRNN, unroll
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64")
 
 NUMPY_ACTIVATIONS = {
     "tanh": np.tanh,

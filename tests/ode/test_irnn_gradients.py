@@ -10,7 +10,7 @@ from jax.test_util import check_grads
 from jaxeff.errors import ConfigError
 from jaxeff.ode import IRNN, damped_iteration, fixed_point, unroll
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def sequence_loss(cell, readout, xs, **options):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
+from scan_cases import in_double, initialised, random, weighted
 
 from jaxeff.errors import ConfigError
 from jaxeff.ode import (
@@ -67,9 +68,6 @@ CORE = {
     ("dual_ode_timed", "diagonal"),
 }
 
-in_double = pytest.mark.usefixtures("x64", "quick_compile")
-quick = pytest.mark.usefixtures("quick_compile")
-
 
 def test_every_registered_cell_has_a_case():
     quickly = {CELLS[name] for name in CELLS}
@@ -77,16 +75,12 @@ def test_every_registered_cell_has_a_case():
     assert {type(CASES[name]) for name, _ in CORE} == quickly
 
 
-def random(seed, *shape, dtype=jnp.float64):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
-
-
 @pytest.fixture
 def example(jitter):
     """Parameters, inputs and a non-zero first carry of a case."""
 
     def make(cell, time=TIME, batch=(BATCH,), dtype=jnp.float64):
-        params = jitter(cell.init(jax.random.key(0), INPUTS, dtype))
+        params = jitter(initialised(cell, INPUTS, dtype))
         xs = random(1, time, *batch, INPUTS, dtype=dtype)
         carry = cell.initial_carry(batch, dtype, INPUTS)
         moved = jitter(carry, seed=2, scale=0.3)
@@ -103,14 +97,6 @@ def expansive(scale, time):
     params = cell.init(jax.random.key(0), INPUTS, jnp.float64)
     params["U"] = scale * random(0, 16, 16) / 4
     return cell, params, random(1, time, INPUTS)
-
-
-def weighted(tree):
-    """A scalar that depends on every number of a tree, each in its own way."""
-    return sum(
-        jnp.sum(jnp.sin(a) * random(i, *a.shape, dtype=a.dtype))
-        for i, a in enumerate(jax.tree.leaves(tree))
-    )
 
 
 def results(run, cell, arguments, **options):
@@ -197,7 +183,6 @@ def test_a_sequence_goes_on_where_another_ended(example):
     chex.assert_trees_all_close((end, jnp.concatenate([first, second])), expected, atol=1e-9)
 
 
-@quick
 @pytest.mark.parametrize("jacobian", ["dense", pytest.param("diagonal", marks=pytest.mark.slow)])
 def test_single_precision(jacobian, example):
     cell = RNN(6)
@@ -213,7 +198,6 @@ def test_single_precision(jacobian, example):
 
 
 @pytest.mark.slow
-@quick
 def test_half_precision_is_iterated_in_single(example):
     cell = CASES["irnn_timed_three"]
     params, xs, carry = example(cell, dtype=jnp.bfloat16)
@@ -247,7 +231,6 @@ def test_on_a_part_of_the_batch_per_device(example):
     chex.assert_trees_all_close(jax.jit(mapped)(params, xs, carry), expected, atol=1e-9)
 
 
-@quick
 def test_repeated_calls_compile_once(example):
     arguments = example(RNN(6), dtype=jnp.float32)
     chex.clear_trace_counter()

@@ -10,7 +10,6 @@ from scan_cases import (
     FEATURES,
     INPUTS,
     every_cell,
-    quick,
     results,
     weighted,
 )
@@ -37,7 +36,6 @@ def in_bfloat16(arguments):
 
 
 @pytest.mark.slow
-@quick
 @every_cell
 def test_outputs_in_three_precisions(name, example):
     cell = CASES[name]
@@ -61,7 +59,6 @@ def test_gradients_have_the_type_of_their_parameters(name, example):
     assert {a.dtype for a in jax.tree.leaves((out, grads))} == {jnp.dtype(jnp.bfloat16)}
 
 
-@quick
 @pytest.mark.parametrize("name", ["irnn_timed_three", pytest.param("lstm", marks=pytest.mark.slow)])
 def test_bfloat16_gradients_stay_close(name, example):
     cell = CASES[name]
@@ -73,7 +70,6 @@ def test_bfloat16_gradients_stay_close(name, example):
         assert error <= 0.1 * np.linalg.norm(exact)
 
 
-@quick
 @pytest.mark.parametrize("name", ["lstm", "gru", "cornn", "irnn_timed_three", "irnn_implicit"])
 def test_step_leaks_no_tracers_and_is_the_same_without_jit(name, example):
     cell = CASES[name]
@@ -89,14 +85,12 @@ def test_step_leaks_no_tracers_and_is_the_same_without_jit(name, example):
     chex.assert_shape(compiled[1], (2, FEATURES))
 
 
-@quick
 def test_gradient_leaks_no_tracers(example):
     arguments = example(RNN(6), time=2, dtype=jnp.float32)
     with jax.checking_leaks():
         results(RNN(6), arguments)
 
 
-@quick
 @pytest.mark.parametrize("backward", ["stored", "recomputed", "autodiff"])
 def test_repeated_calls_compile_once(backward, example):
     arguments = example(RNN(6), time=2, dtype=jnp.float32)

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sweeps import swept
 
 from jaxeff.ode import strided
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64")
 
 #: dimensions, kernel, strides, padding, output padding, side.
 TRANSPOSED = [
@@ -32,14 +33,27 @@ def operands(d, k, n):
     return drawn(2, *(n,) * d, 3), drawn(*(k,) * d, 3, 2, seed=1)
 
 
-def slopes(function, x, kernel):
-    def total(x, kernel):
-        return jnp.sin(function(x, kernel)).sum()
+def values_and_slopes(x, kernel, *functions):
+    """Values of functions at x and a kernel, and the slopes of the sums of their sines."""
 
-    return jax.jit(jax.grad(total, (0, 1)))(x, kernel)
+    def one(function, x, kernel):
+        y, pull = jax.vjp(function, x, kernel)
+        return y, *pull(jnp.cos(y))
+
+    return jax.jit(lambda *at: [one(function, *at) for function in functions])(x, kernel)
 
 
-@pytest.mark.parametrize(("d", "k", "s", "p", "more", "n"), TRANSPOSED)
+def check_both(x, kernel, wanted, trained, apply):
+    (one, *ours), (other, *theirs) = values_and_slopes(x, kernel, trained, apply)
+    np.testing.assert_allclose(one, wanted, atol=1e-12)
+    np.testing.assert_allclose(other, wanted, atol=1e-12)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("d", "k", "s", "p", "more", "n"), swept(TRANSPOSED, *TRANSPOSED[1:4], TRANSPOSED[5])
+)
 def test_transposed_convolution_is_the_scattered_sum(d, k, s, p, more, n):
     x, kernel = operands(d, k, n)
     size = (n - 1) * s - 2 * p + k + more
@@ -50,17 +64,14 @@ def test_transposed_convolution_is_the_scattered_sum(d, k, s, p, more, n):
             scattered[at] += np.asarray(x)[(slice(None), *i)] @ np.asarray(kernel)[t]
     wanted = scattered[(slice(None), *(slice(p, p + size),) * d)]
     apply = functools.partial(strided.transposed_conv, strides=s, padding=p, output_padding=more)
-    np.testing.assert_allclose(jax.jit(apply)(x, kernel), wanted, atol=1e-12)
     # What accelerators run.
     dilated = functools.partial(strided._dilated, strides=s, padding=p, more=(more,) * d)
     np.testing.assert_allclose(jax.jit(dilated)(x, kernel), wanted, atol=1e-12)
     trained = functools.partial(lambda x, w: strided.trained_transposed_conv(x, w, s, p, more))
-    np.testing.assert_allclose(jax.jit(trained)(x, kernel), wanted, atol=1e-12)
-    for one, other in zip(slopes(trained, x, kernel), slopes(apply, x, kernel), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-11)
+    check_both(x, kernel, wanted, trained, apply)
 
 
-@pytest.mark.parametrize(("d", "k", "s", "p", "n"), CONVS)
+@pytest.mark.parametrize(("d", "k", "s", "p", "n"), swept(CONVS, CONVS[1], CONVS[3]))
 def test_convolution_is_the_sum_over_taps_and_so_are_its_gradients(d, k, s, p, n):
     x, kernel = operands(d, k, n)
     size = (n + 2 * p - k) // s + 1
@@ -71,32 +82,30 @@ def test_convolution_is_the_sum_over_taps_and_so_are_its_gradients(d, k, s, p, n
         window = padded[(slice(None), *at)].reshape(2, -1)
         wanted[(slice(None), *o)] = window @ np.asarray(kernel).reshape(-1, 2)
     apply = functools.partial(strided.conv, strides=s, padding=p)
-    np.testing.assert_allclose(jax.jit(apply)(x, kernel), wanted, atol=1e-12)
     trained = functools.partial(lambda x, w: strided.trained_conv(x, w, s, p))
-    np.testing.assert_allclose(jax.jit(trained)(x, kernel), wanted, atol=1e-12)
-    for one, other in zip(slopes(trained, x, kernel), slopes(apply, x, kernel), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-11)
+    check_both(x, kernel, wanted, trained, apply)
 
 
 @pytest.mark.parametrize(
     ("d", "inputs", "outputs", "k", "s", "p"),
-    [
-        (3, 1, 2, 3, 1, 0),
-        (3, 3, 1, 4, 1, 2),
+    swept(
+        [
+            (3, 1, 2, 3, 1, 0),
+            (3, 3, 1, 4, 1, 2),
+            (2, 3, 1, 4, 1, 1),
+            (2, 1, 2, 4, 2, 1),
+            (3, 2, 1, 3, 2, 0),
+        ],
         (2, 3, 1, 4, 1, 1),
         (2, 1, 2, 4, 2, 1),
         (3, 2, 1, 3, 2, 0),
-    ],
+    ),
 )
 def test_single_channels_are_convolved_like_others(d, inputs, outputs, k, s, p):
     x, kernel = drawn(2, *(5,) * d, inputs), drawn(*(k,) * d, inputs, outputs, seed=1)
     plain = functools.partial(strided._xla, strides=s, padding=p)
     trained = functools.partial(lambda x, w: strided.trained_conv(x, w, s, p))
-    for one, other in zip(
-        (jax.jit(trained)(x, kernel), *slopes(trained, x, kernel)),
-        (jax.jit(plain)(x, kernel), *slopes(plain, x, kernel)),
-        strict=True,
-    ):
+    for one, other in zip(*values_and_slopes(x, kernel, trained, plain), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-11)
 
 

@@ -24,7 +24,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 INPUTS, FEATURES, BATCH = 3, 6, 2
 VARIANTS = ("inside", "outside")
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
+pytestmark = pytest.mark.usefixtures("x64")
 both = pytest.mark.parametrize("variant", VARIANTS)
 
 

@@ -12,8 +12,6 @@ from jaxeff.models import MODELS
 from jaxeff.serving import TextModel
 from jaxeff.serving import text as module
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 WORDS = tokens.Words((tokens.PADDING, tokens.UNKNOWN, *"abcdefgh"))
 SHAPE = {
     "vocabulary": 10,

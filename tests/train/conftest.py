@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import jaxeff
 from jaxeff import train
@@ -44,31 +43,15 @@ def data_dir(monkeypatch, data_folder):
     monkeypatch.setenv("JAXEFF_DATA_DIR", str(data_folder))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(shared_dir):
-    """Keeps what is compiled in this process, as the programs do by their environment."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, name) for name in names]
-    for name, value in zip(names, (str(shared_dir / "jax_cache"), 0.0), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture(scope="session")
-def environment(shared_dir, data_folder):
-    """The environment of a program: CPUs only, nothing compiled twice, no hang of collectives."""
+def environment(data_folder):
+    """The environment of a program: CPUs only, no hang of collectives."""
     return {
         **os.environ,
         "PYTHONPATH": str(Path(jaxeff.__file__).parents[1]),
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(shared_dir / "jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAXEFF_DATA_DIR": str(data_folder),
-        "XLA_FLAGS": NO_HANGS,
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {NO_HANGS}",
     }
 
 
@@ -218,10 +201,8 @@ def outcome():
     return outcome
 
 
-@pytest.fixture(scope="session")
-def eight_devices(environment, shared_dir):
+def _measured_on_eight_devices(environment, folder, *options):
     """The measurements of ``eight_devices.py``, made by the first worker that needs them."""
-    folder = shared_dir / "eight_devices"
     measurements, failed = folder / "measurements.json", folder / "failed"
     try:
         folder.mkdir()
@@ -232,9 +213,9 @@ def eight_devices(environment, shared_dir):
             assert time.monotonic() < deadline, "another worker never finished its measurements"
             time.sleep(0.1)
         return json.loads(measurements.read_text())
-    flags = f"--xla_force_host_platform_device_count=8 {NO_HANGS}"
+    flags = f"{environment['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     program = Program(
-        [sys.executable, Path(__file__).with_name("eight_devices.py"), "new.json"],
+        [sys.executable, Path(__file__).with_name("eight_devices.py"), "new.json", *options],
         {**environment, "XLA_FLAGS": flags},
         folder / "output.txt",
     )
@@ -245,3 +226,16 @@ def eight_devices(environment, shared_dir):
         failed.touch()
         raise
     return json.loads(measurements.read_text())
+
+
+@pytest.fixture(scope="session")
+def eight_devices(environment, shared_dir):
+    """What training on eight devices gives, beside training on one."""
+    return _measured_on_eight_devices(environment, shared_dir / "eight_devices")
+
+
+@pytest.fixture(scope="session")
+def eight_devices_in_full(environment, shared_dir):
+    """The same with pmap for every algorithm, and with algorithms that are wrong on purpose."""
+    folder = shared_dir / "eight_devices_in_full"
+    return _measured_on_eight_devices(environment, folder, "--in-full")

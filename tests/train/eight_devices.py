@@ -1,7 +1,9 @@
 """Measures training steps on eight forced CPU devices; writes one JSON file.
 
 A program of its own, because the number of devices is fixed when JAX starts, and because a hang of
-collectives must not take the tests along. Started by the fixture ``eight_devices``.
+collectives must not take the tests along. Started by the fixtures ``eight_devices`` and
+``eight_devices_in_full``; the latter's run also maps every step by pmap, and measures algorithms
+that are wrong on purpose, which shows that the comparisons can fail.
 """
 
 import copy
@@ -26,6 +28,8 @@ from jaxeff.train.evaluate import Evaluator
 from jaxeff.train.parallel import AXIS, METHODS
 
 STEPS = 20
+IN_FULL = "--in-full" in sys.argv
+MAPPED = METHODS if IN_FULL else ("shard_map",)
 
 
 def tiny_config():
@@ -168,6 +172,13 @@ def with_algorithm(experiment, cls):
     return dataclasses.replace(experiment, algorithm=new)
 
 
+def optimised_text(lowered):
+    jax.config.update("jax_disable_most_optimizations", False)
+    text = lowered.compile().as_text()
+    jax.config.update("jax_disable_most_optimizations", True)
+    return text
+
+
 def train(experiment, devices, batches):
     """Returns parameters and losses, the program and which arrays the first step deleted."""
     traced = chex.assert_max_traces(n=1)(experiment.algorithm.update)
@@ -178,7 +189,7 @@ def train(experiment, devices, batches):
     for batch in batches:
         sharded, old = devices.shard(batch), state
         if devices.how == "shard_map" and not facts:
-            facts["program"] = mapped.lower(state, sharded).compile().as_text()
+            facts["program"] = optimised_text(mapped.lower(state, sharded))
             chex.clear_trace_counter()
         state, metrics = mapped(state, sharded)
         losses.append(float(metrics["loss"]))
@@ -239,8 +250,8 @@ def compare_whole(experiment, batches, wrong=None):
             found["carry"] = difference(state.carry, reference.carry)
         return found
 
-    result |= {how: compare(experiment, how) for how in METHODS}
-    if wrong is not None:
+    result |= {how: compare(experiment, how) for how in MAPPED}
+    if IN_FULL and wrong is not None:
         changed = copy.copy(experiment.algorithm)
         changed.__class__ = wrong
         result["wrong"] = compare(dataclasses.replace(experiment, algorithm=changed), "shard_map")
@@ -264,7 +275,6 @@ def streamed(experiment, steps):
 
 def part_by_part():
     """Updates within sequences, and batches that go on from each other."""
-    jax.config.update("jax_disable_most_optimizations", True)  # what is compiled runs for moments
     result = {}
     experiment = build(fptt_config())
     result["oracle"] = compare_whole(experiment, streamed(experiment, 7), OwnPredictions)
@@ -295,8 +305,8 @@ def under_constraints():
     changed.__class__ = OwnViolations
     wrong = dataclasses.replace(experiment, algorithm=changed)
     for name, each, how in (
-        *((how, experiment, how) for how in METHODS),
-        ("wrong", wrong, "shard_map"),
+        *((how, experiment, how) for how in MAPPED),
+        *([("wrong", wrong, "shard_map")] if IN_FULL else []),
     ):
         state, metrics = train_whole(each, DeviceMap(how), batches)
         result[f"{name}_params"] = difference(state.params, reference.params)
@@ -316,7 +326,7 @@ def remembered_poses():
     changed.__class__ = OwnPoses
     wrong = dataclasses.replace(experiment, algorithm=changed)
     result = {"kept": int(np.count_nonzero(poses))}
-    for name, each in (("right", experiment), ("wrong", wrong)):
+    for name, each in (("right", experiment), ("wrong", wrong))[: 1 + IN_FULL]:
         state, _ = train_whole(each, DeviceMap("shard_map"), batches)
         result[f"{name}_poses"] = difference(state.algo_state["poses"], poses)
         result[f"{name}_params"] = difference(state.params, reference.params)
@@ -374,7 +384,7 @@ def automatic_text():
     matrix = devices.replicate(np.eye(16, dtype=np.float32))
     xs = devices.shard(np.ones((64, 8, 16), np.float32))
     step = jax.jit(jax.grad(loss), out_shardings=devices.replicated)
-    return step.lower(matrix, xs).compile().as_text()
+    return optimised_text(step.lower(matrix, xs))
 
 
 def restored_elsewhere(experiment):
@@ -412,6 +422,7 @@ def restored_elsewhere(experiment):
 
 
 def main():
+    jax.config.update("jax_disable_most_optimizations", True)  # what is compiled runs for moments
     result = {"devices": jax.device_count(), "must_wait": DeviceMap().must_wait}
     experiment = build(tiny_config())
     stream = data.make_train_iterator(
@@ -427,7 +438,7 @@ def main():
             result["shard_map_program"] = all_reduces(facts["program"])
             result["donation"] = {"state": facts["deleted"], "batch": facts["batch_deleted"]}
     result["automatic_program"] = all_reduces(automatic_text())
-    for wrong in (WithoutMean, MeanInside):
+    for wrong in (WithoutMean, MeanInside) if IN_FULL else ():
         result[wrong.__name__], _ = compare(
             with_algorithm(experiment, wrong),
             batches[:5],
@@ -440,13 +451,14 @@ def main():
     weight[-8:] = 0  # a whole shard
     uneven = [{**batches[0], "weight": weight}]
     one = train(plain, one_device, uneven)
-    result["uneven"] = {how: compare(plain, uneven, one, how)[0] for how in METHODS}
-    weight = np.maximum(weight, 1e-3)  # a total of zero would be no wrong gradient but none
-    uneven = [{**batches[0], "weight": weight}]
-    one = train(plain, one_device, uneven)
-    result["OwnTotal"], _ = compare(with_algorithm(plain, OwnTotal), uneven, one)
+    result["uneven"] = {how: compare(plain, uneven, one, how)[0] for how in MAPPED}
+    if IN_FULL:
+        weight = np.maximum(weight, 1e-3)  # a total of zero would be no wrong gradient but none
+        uneven = [{**batches[0], "weight": weight}]
+        one = train(plain, one_device, uneven)
+        result["OwnTotal"], _ = compare(with_algorithm(plain, OwnTotal), uneven, one)
     result["restored"] = restored_elsewhere(experiment)
-    result["part_by_part"] = part_by_part()  # the last, for it changes how programs are compiled
+    result["part_by_part"] = part_by_part()
     result["constrained"] = under_constraints()
     result["poses"] = remembered_poses()
     Path(sys.argv[1]).write_text(json.dumps(result))

@@ -15,7 +15,6 @@ from jaxeff.train.algorithms import ALGORITHMS, BPTT, AffineVAE, Task
 from jaxeff.train.algorithms.affine import distance
 from jaxeff.train.objectives import OBJECTIVES, elbo
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 KEY = jax.random.key(0)
 FEW = {"starts": 3, "keep": 1, "method": "gauss_newton", "steps": 1}
 TASK = Task("reconstruction", num_examples=10, num_versions=1)

@@ -12,8 +12,6 @@ from jaxeff.errors import ConfigError
 from jaxeff.train import objectives
 from jaxeff.train.algorithms import ALGORITHMS, BPTT, Constrained, Task
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CLASSES, BATCH, COST = 3, 16, 10.0
 ALL = (
     {"name": "entropy", "start": 0.9},

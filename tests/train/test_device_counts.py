@@ -11,8 +11,6 @@ from jaxeff.train import objectives
 from jaxeff.train.algorithms import BPTT, Task
 from jaxeff.train.example_keys import of_part
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 KEY = jax.random.fold_in(jax.random.key(3), 7)
 RNG = np.random.default_rng(0)
 BATCH = {

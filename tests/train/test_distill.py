@@ -13,8 +13,6 @@ from jaxeff.models import MODELS
 from jaxeff.train import jobs, objectives
 from jaxeff.train.algorithms import ALGORITHMS, Task, Trained
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CLASSES = 4
 NET = {"name": "resnet", "blocks": (1,)}
 

@@ -12,8 +12,6 @@ from jaxeff.models import MODELS
 from jaxeff.train import objectives
 from jaxeff.train.algorithms import EarlyExits
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CROSS_ENTROPY = objectives.build({"name": "auto"}, "classification")
 
 

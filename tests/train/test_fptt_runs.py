@@ -84,7 +84,7 @@ def test_memory_is_that_of_one_part_whatever_the_length(temp_bytes, backward):
         pytest.param(0.0, "sequence", marks=SLOW),
     ],
 )
-def test_update_is_traced_once_and_takes_over_the_memory_of_its_state(quick_compile, alpha, reset):
+def test_update_is_traced_once_and_takes_over_the_memory_of_its_state(alpha, reset):
     fptt = FPTT(
         *(network(dtype=jnp.float32), cross_entropy, ADAM, task_of(steps_per_epoch=2)),
         parts=3,
@@ -133,7 +133,7 @@ def test_weights_that_may_be_evaluated(x64):
 
 
 @pytest.mark.slow
-def test_average_moves_with_every_part(x64, quick_compile):
+def test_average_moves_with_every_part(x64):
     batch = batch_of("tagging")
     tbptt = TruncatedBPTT(
         *(network(readout="every_step"), cross_entropy, ADAM, task_of("tagging")),
@@ -232,7 +232,7 @@ def test_learning_rate_falls_over_all_updates_of_a_run(fptt_config):
 # Repeated updates of back-propagation.
 
 
-def test_repeats_are_updates_on_the_same_batch(x64, quick_compile):
+def test_repeats_are_updates_on_the_same_batch(x64):
     batch = batch_of()
     once = BPTT(network(), cross_entropy, ADAM, task_of(), average_decay=0.7)
     often = BPTT(network(), cross_entropy, ADAM, task_of(), repeats=3, average_decay=0.7)

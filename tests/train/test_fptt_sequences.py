@@ -57,7 +57,7 @@ def test_resets_of_epochs_of_two_batches(x64, reset, step):
 
 
 @pytest.mark.slow
-def test_an_epoch_ends_with_its_last_batch(x64, quick_compile):
+def test_an_epoch_ends_with_its_last_batch(x64):
     batch = batch_of()
     states = {}
     for reset in ("none", "epoch"):
@@ -90,7 +90,7 @@ def test_an_epoch_ends_with_its_last_batch(x64, quick_compile):
         pytest.param("tagging", 2, 1, "none", marks=SLOW),
     ],
 )
-def test_padding_after_the_end_changes_nothing(x64, quick_compile, kind, steps, parts, auxiliary):
+def test_padding_after_the_end_changes_nothing(x64, kind, steps, parts, auxiliary):
     """Eight steps in four parts of two, of which ``steps`` are real."""
     model = network("tarnn", readout="every_step" if kind == "tagging" else "last")
 
@@ -124,7 +124,7 @@ def test_padding_after_the_end_changes_nothing(x64, quick_compile, kind, steps, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classification", pytest.param("tagging", marks=SLOW)])
-def test_examples_that_have_ended_get_no_weight(x64, quick_compile, kind):
+def test_examples_that_have_ended_get_no_weight(x64, kind):
     model = network(readout="every_step" if kind == "tagging" else "last")
     batch = batch_of(kind, 7, lengths=[7, 3, 4, 1])
     fptt = FPTT(model, cross_entropy, ADAM, task_of(kind), parts=3, alpha=0.2, beta=0.3)
@@ -141,7 +141,7 @@ def test_examples_that_have_ended_get_no_weight(x64, quick_compile, kind):
     assert_close(found.opt_state.inner, moments)
 
 
-def test_parts_without_anyone_leave_everything_untouched(x64, quick_compile):
+def test_parts_without_anyone_leave_everything_untouched(x64):
     batch = batch_of("tagging", 8, lengths=[2, 1, 2, 2])
     fptt = FPTT(
         *(network(readout="every_step"), cross_entropy, ADAM, task_of("tagging", 8)),
@@ -167,7 +167,7 @@ def test_parts_without_anyone_leave_everything_untouched(x64, quick_compile):
     ("kind", "lengths"),
     [("tagging", None), ("tagging", [7, 3, 4, 1]), ("classification", [7, 3, 4, 1])],
 )
-def test_metrics_are_those_of_whole_sequences(x64, quick_compile, kind, lengths):
+def test_metrics_are_those_of_whole_sequences(x64, kind, lengths):
     """With frozen weights there is one answer."""
     model = network(readout="every_step" if kind == "tagging" else "last")
     batch = batch_of(kind, lengths=lengths)

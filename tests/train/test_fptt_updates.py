@@ -118,7 +118,7 @@ def test_every_update_is_that_of_the_authors_code(x64, name):
 
 
 @pytest.mark.parametrize("kind", ["classification", pytest.param("tagging", marks=SLOW)])
-def test_one_part_without_regulariser_is_one_update_of_bptt(x64, quick_compile, kind):
+def test_one_part_without_regulariser_is_one_update_of_bptt(x64, kind):
     model = network(readout="every_step" if kind == "tagging" else "last")
     batch, task = batch_of(kind), task_of(kind)
     fptt = FPTT(model, cross_entropy, ADAM, task, parts=1, alpha=0.0)
@@ -157,7 +157,7 @@ FAST = ("two_layers_sum_classes", "tarnn_per_step", "irnn_regression")
 @pytest.mark.parametrize(
     "case", [case if case in FAST else pytest.param(case, marks=SLOW) for case in HAND]
 )
-def test_sweep_equals_a_loop_by_hand(x64, quick_compile, case):
+def test_sweep_equals_a_loop_by_hand(x64, case):
     cell, layers, kind, fields, loss = HAND[case]
     readout = "every_step" if kind == "tagging" else "last"
     outputs = 1 if kind == "regression" else CLASSES
@@ -179,7 +179,7 @@ def test_sweep_equals_a_loop_by_hand(x64, quick_compile, case):
 
 
 @pytest.mark.slow
-def test_truncated_bptt_is_fptt_without_regulariser_for_labels_at_every_step(x64, quick_compile):
+def test_truncated_bptt_is_fptt_without_regulariser_for_labels_at_every_step(x64):
     model, batch, task = network(readout="every_step"), batch_of("tagging"), task_of("tagging")
     tbptt = TruncatedBPTT(model, cross_entropy, ADAM, task, parts=3)
     state = started(tbptt, batch)
@@ -212,7 +212,7 @@ def test_only_one_label_per_sequence_is_ramped_and_only_by_fptt(x64, kind):
             np.testing.assert_array_equal(values["loss"], whole)
 
 
-def test_one_step_per_part_treats_the_state_before_as_constant(x64, quick_compile):
+def test_one_step_per_part_treats_the_state_before_as_constant(x64):
     cell, batch = CELLS["lstm"], batch_of("tagging", length=2)
     model = network(readout="every_step")
     fptt = FPTT(model, cross_entropy, optax.sgd(0.3), task_of("tagging", 2), parts=2, alpha=0.0)
@@ -241,7 +241,7 @@ def test_one_step_per_part_treats_the_state_before_as_constant(x64, quick_compil
     assert distance(whole, params) > 1e-4
 
 
-def test_inputs_before_a_part_matter_only_through_the_state(x64, quick_compile):
+def test_inputs_before_a_part_matter_only_through_the_state(x64):
     """Two pasts that leave the same state make the same update of what follows."""
     model, task = network("irnn", readout="every_step"), task_of("tagging", 4)
     fptt = FPTT(model, cross_entropy, optax.sgd(0.3), task, parts=4, alpha=0.0)

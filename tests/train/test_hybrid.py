@@ -17,8 +17,6 @@ from jaxeff.models.hybrid import part
 from jaxeff.train import objectives
 from jaxeff.train.algorithms import BPTT, BPTTWithoutFold, Hybrid, Trained
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 MLPS = {
     "name": "hybrid",
     "base": {"name": "mlp", "hidden": (3,)},

@@ -14,8 +14,6 @@ from jaxeff.models import MODELS
 from jaxeff.train import experiment, objectives
 from jaxeff.train.algorithms import BPTT, BPTTWithoutFold, Constrained, Distillation, Task, Trained
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 KEY = jax.random.key(0)
 TASK = Task("classification", 3, steps_per_epoch=2)
 BATCH = {

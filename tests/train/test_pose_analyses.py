@@ -18,7 +18,6 @@ from jaxeff.train.analyses import ANALYSES
 from jaxeff.train.analyses.poses import Trained, circular_variance
 from jaxeff.train.objectives import elbo
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 FEW = {"starts": 4, "method": "screen"}
 
 

@@ -18,8 +18,6 @@ from jaxeff.train import analyses, jobs, report
 from jaxeff.train.algorithms import ALGORITHMS, BPTT
 from jaxeff.train.experiment import Trained
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):

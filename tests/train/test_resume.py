@@ -301,16 +301,6 @@ def test_signal_handlers_are_put_back_after_training(tiny_config, tmp_path):
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-@pytest.mark.parametrize("count", ["1", "2", "4"])
-def test_checkpoint_of_four_devices_is_restored_on_another_number(eight_devices, count):
-    found = eight_devices["restored"][count]
-    assert found["devices"] == int(count)
-    assert found["same"]
-    assert found["split"] == list(range(8))
-    assert found["split_spec"]
-    assert (found["step"], found["position"]) == (7, 3)
-
-
 @pytest.fixture
 def open_checkpoints(tmp_path):
     opened = []
@@ -488,9 +478,7 @@ def last_state(config, workdir, named_arrays):
 @pytest.mark.parametrize(
     "which", ["fptt_config", pytest.param("text_config", marks=pytest.mark.slow)]
 )
-def test_stop_between_updates_within_sequences(
-    request, quick_compile, monkeypatch, named_arrays, tmp_path, which
-):
+def test_stop_between_updates_within_sequences(request, monkeypatch, named_arrays, tmp_path, which):
     config = request.getfixturevalue(which)
     assert finish(config, tmp_path / "whole")
     with monkeypatch.context() as patched:

@@ -12,8 +12,6 @@ from jaxeff.models import MODELS
 from jaxeff.train import objectives
 from jaxeff.train.algorithms import Sandwich, Task
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SPEC = {"name": "encoder_supernet", "shape": SHAPE, "depths": (2, 3), "factors": (2,)}
 RNG = np.random.default_rng(0)
 BATCH = {

@@ -27,8 +27,6 @@ FOUND = {
     "pooled_queries": False,
 }
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SUPERNET = {
     "name": "encoder_supernet",
     "shape": {**SHAPE, "layers": 2},

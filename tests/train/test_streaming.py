@@ -76,7 +76,7 @@ def still(cls, cell, length, **fields):
 
 
 @pytest.mark.parametrize("cell", [pytest.param("lstm", marks=pytest.mark.slow), "tarnn"])
-def test_two_windows_leave_the_state_of_one_of_twice_the_length(x64, quick_compile, cell):
+def test_two_windows_leave_the_state_of_one_of_twice_the_length(x64, cell):
     stream = stream_of(2 * WINDOW)
     for cls, options in ((BPTT, {}), (FPTT, {"parts": 4, "alpha": 0.0})):
         short, long = (still(cls, cell, n, **options) for n in (WINDOW, 2 * WINDOW))
@@ -93,7 +93,7 @@ def test_two_windows_leave_the_state_of_one_of_twice_the_length(x64, quick_compi
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_rows_that_start_begin_with_the_initial_state(x64, quick_compile, cell):
+def test_rows_that_start_begin_with_the_initial_state(x64, cell):
     stream = stream_of(WINDOW)
     for cls, options in ((BPTT, {}), (FPTT, {"parts": 2, "alpha": 0.0})):
         algorithm = still(cls, cell, WINDOW, **options)
@@ -112,7 +112,7 @@ def test_rows_that_start_begin_with_the_initial_state(x64, quick_compile, cell):
         assert np.abs(anew.carry[0][0] - on.carry[0][0]).max() > 1e-3
 
 
-def test_no_gradient_goes_through_the_carried_state(x64, quick_compile):
+def test_no_gradient_goes_through_the_carried_state(x64):
     """Two updates by hand, the second from the state that the first weights left."""
     algorithm = BPTT(network("lstm"), cross_entropy, optax.sgd(0.5), task(WINDOW))
     stream = stream_of(2 * WINDOW)
@@ -161,7 +161,7 @@ def text_config(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_evaluation_is_one_pass_over_each_stream(text_config, quick_compile, jitter, split):
+def test_evaluation_is_one_pass_over_each_stream(text_config, jitter, split):
     experiment = train.build(text_config)
     params = jitter(experiment.init_state().params, scale=0.5)
     found = Evaluator(experiment)(params, {}, split)
@@ -184,7 +184,7 @@ def test_evaluation_is_one_pass_over_each_stream(text_config, quick_compile, jit
     assert abs(own - losses.mean()) > 1e-4
 
 
-def test_evaluation_leaves_out_what_fills_the_last_streams(text_config, quick_compile, jitter):
+def test_evaluation_leaves_out_what_fills_the_last_streams(text_config, jitter):
     text_config.eval.batch_size = 7  # 24 windows: streams of four, of which the last is missing
     experiment = train.build(text_config)
     params = jitter(experiment.init_state().params, scale=0.5)
