@@ -118,7 +118,7 @@ def test_config_reaches_the_cell():
             "config.model.cell.num_iner_steps: .* did you mean 'num_inner_steps'",
         ),
         ({"name": "sequense"}, "config.model.name: unknown model 'sequense'; did you mean"),
-        ({"num_layers": 1.5}, "num_layers must be an integer"),
+        ({"num_layers": 1.5}, "num_layers must be a whole number"),
         ({"dtype": "float33"}, "config.model.*float33"),
     ],
 )
