@@ -46,6 +46,12 @@ def grouped(tokens: Array, weight: Array, factor: int) -> tuple[Array, Array]:
     return tokens.reshape(batch, -1, factor, features), weight.reshape(batch, -1, factor)
 
 
+def real(tokens: Array, weight: Array, keep_first: int = 0) -> Array:
+    """Returns tokens with zeros for padding behind the kept ones, which may hold NaN."""
+    inside = (jnp.asarray(weight) > 0).at[:, :keep_first].set(True)
+    return jnp.where(inside[..., None], tokens, jnp.zeros_like(tokens))
+
+
 class Bottleneck(nn.Module):
     r"""Shortens a sequence k times; with its initial parameters by the mean of each group.
 
@@ -92,6 +98,7 @@ class Bottleneck(nn.Module):
         check(self.kind, self.factor)
         if self.kind == "merge":
             return merge_tokens(tokens, weight, self.factor, self.keep_first)
+        tokens = real(tokens, weight, self.keep_first)
         kept, rest = tokens[:, : self.keep_first], tokens[:, self.keep_first :]
         if not rest.shape[1]:
             return tokens, weight
@@ -107,10 +114,10 @@ class Bottleneck(nn.Module):
     def _pooled(self, groups: Array, inside: Array) -> Array:
         """Returns ``[batch, groups, features]``."""
         features, k = groups.shape[-1], self.factor
-        real = jnp.maximum(jnp.sum(inside, axis=-1, keepdims=True), 1)
+        count = jnp.maximum(jnp.sum(inside, axis=-1, keepdims=True), 1)
         masked = groups * inside[..., None]
         if self.kind == "mean":
-            return jnp.sum(masked, axis=-2) / real
+            return jnp.sum(masked, axis=-2) / count
         if self.kind == "attention":
             query = self.param("query", nn.initializers.zeros, (features,), self.param_dtype)
             scores = jnp.einsum("bgkd,d->bgk", groups, query.astype(groups.dtype))
@@ -134,7 +141,7 @@ class Bottleneck(nn.Module):
             kernel = self.param("kernel", start, (k * features, features), self.param_dtype)
             flat = masked.reshape(*masked.shape[:2], k * features)
             mixed = flat @ kernel.astype(groups.dtype)
-        return mixed * (k / real) + bias.astype(groups.dtype)
+        return mixed * (k / count) + bias.astype(groups.dtype)
 
 
 def merge_tokens(
@@ -161,6 +168,7 @@ def merge_tokens(
     check("merge", factor)
     if factor == 1:
         return tokens, weight
+    tokens = real(tokens, weight, keep_first)
     kept, rest = tokens[:, :keep_first], tokens[:, keep_first:]
     if rest.shape[1] < 2:
         return tokens, weight

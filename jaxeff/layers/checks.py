@@ -14,7 +14,8 @@ from jaxeff.errors import ConfigError
 
 def require_rate(where: str, value: Any) -> None:
     """Raises `ConfigError` unless a rate of dropping is in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < 1:
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not 0 <= float(value) < 1:
         raise ConfigError(f"{where} must be a rate in [0, 1), not {value!r}")
 
 

@@ -176,7 +176,7 @@ def from_pure(
     cell: ode.Cell, *, dtype: Dtype | None = None, param_dtype: Dtype = jnp.float32, **module: Any
 ) -> RecurrentCell:
     """Returns the Flax cell with the options of a pure cell; ``module`` may hold ``name``."""
-    cls: Any = FLAX_CELLS.get(type(cell)) or _class_of(type(cell))
+    cls: Any = FLAX_CELLS.get(type(cell)) or _class_of(type(cell))  # type: ignore[arg-type]
     options = {f.name: getattr(cell, f.name) for f in dataclasses.fields(cell)}
     return cls(**options, dtype=dtype, param_dtype=param_dtype, **module)
 

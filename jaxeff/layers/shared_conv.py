@@ -194,7 +194,7 @@ class SharedConv(nn.Module):
                 f"SharedConv.mode must be one of {', '.join(MODES)}, not {self.mode!r}"
             )
         require_size("SharedConv.features", self.features, 0)
-        require_size("SharedConv.factor", self.factor)
+        require_size("SharedConv.factor", self.factor, 0)
         if self._window[0] % 2 == 0:
             raise ConfigError(f"SharedConv.kernel_size must be odd, not {self.kernel_size}")
         tied = self.features if self.mode == "out_tile" else inputs
@@ -206,11 +206,9 @@ class SharedConv(nn.Module):
             )
         if self.mode == "basis":
             require_size("SharedConv.rank", self.rank)
-            if self.rank > math.prod(self._window):
-                raise ConfigError(
-                    f"SharedConv.rank {self.rank} must not be above the "
-                    f"{math.prod(self._window)} numbers of a pattern"
-                )
+            most = max(self.features, math.prod(self._window))
+            if self.rank > most:
+                raise ConfigError(f"SharedConv.rank {self.rank} must not be above {most}")
         if self.mode == "blueprint_low" and not 0 < self.share <= 1:
             raise ConfigError(f"SharedConv.share must be in (0, 1], not {self.share}")
         if self.mode != "depthwise_tile" and self.features < 1:

@@ -259,5 +259,6 @@ class Encoder(nn.Module):
 def masked_mean(tokens: Array, weight: Array) -> Array:
     """Returns the weighted mean ``[batch, width]`` of tokens ``[batch, length, width]``."""
     w = weight.astype(tokens.dtype)
+    tokens = jnp.where(w[..., None] > 0, tokens, jnp.zeros_like(tokens))  # padding may be NaN
     total = jnp.maximum(jnp.sum(w, axis=1), 1)[:, None]
     return jnp.einsum("bld,bl->bd", tokens, w) / total

@@ -29,7 +29,7 @@ def departure(cell: Cell, params: Params, carry: Carry, xs: Array, mask: Array |
     if not isinstance(cell, ProductCell) or not cell.product_form:
         return f"{name} is not"
     for method in ("step", "advance", "given"):
-        if _overridden(type(cell), method):
+        if overridden(type(cell), method, "product_form"):
             return f"{name}.{method} replaces the one that the form stands for"
 
     def shapes(params, carry, xs, mask):
@@ -60,12 +60,12 @@ def departure(cell: Cell, params: Params, carry: Carry, xs: Array, mask: Array |
     return ""
 
 
-def _overridden(cls: type, method: str) -> bool:
-    """Whether a class changes a method without saying anew what its form is."""
+def overridden(cls: type, method: str, by: str) -> bool:
+    """Whether a class changes a method without changing another one that goes with it."""
     place = {
         name: number for number, c in reversed(list(enumerate(cls.__mro__))) for name in vars(c)
     }
-    return place[method] < place["product_form"]
+    return place[method] < place[by]
 
 
 def _is_linear(function: Callable[..., Any], fixed: Any, *like: Any) -> bool:

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxeff.errors import ConfigError
 from jaxeff.ode import newton
 from jaxeff.ode.arguments import is_static, prepare_arguments
-from jaxeff.ode.cells import Cell
+from jaxeff.ode.cells import Cell, ProductCell
+from jaxeff.ode.form import overridden
 from jaxeff.ode.linearise import Plan, advance, join, linearise, split
 from jaxeff.typing import Array, Carry, Params
 
@@ -105,6 +106,11 @@ def unroll_parallel(
       ConfigError: unknown ``jacobian``, an impossible number, or more steps than the cell can run.
     """
     _check(jacobian, tolerance, max_iterations, damping)
+    if isinstance(cell, ProductCell) and overridden(type(cell), "step", "advance"):
+        raise ConfigError(
+            f"unroll_parallel steps by {type(cell).__name__}.advance, which {type(cell).__name__}."
+            "step replaces; override advance instead"
+        )
     xs, carry, mask = prepare_arguments(cell, params, xs, carry, mask)
     if not is_static(xs.shape[0]):
         raise ConfigError(

@@ -7,7 +7,8 @@ import pytest
 from compiled import init
 
 from jaxeff.errors import ConfigError
-from jaxeff.layers.bottleneck import Bottleneck, merge_tokens, shortened
+from jaxeff.layers.bottleneck import KINDS, Bottleneck, merge_tokens, shortened
+from jaxeff.models.encoder import masked_mean
 
 LEARNED = ("mean", "linear", "conv", "attention")
 RNG = np.random.default_rng(0)
@@ -166,3 +167,26 @@ def test_merging_is_that_of_the_loops():
 def test_impossible_bottlenecks(kind, factor, message):
     with pytest.raises(ConfigError, match=message):
         Bottleneck(factor, kind).init(jax.random.key(0), TOKENS, WEIGHT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_may_hold_anything(kind):
+    layer = Bottleneck(2, kind, keep_first=1)
+    tokens = jax.random.normal(jax.random.key(0), (2, 6, 4))
+    weight = jnp.array([[1.0, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]])
+    variables = layer.init(jax.random.key(1), tokens, weight)
+
+    @jax.jit
+    def run(tokens):
+        def loss(tokens):
+            shorter, left = layer.apply(variables, tokens, weight)
+            mean = masked_mean(shorter, left)
+            return jnp.sum(mean**2), mean
+
+        return jax.value_and_grad(loss, has_aux=True)(tokens)
+
+    expected, found = (
+        run(jnp.where(weight[..., None] > 0, tokens, value)) for value in (0.0, jnp.nan)
+    )
+    assert all(jnp.isfinite(a).all() for a in jax.tree.leaves(expected))
+    assert all(map(jnp.array_equal, *map(jax.tree.leaves, (found, expected))))

@@ -178,6 +178,13 @@ def test_steps_of_ones_own_are_taken():
     np.testing.assert_allclose(unroll(cell, params, xs)[1][0], expected, rtol=1e-6)
 
 
+def test_steps_of_ones_own_are_not_taken_in_parallel_by_another():
+    cell = OwnStep(3)
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 2))
+    with pytest.raises(ConfigError, match="override advance instead"):
+        jax.eval_shape(lambda p: unroll_parallel(cell, p, jnp.ones((4, 2))), params)
+
+
 @dataclasses.dataclass(frozen=True)
 class Unknown(RNN):
     @property

@@ -25,6 +25,7 @@ from jaxeff.ode import (
     FastGRNN,
     FastRNN,
     newton,
+    parallel,
     unroll,
     unroll_parallel,
 )
@@ -441,6 +442,31 @@ def test_clocks_that_do_more_than_count_steps(kind):
     assert expected[0][0][1].min() > 3
     actual = results(unroll_parallel, cell, arguments)
     chex.assert_trees_all_close(actual, expected, atol=1e-9, rtol=1e-9)
+
+
+class Moving(Clocked):
+    """Its clock is at hand: a cell need not declare what one can see."""
+
+    def tick(self, h, clock):
+        return clock + 1
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        (CASES["irnn_timed_three"], (False, True)),
+        (TARNN(6, num_inner_steps=2, step_size_mode="per_time_step", length=9), (False, True)),
+        (CASES["dual_ode_timed"], (False, True)),
+        (CASES["lstm"], (False, False)),
+        (Moving(3), (False, True)),
+        (Counting(3), (False, False)),
+    ],
+)
+def test_counters_are_told_from_states(cell, expected):
+    params = {} if isinstance(cell, Clocked) else cell.init(jax.random.key(0), 3)
+    xs = jnp.ones((4, 2, 3))
+    core, inputs = cell.enter(cell.initial_carry((2,), jnp.float32, 3), xs)
+    assert parallel._counters(cell, params, core, inputs[0]) == expected
 
 
 # What is refused.
