@@ -404,8 +404,8 @@ def test_lengths_are_a_mask(time_major):
     xs = jnp.swapaxes(inputs(), 0, 1) if time_major else inputs()
     variables = init(layer, xs)
     mask = jnp.asarray([[1, 1, 0, 0], [1, 1, 1, 1]])
-    expected = apply(layer, variables, xs, mask=mask.T if time_major else mask)
-    actual = apply(layer, variables, xs, seq_lengths=jnp.asarray([2, 4]))
+    expected = layer.apply(variables, xs, mask=mask.T if time_major else mask)
+    actual = layer.apply(variables, xs, seq_lengths=jnp.asarray([2, 4]))  # known, hence checked
     np.testing.assert_array_equal(actual, expected)
     jitted = jax.jit(lambda lengths: layer.apply(variables, xs, seq_lengths=lengths))
     np.testing.assert_allclose(jitted(jnp.asarray([2, 4])), expected, atol=1e-6)
