@@ -93,9 +93,10 @@ def known_report(workdir: Path) -> dict[str, Any] | None:
     from jaxeff.eval import read_report
 
     try:
-        return read_report(workdir)
+        report = read_report(workdir)
     except DataError:  # there is none, or it is damaged: the run goes on, or makes it again
         return None
+    return report if report["status"] == "completed" else None  # a stopped one goes on
 
 
 def base_of(table: str, name: str, seed: int) -> Path:

@@ -250,7 +250,7 @@ def measure(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] 
     zeros = untrained(config)
     searching.check(config, zeros)
     if config.search.name and (workdir / check.CONFIG_FILE).exists():
-        check.claim_workdir(workdir, config)
+        check.check_workdir(workdir, config)
     built = experiment.build(searching.found_before(config, zeros, workdir), zeros)
     _describe(built, workdir / "bench", "measuring")
     state = built.init_state()
