@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxeff.errors import ConfigError
 from jaxeff.layers.checks import require_size
 from jaxeff.layers.conv import activation as activation_named
 from jaxeff.models.base import MODELS
@@ -52,8 +53,8 @@ def mlp(
     Raises:
       ConfigError: a width is not positive, or the activation is unknown.
     """
-    for width in hidden:
-        require_size("hidden: widths", width)
+    if any(isinstance(width, bool) or not isinstance(width, int) or width < 1 for width in hidden):
+        raise ConfigError(f"hidden: widths must be positive whole numbers, not {tuple(hidden)}")
     require_size("num_outputs", num_outputs)
     activation_named(activation)
     return MLP(tuple(hidden), num_outputs, activation, jnp.dtype(dtype))
