@@ -65,8 +65,8 @@ def batch_of(kind="classification", length=7, examples=EXAMPLES, seed=0, lengths
         "weight": jnp.asarray(rng.uniform(0.5, 1.5, examples)),
     }
     if lengths is not None:
-        steps = jnp.arange(length)
-        batch["mask"] = (steps < jnp.asarray(lengths)[:, None]).astype(jnp.float64)
+        steps = np.arange(length)
+        batch["mask"] = jnp.asarray((steps < np.asarray(lengths)[:, None]).astype(np.float64))
     return batch
 
 
@@ -79,8 +79,8 @@ def started(algorithm, batch, params=None):
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=algorithm.init_optimizer(params),
-        algo_state=algorithm.init(params),
+        opt_state=jax.jit(algorithm.init_optimizer)(params),
+        algo_state=jax.jit(algorithm.init)(params),
         model_state={},
         key=jax.random.key(1),
     )
@@ -98,7 +98,7 @@ def assert_close(a, b, atol=1e-12):
 
 
 def distance(a, b):
-    differences = jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), a, b)
+    differences = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), *jax.device_get((a, b)))
     return max(jax.tree.leaves(differences))
 
 
@@ -109,6 +109,7 @@ def loop_by_hand(model, objective, optimizer, params, batch, parts, loss_of, *, 
     (alpha, beta), or None for no regulariser.
     """
     model = model.clone(backward="autodiff")
+    batch = jax.device_get(batch)  # cut by NumPy, which compiles nothing
     length = batch["inputs"].shape[1]
     size = length // parts
     count = -(-length // size)
@@ -151,7 +152,7 @@ def loop_by_hand(model, objective, optimizer, params, batch, parts, loss_of, *, 
         part = {k: a[:, first:last] if k in timed else a for k, a in batch.items()}
         weight = part["weight"]
         if "mask" in part:
-            weight = weight * jnp.any(part["mask"] > 0, axis=1)
+            weight = weight * np.any(part["mask"] > 0, axis=1)
         if weight.sum() > 0:
             state = update(*state, part, weight, jnp.asarray(number))
             history.append(state[0])

@@ -70,7 +70,7 @@ def batches(count, seed=0):
 
 
 def run(algo, data):
-    state = algo.init_state(jax.random.key(0), data[0]["inputs"])
+    state = jax.jit(algo.init_state)(jax.random.key(0), data[0]["inputs"])
     update, seen = jax.jit(algo.update), []
     for batch in data:
         state, metrics = update(state, batch)
@@ -120,7 +120,7 @@ def plain_step():
     algo, batch = build(), batches(1)[0]
     batch["weight"][:5] = 0.1
     batch["labels"][:8] = 0  # so that two halves have different classes
-    state = algo.init_state(jax.random.key(0), batch["inputs"])
+    state = jax.jit(algo.init_state)(jax.random.key(0), batch["inputs"])
     return batch, state.params, jax.jit(algo.update)(state, batch)[0].params
 
 
@@ -143,7 +143,7 @@ def test_two_devices_make_the_step_of_one(group, plain_step):
     constraints, radius = GROUPS[group]
     algo = build(constraints, initial_multiplier=1.5, rho=2.0, sharpness_radius=radius)
     batch, before, free = plain_step
-    state = algo.init_state(jax.random.key(0), batch["inputs"])
+    state = jax.jit(algo.init_state)(jax.random.key(0), batch["inputs"])
     same(state.params, before)
     halves = jax.tree.map(lambda a: np.stack(np.split(a, 2)), batch)
     mapped = jax.vmap(lambda half: algo.update(state, half, axis_name="data"), axis_name="data")
@@ -173,7 +173,7 @@ def test_reweighted_training_descends_the_loss_of_the_examples_that_count(name):
     algo = build(({"name": name, "start": 0.25},), rate=1.0)
     algo.optimizer = optax.sgd(1.0)
     batch = batches(1)[0]
-    state = algo.init_state(jax.random.key(0), batch["inputs"])
+    state = jax.jit(algo.init_state)(jax.random.key(0), batch["inputs"])
 
     def losses(params):
         logits = algo.model.apply({"params": params}, batch["inputs"])
@@ -202,7 +202,7 @@ def test_discount_is_relaxed_in_epochs():
 def test_sharpness_aware_gradient_is_that_of_the_weights_uphill():
     algo, batch = build((), sharpness_radius=0.4), batches(1)[0]
     algo.optimizer = optax.sgd(1.0)
-    state = algo.init_state(jax.random.key(0), batch["inputs"])
+    state = jax.jit(algo.init_state)(jax.random.key(0), batch["inputs"])
 
     def loss(params):
         logits = algo.model.apply({"params": params}, batch["inputs"])
@@ -220,7 +220,7 @@ def test_penalties_run_the_model_again_at_other_weights_and_other_inputs():
     fields = {"initial_multiplier": 0.6, "normalize": False, "dual": {"name": "fixed"}}
     algo, batch = build(constraints, **fields), batches(1)[0]
     algo.optimizer = optax.sgd(1.0)
-    state = algo.init_state(jax.random.key(0), batch["inputs"])
+    state = jax.jit(algo.init_state)(jax.random.key(0), batch["inputs"])
 
     def losses(params, inputs=batch["inputs"]):
         logits = algo.model.apply({"params": params}, inputs)
@@ -293,7 +293,7 @@ def test_constraints_see_the_logits_of_an_objective_that_has_more_outputs():
     algo = Constrained(Gated(), Abstaining(), optax.sgd(0.1), Task(num_classes=2),
                        constraints=(ALL[0],))  # fmt: skip
     batch = batches(1)[0]
-    state = algo.init_state(jax.random.key(0), batch["inputs"])
+    state = jax.jit(algo.init_state)(jax.random.key(0), batch["inputs"])
     logits = algo.model.apply({"params": state.params}, batch["inputs"])[:, :2]
     share = predictive_entropy(logits) / np.log(2)
     _, metrics = jax.jit(algo.update)(state, batch)
@@ -312,7 +312,7 @@ def test_multipliers_move_after_whole_epochs():
 
 def test_evaluation_shows_what_the_outputs_alone_say():
     algo, batch = build(ALL[:2] + ALL[3:]), batches(1)[0]
-    state = algo.init_state(jax.random.key(0), batch["inputs"])
+    state = jax.jit(algo.init_state)(jax.random.key(0), batch["inputs"])
     sums = algo.evaluate(state.params, {}, batch)
     logits = algo.model.apply({"params": state.params}, batch["inputs"])
     p = np.asarray(jax.nn.softmax(logits))

@@ -207,7 +207,7 @@ def linear():
         "labels": rng.normal(size=(5, 2)).astype(np.float32),
         "weight": np.array([1, 2, 0, 1, 0.5], np.float32),
     }
-    return algorithm, algorithm.init_state(jax.random.key(0), batch["inputs"]), batch
+    return algorithm, jax.jit(algorithm.init_state)(jax.random.key(0), batch["inputs"]), batch
 
 
 def test_bptt_step_of_a_linear_model_by_hand(linear):
