@@ -13,7 +13,6 @@ from jaxeff.models import MODELS
 from jaxeff.models.folding import fold_output_tiles
 from jaxeff.models.mobilenet import divisible
 
-
 WIDTHS = (16, 32, 64, 64)
 GLOBAL = {"name": "global"}
 NEXT = {

@@ -8,7 +8,6 @@ import pytest
 from jaxeff.errors import ConfigError
 from jaxeff.models import MODELS
 
-
 SPEC = {"name": "selecting", "backbone": {"name": "mlp", "hidden": (6,)}, "hidden": 5}
 CLASSES = 3
 

@@ -13,7 +13,6 @@ from jaxeff.models import MODELS, pretrained
 from jaxeff.models.encoder import Encoder, masked_mean
 from jaxeff.search.plan import Plan
 
-
 RECORDED = np.load(Path(__file__).parents[1] / "golden" / "encoders.npz")
 TOKENS, MASK = RECORDED["tokens"], RECORDED["mask"]
 SHAPE = {"vocabulary": 40, "width": 8, "layers": 3, "heads": 2, "hidden": 12, "positions": 140}

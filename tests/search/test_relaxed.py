@@ -13,7 +13,6 @@ from jaxeff.search import relaxed
 from jaxeff.search.latency import LatencyTable, needed
 from jaxeff.search.space import Space
 
-
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(0, 20, (5, 11)).astype(np.int32)
 MASK = (np.arange(11) < np.array([[11], [7], [3], [1], [10]])).astype(np.float32)

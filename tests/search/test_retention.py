@@ -10,7 +10,6 @@ from jaxeff.models import MODELS
 from jaxeff.search import retention
 from jaxeff.search.space import Space
 
-
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(0, 20, (4, 9)).astype(np.int32)
 MASK = (np.arange(9) < np.array([[9], [6], [3], [1]])).astype(np.float32)

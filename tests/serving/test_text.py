@@ -12,7 +12,6 @@ from jaxeff.models import MODELS
 from jaxeff.serving import TextModel
 from jaxeff.serving import text as module
 
-
 WORDS = tokens.Words((tokens.PADDING, tokens.UNKNOWN, *"abcdefgh"))
 SHAPE = {
     "vocabulary": 10,
@@ -75,7 +74,7 @@ def test_a_folder_is_the_whole_model(model, tmp_path):
     names = {path.name for path in (tmp_path / "folder").iterdir()}
     assert names == {"config.json", "weights.npz", "tokenizer.json"}
     again = TextModel.load(tmp_path / "folder")
-    np.testing.assert_array_equal(again.logits(TEXTS), model.logits(TEXTS))
+    np.testing.assert_array_equal(again.logits(TEXTS[:2]), model.logits(TEXTS[:2]))
     assert again.class_names == model.class_names
     assert again.network.encoder == model.network.encoder
 

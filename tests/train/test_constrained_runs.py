@@ -11,7 +11,6 @@ from jaxeff import train
 from jaxeff.train import check, report
 from jaxeff.train.loop import Training
 
-
 DCL = (
     {"name": "discount", "start": 0.2, "end": 0.0, "period": 4.0},
     {"name": "entropy", "start": 0.95},

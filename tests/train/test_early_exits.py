@@ -12,7 +12,6 @@ from jaxeff.models import MODELS
 from jaxeff.train import objectives
 from jaxeff.train.algorithms import EarlyExits
 
-
 CROSS_ENTROPY = objectives.build({"name": "auto"}, "classification")
 
 

@@ -13,7 +13,6 @@ from jaxeff.train.algorithms import BPTT
 from jaxeff.train.evaluate import Evaluator
 from jaxeff.train.loop import Training
 
-
 SMALL = {"name": "resnet", "blocks": (1, 1), "widths": (8, 16)}
 
 

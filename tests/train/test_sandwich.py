@@ -12,7 +12,6 @@ from jaxeff.models import MODELS
 from jaxeff.train import objectives
 from jaxeff.train.algorithms import Sandwich, Task
 
-
 SPEC = {"name": "encoder_supernet", "shape": SHAPE, "depths": (2, 3), "factors": (2,)}
 RNG = np.random.default_rng(0)
 BATCH = {

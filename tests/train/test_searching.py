@@ -16,7 +16,6 @@ from jaxeff.search.relaxed import expected_latency
 from jaxeff.train import jobs, searches, searching
 from jaxeff.train.algorithms import Trained
 
-
 SUPERNET = {
     "name": "encoder_supernet",
     "shape": {**SHAPE, "layers": 2},
