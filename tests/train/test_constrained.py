@@ -200,7 +200,7 @@ def test_reweighted_training_descends_the_loss_of_the_examples_that_count(name):
 
 
 def test_discount_is_relaxed_in_epochs():
-    _, metrics = run(build(DCL), batches(25))  # five batches an epoch, a period of four epochs
+    _, metrics = run(build(DCL[:1]), batches(25))  # five batches an epoch, a period of four epochs
     shares = metrics["discount_share"]
     assert shares[0] == np.float32(0.2)
     assert shares[10] == pytest.approx(0.1)

@@ -251,7 +251,7 @@ def test_clipping_inside_covers_the_regulariser(nested):
 
 def test_restart_begins_anew_but_for_the_inner_state(nested):
     params, running, multiplier, grads = nested
-    optimizer = dynamic_regularizer(optax.adam(0.1), 0.3)
+    optimizer = dynamic_regularizer(optax.sgd(0.1, momentum=0.9), 0.3)
     _, state = jax.jit(lambda p: optimizer.update(grads, optimizer.init(p), p))(params)
     new = jax.jit(restart)(state._replace(running=running, multiplier=multiplier), params)
     chex.assert_trees_all_equal(new.running, params)
