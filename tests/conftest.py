@@ -82,7 +82,7 @@ def free_programs():
 @contextlib.contextmanager
 def settings(**values):
     """Changes settings of JAX for a while; those of the cache are read anew."""
-    before = {name: jax.config.read(name) for name in values}
+    before = {name: jax.config.values[name] for name in values}
     try:
         for name, value in values.items():
             jax.config.update(name, value)

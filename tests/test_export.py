@@ -14,7 +14,6 @@ from jaxeff.layers.residual import BasicBody
 from jaxeff.layers.strided import TransposedConv
 from jaxeff.models import SequenceModel
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 KEY = jax.random.key(0)
 BATCH, TIME = export.symbolic_shape("b, t")
 

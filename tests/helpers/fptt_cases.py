@@ -56,18 +56,17 @@ def batch_of(kind="classification", length=7, examples=EXAMPLES, seed=0, lengths
     rng = np.random.default_rng(seed)
     shape = {"tagging": (examples, length), "classification": (examples,)}
     if kind == "regression":
-        labels = jnp.asarray(rng.normal(size=(examples, 1)))
+        labels = rng.normal(size=(examples, 1))
     else:
-        labels = jnp.asarray(rng.integers(0, CLASSES, shape[kind]), jnp.int32)
+        labels = rng.integers(0, CLASSES, shape[kind]).astype(np.int32)
     batch = {
-        "inputs": jnp.asarray(rng.normal(size=(examples, length, WIDTH))),
+        "inputs": rng.normal(size=(examples, length, WIDTH)),
         "labels": labels,
-        "weight": jnp.asarray(rng.uniform(0.5, 1.5, examples)),
+        "weight": rng.uniform(0.5, 1.5, examples),
     }
     if lengths is not None:
-        steps = jnp.arange(length)
-        batch["mask"] = (steps < jnp.asarray(lengths)[:, None]).astype(jnp.float64)
-    return batch
+        batch["mask"] = (np.arange(length) < np.asarray(lengths)[:, None]).astype(float)
+    return jax.tree.map(jnp.asarray, batch)
 
 
 def started(algorithm, batch, params=None):
@@ -76,11 +75,14 @@ def started(algorithm, batch, params=None):
     rng = np.random.default_rng(7)
     if params is None:
         params = jax.tree.map(lambda p: jnp.asarray(rng.normal(0.0, 0.5, p.shape)), shapes.params)
+    opt_state, algo_state = jax.jit(lambda p: (algorithm.init_optimizer(p), algorithm.init(p)))(
+        params
+    )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=algorithm.init_optimizer(params),
-        algo_state=algorithm.init(params),
+        opt_state=opt_state,
+        algo_state=algo_state,
         model_state={},
         key=jax.random.key(1),
     )
@@ -98,7 +100,7 @@ def assert_close(a, b, atol=1e-12):
 
 
 def distance(a, b):
-    differences = jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), a, b)
+    differences = jax.tree.map(lambda x, y: np.abs(np.asarray(x) - np.asarray(y)).max(), a, b)
     return max(jax.tree.leaves(differences))
 
 
@@ -141,17 +143,18 @@ def loop_by_hand(model, objective, optimizer, params, batch, parts, loss_of, *, 
     state = (
         params,
         params,
-        jax.tree.map(jnp.zeros_like, params),
-        optimizer.init(params),
+        jax.tree.map(np.zeros_like, params),
+        jax.jit(optimizer.init)(params),
         model.initial_carry(batch["inputs"]),
     )
     history = []
     for number in range(count):
         first, last = number * size, min((number + 1) * size, length)
-        part = {k: a[:, first:last] if k in timed else a for k, a in batch.items()}
+        part = {k: np.asarray(a) for k, a in batch.items()}
+        part |= {k: part[k][:, first:last] for k in timed if k in part}
         weight = part["weight"]
         if "mask" in part:
-            weight = weight * jnp.any(part["mask"] > 0, axis=1)
+            weight = weight * np.any(part["mask"] > 0, axis=1)
         if weight.sum() > 0:
             state = update(*state, part, weight, jnp.asarray(number))
             history.append(state[0])

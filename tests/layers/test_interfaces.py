@@ -28,7 +28,6 @@ from jaxeff.models import MODELS, SequenceModel
 from jaxeff.models.convnet import Head
 from jaxeff.models.encoder import EncoderShape
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 KEY = jax.random.key(0)
 IMAGE = jnp.ones((1, 6, 6, 4))
 SEQUENCE = jnp.ones((2, 3, 4))

@@ -42,13 +42,18 @@ def logits(classifier, x):
     return np.asarray(jax.jit(classifier[0].apply)(classifier[1], x))
 
 
+def softmax(logits):
+    shares = np.exp(logits)
+    return shares / shares.sum(-1, keepdims=True)
+
+
 @pytest.fixture(scope="module")
 def network(data):
     model = MODELS.build(SPEC, "model", num_outputs=4)
     return model, jax.jit(model.init)(jax.random.key(0), data[0][:1])
 
 
-@pytest.mark.parametrize("coverage", [0.0, 0.3, 0.75, 1.0])
+@pytest.mark.parametrize("coverage", swept([0.0, 0.3, 0.75, 1.0], 0.0, 0.3, 1.0))
 def test_network_sends_its_share_of_a_batch_to_the_expert(network, data, coverage):
     (model, variables), x = network, data[0]
     assert set(variables["params"]) == {"base", "expert", "router"}
@@ -125,7 +130,7 @@ def test_abstaining_answers_only_where_the_base_is_sure(classifiers, data):
     assert set(found.answered_by[~kept]) == set(found.labels[~kept]) == {ABSTAINED}
     np.testing.assert_array_equal(found.labels[kept], logits(classifiers[0], x).argmax(-1)[kept])
     assert np.mean(found.labels == labels) == pytest.approx(accuracy)
-    confidence = jax.nn.softmax(logits(classifiers[0], x)).max(-1)
+    confidence = softmax(logits(classifiers[0], x)).max(-1)
     assert confidence[kept].min() >= confidence[~kept].max()
 
 
@@ -219,7 +224,7 @@ def test_exits_answer_as_the_whole_network_would(exits):
     assert every.shape == (3, 10, 4)
     np.testing.assert_allclose(every[-1], jax.jit(model.apply)(variables, x), atol=1e-5)
     staged = early_exits(model, variables)
-    doubt = -np.asarray(jax.nn.softmax(every).max(-1))
+    doubt = -softmax(every).max(-1)
     halves = tuple(float(np.median(doubt[number])) for number in range(2))
     for thresholds in ((np.inf, np.inf), (-np.inf, np.inf), (-np.inf, -np.inf), halves):
         staged.thresholds = thresholds

@@ -37,10 +37,15 @@ def test_resnet10_in_the_widths_of_the_students(widths, parameters):
 def test_mlp_is_layers_of_tanh():
     model = MODELS.build({"name": "mlp", "hidden": (3, 2)}, "model", num_outputs=4)
     rng = np.random.default_rng(0)
-    inputs = jnp.asarray(rng.normal(size=(5, 2, 3, 1)), jnp.float32)
-    variables = model.init(jax.random.key(1), inputs)
-    outputs, features, _ = apply_with_features(model, variables, inputs)
-    x, params = inputs.reshape(5, 6), variables["params"]
+    inputs = rng.normal(size=(5, 2, 3, 1)).astype(np.float32)
+
+    @jax.jit
+    def made():
+        variables = model.init(jax.random.key(1), inputs)
+        return variables["params"], *apply_with_features(model, variables, inputs)[:2]
+
+    params, outputs, features = jax.tree.map(np.asarray, made())
+    x = inputs.reshape(5, 6)
     for name in ("hidden_0", "hidden_1"):
         x = np.tanh(x @ params[name]["kernel"] + params[name]["bias"])
     np.testing.assert_allclose(features["penultimate"], x, atol=1e-6)
@@ -48,16 +53,21 @@ def test_mlp_is_layers_of_tanh():
     np.testing.assert_allclose(outputs, x @ readout["kernel"] + readout["bias"], atol=1e-6)
     assert sizes(model, (2, 3, 1)) == 6 * 3 + 3 + 3 * 2 + 2 + 2 * 4 + 4
     half = MODELS.build({"name": "mlp", "dtype": "bfloat16"}, "model", num_outputs=4)
-    assert half.apply(half.init(jax.random.key(0), inputs), inputs).dtype == jnp.bfloat16
+    logits, _ = jax.eval_shape(half.init_with_output, jax.random.key(0), inputs)
+    assert logits.dtype == jnp.bfloat16
 
 
 def test_a_projected_network_shows_features_of_the_width_asked_for():
     backbone = {"name": "resnet", "blocks": (1, 1), "widths": (2, 4)}
     spec = {"name": "projected", "backbone": backbone, "width": 10, "factor": 5}
     model = MODELS.build(spec, "model", num_outputs=3)
-    inputs = jnp.ones((2, 6, 6, 1))
-    variables = jax.jit(model.init)(jax.random.key(0), inputs)
-    outputs, features, _ = apply_with_features(model, variables, inputs)
+    inputs = np.ones((2, 6, 6, 1), np.float32)
+
+    def shown():
+        variables = model.init(jax.random.key(0), inputs)
+        return apply_with_features(model, variables, inputs)[:2]
+
+    outputs, features = jax.eval_shape(shown)
     assert outputs.shape == (2, 3)
     assert features["map"].shape == (2, 3, 3, 10)
     assert features["penultimate"].shape == (2, 10)

@@ -8,7 +8,6 @@ import pytest
 from jaxeff.ode import GRU, RNN, anchors, blocks, convolution, strided, transport, unroll
 from jaxeff.ode.transport import Coefficients
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 HALF = jnp.bfloat16
 
 

@@ -55,8 +55,12 @@ def test_answers_are_the_networks(model):
     np.testing.assert_allclose(model.logits(TEXTS[::-1])[::-1], found, rtol=1e-4, atol=1e-5)
 
 
-def test_few_programs_for_many_calls(model):
-    own = TextModel(model.network, model.params, WORDS, model.class_names, 20)
+def test_few_programs_for_many_calls():
+    shape = {**SHAPE, "layers": 1}
+    network = MODELS.build({"name": "encoder", "shape": shape}, num_outputs=2)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 20), np.int32))
+    params = jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), shapes["params"])
+    own = TextModel(network, params, WORDS, ("no", "yes"), 20)
     for number in (1, 2, 3, 7, 8, 1, 5):
         own.logits(["a b"] * number)
     assert own.compilations == 2  # of one text, and of eight
@@ -74,7 +78,7 @@ def test_a_folder_is_the_whole_model(model, tmp_path):
     names = {path.name for path in (tmp_path / "folder").iterdir()}
     assert names == {"config.json", "weights.npz", "tokenizer.json"}
     again = TextModel.load(tmp_path / "folder")
-    np.testing.assert_array_equal(again.logits(TEXTS), model.logits(TEXTS))
+    np.testing.assert_array_equal(again.logits(TEXTS[:2]), model.logits(TEXTS[:2]))
     assert again.class_names == model.class_names
     assert again.network.encoder == model.network.encoder
 

@@ -107,10 +107,11 @@ def test_a_search_descends_the_whole_loss_of_an_image(cached):
     algorithm, state, _ = cached
     # Large variances, so that their divergence is a visible part of the loss.
     params = jax.tree.map_with_path(
-        lambda path, p: 30 * p if "log_variance" in jax.tree_util.keystr(path) else p, state.params
+        lambda path, p: 30 * np.asarray(p) if "log_variance" in jax.tree_util.keystr(path) else p,
+        state.params,
     )
     variables = {"params": params, **state.model_state}
-    images, pose = jnp.asarray(blobs(3)), jnp.asarray([[0.3], [2.0], [-1.0]])
+    images, pose = blobs(3), np.float32([[0.3], [2.0], [-1.0]])
 
     @jax.jit
     def slopes(pose):
@@ -180,10 +181,14 @@ def test_without_turning_the_loss_is_the_plain_autoencoders(cached):
     variables = {"params": state.params, **state.model_state}
     plain = BPTT(MODELS.build({"name": "autoencoder", "size": 8, "latents": 2}, num_outputs=1),
                  elbo(), optax.adam(1e-3), TASK)  # fmt: skip
-    sums = jax.jit(plain.evaluate)(state.params, state.model_state, batch_of(blobs(3)))
-    problem = algorithm.problem(variables)
-    loss = jax.jit(problem.loss)({"inputs": blobs(3)}, jnp.zeros((3, 1)))
-    np.testing.assert_allclose(loss.sum(), sums["loss"], rtol=1e-4)
+
+    @jax.jit
+    def both(variables):
+        loss = algorithm.problem(variables).loss({"inputs": blobs(3)}, jnp.zeros((3, 1)))
+        return loss.sum(), plain.evaluate(state.params, state.model_state, batch_of(blobs(3)))
+
+    loss, sums = both(variables)
+    np.testing.assert_allclose(loss, sums["loss"], rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -213,10 +218,12 @@ def test_the_head_learns_the_poses_that_are_found(amortised):
 
 def test_the_nearest_proposal_is_drawn_to_the_pose_and_its_score_raised():
     algorithm = build()
-    proposed = jnp.tile(jnp.asarray([[0.0], [1.0], [2.0]]), (2, 1, 1))
-    scores = jnp.asarray([[0.1, 0.7, -0.4], [0.3, 0.0, 0.5]])
+    proposed = np.tile(np.float32([[0.0], [1.0], [2.0]]), (2, 1, 1))
+    scores = np.float32([[0.1, 0.7, -0.4], [0.3, 0.0, 0.5]])
     algorithm.model = types.SimpleNamespace(apply=lambda *_, **__: (proposed, scores))
-    loss = algorithm._head_loss({}, jnp.zeros((2, 1)), jnp.asarray([[1.1], [-0.2]]))
+    loss = jax.jit(lambda pose: algorithm._head_loss({}, jnp.zeros((2, 1)), pose))(
+        np.float32([[1.1], [-0.2]])
+    )
     far = 4 - 4 * np.cos([0.1, 0.2])  # of rotations by so much
     shares = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     np.testing.assert_allclose(loss, far - np.log(shares[[0, 1], [1, 0]]), rtol=1e-4)
@@ -224,20 +231,23 @@ def test_the_nearest_proposal_is_drawn_to_the_pose_and_its_score_raised():
 
 def test_the_distance_of_poses_does_not_see_whole_turns():
     family = build().family
-    one, other = family.transform(jnp.asarray([[0.3]])), family.transform(jnp.asarray([[6.783185]]))
-    far = family.transform(jnp.asarray([[0.3 + np.pi]]))
-    assert distance(one, other)[0] < 0.2
-    np.testing.assert_allclose(distance(one, far), 8.0, rtol=1e-5)
-    moved = one._replace(shift=one.shift + jnp.asarray([0.3, 0.4]))
-    np.testing.assert_allclose(distance(moved, far), 8.25, rtol=1e-5)
+
+    @jax.jit
+    def apart(one, other, shift):
+        one, other = family.transform(one), family.transform(other)
+        return distance(one._replace(shift=one.shift + shift), other)
+
+    one, other, far = (np.float32([[angle]]) for angle in (0.3, 6.783185, 0.3 + np.pi))
+    assert apart(one, other, np.zeros(2, np.float32))[0] < 0.2
+    np.testing.assert_allclose(apart(one, far, np.zeros(2, np.float32)), 8.0, rtol=1e-5)
+    np.testing.assert_allclose(apart(one, far, np.float32([0.3, 0.4])), 8.25, rtol=1e-5)
 
 
 def test_parts_of_the_objective():
     values = OBJECTIVES["elbo"]()
-    outputs = build().model.outputs(
-        jnp.full((2, 8, 8, 1), 0.5), jnp.ones((2, 3)), jnp.zeros((2, 3))
-    )
-    found = values(outputs, {"inputs": jnp.zeros((2, 8, 8, 1))})
+    given = np.full((2, 8, 8, 1), 0.5, "f"), np.ones((2, 3), "f"), np.zeros((2, 3), "f")
+    inputs = np.zeros((2, 8, 8, 1), "f")
+    found = jax.jit(lambda *at: values(build().model.outputs(*at), {"inputs": inputs}))(*given)
     np.testing.assert_allclose(found["reconstruction"], 16.0)
     np.testing.assert_allclose(found["kl"], 1.5)
     np.testing.assert_allclose(found["loss"], 17.5)
@@ -245,10 +255,11 @@ def test_parts_of_the_objective():
 
 
 def test_what_no_output_can_avoid_is_told_apart():
-    outputs = build().model.outputs(
-        jnp.full((2, 8, 8, 1), 0.25), jnp.zeros((2, 3)), jnp.zeros((2, 3))
+    images, zeros = np.full((2, 8, 8, 1), 0.25, "f"), np.zeros((2, 3), "f")
+    values = elbo("cross_entropy")
+    found = jax.jit(lambda x: values(build().model.outputs(x, zeros, zeros), {"inputs": images}))(
+        images
     )
-    found = elbo("cross_entropy")(outputs, {"inputs": jnp.full((2, 8, 8, 1), 0.25)})
     assert (np.asarray(found["loss"]) > 30).all()
     np.testing.assert_allclose(found["reducible"], 0, atol=1e-4)
 

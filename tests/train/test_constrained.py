@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sweeps import swept
 
 from jaxeff.constraints.statistics import ascend, hardest, predictive_entropy
 from jaxeff.errors import ConfigError
@@ -70,12 +71,20 @@ def batches(count, seed=0):
 
 
 def run(algo, data):
-    state = algo.init_state(jax.random.key(0), data[0]["inputs"])
+    state = started(algo, data[0])
     update, seen = jax.jit(algo.update), []
     for batch in data:
         state, metrics = update(state, batch)
         seen.append(metrics)
     return state, {name: np.array([m[name] for m in seen]) for name in seen[0]}
+
+
+def started(algo, batch):
+    return jax.jit(algo.init_state)(jax.random.key(0), batch["inputs"])
+
+
+def moved(before, after):
+    return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), before.params, after.params)
 
 
 def same(one, two):
@@ -120,7 +129,7 @@ def plain_step():
     algo, batch = build(), batches(1)[0]
     batch["weight"][:5] = 0.1
     batch["labels"][:8] = 0  # so that two halves have different classes
-    state = algo.init_state(jax.random.key(0), batch["inputs"])
+    state = started(algo, batch)
     return batch, state.params, jax.jit(algo.update)(state, batch)[0].params
 
 
@@ -143,7 +152,7 @@ def test_two_devices_make_the_step_of_one(group, plain_step):
     constraints, radius = GROUPS[group]
     algo = build(constraints, initial_multiplier=1.5, rho=2.0, sharpness_radius=radius)
     batch, before, free = plain_step
-    state = algo.init_state(jax.random.key(0), batch["inputs"])
+    state = started(algo, batch)
     same(state.params, before)
     halves = jax.tree.map(lambda a: np.stack(np.split(a, 2)), batch)
     mapped = jax.vmap(lambda half: algo.update(state, half, axis_name="data"), axis_name="data")
@@ -173,7 +182,7 @@ def test_reweighted_training_descends_the_loss_of_the_examples_that_count(name):
     algo = build(({"name": name, "start": 0.25},), rate=1.0)
     algo.optimizer = optax.sgd(1.0)
     batch = batches(1)[0]
-    state = algo.init_state(jax.random.key(0), batch["inputs"])
+    state = started(algo, batch)
 
     def losses(params):
         logits = algo.model.apply({"params": params}, batch["inputs"])
@@ -183,8 +192,7 @@ def test_reweighted_training_descends_the_loss_of_the_examples_that_count(name):
     factors = batch["weight"] * (1 - g if name == "discount" else g / 0.25)
     slope = jax.grad(lambda p: jnp.sum(factors * losses(p)) / batch["weight"].sum())(state.params)
     new, metrics = jax.jit(algo.update)(state, batch)
-    moved = jax.tree.map(lambda a, b: a - b, state.params, new.params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), moved, slope)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), moved(state, new), slope)
     assert metrics[f"{name}_share"] == 0.25
     assert metrics[f"{name}_border"] == pytest.approx(float(border))
     mean = np.average(losses(state.params), weights=batch["weight"])
@@ -192,7 +200,7 @@ def test_reweighted_training_descends_the_loss_of_the_examples_that_count(name):
 
 
 def test_discount_is_relaxed_in_epochs():
-    _, metrics = run(build(DCL), batches(25))  # five batches an epoch, a period of four epochs
+    _, metrics = run(build(DCL[:1]), batches(25))  # five batches an epoch, a period of four epochs
     shares = metrics["discount_share"]
     assert shares[0] == np.float32(0.2)
     assert shares[10] == pytest.approx(0.1)
@@ -202,17 +210,21 @@ def test_discount_is_relaxed_in_epochs():
 def test_sharpness_aware_gradient_is_that_of_the_weights_uphill():
     algo, batch = build((), sharpness_radius=0.4), batches(1)[0]
     algo.optimizer = optax.sgd(1.0)
-    state = algo.init_state(jax.random.key(0), batch["inputs"])
+    state = started(algo, batch)
 
     def loss(params):
         logits = algo.model.apply({"params": params}, batch["inputs"])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
         return jnp.average(losses, weights=batch["weight"])
 
-    slope = jax.grad(loss)(ascend(state.params, jax.grad(loss)(state.params), 0.4))
-    new, _ = jax.jit(algo.update)(state, batch)
-    moved = jax.tree.map(lambda a, b: a - b, state.params, new.params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), moved, slope)
+    @jax.jit
+    def both(state):
+        params = state.params
+        slope = jax.grad(loss)(ascend(params, jax.grad(loss)(params), 0.4))
+        return algo.update(state, batch)[0], slope
+
+    new, slope = both(state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), moved(state, new), slope)
 
 
 def test_penalties_run_the_model_again_at_other_weights_and_other_inputs():
@@ -220,7 +232,7 @@ def test_penalties_run_the_model_again_at_other_weights_and_other_inputs():
     fields = {"initial_multiplier": 0.6, "normalize": False, "dual": {"name": "fixed"}}
     algo, batch = build(constraints, **fields), batches(1)[0]
     algo.optimizer = optax.sgd(1.0)
-    state = algo.init_state(jax.random.key(0), batch["inputs"])
+    state = started(algo, batch)
 
     def losses(params, inputs=batch["inputs"]):
         logits = algo.model.apply({"params": params}, inputs)
@@ -229,20 +241,26 @@ def test_penalties_run_the_model_again_at_other_weights_and_other_inputs():
     def mean(values):
         return jnp.average(values, weights=batch["weight"])
 
-    uphill = jax.grad(lambda p: mean(losses(p)))(state.params)
-    moves = jax.tree.map(lambda a, b: a - b, ascend(state.params, uphill, 0.3), state.params)
-
-    def statistics(p):
+    def statistics(p, moves):
         slopes = jax.grad(lambda x: losses(p, x).sum())(batch["inputs"])
         rise = mean(losses(jax.tree.map(jnp.add, p, moves))) - mean(losses(p))
         return rise, mean(jnp.linalg.norm(slopes, axis=1))
 
+    @jax.jit
+    def by_hand(params):
+        uphill = jax.grad(lambda p: mean(losses(p)))(params)
+        moves = jax.tree.map(lambda a, b: a - b, ascend(params, uphill, 0.3), params)
+
+        def total(p):
+            values = statistics(p, moves)
+            return mean(losses(p)) + 0.6 * sum(values), values
+
+        return jax.grad(total, has_aux=True)(params)
+
     new, metrics = jax.jit(algo.update)(state, batch)
-    wanted = statistics(state.params)
+    slope, wanted = by_hand(state.params)
     np.testing.assert_allclose([metrics["width"], metrics["input_lipschitz"]], wanted, atol=1e-6)
-    slope = jax.grad(lambda p: mean(losses(p)) + 0.6 * sum(statistics(p)))(state.params)
-    moved = jax.tree.map(lambda a, b: a - b, state.params, new.params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), moved, slope)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), moved(state, new), slope)
 
 
 def test_statistics_are_those_at_the_weights_and_not_uphill():
@@ -258,13 +276,13 @@ def test_statistics_are_those_at_the_weights_and_not_uphill():
     assert set(sharp.model_state) == {"batch_stats"}
 
 
-@pytest.mark.parametrize(
-    "dual", [{"name": "gradient", "rate": 0.05}, {"name": "nupi", "rate": 0.05}]
-)
+@pytest.mark.parametrize("dual", swept(["gradient", "nupi"], "nupi"))
 def test_expected_cost_is_brought_to_its_level(dual):
     level = 5.0  # of 80
     section = ({"name": "cost", "start": level},)
-    _, metrics = run(build(section, dual=dual, decay=0.9, rate=0.2), batches(400))
+    _, metrics = run(
+        build(section, dual={"name": dual, "rate": 0.05}, decay=0.9, rate=0.2), batches(400)
+    )
     _, free = run(build(section, dual={"name": "fixed"}, rate=0.2), batches(400))
     found, unheld = (
         {name: seen[-100:].mean() for name, seen in m.items()} for m in (metrics, free)
@@ -293,29 +311,37 @@ def test_constraints_see_the_logits_of_an_objective_that_has_more_outputs():
     algo = Constrained(Gated(), Abstaining(), optax.sgd(0.1), Task(num_classes=2),
                        constraints=(ALL[0],))  # fmt: skip
     batch = batches(1)[0]
-    state = algo.init_state(jax.random.key(0), batch["inputs"])
-    logits = algo.model.apply({"params": state.params}, batch["inputs"])[:, :2]
-    share = predictive_entropy(logits) / np.log(2)
-    _, metrics = jax.jit(algo.update)(state, batch)
+    state = started(algo, batch)
+
+    @jax.jit
+    def found(state):
+        logits = algo.model.apply({"params": state.params}, batch["inputs"])[:, :2]
+        sums = algo.evaluate(state.params, {}, batch)
+        return predictive_entropy(logits) / np.log(2), algo.update(state, batch)[1], sums
+
+    share, metrics, sums = found(state)
     assert metrics["entropy"] == pytest.approx(float(np.average(share, weights=batch["weight"])))
-    sums = algo.evaluate(state.params, {}, batch)
     assert float(sums["entropy"]) == pytest.approx(float(batch["weight"] @ share), rel=1e-5)
     assert objectives.num_outputs(algo.objective, 2) == 3
 
 
 def test_multipliers_move_after_whole_epochs():
     _, metrics = run(build((ALL[0],), move="epoch"), batches(11))
-    moved = np.flatnonzero(np.diff(metrics["entropy_multiplier"], prepend=0))
-    assert set(moved) <= {4, 9}
-    assert 9 in moved
+    steps = np.flatnonzero(np.diff(metrics["entropy_multiplier"], prepend=0))
+    assert set(steps) <= {4, 9}
+    assert 9 in steps
 
 
 def test_evaluation_shows_what_the_outputs_alone_say():
     algo, batch = build(ALL[:2] + ALL[3:]), batches(1)[0]
-    state = algo.init_state(jax.random.key(0), batch["inputs"])
-    sums = algo.evaluate(state.params, {}, batch)
-    logits = algo.model.apply({"params": state.params}, batch["inputs"])
-    p = np.asarray(jax.nn.softmax(logits))
+    state = started(algo, batch)
+    sums, p = jax.jit(
+        lambda params: (
+            algo.evaluate(params, {}, batch),
+            jax.nn.softmax(algo.model.apply({"params": params}, batch["inputs"])),
+        )
+    )(state.params)
+    p = np.asarray(p)
     share = -(p * np.log(p)).sum(-1) / np.log(CLASSES)
     assert float(sums["entropy"]) == pytest.approx(float(batch["weight"] @ share), rel=1e-5)
     assert set(sums) == {"loss", "accuracy", "weight", "entropy", "margin"}

@@ -77,7 +77,7 @@ def test_memory_is_that_of_one_part_whatever_the_length(temp_bytes, backward):
 @pytest.mark.parametrize(
     ("alpha", "reset"),
     [
-        (0.2, "epoch"),
+        pytest.param(0.2, "epoch", marks=SLOW),
         (0.2, "sequence"),
         (0.0, "epoch"),
         *(pytest.param(a, r, marks=SLOW) for a in (0.0, 0.2) for r in ("epoch_weights", "none")),
@@ -95,9 +95,9 @@ def test_update_is_traced_once_and_takes_over_the_memory_of_its_state(alpha, res
     )
     chex.clear_trace_counter()
     step = jax.jit(chex.assert_max_traces(fptt.update, n=1), donate_argnums=0)
-    batch = jax.tree.map(lambda a: a.astype(jnp.float32), batch_of())
-    batch["labels"] = batch["labels"].astype(jnp.int32)
-    state = fptt.init_state(jax.random.key(0), batch["inputs"])
+    batch = jax.tree.map(lambda a: np.asarray(a, np.float32), batch_of())
+    batch["labels"] = batch["labels"].astype(np.int32)
+    state = jax.jit(fptt.init_state)(jax.random.key(0), batch["inputs"])
     for _ in range(5):
         old = state
         state, metrics = step(state, batch)
@@ -118,7 +118,7 @@ def test_weights_that_may_be_evaluated(x64):
     def candidates(**fields):
         fptt = FPTT(network(), cross_entropy, optax.sgd(0.1), task_of(), parts=3, **fields)
         state = started(fptt, batch)
-        one, two = (jax.tree.map(lambda p, n=n: p + n, state.params) for n in (1, 2))
+        one, two = (jax.tree.map(lambda p, n=n: np.asarray(p) + n, state.params) for n in (1, 2))
         state = state.replace(params=one, opt_state=state.opt_state._replace(running=two))
         return fptt.candidates(state), one, two
 
@@ -224,7 +224,7 @@ def test_learning_rate_falls_over_all_updates_of_a_run(fptt_config):
         updates, state = algorithm.optimizer.update(one, state, one)
         return state, -updates
 
-    _, rates = jax.lax.scan(step, algorithm.optimizer.init(one), None, 20)
+    rates = jax.jit(lambda: jax.lax.scan(step, algorithm.optimizer.init(one), None, 20)[1])()
     closed = 0.5 * (1 + np.cos(np.pi * np.arange(20) / 20))
     np.testing.assert_allclose(rates, closed, atol=1e-6)
 

@@ -36,7 +36,7 @@ def difference(one, two):
 @pytest.mark.slow
 def test_the_average_of_the_weights_has_the_average_of_the_statistics(batches):
     algo = algorithm(average_decay=0.75)
-    state = algo.init_state(jax.random.key(0), batches[0]["inputs"])
+    state = jax.jit(algo.init_state)(jax.random.key(0), batches[0]["inputs"])
     expected = jax.tree.map(jnp.asarray, (state.params, state.model_state))
     update = jax.jit(algo.update)
     for batch in batches[:5]:
@@ -62,7 +62,7 @@ def test_learns_in_bfloat16_about_as_well_as_in_float32(batches, design):
     losses = {}
     for dtype in ("float32", "bfloat16"):
         algo = algorithm(dtype=dtype, design={"name": design, **fields})
-        state = algo.init_state(jax.random.key(0), batches[0]["inputs"])
+        state = jax.jit(algo.init_state)(jax.random.key(0), batches[0]["inputs"])
         update = jax.jit(algo.update)
         seen = []
         for batch in batches:
@@ -112,7 +112,7 @@ def test_statistics_are_those_of_the_whole_batch_where_an_axis_is_named(batches)
     """Parts of a batch with synchronised statistics update as the whole batch does."""
     batch = batches[0]
     plain, named = algorithm(), algorithm(axis_name="data")
-    state = plain.init_state(jax.random.key(0), batch["inputs"])
+    state = jax.jit(plain.init_state)(jax.random.key(0), batch["inputs"])
     halves = jax.tree.map(lambda a: jnp.stack(jnp.split(jnp.asarray(a), 2)), batch)
 
     # vmap over an axis of that name is two devices as far as collectives can tell.

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sweeps import swept
 
 from jaxeff import train
 from jaxeff.errors import ConfigError
@@ -100,7 +101,7 @@ def test_weighted_means_over_an_axis_are_those_of_the_whole():
 
 
 def rates(name, steps, num_steps=100, **fields):
-    schedule = optim.schedule(name, 0.5, num_steps, **fields)
+    schedule = jax.jit(optim.schedule(name, 0.5, num_steps, **fields))
     return np.array([float(schedule(step)) for step in steps])
 
 
@@ -152,8 +153,10 @@ def test_impossible_schedule_is_refused(fields, sentence):
 
 def first_update(params, grads, **fields):
     optimizer = optim.build(**{"num_steps": 10, "learning_rate": 0.1, **fields})
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
-    return updates
+    first = jax.jit(
+        lambda grads, params: optimizer.update(grads, optimizer.init(params), params)[0]
+    )
+    return first(grads, params)
 
 
 @pytest.mark.parametrize(("norm", "factor"), [(1.0, 1 / 5), (10.0, 1.0), (0.0, 1.0)])
@@ -207,7 +210,7 @@ def linear():
         "labels": rng.normal(size=(5, 2)).astype(np.float32),
         "weight": np.array([1, 2, 0, 1, 0.5], np.float32),
     }
-    return algorithm, algorithm.init_state(jax.random.key(0), batch["inputs"]), batch
+    return algorithm, jax.jit(algorithm.init_state)(jax.random.key(0), batch["inputs"]), batch
 
 
 def test_bptt_step_of_a_linear_model_by_hand(linear):
@@ -229,14 +232,15 @@ def test_bptt_step_of_a_linear_model_by_hand(linear):
 
 def test_evaluation_sums_are_weighted_and_change_nothing(linear):
     algorithm, state, batch = linear
-    sums = algorithm.evaluate(state.params, state.model_state, batch)
-    outputs = algorithm.model.apply({"params": state.params}, batch["inputs"])
+    sums = jax.jit(algorithm.evaluate)(state.params, state.model_state, batch)
+    outputs = jax.jit(algorithm.model.apply)({"params": state.params}, batch["inputs"])
     losses = np.square(np.asarray(outputs) - batch["labels"]).mean(1)
     np.testing.assert_allclose(sums["loss"], losses @ batch["weight"], rtol=1e-5)
     np.testing.assert_allclose(sums["weight"], batch["weight"].sum())
 
 
-@pytest.mark.parametrize("split", ["validation", "test"])  # 150 and 297: no multiples of 64
+# 150 and 297 examples: no multiples of 64.
+@pytest.mark.parametrize("split", swept(["validation", "test"], "test"))
 def test_evaluator_averages_over_exactly_the_examples_of_a_split(tiny_config, split):
     tiny_config.eval.batch_size = 64
     experiment = train.build(tiny_config)
@@ -246,7 +250,8 @@ def test_evaluator_averages_over_exactly_the_examples_of_a_split(tiny_config, sp
     assert len(examples) % 64
     whole = examples.take(np.arange(len(examples)))
     params = jax.device_get(state.params)
-    logits = np.asarray(experiment.model.apply({"params": params}, whole["inputs"]), np.float64)
+    logits = jax.jit(experiment.model.apply)({"params": params}, whole["inputs"])
+    logits = np.asarray(logits, np.float64)
     hits = logits.argmax(-1) == whole["labels"]
     losses = -log_softmax(logits)[np.arange(len(hits)), whole["labels"]]
     assert set(found) == {"loss", "accuracy"}

@@ -16,7 +16,9 @@ from jaxeff.models import MODELS
 from jaxeff.models.base import apply_with_features
 from jaxeff.train import analyses, jobs, report
 from jaxeff.train.algorithms import ALGORITHMS, BPTT
+from jaxeff.train.checkpoint import Checkpoints
 from jaxeff.train.experiment import Trained
+from jaxeff.train.loop import CHECKPOINTS
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +112,10 @@ def test_impossible_requirements(continued, tmp_path, change, message):
 
 
 def test_an_evaluation_needs_what_was_trained_before(continued, tmp_path):
-    jobs.run(continued.prerequisites.first, tmp_path / "whole")
+    # The checkpoints of the second training are none of the first.
+    checkpoints = Checkpoints(tmp_path / "whole" / CHECKPOINTS)
+    checkpoints.save(5, {"params": np.ones(3, np.float32)}, {}, wait=True)
+    checkpoints.close()
     with pytest.raises(CheckpointError, match="first holds no checkpoints"):
         jobs.prerequisites(continued, tmp_path / "whole")
 
@@ -207,17 +212,21 @@ MODELS_WITH_FEATURES = {
 def test_features_are_what_the_last_layer_reads(name):
     fields, shape, last = MODELS_WITH_FEATURES[name]
     model = MODELS.build({"name": name, **fields}, num_outputs=7)
-    inputs = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    inputs = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     variables = jax.jit(model.init)(jax.random.key(0), inputs)
     assert "intermediates" not in variables
-    outputs, features, changed = jax.jit(
-        lambda v, x: apply_with_features(model, v, x, train=True, mutable=["batch_stats"])
-    )(variables, inputs)
+    options = {"train": True, "mutable": ["batch_stats"]}
+
+    @jax.jit
+    def both(variables, inputs):
+        plain, _ = model.apply(variables, inputs, **options)
+        return apply_with_features(model, variables, inputs, **options), plain
+
+    (outputs, features, changed), plain = jax.tree.map(np.asarray, both(variables, inputs))
     layer = {**variables["params"], **variables["params"].get("head", {})}[last]
-    expected = features["penultimate"] @ layer["kernel"] + layer["bias"]
+    expected = features["penultimate"] @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
-    plain = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
-    np.testing.assert_array_equal(outputs, plain(variables, inputs)[0])
+    np.testing.assert_array_equal(outputs, plain)
     assert set(changed) == set(variables) - {"params"}
     if name == "resnet":
         np.testing.assert_allclose(

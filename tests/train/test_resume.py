@@ -296,7 +296,7 @@ def test_request_to_stop_at_the_last_step_still_finishes(tiny_config, monkeypatc
 
 def test_signal_handlers_are_put_back_after_training(tiny_config, tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    tiny_config.train.num_steps = 3
+    tiny_config.train.num_steps = 5  # the program of the test above
     assert finish(tiny_config, tmp_path)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sweeps import swept
 
 from jaxeff import data, ode, train
 from jaxeff.models import SequenceModel
@@ -31,18 +32,18 @@ def network(cell):
 
 def stream_of(length, seed=0):
     rng = np.random.default_rng(seed)
-    codes = jnp.asarray(rng.integers(0, SYMBOLS, (ROWS, length + 1)), jnp.int32)
+    codes = rng.integers(0, SYMBOLS, (ROWS, length + 1)).astype(np.int32)
     return {
         "inputs": codes[:, :-1],
         "labels": codes[:, 1:],
-        "weight": jnp.ones(ROWS),
-        "start": jnp.zeros(ROWS),
+        "weight": np.ones(ROWS),
+        "start": np.zeros(ROWS),
     }
 
 
 def window(stream, number, size=WINDOW):
     cut = slice(number * size, (number + 1) * size)
-    return {**stream, **{name: stream[name][:, cut] for name in ("inputs", "labels")}}
+    return {**stream, **{name: np.asarray(stream[name])[:, cut] for name in ("inputs", "labels")}}
 
 
 def started(algorithm, batch):
@@ -51,10 +52,10 @@ def started(algorithm, batch):
     rng = np.random.default_rng(7)
 
     def draw(a):
-        return jnp.asarray(rng.normal(0.0, 0.5, a.shape), a.dtype)
+        return rng.normal(0.0, 0.5, a.shape).astype(a.dtype)
 
-    params = jax.tree.map(lambda p: draw(p).astype(jnp.float64), shapes.params)
-    carry = jax.tree.map(draw, algorithm.model.initial_carry(batch["inputs"]))
+    params = jax.tree.map(lambda p: draw(p).astype(float), shapes.params)
+    carry = jax.tree.map(draw, jax.eval_shape(algorithm.model.initial_carry, batch["inputs"]))
     return train.TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -75,41 +76,50 @@ def still(cls, cell, length, **fields):
     return cls(network(cell), cross_entropy, optax.sgd(0.0), task(length), **fields)
 
 
-@pytest.mark.parametrize("cell", [pytest.param("lstm", marks=pytest.mark.slow), "tarnn"])
-def test_two_windows_leave_the_state_of_one_of_twice_the_length(x64, cell):
+# That plain training carries its state is seen in the whole run below.
+@pytest.mark.parametrize(
+    ("cell", "name"),
+    swept([(cell, name) for cell in CELLS for name in ("bptt", "fptt")], ("tarnn", "fptt")),
+)
+def test_two_windows_leave_the_state_of_one_of_twice_the_length(x64, cell, name):
     stream = stream_of(2 * WINDOW)
-    for cls, options in ((BPTT, {}), (FPTT, {"parts": 4, "alpha": 0.0})):
-        short, long = (still(cls, cell, n, **options) for n in (WINDOW, 2 * WINDOW))
-        state = started(long, stream)
-        whole, metrics = jax.jit(long.update)(state, stream)
-        step, halves, after = jax.jit(short.update), [], state
-        for number in range(2):
-            after, found = step(after, window(stream, number))
-            halves.append(found["loss"])
-        chex.assert_trees_all_close(after.carry, whole.carry, atol=1e-12, rtol=0)
-        np.testing.assert_allclose(np.mean(halves), metrics["loss"], rtol=1e-12)
-        changed = jax.tree.map(lambda a, b: np.abs(a - b).max(), whole.carry, state.carry)
-        assert min(jax.tree.leaves(changed)) > 1e-3
+    windows = [window(stream, number) for number in range(2)]
+    cls, options = {"bptt": (BPTT, {}), "fptt": (FPTT, {"parts": 4, "alpha": 0.0})}[name]
+    short, long = (still(cls, cell, n, **options) for n in (WINDOW, 2 * WINDOW))
+    state = started(long, stream)
+    whole, metrics = jax.jit(long.update)(state, stream)
+    step, halves, after = jax.jit(short.update), [], state
+    for each in windows:
+        after, found = step(after, each)
+        halves.append(found["loss"])
+    chex.assert_trees_all_close(after.carry, whole.carry, atol=1e-12, rtol=0)
+    np.testing.assert_allclose(np.mean(halves), metrics["loss"], rtol=1e-12)
+    changed = jax.tree.map(
+        lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), whole.carry, state.carry
+    )
+    assert min(jax.tree.leaves(changed)) > 1e-3
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", swept(CELLS, "tarnn"))
 def test_rows_that_start_begin_with_the_initial_state(x64, cell):
     stream = stream_of(WINDOW)
     for cls, options in ((BPTT, {}), (FPTT, {"parts": 2, "alpha": 0.0})):
         algorithm = still(cls, cell, WINDOW, **options)
         state, step = started(algorithm, stream), jax.jit(algorithm.update)
-        fresh = state.replace(carry=algorithm.model.initial_carry(stream["inputs"]))
+        fresh = state.replace(carry=jax.jit(algorithm.model.initial_carry)(stream["inputs"]))
         anew, _ = step(fresh, stream)
         on, _ = step(state, stream)
-        mixed, _ = step(state, {**stream, "start": jnp.array([0.0, 1.0, 0.0])})
+        mixed, _ = step(state, {**stream, "start": np.array([0.0, 1.0, 0.0])})
         for new, kept, both in zip(
             *(jax.tree.leaves(tree.carry) for tree in (anew, on, mixed)), strict=True
         ):
+            both, new, kept = map(np.asarray, (both, new, kept))
             np.testing.assert_allclose(both[1], new[1], atol=1e-14)
             np.testing.assert_allclose(both[::2], kept[::2], atol=1e-14)
-        every, _ = step(state, {**stream, "start": jnp.ones(ROWS)})
+        every, _ = step(state, {**stream, "start": np.ones(ROWS)})
         chex.assert_trees_all_close(every.carry, anew.carry, atol=1e-14, rtol=0)
-        assert np.abs(anew.carry[0][0] - on.carry[0][0]).max() > 1e-3
+        one, other = (np.asarray(state.carry[0][0]) for state in (anew, on))
+        assert np.abs(one - other).max() > 1e-3
 
 
 def test_no_gradient_goes_through_the_carried_state(x64):
@@ -160,7 +170,7 @@ def text_config(tmp_path):
     return config
 
 
-@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("split", swept(["validation", "test"], "test"))
 def test_evaluation_is_one_pass_over_each_stream(text_config, jitter, split):
     experiment = train.build(text_config)
     params = jitter(experiment.init_state().params, scale=0.5)
@@ -254,7 +264,8 @@ def test_losses_of_masked_steps_count_nothing(x64):
     logits, labels = rng.normal(size=(2, 4, SYMBOLS)), rng.integers(0, SYMBOLS, (2, 4))
     mask = np.array([[1, 1, 1, 0], [1, 0, 0, 0]], np.float32)
     objective = train.OBJECTIVES.build({"name": "cross_entropy"})
-    values = objective(jnp.asarray(logits), {"labels": labels, "mask": mask})
+    judge = jax.jit(lambda logits: objective(logits, {"labels": labels, "mask": mask}))
+    values = judge(logits)
     logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     losses = -np.take_along_axis(logs, labels[..., None], -1)[..., 0]
     expected = [losses[0, :3].mean(), losses[1, 0]]
@@ -262,5 +273,4 @@ def test_losses_of_masked_steps_count_nothing(x64):
     hits = logits.argmax(-1) == labels
     np.testing.assert_allclose(values["accuracy"], [hits[0, :3].mean(), hits[1, 0]], rtol=1e-6)
     changed = logits + 100 * (1 - mask[..., None]) * rng.normal(size=logits.shape)
-    again = objective(jnp.asarray(changed), {"labels": labels, "mask": mask})
-    chex.assert_trees_all_equal(again, values)
+    chex.assert_trees_all_equal(judge(changed), values)
