@@ -113,7 +113,7 @@ def test_parts_take_turns_and_leave_the_others_alone():
     assert int(state.step) == 8
 
 
-def test_a_frozen_expert_has_no_gradient_and_no_optimizer():
+def test_a_frozen_expert_stays_as_it_is_and_has_no_optimizer():
     algo = algorithm(phases={"router": 1, "base": 1}, optimizer=optax.adam(0.1))
     state, data = start(algo), batch()
     assert set(state.opt_state) == {"router", "base"}
@@ -121,6 +121,13 @@ def test_a_frozen_expert_has_no_gradient_and_no_optimizer():
     for _ in range(4):
         new, _ = update(new, data)
     assert gap(new.params["expert"], state.params["expert"]) == 0
+    assert gap(new.params["base"], state.params["base"]) > 0
+
+
+@pytest.mark.slow
+def test_a_frozen_expert_has_no_gradient_and_the_other_parts_their_own_alone():
+    algo = algorithm(phases={"router": 1, "base": 1})
+    state, data = start(algo), batch()
 
     def total(params):
         variables = {"params": params}
