@@ -224,7 +224,8 @@ def test_imagenet_builds_from_folders(name, model, two_images):
     config = MODULES[name].get_config(f"imagenet,model={model}")
     assert config.train.num_steps * config.train.batch_size < 600 * 1_281_167
     config.data.dir = str(two_images)
-    config.train.batch_size = 1  # there is hardly anything to train on
+    # There is hardly anything to train on.
+    config.train.batch_size, config.data.validation_fraction = 1, 0.0
     built = train.build(config)
     assert built.dataset.input_shape == (224, 224, 3)
     assert built.dataset.num_classes == 2

@@ -285,7 +285,7 @@ def test_composes_in_a_network():
         ({"scheme": "spectral", "start": "euler"}, "start has no use"),
         ({"diffusivity": (1.0, -1.0)}, "must not be negative"),
         ({"spacing": (4, 1)}, "does not fit a grid of 4 cells"),
-        ({"num_steps": 0}, "num_steps must be at least 1"),
+        ({"num_steps": 0}, "num_steps must be a whole number of at least 1"),
     ],
 )
 def test_mistakes_are_one_sentence(fields, sentence):

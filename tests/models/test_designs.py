@@ -78,12 +78,10 @@ REFUSED = [
     ("resnet", {"name": "shared", "mode": "depthwise_tile"}, "changes none of the convolutions"),
     ("resnet", {"name": "shared", "stages": (1, 2)}, "stages names stage 2.*stages 0 to 1"),
     ("resnet", {"name": "global", "stages": (-1,)}, "stages names stage -1"),
-    ("resnet", {"name": "interpolated", "stages": (0.5,)}, "stages names stage 0.5"),
     ("resnet", {"name": "interpolated", "stages": ()}, "stages is empty"),
     ("xception", {"name": "global", "stages": (0, 1, 2)}, "stages names stage 2"),
     ("resnet", {"name": "global", "per_stage": {"2": {"dt": 0.1}}, "stages": (1,)}, "per_stage"),
     ("resnet", {"name": "global", "kept": -2}, "kept must be"),
-    ("resnet", {"name": "global", "kept": 1.5}, "kept"),
 ]
 
 
@@ -91,6 +89,12 @@ REFUSED = [
 def test_a_design_that_would_change_nothing_is_refused(host, design, message):
     with pytest.raises(ConfigError, match=f"^config.model.design: .*{message}"):
         build(host, **design)
+
+
+@pytest.mark.parametrize("field", [{"stages": (0.5,)}, {"kept": 1.5}])
+def test_fields_that_count_are_whole_numbers(field):
+    with pytest.raises(ConfigError, match=r"^config\.model\.design\.\w+ must be .*whole number"):
+        build("resnet", name="global", **field)
 
 
 def test_a_factor_of_one_is_the_plain_network(plain):

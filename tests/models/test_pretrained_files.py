@@ -155,7 +155,7 @@ def test_fields_that_a_config_leaves_out_are_those_of_transformers(tmp_path, kin
         ),
         (json.dumps({**CONFIG, "num_attention_heads": 3}), "must be a multiple of the 3 heads"),
         (json.dumps({**CONFIG, "is_decoder": True}), "only encoders"),
-        (json.dumps({**CONFIG, "layer_norm_eps": 0}), "epsilon positive"),
+        (json.dumps({**CONFIG, "layer_norm_eps": 0}), "epsilon of an encoder must be positive"),
         (json.dumps({**CONFIG, "model_type": ["bert"]}), "is not supported"),
     ],
 )

@@ -41,7 +41,7 @@ def test_a_sequence_model_of_few_classes_reads_many_words():
     model = MODELS.build({**SEQUENCE, "vocabulary": 12}, num_outputs=2)
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 5), jnp.int32))
     assert variables["params"]["Embed_0"]["embedding"].shape == (12, 64)
-    with pytest.raises(ConfigError, match="vocabulary must not be negative"):
+    with pytest.raises(ConfigError, match="vocabulary must be a whole number of at least 0"):
         MODELS.build({**SEQUENCE, "vocabulary": -1}, num_outputs=2)
 
 

@@ -92,7 +92,7 @@ class Mistaken(nn.Module):
     [
         (
             lambda **_: Mistaken(),
-            r"^config\.model does not fit inputs .* \(TypeError in line \d+ of test_plain_modules",
+            r"^config\.model does not fit inputs .* TypeError: .*test_plain_modules\.py, line \d+\)",
         ),
         (lambda **_: Other(nnx.Rngs(0)), r"^config\.model must be .*ToLinen\(Other"),
     ],

@@ -113,6 +113,7 @@ def test_impossible_requirements(continued, tmp_path, change, message):
 
 def test_an_evaluation_needs_what_was_trained_before(continued, tmp_path):
     # The checkpoints of the second training are none of the first.
+    (tmp_path / "whole").mkdir()
     checkpoints = Checkpoints(tmp_path / "whole" / CHECKPOINTS)
     checkpoints.save(5, {"params": np.ones(3, np.float32)}, {}, wait=True)
     checkpoints.close()
@@ -174,7 +175,7 @@ def test_the_calibration_split_is_apart():
     np.testing.assert_array_equal(without["validation"].indices, parts[1].indices)
     assert isinstance(parts[2], ArraySplit)
     assert parts[2].stream not in {part.stream for part in parts[:2]}
-    with pytest.raises(ConfigError, match="leaves no train example"):
+    with pytest.raises(ConfigError, match="must be below 1 together"):
         data.load("digits", validation_fraction=0.5, calibration_fraction=0.5)
     with pytest.raises(ConfigError, match="has no calibration split"):
         data.load("adding", calibration_fraction=0.5)
