@@ -10,7 +10,9 @@ from absl import flags
 
 import jaxeff.main
 from jaxeff import data, train
+from jaxeff.data import DATASETS
 from jaxeff.errors import UserError
+from jaxeff.ode import CELLS
 from jaxeff.train import check, jobs, searching
 
 REPOSITORY = Path(__file__).parents[1]
@@ -564,6 +566,13 @@ def own(features):
         ["config.model.cell", "own_cell.py, line 6", "TypeError"],
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def registered_for_a_while(monkeypatch):
+    """What a config file registers is gone after its test."""
+    for registry in (CELLS, DATASETS):
+        monkeypatch.setattr(registry, "_factories", dict(registry._factories))
 
 
 def refusal(arguments):

@@ -92,7 +92,7 @@ class Mistaken(nn.Module):
     [
         (
             lambda **_: Mistaken(),
-            r"^config\.model does not fit inputs .* TypeError: .*test_plain_modules\.py, line \d+\)",
+            r"^config\.model does not fit .* TypeError: .*test_plain_modules\.py, line \d+\)",
         ),
         (lambda **_: Other(nnx.Rngs(0)), r"^config\.model must be .*ToLinen\(Other"),
     ],
