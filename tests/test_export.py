@@ -25,7 +25,7 @@ def exported(function, *shapes):
 
 def test_any_number_of_steps():
     model = SequenceModel(ode.TARNN(4), num_outputs=2, num_layers=2, readout="every_step")
-    variables = model.init(KEY, jnp.ones((1, 2, 3)))
+    variables = jax.jit(model.init)(KEY, jnp.ones((1, 2, 3)))
 
     def run(x, mask):
         return model.apply(variables, x, mask=mask)
@@ -38,7 +38,7 @@ def test_any_number_of_steps():
 def test_a_program_is_written_and_read():
     pytest.importorskip("flatbuffers")
     cell = ode.RNN(2)
-    params = cell.init(KEY, 3)
+    params = jax.jit(cell.init, static_argnums=1)(KEY, 3)
     program = exported(lambda xs: ode.unroll(cell, params, xs)[1], (TIME, BATCH, 3))
     read = export.deserialize(program.serialize())
     assert read.call(jnp.ones((5, 2, 3))).shape == (5, 2, 2)
@@ -47,7 +47,7 @@ def test_a_program_is_written_and_read():
 @pytest.mark.parametrize("solver", ["euler", "implicit"])
 def test_any_number_of_steps_of_a_cell(solver):
     cell = ode.IRNN(4, solver=solver)
-    params = cell.init(KEY, 3)
+    params = jax.jit(cell.init, static_argnums=1)(KEY, 3)
     program = exported(lambda xs: ode.unroll(cell, params, xs, reverse=True), (TIME, BATCH, 3))
     xs = jax.random.normal(KEY, (18, 2, 3))
     expected = jax.jit(lambda xs: ode.unroll(cell, params, xs, reverse=True))(xs)
@@ -58,7 +58,7 @@ def test_any_number_of_steps_of_a_cell(solver):
 def test_what_needs_a_number_of_steps_says_so():
     timed = ode.IRNN(4, step_size_mode="per_time_step", length=9)
     for cell, run in ((timed, ode.unroll), (ode.RNN(4), ode.unroll_parallel)):
-        params = cell.init(KEY, 3)
+        params = jax.jit(cell.init, static_argnums=1)(KEY, 3)
         with pytest.raises(ConfigError, match="number of steps"):
             exported(lambda xs, c=cell, p=params, run=run: run(c, p, xs), (TIME, BATCH, 3))
 
@@ -76,4 +76,4 @@ def test_any_batch(layer):
     x = jax.random.normal(KEY, (5, 8, 8, 2))
     variables = jax.jit(layer.init)(KEY, x[:1])
     program = exported(lambda x: layer.apply(variables, x), (BATCH, 8, 8, 2))
-    np.testing.assert_allclose(program.call(x), layer.apply(variables, x), atol=1e-5)
+    np.testing.assert_allclose(program.call(x), jax.jit(layer.apply)(variables, x), atol=1e-5)

@@ -60,6 +60,7 @@ def test_tables_have_a_maker_and_the_check_sees_a_stale_one(monkeypatch):
     assert tables.fill(stale) != stale
 
 
+@pytest.mark.slow
 def test_workers_take_turns_and_tell_their_times(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from workers import Worker, take_turns

@@ -174,7 +174,7 @@ def test_padding_may_hold_anything(kind):
     layer = Bottleneck(2, kind, keep_first=1)
     tokens = jax.random.normal(jax.random.key(0), (2, 6, 4))
     weight = jnp.array([[1.0, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]])
-    variables = layer.init(jax.random.key(1), tokens, weight)
+    variables = jax.jit(layer.init)(jax.random.key(1), tokens, weight)
 
     @jax.jit
     def run(tokens):

@@ -229,7 +229,7 @@ def test_signed_velocities_go_both_ways_and_stay_stable(x64, monkeypatch):
     monkeypatch.setattr(transport, "leapfrog", lambda h, c, source, **_: seen.append(c) or h)
     x = 1e4 * jnp.asarray(np.random.default_rng(0).normal(size=(1, 8, 8, 2)))
     layer = GlobalLayer(velocity="signed", diffusivity=(1.0, 1.0), spacing=(2, 2))
-    layer.init(jax.random.key(0), x)
+    jax.jit(layer.init)(jax.random.key(0), x)
     for velocity in seen[0][:2]:
         np.testing.assert_allclose([velocity.min(), velocity.max()], [-5, 5], rtol=1e-3)
     assert (stability_number(seen[0], spacing=(2, 2)) <= 1).all()
@@ -346,7 +346,7 @@ def test_unstable_time_steps_are_told_in_a_sentence():
 def test_a_fresh_layer_is_stable_though_some_diffusivities_are_zero(steps):
     layer = GlobalLayer(num_steps=steps)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     assert unstable_layers(layer, variables, x) == []
     (sentence,) = unstable_layers(layer, variables, 1e4 * x)
     assert sentence.startswith("the leapfrog scheme of GlobalLayer is unstable")
@@ -357,7 +357,7 @@ def test_a_fresh_layer_is_stable_though_some_diffusivities_are_zero(steps):
 def test_a_layer_of_nan_is_named(options):
     layer = GlobalLayer(**options)
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 2))
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     assert unstable_layers(layer, variables, x) == []
     (sentence,) = unstable_layers(layer, variables, x.at[0, 0, 0, 0].set(jnp.nan))
     assert sentence.startswith("the features of GlobalLayer are not finite")

@@ -124,7 +124,7 @@ class Plain(nn.Module):
 @pytest.mark.parametrize("body", [Plain(), nn.Sequential([nn.Dense(4), nn.relu])])
 def test_an_interpolated_body_need_not_know_of_training(body):
     layer = Interpolated(body, cheap="none")
-    variables = layer.init(KEY, IMAGE)
+    variables = jax.jit(layer.init)(KEY, IMAGE)
     y = layer.apply(variables, IMAGE, train=True)
     expected = body.apply({"params": variables["params"]["body"]}, IMAGE)
     np.testing.assert_allclose(y[:, ::2, ::2], expected[:, ::2, ::2], rtol=1e-5)
@@ -164,7 +164,7 @@ def test_layers_of_a_cell_of_ones_own_are_equal():
 def test_tokens_have_a_vocabulary_of_their_own():
     tokens = jnp.array([[0, 6, 99]])
     model = SequenceModel(ode.RNN(4), num_outputs=2, vocabulary=100)
-    variables = model.init(KEY, tokens)
+    variables = jax.jit(model.init)(KEY, tokens)
     assert jnp.isfinite(model.apply(variables, tokens)).all()
     assert variables["params"]["Embed_0"]["embedding"].shape == (100, 64)
 

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from sweeps import swept
 
 from jaxeff.errors import ConfigError
 from jaxeff.models import MODELS
@@ -27,7 +28,7 @@ def build(host, **design):
 
 def parameters(model):
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), x)
+    variables = jax.eval_shape(lambda x: jax.jit(model.init)(jax.random.key(0), x), x)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
 
 
@@ -57,7 +58,19 @@ WORKING = [
 ]
 
 
-@pytest.mark.parametrize(("host", "design"), WORKING)
+#: Every design and every kind of host once.
+ALWAYS = [
+    ("mobilenet_v2", {"name": "global", "initial": "block"}),
+    ("one_stage", {"name": "global"}),
+    ("xception", {"name": "global", "kept": 1, "initial": "next"}),
+    ("one_stage", {"name": "looped"}),
+    ("small_xception", {"name": "shared"}),
+    ("densenet", {"name": "shared", "mode": "blueprint"}),
+    ("xception", {"name": "interpolated"}),
+]
+
+
+@pytest.mark.parametrize(("host", "design"), swept(WORKING, *ALWAYS))
 def test_a_design_changes_the_network(host, design, plain):
     assert parameters(build(host, **design)) != of_plain(plain, host)
 

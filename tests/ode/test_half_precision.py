@@ -85,7 +85,7 @@ def test_what_blocks_share(monkeypatch):
     [(RNN(2), "recomputed"), (RNN(2), "autodiff"), (GRU(2), "stored")],
 )
 def test_weights_of_recurrences(cell, backward):
-    params = cell.init(jax.random.key(0), 1)
+    params = jax.jit(cell.init, static_argnums=1)(jax.random.key(0), 1)
 
     def outputs(params, xs):
         return unroll(cell, params, xs, backward=backward)[1]
