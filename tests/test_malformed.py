@@ -228,7 +228,7 @@ SECTIONS = {
     ),
     "solver_of_no_steps": (
         field("model.design.num_steps=0", "global_cnn.py"),
-        ["config.model: num_steps must be at least 1, not 0"],
+        ["config.model: GlobalLayer.num_steps must be a whole number of at least 1, not 0"],
     ),
     "unknown_design": (field("model.design.name=plian", "images.py"), ["config.model.design"]),
     "unknown_data": (field("data.name=digit"), ["config.data.name", "did you mean 'digits'"]),

@@ -232,9 +232,14 @@ HOSTS = {
 }
 
 
+#: Designs that find nothing to change there, which is refused.
+IDLE = {("interpolated", "densenet"), ("looped", "bottleneck"), ("looped", "densenet")}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("host", first_fast(HOSTS))
-@pytest.mark.parametrize("design", first_fast(DESIGNS, 4))
+@pytest.mark.parametrize(
+    ("design", "host"), [(d, h) for d in DESIGNS for h in HOSTS if (d, h) not in IDLE]
+)
 def test_every_design_trains_in_every_host(host, design):
     model = build(3, **HOSTS[host], design=DESIGNS[design])
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
