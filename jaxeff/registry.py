@@ -77,7 +77,7 @@ class Registry:
             be built with; what the factory raised is its cause.
         """
         where = where or self.kind
-        if "name" not in spec:
+        if spec is None or "name" not in spec:
             raise ConfigError(
                 f"config.{where} needs a field 'name'; choose one of: {', '.join(self)}"
             )

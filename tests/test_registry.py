@@ -68,6 +68,8 @@ def test_unknown_name_far_from_all_lists_the_choices(shapes):
 def test_missing_name_lists_the_choices(shapes):
     with pytest.raises(ConfigError, match=r"config.shape needs a field 'name'.*circle, polygon"):
         shapes.build({"radius": 1})
+    with pytest.raises(ConfigError, match=r"config.shape needs a field 'name'"):
+        shapes.build(None)
 
 
 def test_unknown_field_suggests_the_nearest(shapes):

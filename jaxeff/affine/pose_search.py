@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -206,6 +208,14 @@ class Search:
             raise ConfigError(
                 f"search.method: unknown choice '{self.method}'{closest(self.method, METHODS)}"
             )
+        for field in ("starts", "proposals", "keep", "chunk", "steps"):
+            value = getattr(self, field)
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+                raise ConfigError(f"search.{field} must be a whole number, not {value!r}")
+        for field in ("learning_rate", "damping"):
+            value = getattr(self, field)
+            if not isinstance(value, numbers.Real) or not 0 <= float(value) < math.inf:
+                raise ConfigError(f"search.{field} must be a finite number from 0, not {value!r}")
         for field in ("starts", "proposals", "keep", "chunk"):
             if getattr(self, field) < 0:
                 raise ConfigError(
@@ -223,10 +233,14 @@ class Search:
         Raises:
           ConfigError: an unknown field or setting.
         """
-        fields = dict(spec)
+        try:
+            fields = dict(spec)
+        except (TypeError, ValueError):
+            raise ConfigError(f"config.{where} must be a section of fields, not {spec!r}") from None
         like = fields.pop("like", "")
         if like and like not in PUBLISHED:
-            raise ConfigError(f"config.{where}.like: unknown '{like}'{closest(like, PUBLISHED)}")
+            near = closest(str(like), PUBLISHED)
+            raise ConfigError(f"config.{where}.like: unknown '{like}'{near}")
         known = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
             if name not in known:

@@ -16,6 +16,9 @@ from jaxeff.data.images import ImageArrays, check_labels, image_dataset
 from jaxeff.data.series import SeriesSplit, stratified_indices
 from jaxeff.errors import DataError
 
+#: Classes that labels without names may number; more are identifiers, not labels.
+MAX_CLASSES = 1 << 20
+
 Pair = tuple[np.ndarray, np.ndarray]
 
 
@@ -51,10 +54,18 @@ def from_arrays(
         for what, value in (("inputs", inputs), ("labels", labels)):
             if not isinstance(value, np.ndarray):
                 raise DataError(f"{where} has {what} of {type(value).__name__}, not a numpy array")
-        if not len(inputs):
+        if not inputs.ndim or not len(inputs):
             raise DataError(f"{where} has no examples")
+        if not inputs.size:
+            raise DataError(f"{where} has inputs of shape {inputs.shape}, which hold no values")
         check_labels(where, labels, len(inputs))
-    names = tuple(class_names) or tuple(map(str, range(int(train[1].max()) + 1)))
+    largest = int(train[1].max())
+    if not len(class_names) and largest >= MAX_CLASSES:
+        raise DataError(
+            f"{name}: the train part has label {largest} in row {train[1].argmax()}, too large to "
+            "be the number of a class; number the classes from 0 on"
+        )
+    names = tuple(class_names) or tuple(map(str, range(largest + 1)))
     for part, (_, labels) in parts.items():
         wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
         if len(wrong):
@@ -73,7 +84,13 @@ def from_arrays(
             class_names=names,
         )
     request.refuse_view(name)
-    values = np.concatenate([_series(f"{name}: the {p} part", x) for p, (x, _) in parts.items()])
+    series = [_series(f"{name}: the {part} part", x) for part, (x, _) in parts.items()]
+    if series[0].shape[1:] != series[1].shape[1:]:
+        raise DataError(
+            f"{name}: the test part has inputs of shape {series[1].shape[1:]}, but the train part "
+            f"of {series[0].shape[1:]}; pad or cut all series to one length"
+        )
+    values = np.concatenate(series)
     labels = np.concatenate([train[1], test[1]]).astype(np.int32)
     rows, held_out = stratified_indices(train[1], request.validation_fraction, request.split_seed)
     request.require_parts(name, len(train[1]), train=len(rows), validation=len(held_out))

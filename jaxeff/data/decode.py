@@ -53,6 +53,8 @@ def resized(path: str, size: int, box_of: Callable[[int, int], Any]) -> np.ndarr
             warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are still decoded
             image = Image.open(path, formats=_formats())
         with image:
+            if image.format == "TIFF":
+                image.load()  # turns the picture upright, and takes the orientation away
             orientation = _orientation(image)
             whole = image.size[::-1] if orientation in _TURNED else image.size
             box = np.asarray(box_of(*whole))

@@ -41,10 +41,27 @@ def is_companion(name: str) -> bool:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Yields the files in a folder and below it in the order of their paths, without companions."""
-    found = []
-    for place, inside, names in os.walk(folder):
-        inside[:] = [name for name in inside if not is_companion(name)]
+    """Yields the files in a folder and below it in the order of their paths, without companions.
+
+    Linked folders are entered, each folder once.
+
+    Raises:
+      DataError: a folder that is there cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from None
+
+    found, seen = [], {os.path.realpath(folder)}
+    for place, inside, names in os.walk(folder, onerror=refuse, followlinks=True):
+        entered = []
+        for name in sorted(inside):
+            target = os.path.realpath(os.path.join(place, name))
+            if not is_companion(name) and target not in seen:
+                seen.add(target)
+                entered.append(name)
+        inside[:] = entered
         found += [Path(place, name) for name in names if not is_companion(name)]
     yield from sorted(found)
 

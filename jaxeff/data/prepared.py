@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ def find(name: str, root: Path) -> Path | None:
     """Returns the folder of the newest prepared version of ``name`` under ``root``, or None."""
     found = [path.parent for path in (root / name).glob("*/dataset_info.json")]
     # A folder being prepared, "1.0.0.incompleteX", is not a version.
-    versions = [path for path in found if path.name.replace(".", "").isdigit()]
+    versions = [path for path in found if re.fullmatch(r"\d+(\.\d+)*", path.name)]
     return max(versions, key=lambda path: tuple(map(int, path.name.split("."))), default=None)
 
 

@@ -54,6 +54,8 @@ def parts(folder: Path) -> list[Path]:
         shards = sorted({str(name) for name in names.values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{index}: is no index of shards ({error})") from None
+    if not shards:
+        raise DataError(f"{index}: names no shards; fetch it again")
     for name in shards:
         if Path(name).name != name or not (folder / name).is_file():
             raise DataError(f"{folder / name}: is named in {INDEX}, but is not there")

@@ -13,6 +13,7 @@ from jaxeff.data.files import read_text
 from jaxeff.errors import DataError
 
 _COMMENTS = ("#", "%")
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,11 +115,9 @@ def _read_channels(where: str, channels: list[str]) -> np.ndarray:
             numbers = list(map(float, values))
         except ValueError:
             numbers = [math.nan]
-        if not all(map(math.isfinite, numbers)):
+        if not all(abs(number) <= _LARGEST for number in numbers):  # NaN is refused too
             bad = next(value.strip() for value in values if not _is_finite(value))
-            missing = bad.lower() in ("?", "", "nan")
-            fault = f"a missing value ('{bad}')" if missing else f"'{bad[:20]}', not a number,"
-            raise DataError(f"{where} has {fault} in channel {channel}")
+            raise DataError(f"{where} has {_fault(bad)} in channel {channel}")
         if read and len(numbers) != len(read[0]):
             raise DataError(
                 f"{where} has {len(numbers)} steps in channel {channel} but {len(read[0])} in"
@@ -130,6 +129,17 @@ def _read_channels(where: str, channels: list[str]) -> np.ndarray:
 
 def _is_finite(value: str) -> bool:
     try:
-        return math.isfinite(float(value))
+        return abs(float(value)) <= _LARGEST
     except ValueError:
         return False
+
+
+def _fault(value: str) -> str:
+    """Returns what is wrong with a value that cannot be used."""
+    if value.lower() in ("?", "", "nan"):
+        return f"a missing value ('{value}')"
+    try:
+        large = math.isfinite(float(value))
+    except ValueError:
+        large = False
+    return f"'{value[:20]}', {'too large for float32' if large else 'not a number'},"

@@ -78,6 +78,7 @@ def _dataset(
     """Splits texts at random, each class alike and equal texts together, and makes them tokens."""
     if not 0 < test_fraction < 1:
         raise ConfigError(f"config.data.test_fraction must be in (0, 1), not {test_fraction}")
+    require_examples(f"{name} from {origin}", {"whole": len(texts)})
     # The test part is the same whatever the seed of the other split.
     parts = stratified_indices(labels, test_fraction, 0, _copies(texts))
     return tokenised(name, request, texts, labels, parts, class_names, origin, *options)
@@ -152,9 +153,10 @@ def tokenised(
         known = (texts[i] for i in members["train"])
         words = (part for own in known for part in ((own,) if isinstance(own, str) else own))
         encoder = tokens.Words.of(words, vocabulary)
-    values, lengths = tokens.padded_typed(encoder.typed(texts, length), length)
-    if values.ndim > 2 and values[..., 1].max() > 1:
-        raise DataError(f"{tokenizer}: has more than two types of tokens, which are not supported")
+    try:
+        values, lengths = tokens.padded_typed(encoder.typed(texts, length), length)
+    except DataError as error:
+        raise DataError(f"{tokenizer or name}: {error}") from None
     splits = {
         part: TokenSplit(
             values, labels, rows, lengths, STREAMS[part], tokenizer=encoder, texts=texts

@@ -260,7 +260,11 @@ class Pieces:
                 f"{special} special tokens"
             )
         self._library.enable_truncation(length)
-        encoded = self._library.encode_batch(given)
+        try:
+            encoded = self._library.encode_batch(given)
+        except Exception as error:  # such as a word that it does not know, and no unknown word
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise DataError(f"the tokeniser cannot read the texts ({reason})") from None
         return [Tokens(own.ids or [0], own.type_ids or [0]) for own in encoded]
 
     def _parts(self, own: Texts) -> str | tuple[str, str]:
@@ -314,9 +318,14 @@ def padded_typed(encoded: Sequence[Tokens], length: int) -> tuple[np.ndarray, np
 
     The first is int32 ``[texts, length]`` of tokens where all types are 0, and otherwise
     ``[texts, length, 2]`` of tokens and their types.
+
+    Raises:
+      DataError: there are other types than 0 and 1.
     """
     ids, lengths = padded([own.ids for own in encoded], length)
     if not any(any(own.types) for own in encoded):
         return ids, lengths
     types, _ = padded([own.types for own in encoded], length)
+    if types.max() > 1:
+        raise DataError("the tokeniser has more than two types of tokens; take one of BERT's kind")
     return np.stack([ids, types], -1), lengths

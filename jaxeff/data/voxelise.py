@@ -56,24 +56,34 @@ def read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _off(path: Path) -> str:
-    """Returns the text of an OFF file whose counts fit its size.
+    """Returns the text of an OFF file, all of it there, without comments.
+
+    Faces of more than four corners become triangles.
 
     Raises:
-      DataError: it cannot be read, or promises more than it can hold.
+      DataError: it cannot be read, or promises more than it holds.
     """
-    text = read_text(path, errors="replace")
-    start = re.sub(r"#[^\n]*", "", text[:4096]).lstrip()
-    counts = re.match(r"OFF\s*(\d+)\s+(\d+)", start)
-    if counts is None:
+    text = re.sub(r"#[^\n]*", "", read_text(path, errors="replace"))
+    header = re.match(r"\s*OFF\s*(\d+)\s+(\d+)[^\n]*", text)
+    if header is None:
         raise DataError(f"{path}: does not begin with OFF and its counts; fetch it again")
-    vertices, faces = map(int, counts.groups())
-    # Three coordinates, or a count and three corners, with what parts them.
-    if 6 * vertices + 8 * faces > len(text) + 2:
+    vertices, faces = map(int, header.groups())
+    lines = [line for line in text[header.end() :].split("\n") if line.strip()]
+    polygons = [line.split() for line in lines[vertices : vertices + faces]]
+    if len(polygons) < faces or any(len(own) <= int(own[0]) for own in polygons):
         raise DataError(
             f"{path}: {vertices} corners and {faces} faces do not fit its {len(text)} characters; "
             "fetch it again"
         )
-    return text
+    kept = []
+    for own in polygons:
+        count, *corners = own[: int(own[0]) + 1]
+        if int(count) <= 4:
+            kept.append([count, *corners])
+            continue
+        kept += [["3", corners[0], *corners[i : i + 2]] for i in range(1, len(corners) - 1)]
+    body = [*lines[:vertices], *map(" ".join, kept)]
+    return "\n".join((f"OFF\n{vertices} {len(kept)} 0", *body))
 
 
 def voxelise(

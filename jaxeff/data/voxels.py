@@ -175,6 +175,8 @@ def modelnet10(
     """
     request.refuse_view("modelnet10")
     turn = _turn(rotation)
+    if not classes or len(set(classes)) < len(classes):
+        raise ConfigError(f"config.data.classes must name classes once each, not {tuple(classes)}")
     for name in classes:
         if name not in MODELNET10:
             raise ConfigError(

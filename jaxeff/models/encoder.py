@@ -66,14 +66,18 @@ class EncoderShape:
                 raise ConfigError(
                     f"{field} of an encoder must be a positive integer, not {value!r}"
                 )
+        if not isinstance(self.types, numbers.Integral):
+            raise ConfigError(f"types of an encoder must be an integer, not {self.types!r}")
         if not 0 <= self.first_position < self.positions or self.types < 0:
             raise ConfigError(
                 f"first_position {self.first_position} must be in [0, positions={self.positions}) "
                 f"and types not negative, not {self.types}"
             )
         require_rate("dropout", self.dropout)
-        if not self.epsilon > 0:
-            raise ConfigError(f"epsilon of an encoder must be positive, not {self.epsilon}")
+        if not isinstance(self.epsilon, numbers.Real) or not 0 < self.epsilon < math.inf:
+            raise ConfigError(
+                f"epsilon of an encoder must be positive and finite, not {self.epsilon!r}"
+            )
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} must be a multiple of the {self.heads} heads")
         if self.activation not in ACTIVATIONS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -120,6 +121,22 @@ def _shape(shape: Mapping[str, Any] | None, name: str) -> EncoderShape:
         raise ConfigError(f"config.model.shape: {error}") from error
 
 
+def _cut(cut: Any) -> tuple[int, int]:
+    """Returns the layer and the factor of a cut in a config."""
+    numbered = isinstance(cut, Sequence) and all(isinstance(n, numbers.Integral) for n in cut)
+    if not numbered or len(cut) != 2:
+        raise ConfigError(f"cuts must be pairs of whole numbers, a layer and a factor, not {cut!r}")
+    return int(cut[0]), int(cut[1])
+
+
+def _floats(dtype: str) -> Dtype:
+    """Returns the type of a computation, which is one of floats."""
+    kind = jnp.dtype(dtype)
+    if not jnp.issubdtype(kind, jnp.floating):
+        raise ConfigError(f"dtype must be one of floats, such as float32, not {dtype}")
+    return kind
+
+
 @MODELS.register("encoder")
 def encoder(
     *,
@@ -150,10 +167,10 @@ def encoder(
       ConfigError: sizes that do not fit each other.
       DataError: there is no such pretrained model.
     """
-    sizes, kinds = _shape(shape, pretrained), jnp.dtype(dtype)
+    sizes, kinds = _shape(shape, pretrained), _floats(dtype)
     plan = Plan(
         depth or sizes.layers,
-        tuple((int(place), int(factor)) for place, factor in cuts),
+        tuple(map(_cut, cuts)),
         keep_first,
         kind,
         pooled_queries,
@@ -195,7 +212,7 @@ def encoder_supernet(
       ConfigError: a space that the encoder does not have.
       DataError: there is no such pretrained model.
     """
-    sizes, kinds = _shape(shape, pretrained), jnp.dtype(dtype)
+    sizes, kinds = _shape(shape, pretrained), _floats(dtype)
     chosen = tuple(depths) or tuple(range(min(2, sizes.layers), sizes.layers + 1))
     space = Space(chosen, tuple(factors), max_cuts, keep_first, kind, pooled_queries)
     if chosen[-1] != sizes.layers:

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,9 @@ class TextModel:
                 f"the tokeniser has a vocabulary of {self.tokenizer.size}, but the network's table "
                 f"has {shape.vocabulary} tokens; take the tokeniser that it was trained with"
             )
-        if not 0 < self.length <= shape.max_length:
+        if not isinstance(self.length, numbers.Integral) or not (
+            0 < self.length <= shape.max_length
+        ):
             raise DataError(
                 f"a length of {self.length} tokens does not fit the network, which has positions "
                 f"for 1 to {shape.max_length}"
@@ -94,6 +97,8 @@ class TextModel:
                 f"{len(self.class_names)} class names do not fit the network's "
                 f"{self.network.num_outputs} outputs"
             )
+        if len(set(self.class_names)) < len(self.class_names):
+            raise DataError(f"two of the class names are the same: {self.class_names}")
 
     @property
     def compilations(self) -> int:
@@ -128,8 +133,19 @@ class TextModel:
         return found
 
     def predict(self, texts: Sequence[Texts]) -> list[Prediction]:
-        """Returns a prediction for each text; see `logits`."""
-        shares = np.asarray(jax.nn.softmax(self.logits(texts), axis=-1))
+        """Returns a prediction for each text; see `logits`.
+
+        Raises:
+          UserError: also where an output is not finite, which names no class.
+        """
+        outputs = self.logits(texts)
+        wrong = np.flatnonzero(~np.isfinite(outputs).all(-1))
+        if len(wrong):
+            raise UserError(
+                f"texts: the network's output for row {wrong[0]} is NaN or infinite; train it "
+                "again, or compute in float32"
+            )
+        shares = np.asarray(jax.nn.softmax(outputs, axis=-1))
         names = self.class_names
         return [
             Prediction(names[int(row.argmax())], dict(zip(names, row.tolist(), strict=True)))
@@ -164,7 +180,10 @@ class TextModel:
         plan = dataclasses.asdict(encoder.plan)
         flat = flax.traverse_util.flatten_dict(jax.device_get(self.params), sep="/")
         weights = io.BytesIO()
-        np.savez(weights, **flat)
+        # NumPy's files have no 16-bit floats of the kind bfloat16; float32 holds them exactly.
+        np.savez(
+            weights, **{n: v.astype(np.promote_types(v.dtype, np.float32)) for n, v in flat.items()}
+        )
         contents = {WEIGHTS: weights.getvalue(), TOKENIZER: self.tokenizer.json.encode()}
         config = {
             "jaxeff": __version__,
@@ -208,7 +227,9 @@ class TextModel:
             raise DataError(
                 f"{weights}: {len(given)} arrays are too few for the {layers} layers of {CONFIG}"
             )
-        example = jax.ShapeDtypeStruct((1, length), jnp.int32)
+        # A length that does not fit is refused below; parameters do not depend on it.
+        longest = network.encoder.shape.max_length
+        example = jax.ShapeDtypeStruct((1, min(max(length, 1), longest)), jnp.int32)
         shapes: Any = jax.eval_shape(network.init, jax.random.key(0), example)
         wanted = flax.traverse_util.flatten_dict(shapes["params"], sep="/")
         wrong = [
@@ -223,11 +244,14 @@ class TextModel:
                 f"it does not fit {CONFIG}"
             )
         for name, digest in digests.items():
-            if name not in (WEIGHTS, TOKENIZER) or _digest((folder / name).read_bytes()) != digest:
+            if name not in (WEIGHTS, TOKENIZER) or _digest(_content(folder / name)) != digest:
                 raise DataError(
                     f"{folder / name}: was changed, or is not of the same model as {CONFIG}; save "
                     "the model again"
                 )
+        spoilt = next((n for n in sorted(given) if not _is_finite(given[n])), None)
+        if spoilt is not None:
+            raise DataError(f"{weights}: {spoilt} holds no numbers, or some that are not finite")
         params = flax.traverse_util.unflatten_dict(given, sep="/")
         tokenizer = tokens.load(folder / TOKENIZER)
         try:
@@ -238,6 +262,17 @@ class TextModel:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _is_finite(values: np.ndarray) -> bool:
+    return values.dtype.kind == "f" and bool(np.isfinite(values).all())
 
 
 def _doubled(first: int, below: int) -> list[int]:

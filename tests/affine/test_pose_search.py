@@ -326,6 +326,12 @@ def test_published_settings():
         ({"method": "adm"}, "method: unknown choice 'adm'; did you mean 'adam'"),
         ({"keep": -1}, "keep must not be negative"),
         ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 1.5}, "steps must be a whole number, not 1.5"),
+        ({"starts": "40"}, "starts must be a whole number, not '40'"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number"),
+        ({"like": 3}, "like: unknown '3'"),
+        ("2020", "config.search must be a section of fields, not '2020'"),
+        (None, "config.search must be a section of fields, not None"),
     ],
 )
 def test_impossible_settings_are_one_sentence(spec, message):

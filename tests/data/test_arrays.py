@@ -123,3 +123,26 @@ def test_registered_data_sets_are_what_they_say(monkeypatch, build, words):
     monkeypatch.setitem(DATASETS._factories, "own", build)
     with pytest.raises(DataError, match=f"data set 'own' .*{words}"):
         data.load("own")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        (SERIES, SERIES[:, :3], r"test part has inputs of shape \(3, 2\), but .* of \(6, 2\)"),
+        (SERIES, SYMBOLS, r"test part has inputs of shape \(6,\), but the train part of \(6, 2\)"),
+        (SERIES[:, :0], SERIES[:, :0], r"has inputs of shape \(20, 0, 2\), .* no values"),
+        (SYMBOLS[:, :0], SYMBOLS, r"inputs of shape \(20, 0\), which hold no values"),
+        (IMAGES[..., :0], IMAGES, r"shape \(20, 5, 4, 0\), which hold no values"),
+    ],
+)
+def test_parts_have_values_of_one_shape(train, test, words):
+    with pytest.raises(DataError, match=f"^mine: .*{words}"):
+        from_arrays("mine", Request(), (train[:20], LABELS), (test[:4], TEST_LABELS))
+
+
+def test_numbers_that_are_no_classes_are_refused():
+    labels = LABELS + 1_234_567_890
+    with pytest.raises(DataError, match="label 1234567892 in row 2, too large to be the number"):
+        made(SERIES, labels)
+    with pytest.raises(DataError, match="train part has no examples"):
+        from_arrays("mine", Request(), (np.array(5), LABELS), (SERIES[:4], TEST_LABELS))

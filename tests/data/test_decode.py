@@ -50,7 +50,7 @@ def test_values_without_a_white_are_refused(tmp_path, value):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
 def test_pictures_stand_upright(tmp_path, orientation, name):
     # The EXIF standard's own words: where the stored first row and first column are seen.
     rows, columns = np.mgrid[:120, :200]

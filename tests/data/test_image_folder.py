@@ -1,5 +1,7 @@
 """Images decoded from folders: what is seen of each, and that draws belong to examples."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -170,3 +172,32 @@ def test_what_is_wrong_with_a_folder(root, tmp_path):
         data.load("image_folder", dir=str(tmp_path))
     with pytest.raises(ConfigError, match="size must be at least 1"):
         data.load("image_folder", dir=str(root), size=0)
+
+
+def test_linked_folders_are_entered_once(tmp_path):
+    inner = tmp_path / "set" / "a"
+    inner.mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for path in (inner / "1.png", tmp_path / "elsewhere" / "2.png"):
+        path.write_bytes(b"")
+    (inner / "more").symlink_to(tmp_path / "elsewhere")
+    (inner / "again").symlink_to(tmp_path / "elsewhere")
+    (inner / "round").symlink_to(inner)
+    files, labels, _ = image_folder.list_images(tmp_path / "set")
+    assert [path.removeprefix(str(inner)) for path in files] == ["/1.png", "/again/2.png"]
+    assert labels.tolist() == [0, 0]
+
+
+def test_folders_that_cannot_be_listed_are_named(tmp_path, monkeypatch):
+    (tmp_path / "a" / "shut").mkdir(parents=True)
+    (tmp_path / "a" / "1.png").write_bytes(b"")
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"a/shut: cannot be listed \(Permission denied\)"):
+        image_folder.list_images(tmp_path)

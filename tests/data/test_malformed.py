@@ -107,6 +107,7 @@ TABLE = [
     ("binary.ts", bytes(range(256)), read_ts, "no line @data"),
     ("nan.ts", ts("", "1,nan:a"), read_ts, "missing value"),
     ("huge.ts", ts("", "1,1e999:a"), read_ts, "not a number"),
+    ("large.ts", ts("", "1,1e39:a"), read_ts, "'1e39', too large for float32,"),
     ("absurd.off", b"OFF\n999999999 999999999 0\n0 0 0\n", read_mesh, "do not fit its"),
     ("none.off", b"", read_mesh, "does not begin with OFF"),
     ("words.off", b"OFF\nmany corners\n", read_mesh, "does not begin with OFF"),

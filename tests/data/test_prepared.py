@@ -109,7 +109,7 @@ def test_stock_builders_have_the_features_that_are_read(name):
 
 
 def test_the_newest_finished_version_is_read(tmp_path):
-    for version in ("3.0.2", "3.0.10", "3.1.0.incompleteABC", "notes"):
+    for version in ("3.0.2", "3.0.10", "3.1.0.incompleteABC", "notes", "4..0", "5."):
         (tmp_path / "cifar10" / version).mkdir(parents=True)
         (tmp_path / "cifar10" / version / "dataset_info.json").touch()
     (tmp_path / "cifar10" / "4.0.0").mkdir()

@@ -189,3 +189,17 @@ def test_texts_of_the_test_part_are_not_trained_on():
         snippets.tokenised("own", Request(), [*texts[:4], None, *texts[5:]], *fields)
     with pytest.raises(ConfigError, match="vocabulary must be at least 3"):
         snippets.tokenised("own", Request(), texts, *fields[:-1], 2)
+
+
+def test_tokenisers_that_fit_no_encoder_are_refused():
+    with pytest.raises(DataError, match="more than two types of tokens"):
+        tokens.padded_typed([tokens.Tokens([1, 2], [0, 2])], 2)
+    library = pytest.importorskip("tokenizers")
+    own = library.Tokenizer(library.models.WordLevel({"a": 0}, unk_token="[UNK]"))
+    with pytest.raises(DataError, match=r"cannot read the texts \(.*Missing \[UNK\]"):
+        tokens.Pieces(own.to_str()).encode(["b"], 4)
+
+
+def test_a_set_without_texts_is_refused():
+    with pytest.raises(DataError, match="the whole part has no examples"):
+        snippets._dataset("none", Request(), [], np.zeros(0, np.int32), ("a",), "x", 0.1)

@@ -165,6 +165,9 @@ def test_files_that_are_no_meshes_are_one_sentence(folder):
         data.load("modelnet10", dir=str(folder), classes=("bed",))
     with pytest.raises(ConfigError, match="did you mean 'sofa'"):
         data.load("modelnet10", dir=str(folder), classes=("sofas",))
+    for classes in ((), ("sofa", "sofa")):
+        with pytest.raises(ConfigError, match=r"config\.data\.classes must name classes once"):
+            data.load("modelnet10", dir=str(folder), classes=classes)
 
 
 def test_meshes_written_on_other_systems(tmp_path):
@@ -183,3 +186,32 @@ def test_meshes_written_on_other_systems(tmp_path):
         vertices, faces = read_mesh(path)
         np.testing.assert_allclose(vertices, box(1, 0.5, 0.25))
         np.testing.assert_array_equal(faces, FACES)
+
+
+def test_faces_are_all_there(tmp_path):
+    pytest.importorskip("trimesh")
+    path = tmp_path / "a.off"
+    text = off(box(1, 0.123456789, 0.25) + 1e-9, FACES)
+    lines = text.splitlines()
+    # Cut off at the end of a line, and within the last face.
+    for cut in ("\n".join(lines[:-1]), text.rstrip()[:-2]):
+        path.write_text(cut)
+        with pytest.raises(DataError, match=r"12 faces do not fit its .*; fetch it again"):
+            read_mesh(path)
+    path.write_text("\n".join(f"{line} # a face" for line in lines))
+    np.testing.assert_array_equal(read_mesh(path)[1], FACES)
+
+
+def test_faces_of_many_corners_become_triangles(tmp_path):
+    pytest.importorskip("trimesh")
+    angles = np.linspace(0, 2 * np.pi, 6, endpoint=False)
+    ring = np.stack([np.cos(angles), np.sin(angles), 0 * angles], -1)
+    rows = [" ".join(map(str, corner)) for corner in ring]
+    path = tmp_path / "a.off"
+    path.write_text("\n".join(["OFF", "6 2 0", *rows, "6 0 1 2 3 4 5 255 0 0", "3 0 2 4"]))
+    vertices, faces = read_mesh(path)
+    fan = [[0, 1, 2], [0, 2, 3], [0, 3, 4], [0, 4, 5]]
+    np.testing.assert_array_equal(faces, [*fan, [0, 2, 4]])
+    sides = vertices[faces[:4, 1:]] - vertices[faces[:4, :1]]
+    area = np.linalg.norm(np.cross(sides[:, 0], sides[:, 1]), axis=-1).sum() / 2
+    np.testing.assert_allclose(area, 1.5 * np.sqrt(3))

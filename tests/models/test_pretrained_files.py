@@ -1,6 +1,7 @@
 """Folders of pretrained encoders as they are found: names, types, shards and old configs."""
 
 import json
+import math
 
 import jax
 import numpy as np
@@ -113,6 +114,9 @@ def test_shards(tmp_path):
     index.write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
     with pytest.raises(DataError, match="is named in"):
         pretrained.load(str(tmp_path))
+    index.write_text(json.dumps({"weight_map": {}}))
+    with pytest.raises(DataError, match=r"index\.json: names no shards"):
+        pretrained.load(str(tmp_path))
 
 
 def test_weights_that_were_replaced_are_read_anew(tmp_path):
@@ -156,6 +160,9 @@ def test_fields_that_a_config_leaves_out_are_those_of_transformers(tmp_path, kin
         (json.dumps({**CONFIG, "num_attention_heads": 3}), "must be a multiple of the 3 heads"),
         (json.dumps({**CONFIG, "is_decoder": True}), "only encoders"),
         (json.dumps({**CONFIG, "layer_norm_eps": 0}), "epsilon of an encoder must be positive"),
+        (json.dumps({**CONFIG, "layer_norm_eps": "1e-12"}), "epsilon .* positive and finite"),
+        (json.dumps({**CONFIG, "layer_norm_eps": math.inf}), "epsilon .* positive and finite"),
+        (json.dumps({**CONFIG, "type_vocab_size": 2.0}), "types .* must be an integer, not 2.0"),
         (json.dumps({**CONFIG, "model_type": ["bert"]}), "is not supported"),
     ],
 )

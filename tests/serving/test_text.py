@@ -138,6 +138,8 @@ def test_rows_that_are_no_texts_are_named(model, texts, words):
         ({"tokenizer": tokens.Words((*WORDS.names, "i"))}, "vocabulary of 11, .* has 10 tokens"),
         ({"length": 21}, "21 tokens does not fit .* positions for 1 to 20"),
         ({"length": 0}, "0 tokens does not fit"),
+        ({"length": 8.0}, "8.0 tokens does not fit"),
+        ({"class_names": ("no", "no")}, "two of the class names are the same"),
         ({"class_names": ("no",)}, "1 class names do not fit the network's 2 outputs"),
     ],
 )
@@ -211,3 +213,33 @@ def test_pairs_are_answered_with_their_types(tmp_path):
     np.testing.assert_array_equal(found[1], found[0])
     assert np.abs(found[2] - found[0]).max() > 1e-3
     assert model.compilations == 1
+
+
+def test_folders_with_a_field_or_file_spoilt_are_named(model, tmp_path):
+    model.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for length in (-1, 10**9):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "length": length}))
+        with pytest.raises(DataError, match=f"a length of {length} tokens does not fit"):
+            TextModel.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match=r"tokenizer\.json: cannot be read"):
+        TextModel.load(tmp_path)
+
+
+def test_values_that_are_not_finite_name_no_class(model, tmp_path):
+    spoilt = jax.tree.map(lambda p: np.asarray(p) * np.nan, model.params)
+    spoilt = TextModel(model.network, spoilt, WORDS, ("no", "yes"), 8)
+    with pytest.raises(UserError, match="output for row 0 is NaN or infinite"):
+        spoilt.predict(["a"])
+    spoilt.save(tmp_path)
+    with pytest.raises(DataError, match=r"weights\.npz: \S+ holds .* not finite"):
+        TextModel.load(tmp_path)
+
+
+def test_weights_of_half_precision_are_kept_exactly(model, tmp_path):
+    half = jax.tree.map(lambda p: np.asarray(p).astype(jax.numpy.bfloat16), model.params)
+    TextModel(model.network, half, WORDS, ("no", "yes"), 20).save(tmp_path)
+    again = TextModel.load(tmp_path).params
+    jax.tree.map(lambda p, q: np.testing.assert_array_equal(p, q.astype(float)), again, half)
