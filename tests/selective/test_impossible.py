@@ -207,3 +207,11 @@ def test_rules_take_scores_in_lists():
     scores = [[0.9, 0.8], [0.2, 0.6], [NAN, 0.9]]
     assert rules.max_rule(scores, 0.5).tolist() == [0, 1, rules.ABSTAIN]
     assert rules.unique_rule(scores, 0.5).tolist() == [rules.ABSTAIN, 1, rules.ABSTAIN]
+
+
+def test_a_grid_lies_between_finite_confidences():
+    np.testing.assert_array_equal(
+        calibrate.grid_of(np.r_[-np.inf, ONE, np.inf], 5), calibrate.grid_of(ONE, 5)
+    )
+    with pytest.raises(DataError, match="all confidences are infinite"):
+        calibrate.grid_of(np.array([np.inf, -np.inf]), 5)
