@@ -28,6 +28,8 @@ def require(what: str, value: Any, interval: str) -> None:
     if isinstance(value, jax.core.Tracer):
         return
     try:
+        if np.asarray(value).dtype.kind in "US":  # text, which NumPy would read
+            raise TypeError
         numbers = np.asarray(value, float)
     except (TypeError, ValueError):
         raise ConfigError(f"{what} must be a number in {interval}, not {value!r}") from None

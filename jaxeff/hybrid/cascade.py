@@ -52,10 +52,17 @@ def follow(
       thresholds: inputs with a score above, or with NaN for one, go on, ``[stages - 1]``.
 
     Raises:
-      ConfigError: a threshold that is NaN, or a price that is no number of at least 0.
+      ConfigError: a threshold that is NaN, a price that is no number of at least 0, or not as many
+        as there are stages.
     """
     thresholds = checked_thresholds(thresholds)
     require("a price", prices, "[0, inf)")
+    scores, correct = np.asarray(scores), np.asarray(correct)
+    if not len(correct) == len(prices) == len(scores) + 1 == len(thresholds) + 1:
+        raise ConfigError(
+            f"{len(correct)} stages need a price each, and scores and thresholds of all but the "
+            f"last, not {len(prices)} prices, {len(scores)} scores and {len(thresholds)} thresholds"
+        )
     examples = correct.shape[1]
     here = np.ones(examples, bool)
     hits, reached = 0, []

@@ -78,12 +78,22 @@ class Shares(NamedTuple):
     @classmethod
     def of(cls, base_correct: np.ndarray, expert_correct: np.ndarray) -> Shares:
         """Returns the shares of booleans ``[examples]``."""
-        b, g = _booleans(base_correct), _booleans(expert_correct)
+        b, g = _booleans(base_correct, expert_correct)
         return cls(*(float(np.mean(part)) for part in (b & g, b & ~g, ~b & g)))
 
 
-def _booleans(correct: np.ndarray) -> np.ndarray:
-    return np.asarray(correct, bool)
+def _booleans(*arrays: np.ndarray) -> list[np.ndarray]:
+    """Returns arrays as booleans ``[examples]``; raises `DataError` for what is none."""
+    found = [np.asarray(each) for each in arrays]
+    shapes = {each.shape for each in found}
+    if len(shapes) > 1 or found[0].ndim != 1 or not found[0].size:
+        raise DataError(
+            "who is right, and what is queried, must be given for each of the same examples, not "
+            f"as {', '.join(str(each.shape) for each in found)}"
+        )
+    if not all(np.isin(each, (0, 1)).all() for each in found):
+        raise DataError("who is right, and what is queried, must be true or false for each example")
+    return [each.astype(bool) for each in found]
 
 
 def checked_scores(scores: np.ndarray) -> np.ndarray:
@@ -91,6 +101,8 @@ def checked_scores(scores: np.ndarray) -> np.ndarray:
     scores = np.asarray(scores)
     if not scores.size:
         raise DataError("there are no query scores to choose a threshold on")
+    if scores.dtype.kind in "USO":
+        raise DataError(f"query scores must be numbers, not {scores.dtype}")
     missing = np.isnan(scores)
     if missing.any():
         raise DataError(
@@ -112,15 +124,16 @@ def accuracy_coverage(
     shapes = {np.shape(each) for each in (scores, base_correct, expert_correct)}
     if len(shapes) > 1 or scores.ndim != 1:
         raise DataError(f"scores and who is right must all be [examples], not {shapes}")
+    base, expert = _booleans(base_correct, expert_correct)
     order = np.argsort(scores, kind="stable")
     ranked = scores[order]
     last = np.append(ranked[1:] != ranked[:-1], True)  # of every run of equal scores
-    gain = _booleans(base_correct).astype(np.int64) - _booleans(expert_correct)
-    hits = np.sum(_booleans(expert_correct)) + np.cumsum(gain[order])[last]
+    gain = base.astype(np.int64) - expert
+    hits = np.sum(expert) + np.cumsum(gain[order])[last]
     return Curve(
         threshold=np.concatenate([[-np.inf], ranked[last]]),
         kept=np.concatenate([[0], np.flatnonzero(last) + 1]),
-        hits=np.concatenate([[np.sum(_booleans(expert_correct))], hits]),
+        hits=np.concatenate([[np.sum(expert)], hits]),
         examples=len(scores),
     )
 
@@ -154,7 +167,7 @@ def breakdown(
     queried: np.ndarray, base_correct: np.ndarray, expert_correct: np.ndarray
 ) -> Breakdown:
     """Returns coverage and accuracies of a routing, booleans ``[examples]``."""
-    queried, base, expert = map(_booleans, (queried, base_correct, expert_correct))
+    queried, base, expert = _booleans(queried, base_correct, expert_correct)
 
     def share(correct: np.ndarray, part: np.ndarray) -> float:
         return float(np.sum(correct & part) / max(np.sum(part), 1))

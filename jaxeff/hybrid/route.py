@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxeff.arguments import require
 from jaxeff.errors import ConfigError
+from jaxeff.layers.checks import require_size
 from jaxeff.typing import Array
 
 #: Programs per stage, at most.
@@ -55,6 +56,8 @@ def asks(scores: Array, threshold: Array | float) -> Array:
 def checked_thresholds(values: Sequence[float]) -> tuple[float, ...]:
     """Returns thresholds as numbers; raises `ConfigError` for NaN, which nothing is above."""
     require("a threshold", values, "[-inf, inf]")
+    if np.ndim(values) != 1:
+        raise ConfigError(f"thresholds must be one number each, not {values!r}")
     return tuple(map(float, values))
 
 
@@ -79,7 +82,17 @@ def gather(
 
 def scatter(old: Array, rows: Array, wanted: Array, new: Array) -> Array:
     """Returns ``old [batch, ...]`` with its wanted rows replaced by ``new [capacity, ...]``."""
+    require_same_outputs(old, new)
     return old.at[jnp.where(wanted, rows, len(old))].set(new.astype(old.dtype), mode="drop")
+
+
+def require_same_outputs(old: Array, new: Array) -> None:
+    """Raises `ConfigError` where two stages give outputs ``[batch, ...]`` of other shapes."""
+    if old.shape[1:] != new.shape[1:]:
+        raise ConfigError(
+            f"all stages must answer with the same classes, but one gives outputs {old.shape[1:]} "
+            f"and a later one {new.shape[1:]}"
+        )
 
 
 def route(
@@ -158,7 +171,8 @@ class Cascade:
       limits: most rows of a batch that each later stage may get; None does not limit.
 
     Raises:
-      ConfigError: numbers of stages, thresholds and limits that do not fit.
+      ConfigError: numbers of stages, thresholds and limits that do not fit, or a limit that is no
+        number of rows.
     """
 
     def __init__(
@@ -175,6 +189,8 @@ class Cascade:
                 f"{len(stages)} stages need {max(later, 0)} thresholds and limits, not "
                 f"{len(self.thresholds)} and {len(self.limits)}"
             )
+        for limit in self.limits:
+            require_size("a limit of rows", 0 if limit is None else limit, least=0)
         self._variables = [jax.device_put(stage.variables) for stage in stages]
         self._first = jax.jit(functools.partial(_first, stages[0].call))
         self._gather = jax.jit(gather, static_argnames="capacity")

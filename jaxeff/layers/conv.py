@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxeff.errors import ConfigError
 from jaxeff.layers.checks import one_size, require_rate, require_size
 from jaxeff.ode import convolution
+from jaxeff.ode.precision import plus_bias
 from jaxeff.registry import closest
 from jaxeff.typing import Array, Dtype, PRNGKey
 
@@ -85,7 +86,7 @@ class Conv(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = convolve(x.reshape(-1, *x.shape[-3:]), kernel, strides)
         y = y.reshape(*x.shape[:-3], *y.shape[-3:])
-        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+        return y if bias is None else plus_bias(y, bias)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -212,7 +212,7 @@ class GlobalLayer(nn.Module):
         scale = norm["scale"] * jax.lax.rsqrt(statistics["var"] + self._coefficient_epsilon(h))
         bias = norm["bias"] + (conv.get("bias", 0.0) - statistics["mean"]) * scale
         kernel = conv["kernel"] * scale[None, None, None]
-        return kernel.astype(dtype), bias.astype(dtype)[None, None, None]
+        return kernel.astype(dtype), bias[None, None, None]
 
     def _coefficient_epsilon(self, h: Array) -> float:
         epsilon = self.coefficient_epsilon
@@ -333,7 +333,9 @@ def _of_block(activated: Any, name: str, folded: Mapping[str, Any], h: Array) ->
 
     def predicted(name):
         kernel, bias = folded[name]
-        return convolution.depthwise_conv(h, kernel) + bias
+        value = convolution.depthwise_conv(h, kernel)
+        # In the wide type of the bias, whose gradient is a sum over all pixels.
+        return (value + bias).astype(value.dtype)
 
     return activated(name, predicted)
 

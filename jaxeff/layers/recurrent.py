@@ -229,6 +229,12 @@ class RNN(nn.Module):
         if seq_lengths is not None:
             if mask is not None:
                 raise ValueError("give either mask or seq_lengths, not both")
+            batch = inputs.shape[1:-1] if self.time_major else inputs.shape[:1]
+            if jnp.shape(seq_lengths) != batch:
+                raise ValueError(
+                    f"seq_lengths must be a number of steps for each sequence, {batch}, not an "
+                    f"array {jnp.shape(seq_lengths)}"
+                )
             mask = ode.length_mask(seq_lengths, inputs.shape[0 if self.time_major else 1])
             mask = mask if self.time_major else jnp.swapaxes(mask, 0, 1)
         if isinstance(self.cell, RecurrentCell):

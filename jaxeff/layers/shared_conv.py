@@ -37,6 +37,7 @@ from jaxeff.errors import ConfigError
 from jaxeff.layers.checks import one_size, require_size
 from jaxeff.layers.conv import Ops, he_fan_out
 from jaxeff.ode.convolution import conv, depthwise_conv
+from jaxeff.ode.precision import widened
 from jaxeff.typing import Array, Dtype, PRNGKey
 
 MODES = ("out_tile", "depthwise_tile", "in_tile", "blueprint", "blueprint_low", "basis")
@@ -71,7 +72,10 @@ def modulated(
     scale = module.param("scale", signs_and_ones, shape, param_dtype)
     shift = module.param("shift", nn.initializers.zeros, shape, param_dtype)
     x, scale, shift = nn.dtypes.promote_dtype(x, scale, shift, dtype=dtype)
-    return x * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(shift, x.shape)
+    # Their gradients are sums over all pixels, which half precision cannot hold.
+    total, scale, shift = widened((x, scale, shift))
+    total = total * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(shift, x.shape)
+    return total.astype(x.dtype)
 
 
 class SharedConv(nn.Module):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxeff.layers.checks import one_size, require_size
 from jaxeff.layers.conv import uniform_fan_in
 from jaxeff.ode import strided
+from jaxeff.ode.precision import plus_bias
 from jaxeff.typing import Array, Dtype, PRNGKey
 
 uniform_fan_out = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
@@ -60,7 +61,7 @@ class StridedConv(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         function = strided.trained_conv if train else strided.conv
         y = function(x, kernel, strides, self.padding)
-        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+        return y if bias is None else plus_bias(y, bias)
 
 
 class TransposedConv(nn.Module):

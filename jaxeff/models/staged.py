@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxeff import bench
-from jaxeff.arguments import checked_labels, require
+from jaxeff.arguments import checked_labels
 from jaxeff.errors import ConfigError
 from jaxeff.hybrid import cost
 from jaxeff.hybrid.cascade import Plan, Table
-from jaxeff.hybrid.route import Cascade, Stage, checked_thresholds
-from jaxeff.layers.checks import require_linen
+from jaxeff.hybrid.route import Cascade, Stage, checked_thresholds, require_same_outputs
+from jaxeff.layers.checks import require_linen, require_size
 from jaxeff.models.base import call_options
 from jaxeff.selective import confidence
 from jaxeff.typing import Array
@@ -132,7 +132,7 @@ class StagedModel:
         limits: Sequence[int | None] | None = None,
         batch_size: int | None = None,
     ):
-        require("batch_size", 1 if batch_size is None else batch_size, "[1, inf)")
+        require_size("batch_size", 1 if batch_size is None else batch_size)
         self.stages, self.batch_size = list(stages), batch_size
         self.cascade = Cascade(stages, thresholds, limits)
         self.cost: cost.Cost | None = None
@@ -213,9 +213,12 @@ class StagedModel:
         return outputs[:, :total], scores[:, :total]
 
     def _every_stage(self, variables: list[Any], payload: Any) -> tuple[Array, Array]:
-        outputs, scores = [], []
+        outputs: list[Array] = []
+        scores: list[Array] = []
         for stage, own in zip(self.stages, variables, strict=True):
             output, score, payload = stage.call(own, payload)
+            if outputs:
+                require_same_outputs(outputs[0], output)
             outputs.append(output)
             scores.append(score)
         return jnp.stack(outputs), jnp.stack(scores)
@@ -305,6 +308,9 @@ def cascade(
       score: which confidence, see `confident_stage`.
       **options: of `StagedModel`.
     """
+    if not len(classifiers):
+        raise ConfigError("a cascade needs at least one classifier")
     *early, final = classifiers
     stages = [*(confident_stage(each, score) for each in early), last_stage(final)]
-    return StagedModel(stages, thresholds or (np.inf,) * len(early), **options)
+    kept = (np.inf,) * len(early) if thresholds is None else thresholds
+    return StagedModel(stages, kept, **options)

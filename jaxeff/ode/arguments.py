@@ -29,19 +29,24 @@ def prepare_arguments(
 
     Raises:
       ValueError: xs or mask has the wrong shape.
-      ConfigError: more steps than the cell can run.
+      ConfigError: more steps than the cell can run, or a carry that is not the cell's.
     """
     xs = jnp.asarray(xs)
     if xs.ndim < 2 or xs.shape[0] == 0:
         raise ValueError(f"xs must be [time, ..., features] with time >= 1, not {xs.shape}")
+    if mask is not None and not hasattr(mask, "shape"):
+        mask = jnp.asarray(mask)
     if mask is not None and mask.shape != xs.shape[:-1]:
         raise ValueError(f"mask {mask.shape} must have the shape of xs without features {xs.shape}")
     check_length(cell, xs.shape[0])
     floats = [a for a in jax.tree.leaves(params) if jnp.issubdtype(a.dtype, jnp.floating)]
     dtype = jnp.result_type(xs, *floats)
     xs = xs.astype(dtype)
-    if carry is None:
-        carry = cell.initial_carry(xs.shape[1:-1], dtype, xs.shape[-1])
+
+    def initial() -> Carry:
+        return cell.initial_carry(xs.shape[1:-1], dtype, xs.shape[-1])
+
+    carry = initial() if carry is None else _fitting(carry, jax.eval_shape(initial))
     carry = jax.tree.map(lambda a: _at_least(jnp.asarray(a), dtype), carry)
     if mask is None:
         return xs, carry, None
@@ -70,6 +75,14 @@ def check_length(cell: Cell, length: Any) -> None:
         ) from error
 
 
+def _fitting(carry: Carry, like: Any) -> Carry:
+    """Returns the carry; raises `ConfigError` unless it has the arrays and shapes of another."""
+    found, wanted = (jax.tree.map(jnp.shape, tree) for tree in (carry, like))
+    if found != wanted:
+        raise ConfigError(f"the carry must have arrays of the shapes {wanted}, not {found}")
+    return carry
+
+
 def _at_least(a: Array, dtype: Any) -> Array:
     floating = jnp.issubdtype(a.dtype, jnp.floating) and jnp.issubdtype(dtype, jnp.floating)
     wider = floating and jnp.finfo(a.dtype).bits < jnp.finfo(dtype).bits
@@ -89,6 +102,8 @@ def length_mask(lengths: Array, time: int) -> Array:
     if not isinstance(lengths, jax.core.Tracer) and np.size(lengths):
         # By NumPy, which is not traced where the lengths are constants of a compiled function.
         known = np.asarray(lengths)
+        if not np.array_equal(known, np.floor(known)):
+            raise ValueError(f"sequence lengths must be whole numbers of steps, not {known.dtype}")
         least, most = int(known.min()), int(known.max())
         if least < 0 or most > time:
             wrong = least if least < 0 else most

@@ -24,3 +24,13 @@ def widened(tree: Any) -> Any:
 def narrowed(tree: Any, like: Any) -> Any:
     """Returns arrays of the types of others."""
     return jax.tree.map(lambda a, wanted: a.astype(wanted.dtype), tree, like)
+
+
+def plus_bias(values: Any, bias: Any) -> Any:
+    """Returns values ``[..., channels]`` plus a bias ``[channels]``, in the values' type.
+
+    They are added in single precision, so that the gradient of the bias, a sum over all values of a
+    channel, is summed in it.
+    """
+    total, own = widened((values, bias))
+    return (total + own.reshape((1,) * (values.ndim - 1) + (-1,))).astype(values.dtype)

@@ -227,6 +227,9 @@ def grid_of(confidence: np.ndarray, size: int = 100) -> np.ndarray:
     require("the size of a grid", size, "[1, inf)")
     curve = metrics.risk_coverage(confidence, np.zeros(np.shape(confidence), bool))
     ranked = np.repeat(curve.thresholds, np.diff(curve.accepted, prepend=0))
+    ranked = ranked[np.isfinite(ranked)]  # infinite ones have nothing between them
+    if not ranked.size:
+        raise DataError("all confidences are infinite; no thresholds lie between them")
     return np.unique(np.quantile(ranked, np.linspace(0, 1, size)))
 
 

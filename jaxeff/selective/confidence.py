@@ -19,24 +19,33 @@ from jaxeff.selective import metrics
 POWERS = tuple(range(1, 11))
 
 
+def _real(logits: Any) -> tuple[Any, Any]:
+    """Returns the array module, and the logits as an array of floating-point numbers."""
+    if not hasattr(logits, "__array_namespace__"):
+        logits = np.asarray(logits)
+    whole = logits.dtype.kind in "biu"  # whose differences wrap around
+    return logits.__array_namespace__(), logits * 1.0 if whole else logits
+
+
 def log_softmax(logits: Any) -> Any:
     """Returns log probabilities of logits ``[..., classes]``."""
-    xp = logits.__array_namespace__()
+    xp, logits = _real(logits)
     shifted = logits - xp.max(logits, axis=-1, keepdims=True)
     return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
 
 
 def softmax_response(logits: Any) -> Any:
     """Returns the largest probability, ``[..., classes]`` to ``[...]``."""
-    xp = logits.__array_namespace__()
+    xp, logits = _real(logits)
     return xp.exp(xp.max(log_softmax(logits), axis=-1))
 
 
 def entropy(logits: Any) -> Any:
     """Returns the entropy in nats of the softmax, ``[..., classes]`` to ``[...]``."""
-    xp = logits.__array_namespace__()
+    xp, logits = _real(logits)
     logs = log_softmax(logits)
-    return -xp.sum(xp.exp(logs) * logs, axis=-1)
+    # A class that is ruled out, with a logit of minus infinity, adds nothing.
+    return -xp.sum(xp.exp(logs) * xp.where(logs == -xp.inf, 0, logs), axis=-1)
 
 
 def negative_entropy(logits: Any) -> Any:
@@ -46,7 +55,9 @@ def negative_entropy(logits: Any) -> Any:
 
 def margin(logits: Any) -> Any:
     """Returns the difference of the two largest probabilities, ``[..., classes]`` to ``[...]``."""
-    xp = logits.__array_namespace__()
+    xp, logits = _real(logits)
+    if logits.shape[-1] < 2:
+        raise ConfigError("a margin needs at least two classes")
     ranked = xp.sort(xp.exp(log_softmax(logits)), axis=-1)
     return ranked[..., -1] - ranked[..., -2]
 
@@ -60,7 +71,7 @@ def max_logit_p_norm(logits: Any, power: float) -> Any:
       ConfigError: a power that is not positive.
     """
     require("power", power, "(0, inf)")
-    xp = logits.__array_namespace__()
+    xp, logits = _real(logits)
     centred = logits - xp.mean(logits, axis=-1, keepdims=True)
     largest = xp.max(xp.abs(centred), axis=-1)
     # Scaled by the largest entry, so that no power overflows.
@@ -106,7 +117,7 @@ def selection_probability(selection_logits: Any) -> Any:
 
     Geifman, El-Yaniv, ICML 2019.
     """
-    xp = selection_logits.__array_namespace__()
+    xp, selection_logits = _real(selection_logits)
     return xp.exp(-xp.logaddexp(xp.zeros_like(selection_logits), -selection_logits))
 
 
@@ -116,9 +127,9 @@ def not_abstaining(logits: Any) -> Any:
     It is the confidence of Deep Gamblers (Liu et al., NeurIPS 2019) and of self-adaptive training
     (Huang et al., NeurIPS 2020): ``[..., classes + 1]`` to ``[...]``.
     """
+    xp, logits = _real(logits)
     if logits.shape[-1] < 2:
         raise ConfigError("an abstention output needs at least one class beside it")
-    xp = logits.__array_namespace__()
     return xp.sum(xp.exp(log_softmax(logits)[..., :-1]), axis=-1)
 
 

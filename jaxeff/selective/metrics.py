@@ -203,6 +203,13 @@ def _examples(values: np.ndarray, wrong: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def _ranked(confidence: np.ndarray, wrong: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     confidence, wrong = _examples(confidence, wrong)
+    if confidence.dtype.kind in "biuO":  # minus them would wrap around or not be defined
+        try:
+            confidence = confidence.astype(np.float64)
+        except (TypeError, ValueError):
+            raise DataError("confidences must be numbers, one for each example") from None
+    if not np.issubdtype(confidence.dtype, np.number) and confidence.dtype.kind != "V":
+        raise DataError(f"confidences must be numbers, not {confidence.dtype}")
     missing = np.isnan(confidence)
     if missing.any():
         raise DataError(

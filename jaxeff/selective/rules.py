@@ -27,27 +27,29 @@ def max_rule(scores: Any, thresholds: Any) -> Any:
     Returns:
       integers ``[...]``: the class, or `ABSTAIN` where no class passes, or a score is NaN.
     """
-    xp, passing = _passing(scores, thresholds)
+    xp, scores, passing = _passing(scores, thresholds)
     best = xp.argmax(xp.where(passing, scores, -xp.inf), axis=-1)
     return xp.where(xp.any(passing, axis=-1), best, ABSTAIN)
 
 
 def unique_rule(scores: Any, thresholds: Any) -> Any:
     """Predicts the class that alone reaches its threshold; an overlap abstains, see `max_rule`."""
-    xp, passing = _passing(scores, thresholds)
+    xp, _, passing = _passing(scores, thresholds)
     return xp.where(xp.sum(passing, axis=-1) == 1, xp.argmax(passing, axis=-1), ABSTAIN)
 
 
-def _passing(scores: Any, thresholds: Any) -> tuple[Any, Any]:
-    """Returns the array module, and which classes pass: none where a score is NaN."""
+def _passing(scores: Any, thresholds: Any) -> tuple[Any, Any, Any]:
+    """Returns the array module, the scores, and what passes: no class where a score is NaN."""
+    if not hasattr(scores, "__array_namespace__"):
+        scores = np.asarray(scores)
     xp = scores.__array_namespace__()
     known = ~xp.any(xp.isnan(scores), axis=-1, keepdims=True)
-    return xp, (scores >= xp.asarray(thresholds)) & known
+    return xp, scores, (scores >= xp.asarray(thresholds)) & known
 
 
 def overlap(scores: np.ndarray, thresholds: Any) -> float:
     """Returns the share of examples ``[examples, classes]`` that pass for more than one class."""
-    _, passing = _passing(np.asarray(scores), thresholds)
+    *_, passing = _passing(scores, thresholds)
     return float(np.mean(np.sum(passing, axis=-1) > 1))
 
 

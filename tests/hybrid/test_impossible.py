@@ -1,10 +1,13 @@
 """Numbers that no routing can have, and scores that are NaN, in what plans and prices routings."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.hybrid import cascade, cost, curves, proxy
+from jaxeff.hybrid.route import Cascade, Stage, checked_thresholds
+from jaxeff.models import staged
 
 NAN = float("nan")
 RIGHT = np.array([[1, 0, 1, 0], [1, 1, 1, 0]], bool)
@@ -100,3 +103,76 @@ def test_what_has_no_score_goes_on_to_the_last_stage():
 def test_who_is_right_must_be_known_of_every_score():
     with pytest.raises(DataError, match="must all be"):
         curves.accuracy_coverage(SCORES[0], RIGHT[0], RIGHT[1][:3])
+
+
+@pytest.mark.parametrize(
+    "right", [np.array([1.0, NAN, 1, 0]), RIGHT[0].astype(str), RIGHT[0] * 2, RIGHT[0] * -1]
+)
+def test_who_is_right_is_true_or_false(right):
+    for call in (
+        lambda: curves.accuracy_coverage(SCORES[0], right, RIGHT[1]),
+        lambda: curves.Shares.of(RIGHT[0], right),
+        lambda: curves.breakdown(right, *RIGHT),
+    ):
+        with pytest.raises(DataError, match="true or false"):
+            call()
+
+
+def test_a_breakdown_is_of_as_many_examples_everywhere():
+    for queried in (RIGHT[0][:1], RIGHT[0][:0], RIGHT):
+        with pytest.raises(DataError, match="the same examples"):
+            curves.breakdown(queried, *RIGHT)
+    with pytest.raises(DataError, match="the same examples"):
+        curves.Shares.of([], [])
+
+
+def test_text_is_no_number():
+    for call in (
+        lambda: curves.calibrated_threshold(SCORES[0], "0.5"),
+        lambda: TABLE.best(price="0.1"),
+        lambda: CURVE.accuracy_at("0.5"),
+    ):
+        with pytest.raises(ConfigError, match="must be a number in"):
+            call()
+    with pytest.raises(DataError, match="query scores must be numbers"):
+        curves.calibrated_threshold(SCORES[0].astype(str), 0.5)
+
+
+@pytest.mark.parametrize("thresholds", [(), (0.5, 0.5)])
+def test_a_cascade_is_followed_by_a_threshold_for_every_stage_but_the_last(thresholds):
+    with pytest.raises(ConfigError, match="2 stages need"):
+        cascade.follow(SCORES, RIGHT, (1.0, 4.0), thresholds)
+    assert cascade.follow(SCORES.tolist(), RIGHT.tolist(), (1.0, 4.0), (0.5,)).accuracy == 0.75
+
+
+def _stage(width: int) -> Stage:
+    def call(weight, payload):
+        first = payload["inputs"][:, :1]
+        return first * weight + jnp.zeros(width), first[:, 0], payload
+
+    return Stage(call, jnp.ones(()))
+
+
+@pytest.mark.parametrize("widths", [(3, 1), (1, 3), (3, 4)])
+def test_stages_answer_with_the_same_classes(widths):
+    """An output of one column would otherwise be spread over all classes."""
+    stages = [_stage(width) for width in widths]
+    with pytest.raises(ConfigError, match="same classes"):
+        Cascade(stages, (-np.inf,))({"inputs": np.ones((4, 2), np.float32)}, np.ones(4, bool))
+    with pytest.raises(ConfigError, match="same classes"):
+        staged.StagedModel(stages, (0.5,)).collect(np.ones((4, 2), np.float32))
+
+
+@pytest.mark.parametrize("limit", [-1, 2.5, "2", True])
+def test_a_limit_is_a_number_of_rows(limit):
+    with pytest.raises(ConfigError, match="a limit of rows must be a whole number"):
+        Cascade([_stage(3), _stage(3)], (0.0,), (limit,))
+
+
+def test_what_a_cascade_is_made_of_is_told():
+    with pytest.raises(ConfigError, match="batch_size must be a whole number"):
+        staged.StagedModel([_stage(3)], (), batch_size=2.5)
+    with pytest.raises(ConfigError, match="at least one classifier"):
+        staged.cascade([])
+    with pytest.raises(ConfigError, match="one number each"):
+        checked_thresholds([[0.5]])

@@ -163,3 +163,55 @@ def test_labels_beyond_the_classes_and_of_other_lengths_are_refused():
         metrics.rates(np.array([1, 0]), np.array([0.5, 2.0]))
     with pytest.raises(ConfigError, match="one for each of the rounds"):
         online.play(*ROUNDS, np.full(2, 0.1), KEY)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, bool, object])
+def test_confidences_of_every_kind_of_number_rank_like_real_ones(kind):
+    """Counts of votes, such as unsigned ones, whose negatives wrap around."""
+    votes = np.array([1, 0, 1, 1, 0, 0]) if kind is bool else np.array([5, 0, 3, 4, 2, 1])
+    mistakes = np.array([0, 1, 0, 0, 0, 1], bool)
+    for area in (metrics.augrc, metrics.aurc, metrics.aurc_of_prefixes):
+        assert area(votes.astype(kind), mistakes) == area(votes.astype(float), mistakes)
+    assert calibrate.quantile(votes.astype(kind), 0.5).value == (1 if kind is bool else 3)
+
+
+def test_confidences_that_are_text_are_refused():
+    with pytest.raises(DataError, match="confidences must be numbers"):
+        metrics.augrc(ONE.astype(str), WRONG)
+
+
+@pytest.mark.parametrize("name", list(confidence.OF_LOGITS))
+def test_logits_may_be_lists_or_whole_numbers_and_rule_classes_out(name):
+    score = confidence.OF_LOGITS[name]
+    whole = [[1, 2, 0], [3, 0, 1]]
+    wanted = score(np.array(whole, float))
+    np.testing.assert_allclose(score(whole), wanted)
+    np.testing.assert_allclose(score(np.array(whole, np.uint8)), wanted)
+    ruled_out = np.array([[1.0, 2.0, -np.inf]])
+    np.testing.assert_allclose(score(ruled_out), score(ruled_out[:, :2]))
+
+
+def test_the_gradient_of_an_entropy_does_not_see_classes_that_are_ruled_out():
+    found = jax.grad(lambda z: confidence.entropy(z).sum())(jnp.array([[1.0, 2.0, -jnp.inf]]))
+    wanted = jax.grad(lambda z: confidence.entropy(z).sum())(jnp.array([[1.0, 2.0]]))
+    np.testing.assert_allclose(found[:, :2], wanted, rtol=1e-5)
+    assert found[0, 2] == 0
+
+
+def test_a_margin_needs_two_classes():
+    with pytest.raises(ConfigError, match="two classes"):
+        confidence.margin(np.ones((3, 1)))
+
+
+def test_rules_take_scores_in_lists():
+    scores = [[0.9, 0.8], [0.2, 0.6], [NAN, 0.9]]
+    assert rules.max_rule(scores, 0.5).tolist() == [0, 1, rules.ABSTAIN]
+    assert rules.unique_rule(scores, 0.5).tolist() == [rules.ABSTAIN, 1, rules.ABSTAIN]
+
+
+def test_a_grid_lies_between_finite_confidences():
+    np.testing.assert_array_equal(
+        calibrate.grid_of(np.r_[-np.inf, ONE, np.inf], 5), calibrate.grid_of(ONE, 5)
+    )
+    with pytest.raises(DataError, match="all confidences are infinite"):
+        calibrate.grid_of(np.array([np.inf, -np.inf]), 5)
