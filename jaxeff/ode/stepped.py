@@ -147,4 +147,6 @@ def step_counter(batch_shape: tuple[int, ...], dtype: Dtype) -> Array:
     A counter is floating point, so that a carry stays differentiable throughout, and of at least
     single precision, so that it counts far.
     """
-    return jnp.zeros((*batch_shape, 1), jnp.promote_types(dtype, jnp.float32))
+    # Not `promote_types`, which strict promotion forbids.
+    wide = dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
+    return jnp.zeros((*batch_shape, 1), wide)
