@@ -73,6 +73,13 @@ every_cell = pytest.mark.parametrize(
 )
 
 
+# One cell of each way in which a scan runs: products of the state, inner steps, counters, none.
+FEW = ["lstm", "fastgrnn", "cornn", "irnn_timed_three", "irnn_implicit", "tarnn_outside_three"]
+some_cells = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FEW else pytest.mark.slow) for n in CASES]
+)
+
+
 def random(seed, *shape, dtype=jnp.float64):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 

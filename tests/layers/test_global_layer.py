@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from sweeps import swept
 
 from jaxeff.errors import ConfigError
 from jaxeff.layers import GlobalLayer, global_layer_from_reference, unstable_layers
@@ -342,7 +343,7 @@ def test_unstable_time_steps_are_told_in_a_sentence():
     assert not unstable_layers(signed, variables, 100 * x)
 
 
-@pytest.mark.parametrize("steps", [2, 10])
+@pytest.mark.parametrize("steps", swept([2, 10], 2))
 def test_a_fresh_layer_is_stable_though_some_diffusivities_are_zero(steps):
     layer = GlobalLayer(num_steps=steps)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
@@ -353,7 +354,9 @@ def test_a_fresh_layer_is_stable_though_some_diffusivities_are_zero(steps):
     assert "inf" not in sentence
 
 
-@pytest.mark.parametrize("options", [{"num_steps": 3}, {}, {"scheme": "line_implicit"}])
+@pytest.mark.parametrize(
+    "options", swept([{"num_steps": 3}, {}, {"scheme": "line_implicit"}], {"num_steps": 3})
+)
 def test_a_layer_of_nan_is_named(options):
     layer = GlobalLayer(**options)
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 2))

@@ -228,13 +228,18 @@ CELLS = {
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [
+    swept(
+        [
+            ("lstm", "stored"),
+            ("tarnn", "recomputed"),
+            ("irnn", "autodiff"),
+            ("dual_ode", "auto"),
+            ("implicit", "auto"),
+        ],
         ("lstm", "stored"),
         ("tarnn", "recomputed"),
-        ("irnn", "autodiff"),
-        ("dual_ode", "auto"),
         ("implicit", "auto"),
-    ],
+    ),
 )
 def test_padding_may_hold_anything(name, mode):
     cell = CELLS[name]

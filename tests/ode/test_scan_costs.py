@@ -11,6 +11,7 @@ from scan_cases import (
     INPUTS,
     every_cell,
     results,
+    some_cells,
     weighted,
 )
 
@@ -50,7 +51,7 @@ def test_outputs_in_three_precisions(name, example):
     np.testing.assert_allclose(half.astype(jnp.float32), exact, atol=0.12)
 
 
-@every_cell
+@some_cells
 def test_gradients_have_the_type_of_their_parameters(name, example):
     cell = CASES[name]
     arguments = in_bfloat16(example(cell, time=3, dtype=jnp.float32))
@@ -126,7 +127,7 @@ def test_memory_stored_is_below_autodiff_and_recomputed_below_stored(temp_bytes)
 # Parameters.
 
 
-@every_cell
+@some_cells
 def test_init_is_a_function_of_the_key(name):
     init = jax.jit(lambda key: CASES[name].init(key, INPUTS))
     first, again, other = (jax.device_get(init(jax.random.key(k))) for k in (0, 0, 1))
