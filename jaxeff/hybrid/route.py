@@ -45,6 +45,9 @@ def by_priority(scores: Array, wanted: Array) -> Array:
 
     A score that is NaN comes before every other: nothing is known of such a row.
     """
+    scores = jnp.asarray(scores)
+    if not jnp.issubdtype(scores.dtype, jnp.floating):
+        scores = scores.astype(jnp.float32)  # minus one without a sign would wrap around
     return jnp.lexsort((jnp.where(jnp.isnan(scores), -jnp.inf, -scores), ~wanted))
 
 

@@ -197,3 +197,8 @@ def test_numbers_that_do_not_fit_are_refused():
         Cascade([stage(1), stage(2)], [])
     with pytest.raises(ConfigError, match="0 stages"):
         Cascade([], [])
+
+
+def test_scores_without_a_sign_are_ranked_as_numbers():
+    scores = np.array([3, 0, 250, 7], np.uint8)  # minus 250 would be 6
+    np.testing.assert_array_equal(by_priority(scores, np.ones(4, bool)), [2, 3, 0, 1])
