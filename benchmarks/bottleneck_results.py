@@ -47,12 +47,13 @@ from recorded import (
 from workers import Worker, take_turns
 
 from jaxeff import bench, data
+from jaxeff.models.encoder_space import stratified
 from jaxeff.search import measure, strategies
+from jaxeff.search import run as searching
 from jaxeff.search.front import hypervolume
-from jaxeff.search.space import stratified
 from jaxeff.search.strategies import Evaluations
 from jaxeff.serving import TextModel
-from jaxeff.train import jobs, searching
+from jaxeff.train import jobs
 
 SEEDS = (0, 1, 2)
 NONE = "search=none"
@@ -337,7 +338,7 @@ def serving(record: Record) -> None:
 def torch(record: Record) -> None:
     """Times the full encoder of MiniLM's sizes here and in PyTorch, in turns."""
     from jaxeff.models.encoder import Encoder, EncoderShape
-    from jaxeff.search.plan import Plan
+    from jaxeff.models.encoder_plan import Plan
 
     shapes = ["1x32", "1x128", "32x32"] + ([] if record.quick else ["32x128"])
     encoder = Encoder(EncoderShape(30522, 384, 6, 12, 1536), Plan(6))

@@ -28,7 +28,7 @@ from recorded import config_of
 
 from jaxeff import bench
 from jaxeff.models import MODELS
-from jaxeff.ode import convolution
+from jaxeff.ops import convolution
 
 HERE = Path(__file__).parent
 WITHOUT = "ResNet32-Global without its layers"

@@ -95,8 +95,9 @@ def trained(fields: dict[str, Any], hidden: int, starts: Any = None, teacher: An
     import jax.numpy as jnp
 
     from jaxeff.models import MODELS
+    from jaxeff.models.trained import Trained
     from jaxeff.train import objectives, optim
-    from jaxeff.train.algorithms import ALGORITHMS, Task, Trained
+    from jaxeff.train.algorithms import ALGORITHMS, Task
 
     inputs, labels = digits()
     turns = fields.get("gate_epochs", 0) / fields.get("student_epochs", 1)

@@ -121,6 +121,7 @@ class Run:
 
     def __init__(self, case: Case, workdir: Path, folder: Path):
         self.log = workdir.with_suffix(".txt")
+        self._met_before = self._meetings()
         coordinator = f"127.0.0.1:{_free_port()}"
         self.processes = []
         for number in range(case.processes):
@@ -150,6 +151,14 @@ class Run:
     def running(self) -> bool:
         """Whether all processes are there; one that has ended takes the others with it."""
         return all(process.poll() is None for process in self.processes)
+
+    def _meetings(self) -> int:
+        """Counts in the log what the first process says once it is connected with the others."""
+        return self.log.read_bytes().count(b"\ndevices  ") if self.log.exists() else 0
+
+    def met(self) -> bool:
+        """Whether the processes are connected; until then the others wait for one that is late."""
+        return self._meetings() > self._met_before
 
     def kill(self, process: subprocess.Popen) -> bool:
         """Kills one process and waits for it; says whether that is what it died of."""
@@ -366,7 +375,8 @@ class Trial:
         return self.finish()
 
     def kill_one(self, run: Run) -> bool:
-        """Kills one of the processes, and waits for the others to follow."""
+        """Kills one of the processes, once they have met, and waits for the others to follow."""
+        run.until(run.met)
         killed = run.kill(self.draw.choice(run.processes))
         seconds = run.wait(PEER_SECONDS)
         if seconds is None:
@@ -449,7 +459,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from jaxeff import bench
-    from jaxeff.eval.files import write_text_atomically
+    from jaxeff.files.atomic import write_text_atomically
 
     began = time.monotonic()
     names = list(dict.fromkeys(arguments.configs))

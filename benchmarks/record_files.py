@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxeff.errors import DataError
-from jaxeff.eval.files import write_text_atomically
+from jaxeff.files.atomic import write_text_atomically
 
 RESULTS = Path(__file__).parent / "results"
 

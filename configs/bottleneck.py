@@ -11,7 +11,7 @@ A reconstruction: the text of Bidart, 2023, is public as an abstract only.
     python -m jaxeff.main --config=configs/bottleneck.py:rotten_tomatoes,data=sst2,length=128
 
 The argument is a setting; ``data`` and ``length`` (tokens) of other texts, such as those of
-`jaxeff.data.prepared_texts`; ``search`` (a name in `jaxeff.train.searches.SEARCHES`, or ``none``
+`jaxeff.data.prepared_texts`; ``search`` (a name in `jaxeff.search.searches.SEARCHES`, or ``none``
 for the network that ``config.model`` describes); ``kind`` of the bottlenecks; ``supernet`` to train
 the supernet alone; and ``quick``. Without a requirement the network may take 0.6 times as long as
 the full one. ``--mode=bench`` measures the network that the run has found.

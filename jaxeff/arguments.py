@@ -5,6 +5,8 @@ Each complaint is one sentence. What JAX is tracing has no values to look at and
 
 from __future__ import annotations
 
+import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,19 +30,44 @@ def require(what: str, value: Any, interval: str) -> None:
     if isinstance(value, jax.core.Tracer):
         return
     try:
-        if np.asarray(value).dtype.kind in "US":  # text, which NumPy would read
+        if np.asarray(value).dtype.kind in "USb":  # which NumPy would read as numbers
             raise TypeError
-        numbers = np.asarray(value, float)
+        given = np.asarray(value, float)
     except (TypeError, ValueError):
         raise ConfigError(f"{what} must be a number in {interval}, not {value!r}") from None
     low, high = (float(end) for end in interval[1:-1].split(","))
-    above = numbers >= low if interval[0] == "[" else numbers > low
-    below = numbers <= high if interval[-1] == "]" else numbers < high
+    above = given >= low if interval[0] == "[" else given > low
+    below = given <= high if interval[-1] == "]" else given < high
     if not (above & below).all():
-        wrong = numbers[~(above & below)].flat[0]
+        wrong = given[~(above & below)].flat[0]
         per_cent = high == 1 and 10 <= wrong <= 100
         hint = f"; {wrong:g} per cent is {wrong / 100:g}" if per_cent else ""
         raise ConfigError(f"{what} must be in {interval}, not {wrong:g}{hint}")
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number; True and False are not."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def require_whole(what: str, value: Any, least: int = 1) -> None:
+    """Raises `ConfigError` unless a value is a whole number, not below the least."""
+    if not is_whole(value) or value < least:
+        raise ConfigError(f"{what} must be a whole number of at least {least}, not {value!r}")
+
+
+def one_size(what: str, value: Any) -> int:
+    """Returns the size that a number is, or a tuple of equal ones.
+
+    Raises:
+      ConfigError: other sizes, or none.
+    """
+    if isinstance(value, Sequence) and not isinstance(value, str) and value:
+        if len(set(value)) > 1:
+            raise ConfigError(f"{what} must be the same along all axes, not {tuple(value)}")
+        value = value[0]
+    require_whole(what, value)
+    return int(value)
 
 
 def checked_labels(

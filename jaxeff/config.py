@@ -5,6 +5,7 @@ Nothing here imports JAX, so that a config file is read, and a mistake in it tol
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,7 +74,7 @@ def base_config() -> Config:
             },
             "prerequisites": {},  # by name, configs of trainings that come before this one
             "model": {"name": ""},  # see jaxeff.models.MODELS
-            "search": {"name": ""},  # for the model, see jaxeff.train.searches.SEARCHES
+            "search": {"name": ""},  # for the model, see jaxeff.search.searches.SEARCHES
             "algorithm": {"name": "bptt"},  # see jaxeff.train.algorithms.ALGORITHMS
             "objective": {"name": "auto"},  # see jaxeff.train.objectives.OBJECTIVES
             "optim": {
@@ -94,7 +95,7 @@ def base_config() -> Config:
                 "batch_size": 256,
                 "select": "best",  # parameters for the test: best on validation, or last
             },
-            "analyses": [],  # of the trained model: sections, see jaxeff.train.analyses.ANALYSES
+            "analyses": [],  # of the trained model: sections, see jaxeff.analyses.ANALYSES
             "checkpoint": {
                 "every": 200,  # steps
                 "keep": 2,
@@ -265,3 +266,19 @@ def _tie_section(one: ml_collections.ConfigDict, other: ml_collections.ConfigDic
 def _tie(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict, name: str) -> None:
     if name in one and one[name] == other[name] and type(one[name]) is type(other[name]):
         other[name] = one.get_ref(name).identity()
+
+
+def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the config as plain dicts, lists, numbers and strings."""
+    return json.loads(json.dumps(native(config.to_dict())))
+
+
+def first_difference(before: Any, now: Any, where: str = "config") -> str | None:
+    """Returns a phrase that names the first field that differs between two plain configs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted({*before, *now}):
+            found = first_difference(before.get(name), now.get(name), f"{where}.{name}")
+            if found:
+                return found
+        return None
+    return None if before == now else f"{where} was {before!r} and is now {now!r}"

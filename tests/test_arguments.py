@@ -9,7 +9,7 @@ from jaxeff.arguments import checked_labels, require
 from jaxeff.errors import ConfigError, DataError
 
 
-@pytest.mark.parametrize("value", [0, 0.5, 1, True, np.float32(1), jnp.ones(()), [0.1, 1.0]])
+@pytest.mark.parametrize("value", [0, 0.5, 1, np.float32(1), jnp.ones(()), [0.1, 1.0]])
 def test_numbers_in_an_interval_pass(value):
     require("coverage", value, "[0, 1]")
 
@@ -19,6 +19,7 @@ def test_numbers_in_an_interval_pass(value):
     [
         (90, "[0, 1]", r"coverage must be in \[0, 1\], not 90; 90 per cent is 0\.9$"),
         (1.5, "[0, 1]", r"not 1\.5$"),
+        (True, "[0, 1]", r"coverage must be a number in \[0, 1\], not True$"),
         (-0.1, "[0, 1]", r"not -0\.1$"),
         (float("nan"), "[-inf, inf]", "not nan"),
         (0, "(0, 1]", r"in \(0, 1\], not 0$"),

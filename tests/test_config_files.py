@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxeff import config_files, overrides
-from jaxeff.config import Config, argument_items, base_config, share_of_steps, split_argument
+from jaxeff.config import Config, argument_items, base_config, plain, share_of_steps, split_argument
 from jaxeff.errors import ConfigError
 from jaxeff.train import check, defaults
 
@@ -88,12 +88,12 @@ def test_wheels_and_checkouts_have_their_configs_where_they_are_looked_for():
 @pytest.mark.parametrize("kind", ["dict", "ConfigDict", "FrozenConfigDict"])
 def test_whole_dicts_are_configs(tmp_path, kind):
     path = tmp_path / "own.py"
-    plain = json.dumps(base_config().to_dict()).replace("null", "None").replace("false", "False")
-    made = plain if kind == "dict" else f"ml_collections.{kind}({plain})"
+    text = json.dumps(base_config().to_dict()).replace("null", "None").replace("false", "False")
+    made = text if kind == "dict" else f"ml_collections.{kind}({text})"
     path.write_text(f"import ml_collections\ndef get_config():\n    return {made}\n")
     config = config_files.load(str(path))
     check.check(config)
-    assert check.plain(config) == check.plain(base_config())
+    assert plain(config) == plain(base_config())
 
 
 def test_a_decorated_or_class_made_get_config_is_called(tmp_path):
@@ -165,7 +165,7 @@ def test_scalars_of_numpy_deep_in_a_section_are_written_as_numbers():
         "cell": {"features": np.int32(8), "rates": [np.float64(0.5)], "pair": (np.int8(1), 2)},
     }
     config.analyses = [{"name": "y", "images": np.int64(3)}]
-    written = check.plain(config)
+    written = plain(config)
     assert written["model"]["cell"] == {"features": 8, "rates": [0.5], "pair": [1, 2]}
     assert written["analyses"] == [{"name": "y", "images": 3}]
     assert json.loads(json.dumps(written)) == written
@@ -175,7 +175,7 @@ def test_a_config_of_plain_sections_is_written_as_numbers_too():
     config = ml_collections.ConfigDict(base_config().to_dict())
     config.model = ml_collections.ConfigDict({"name": "x", "features": np.int64(3)})
     check.check(config)
-    assert check.plain(config)["model"] == {"name": "x", "features": 3}
+    assert plain(config)["model"] == {"name": "x", "features": 3}
 
 
 def test_what_cannot_be_written_down_is_refused():
@@ -196,7 +196,7 @@ def test_shares_follow_the_number_of_steps_until_they_are_set():
     other = copy.deepcopy(config)
     overrides.apply(other, overrides.Override("train.num_steps", ("9",)))
     assert (other.optim.warmup_steps, config.optim.warmup_steps) == (3, 33)
-    assert check.plain(other)["optim"]["warmup_steps"] == 3
+    assert plain(other)["optim"]["warmup_steps"] == 3
     overrides.apply(config, overrides.Override("optim.warmup_steps", ("5",)))
     overrides.apply(config, overrides.Override("train.num_steps", ("50",)))
     assert config.optim.warmup_steps == 5

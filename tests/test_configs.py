@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from jaxeff import train
-from jaxeff.data import packaged
 from jaxeff.errors import ConfigError
 from jaxeff.eval import read_history
+from jaxeff.files import packaged
 from jaxeff.train import check, jobs, optim, runtime
 
 FOLDER = Path(__file__).parents[1] / "configs"

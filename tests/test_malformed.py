@@ -13,7 +13,8 @@ from jaxeff import data, train
 from jaxeff.data import DATASETS
 from jaxeff.errors import UserError
 from jaxeff.ode import CELLS
-from jaxeff.train import check, jobs, searching
+from jaxeff.search import run as searching
+from jaxeff.train import check, jobs
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIGS = REPOSITORY / "configs"

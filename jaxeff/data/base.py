@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxeff.data import counter_rng, files
+from jaxeff.data import counter_rng
 from jaxeff.errors import ConfigError, DataError
+from jaxeff.files import reading
 from jaxeff.registry import Registry
 
 if TYPE_CHECKING:
@@ -308,7 +309,7 @@ def require_memory(field: str, size: int) -> None:
       field: of ``config.data``.
       size: of the array, in bytes.
     """
-    memory = files.memory_bytes()
+    memory = reading.memory_bytes()
     if size > memory:
         raise ConfigError(
             f"config.data.{field} asks for {size / 2**30:.3g} GiB, more than the "

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxeff.data import paths, prepared
+from jaxeff.data import prepared
 from jaxeff.data.base import DATASETS, Dataset, Request
 from jaxeff.data.images import ImageArrays, image_dataset
 from jaxeff.errors import DataError
+from jaxeff.files import paths
 
 #: Examples in each file of the two binary versions.
 RECORDS_CIFAR10 = 10_000

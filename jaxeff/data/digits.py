@@ -11,9 +11,10 @@ import dataclasses
 
 import numpy as np
 
-from jaxeff.data import paths, prepared
+from jaxeff.data import prepared
 from jaxeff.data.base import DATASETS, Dataset, Request
 from jaxeff.data.images import ImageArrays, image_dataset
+from jaxeff.files import paths
 
 SHUFFLE_SEED = 1797
 

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxeff.data import paths, prepared
+from jaxeff.data import prepared
 from jaxeff.data.base import DATASETS, Dataset, Request
-from jaxeff.data.files import memory_bytes
 from jaxeff.data.images import ImageArrays, image_dataset
 from jaxeff.errors import DataError
+from jaxeff.files import paths
+from jaxeff.files.reading import memory_bytes
 
 #: Where Debian's package dataset-fashion-mnist puts the files.
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

@@ -22,12 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxeff.data import counter_rng, paths
+from jaxeff.data import counter_rng
 from jaxeff.data.base import DATASETS, Dataset, Request, require_memory
 from jaxeff.data.decode import resized
-from jaxeff.data.files import is_companion, walk
 from jaxeff.data.images import ImageArrays, image_dataset
 from jaxeff.errors import ConfigError, DataError
+from jaxeff.files import paths
+from jaxeff.files.reading import is_companion, walk
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif"),

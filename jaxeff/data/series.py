@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxeff.data import packaged, paths, series_files
+from jaxeff.data import series_files
 from jaxeff.data.base import (
     DATASETS,
     STREAMS,
@@ -25,6 +25,7 @@ from jaxeff.data.base import (
 )
 from jaxeff.data.series_files import SeriesFile
 from jaxeff.errors import ConfigError, DataError
+from jaxeff.files import packaged, paths
 
 NORMALIZERS = ("standard", "none")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxeff.data.files import read_text
 from jaxeff.errors import DataError
+from jaxeff.files.reading import read_text
 
 _COMMENTS = ("#", "%")
 _LARGEST = float(np.finfo(np.float32).max)

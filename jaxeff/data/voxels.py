@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxeff.data import paths
 from jaxeff.data.base import DATASETS, Dataset, Request
-from jaxeff.data.files import is_companion, npz_bytes, read_npz, replace
 from jaxeff.data.images import split_indices
 from jaxeff.data.posed import TURNS, Turn, posed_dataset, whole
 from jaxeff.data.voxelise import RULE, read_mesh, voxelise
 from jaxeff.errors import ConfigError, DataError
+from jaxeff.files import paths
+from jaxeff.files.reading import is_companion, npz_bytes, read_npz, replace
 from jaxeff.registry import closest
 
 MODELNET10 = (

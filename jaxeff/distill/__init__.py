@@ -2,20 +2,15 @@
 
 from jaxeff.distill.classic import dkd, hint, kd
 from jaxeff.distill.disk import VARIANTS, Cosine, Disk, top_classes, variant
-from jaxeff.distill.gates import GATES, AutoGate, MapGate, MLPGate
 from jaxeff.distill.losses import LOSSES
 from jaxeff.distill.seen import Seen
 from jaxeff.distill.water_filling import closed_form_gate, gate_at, water_price
 
 __all__ = [
-    "GATES",
     "LOSSES",
     "VARIANTS",
-    "AutoGate",
     "Cosine",
     "Disk",
-    "MLPGate",
-    "MapGate",
     "Seen",
     "closed_form_gate",
     "dkd",

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from jaxeff.errors import DataError
-from jaxeff.eval.files import write_text_atomically
+from jaxeff.files.atomic import write_text_atomically
 
 CSV_NAME = "metrics.csv"
 EVENTS_FOLDER = "tensorboard"

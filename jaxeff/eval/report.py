@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxeff.errors import DataError
-from jaxeff.eval.files import write_text_atomically
 from jaxeff.eval.plain import to_plain
 from jaxeff.eval.render import render_markdown
 from jaxeff.eval.schema import SCHEMA_VERSION, validate
+from jaxeff.files.atomic import write_text_atomically
 
 JSON_NAME = "report.json"
 MARKDOWN_NAME = "report.md"

@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxeff.arguments import require
+from jaxeff.arguments import require, require_whole
 from jaxeff.errors import ConfigError
-from jaxeff.layers.checks import require_size
 from jaxeff.typing import Array
 
 #: Programs per stage, at most.
@@ -193,7 +192,7 @@ class Cascade:
                 f"{len(self.thresholds)} and {len(self.limits)}"
             )
         for limit in self.limits:
-            require_size("a limit of rows", 0 if limit is None else limit, least=0)
+            require_whole("a limit of rows", 0 if limit is None else limit, least=0)
         self._variables = [jax.device_put(stage.variables) for stage in stages]
         self._first = jax.jit(functools.partial(_first, stages[0].call))
         self._gather = jax.jit(gather, static_argnames="capacity")

@@ -1,43 +1,13 @@
-"""Fields of modules that nothing can be built of, refused in one sentence."""
+"""Checks of the modules that layers and models are given."""
 
 from __future__ import annotations
 
 import inspect
-import numbers
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 
 from jaxeff.errors import ConfigError
-
-
-def require_rate(where: str, value: Any) -> None:
-    """Raises `ConfigError` unless a rate of dropping is in [0, 1)."""
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real or not 0 <= float(value) < 1:
-        raise ConfigError(f"{where} must be a rate in [0, 1), not {value!r}")
-
-
-def require_size(where: str, value: Any, least: int = 1) -> None:
-    """Raises `ConfigError` unless a size is a whole number, not below the least."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < least:
-        raise ConfigError(f"{where} must be a whole number of at least {least}, not {value!r}")
-
-
-def one_size(where: str, value: Any) -> int:
-    """Returns the size that a number is, or a tuple of equal ones.
-
-    Raises:
-      ConfigError: other sizes, or none.
-    """
-    if isinstance(value, Sequence) and not isinstance(value, str) and value:
-        if len(set(value)) > 1:
-            raise ConfigError(f"{where} must be the same along all axes, not {tuple(value)}")
-        value = value[0]
-    require_size(where, value)
-    return int(value)
 
 
 def called(module: nn.Module, x: Any, train: bool) -> Any:

@@ -9,10 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxeff.arguments import one_size, require, require_whole
 from jaxeff.errors import ConfigError
-from jaxeff.layers.checks import one_size, require_rate, require_size
-from jaxeff.ode import convolution
-from jaxeff.ode.precision import plus_bias
+from jaxeff.ops import convolution
+from jaxeff.ops.precision import plus_bias
 from jaxeff.registry import closest
 from jaxeff.typing import Array, Dtype, PRNGKey
 
@@ -50,7 +50,7 @@ def activation(name: str) -> Any:
 
 
 class Conv(nn.Module):
-    """`jaxeff.ode.convolution` with a kernel of its own, ``[k, k, inputs, features]``.
+    """`jaxeff.ops.convolution` with a kernel of its own, ``[k, k, inputs, features]``.
 
     Attributes:
       features: output channels; 0 convolves every channel by itself, by ``[k, k, 1, channels]``.
@@ -73,7 +73,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Returns the convolved ``[..., rows, columns, channels]``, padded with zeros."""
-        require_size("Conv.features", self.features, 0)
+        require_whole("Conv.features", self.features, 0)
         side = one_size("Conv.kernel_size", self.kernel_size)
         strides = one_size("Conv.strides", self.strides)
         channels = (x.shape[-1], self.features) if self.features else (1, x.shape[-1])
@@ -115,7 +115,7 @@ class Ops:
 
     def __post_init__(self) -> None:
         activation(self.activation)
-        require_rate("drop_path", self.drop_path)
+        require("drop_path", self.drop_path, "[0, 1)")
 
     @classmethod
     def of(cls, dtype: str, axis_name: str, **fields: Any) -> Ops:

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
-from jaxeff.layers.checks import require_size
 from jaxeff.layers.conv import ACTIVATIONS, Conv
-from jaxeff.ode import convolution, transport
+from jaxeff.ode import transport
 from jaxeff.ode.transport import Coefficients
+from jaxeff.ops import convolution
 from jaxeff.typing import Array, Dtype
 
 SCHEMES = ("leapfrog", "spectral", "line_implicit")
@@ -242,7 +243,7 @@ class GlobalLayer(nn.Module):
                     f"GlobalLayer.{field} must be one of {', '.join(choices)}, "
                     f"not {getattr(self, field)!r}"
                 )
-        require_size("GlobalLayer.num_steps", self.num_steps)
+        require_whole("GlobalLayer.num_steps", self.num_steps)
         if not isinstance(self.dt, jax.core.Tracer) and not 0 < self.dt < math.inf:
             raise ConfigError(f"GlobalLayer.dt must be positive, not {self.dt}")
         if self.scheme != "leapfrog" and self.start != "repeat":

@@ -17,10 +17,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
-from jaxeff.layers.checks import called, require_linen, require_size
+from jaxeff.layers.checks import called, require_linen
 from jaxeff.layers.conv import Conv
-from jaxeff.ode import anchors, tiles
+from jaxeff.ops import anchors, tiles
 from jaxeff.typing import Array, Dtype
 
 CHOICES = {
@@ -50,7 +51,7 @@ class Interpolated(nn.Module):
         normalisation) or "none" (zero).
       mixing: "anchors" as above, or "blend": the learned share everywhere.
       interpolation: "linear"; "hold", each anchor's value for the pixels after it; "edge_aware",
-        weights that follow g (`jaxeff.ode.anchors.edge_aware`, sharpness learned from 1).
+        weights that follow g (`jaxeff.ops.anchors.edge_aware`, sharpness learned from 1).
       sampling: "strided", or "area", means over the pixels from an anchor to the next.
       dense_share: share of the map's tiles on which F runs at full resolution too, those of the
         largest squares of g; 0 has none. This package's own: the regular anchors stay a prior, the
@@ -157,7 +158,7 @@ class Interpolated(nn.Module):
 
     def _check(self, x: Array) -> None:
         require_linen(self.body, "Interpolated.body")
-        require_size("Interpolated.tile", self.tile)
+        require_whole("Interpolated.tile", self.tile)
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
                 raise ConfigError(

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxeff.hybrid.router import confidence_features
 from jaxeff.registry import Registry
+from jaxeff.selective.features import confidence_features
 from jaxeff.typing import Array
 
 ROUTERS = Registry("router")

@@ -33,11 +33,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxeff.arguments import one_size, require_whole
 from jaxeff.errors import ConfigError
-from jaxeff.layers.checks import one_size, require_size
 from jaxeff.layers.conv import Ops, he_fan_out
-from jaxeff.ode.convolution import conv, depthwise_conv
-from jaxeff.ode.precision import widened
+from jaxeff.ops.convolution import conv, depthwise_conv
+from jaxeff.ops.precision import widened
 from jaxeff.typing import Array, Dtype, PRNGKey
 
 MODES = ("out_tile", "depthwise_tile", "in_tile", "blueprint", "blueprint_low", "basis")
@@ -197,8 +197,8 @@ class SharedConv(nn.Module):
             raise ConfigError(
                 f"SharedConv.mode must be one of {', '.join(MODES)}, not {self.mode!r}"
             )
-        require_size("SharedConv.features", self.features, 0)
-        require_size("SharedConv.factor", self.factor, 0)
+        require_whole("SharedConv.features", self.features, 0)
+        require_whole("SharedConv.factor", self.factor, 0)
         if self._window[0] % 2 == 0:
             raise ConfigError(f"SharedConv.kernel_size must be odd, not {self.kernel_size}")
         tied = self.features if self.mode == "out_tile" else inputs
@@ -209,7 +209,7 @@ class SharedConv(nn.Module):
                 f"choose a divisor or other widths"
             )
         if self.mode == "basis":
-            require_size("SharedConv.rank", self.rank)
+            require_whole("SharedConv.rank", self.rank)
             most = max(self.features, math.prod(self._window))
             if self.rank > most:
                 raise ConfigError(f"SharedConv.rank {self.rank} must not be above {most}")

@@ -8,10 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxeff.layers.checks import one_size, require_size
+from jaxeff.arguments import one_size, require_whole
 from jaxeff.layers.conv import uniform_fan_in
-from jaxeff.ode import strided
-from jaxeff.ode.precision import plus_bias
+from jaxeff.ops import strided
+from jaxeff.ops.precision import plus_bias
 from jaxeff.typing import Array, Dtype, PRNGKey
 
 uniform_fan_out = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
@@ -27,7 +27,7 @@ def uniform(bound: float) -> Any:
 
 
 class StridedConv(nn.Module):
-    """`jaxeff.ode.strided.conv` with a kernel of its own.
+    """`jaxeff.ops.strided.conv` with a kernel of its own.
 
     Attributes:
       features: output channels.
@@ -65,7 +65,7 @@ class StridedConv(nn.Module):
 
 
 class TransposedConv(nn.Module):
-    """`jaxeff.ode.strided.transposed_conv` with a kernel of its own, without bias.
+    """`jaxeff.ops.strided.transposed_conv` with a kernel of its own, without bias.
 
     Attributes:
       features: output channels.
@@ -100,8 +100,8 @@ class TransposedConv(nn.Module):
 def _sizes(layer: StridedConv | TransposedConv) -> tuple[int, int]:
     """Returns the side of a layer's kernel and its stride; raises `ConfigError` for impossible."""
     name = type(layer).__name__
-    require_size(f"{name}.features", layer.features)
-    require_size(f"{name}.padding", layer.padding, 0)
+    require_whole(f"{name}.features", layer.features)
+    require_whole(f"{name}.padding", layer.padding, 0)
     return one_size(f"{name}.kernel_size", layer.kernel_size), one_size(
         f"{name}.strides", layer.strides
     )

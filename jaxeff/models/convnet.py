@@ -15,7 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxeff.layers.checks import require_rate, require_size
+from jaxeff.arguments import require, require_whole
 from jaxeff.layers.conv import Ops, activation, uniform_fan_in
 from jaxeff.layers.global_layer import unstable_layers
 from jaxeff.typing import Array, Dtype
@@ -209,8 +209,8 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Returns ``[batch, num_outputs]``."""
-        require_size("num_outputs", self.num_outputs)
-        require_rate("dropout", self.dropout)
+        require_whole("num_outputs", self.num_outputs)
+        require("dropout", self.dropout, "[0, 1)")
         act = activation(self.ops.activation)
         if self.norm_first:
             x = act(self.ops.norm(train=train, name="norm")(x))

@@ -7,8 +7,8 @@ from typing import Any
 
 import flax.linen as nn
 
+from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
-from jaxeff.layers.checks import require_size
 from jaxeff.layers.conv import Ops
 from jaxeff.layers.residual import Dense, DenseBody, Transition
 from jaxeff.models import designs
@@ -101,7 +101,7 @@ def densenet(
         raise ConfigError("a densenet needs blocks and a compression in (0, 1]")
     for name, sizes in (("blocks", blocks), ("growth", [growth]), ("stem_width", [stem_width])):
         for size in sizes:
-            require_size(name, size)
+            require_whole(name, size)
     ops = Ops.of(dtype, axis_name)
     host = DenseNetHost(ops, blocks, growth, stem_width, compression)
     return designs.assemble(host, design, num_outputs)

@@ -16,10 +16,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxeff.arguments import require
 from jaxeff.errors import ConfigError
 from jaxeff.layers.bottleneck import Bottleneck
-from jaxeff.layers.checks import require_rate
-from jaxeff.search.plan import Plan
+from jaxeff.models.encoder_plan import Plan
 from jaxeff.typing import Array, Dtype
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -73,7 +73,7 @@ class EncoderShape:
                 f"first_position {self.first_position} must be in [0, positions={self.positions}) "
                 f"and types not negative, not {self.types}"
             )
-        require_rate("dropout", self.dropout)
+        require("dropout", self.dropout, "[0, 1)")
         if not isinstance(self.epsilon, numbers.Real) or not 0 < self.epsilon < math.inf:
             raise ConfigError(
                 f"epsilon of an encoder must be positive and finite, not {self.epsilon!r}"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
-from jaxeff.layers.checks import require_size
 from jaxeff.layers.conv import activation as activation_named
 from jaxeff.models.base import MODELS
 from jaxeff.typing import Array, Dtype
@@ -55,6 +55,6 @@ def mlp(
     """
     if any(isinstance(width, bool) or not isinstance(width, int) or width < 1 for width in hidden):
         raise ConfigError(f"hidden: widths must be positive whole numbers, not {tuple(hidden)}")
-    require_size("num_outputs", num_outputs)
+    require_whole("num_outputs", num_outputs)
     activation_named(activation)
     return MLP(tuple(hidden), num_outputs, activation, jnp.dtype(dtype))

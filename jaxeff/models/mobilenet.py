@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from jaxeff.arguments import require
 from jaxeff.errors import ConfigError
-from jaxeff.layers.checks import require_rate
 from jaxeff.layers.conv import Ops, he_depthwise
 from jaxeff.layers.residual import InvertedBody, Residual
 from jaxeff.models import designs
@@ -243,7 +243,7 @@ def mobile(
     """
     if not 0 < width < math.inf:
         raise ConfigError(f"width must be positive, not {width}")
-    require_rate("dropout", dropout)
+    require("dropout", dropout, "[0, 1)")
     ops = Ops.of(dtype, axis_name, drop_path=drop_path)
     host = MobileHost(
         ops,

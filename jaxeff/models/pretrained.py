@@ -1,6 +1,6 @@
 """Pretrained text encoders from folders as Hugging Face lays them out.
 
-`jaxeff.data.model_folder` says where the folders are. Tensors are matched by
+`jaxeff.hub.model_folder` says where the folders are. Tensors are matched by
 name, and none may be missing, unknown or of another shape; heads of other tasks are left out.
 """
 
@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxeff.data import files, safetensor_files
-from jaxeff.data.model_folder import CONFIG, locate
 from jaxeff.errors import ConfigError, DataError
+from jaxeff.files import reading
+from jaxeff.hub import safetensor_files
+from jaxeff.hub.model_folder import CONFIG, locate
 from jaxeff.models.encoder import ACTIVATIONS, EncoderShape
 
 _QKV = "query_key_value"
@@ -143,7 +144,7 @@ def read_shape(folder: Path) -> tuple[EncoderShape, str]:
     """
     path = folder / CONFIG
     try:
-        config = json.loads(files.read_text(path, limit=files.MAX_JSON_BYTES))
+        config = json.loads(reading.read_text(path, limit=reading.MAX_JSON_BYTES))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
     if not isinstance(config, dict):
@@ -185,7 +186,7 @@ def _kind(config: Mapping[str, Any]) -> str:
 
 
 def load(name: str) -> Pretrained:
-    """Loads a pretrained encoder by a name that `jaxeff.data.model_folder.locate` knows.
+    """Loads a pretrained encoder by a name that `jaxeff.hub.model_folder.locate` knows.
 
     Raises:
       DataError: files are missing or damaged, or tensors are missing, unknown or misshapen.

@@ -7,8 +7,8 @@ from typing import Any
 
 import flax.linen as nn
 
+from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
-from jaxeff.layers.checks import require_size
 from jaxeff.layers.conv import Ops
 from jaxeff.layers.residual import BasicBody, BottleneckBody, Residual
 from jaxeff.models import designs
@@ -44,8 +44,8 @@ class ResNetHost(Host):
             raise ConfigError(f"{len(blocks)} stages of blocks do not fit {len(widths)} widths")
         for name, sizes in (("blocks", blocks), ("widths", widths)):
             for size in sizes:
-                require_size(name, size)
-        require_size("stem_width", stem_width, 0)
+                require_whole(name, size)
+        require_whole("stem_width", stem_width, 0)
         self.ops, self.stem_kind, self.bottleneck = ops, stem, bottleneck
         self.stem_width = stem_width or widths[0]
         self.places = []

@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxeff.layers.checks import require_rate, require_size
+from jaxeff.arguments import require, require_whole
 from jaxeff.layers.recurrent import RNN, from_pure
 from jaxeff.models.base import MODELS
 from jaxeff.ode import CELLS, Cell
@@ -120,11 +120,11 @@ class SequenceModel(nn.Module):
 
     @nn.nowrap
     def _check(self) -> None:
-        require_size("SequenceModel.num_outputs", self.num_outputs)
-        require_size("SequenceModel.vocabulary", self.vocabulary, 0)
+        require_whole("SequenceModel.num_outputs", self.num_outputs)
+        require_whole("SequenceModel.vocabulary", self.vocabulary, 0)
         require_positive(self, "num_layers", "embedding")
         require_choice(self, "readout", READOUTS)
-        require_rate("SequenceModel.dropout", self.dropout)
+        require("SequenceModel.dropout", self.dropout, "[0, 1)")
 
 
 @MODELS.register("sequence")

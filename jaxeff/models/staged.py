@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxeff import bench
-from jaxeff.arguments import checked_labels
+from jaxeff.arguments import checked_labels, require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.hybrid import cost
 from jaxeff.hybrid.cascade import Plan, Table
 from jaxeff.hybrid.route import Cascade, Stage, checked_thresholds, require_same_outputs
-from jaxeff.layers.checks import require_linen, require_size
+from jaxeff.layers.checks import require_linen
 from jaxeff.models.base import call_options
 from jaxeff.selective import confidence
 from jaxeff.typing import Array
@@ -132,7 +132,7 @@ class StagedModel:
         limits: Sequence[int | None] | None = None,
         batch_size: int | None = None,
     ):
-        require_size("batch_size", 1 if batch_size is None else batch_size)
+        require_whole("batch_size", 1 if batch_size is None else batch_size)
         self.stages, self.batch_size = list(stages), batch_size
         self.cascade = Cascade(stages, thresholds, limits)
         self.cost: cost.Cost | None = None

@@ -9,12 +9,12 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxeff.data.model_folder import locate
 from jaxeff.errors import ConfigError
+from jaxeff.hub.model_folder import locate
 from jaxeff.models import pretrained
 from jaxeff.models.base import MODELS
 from jaxeff.models.encoder import Encoder, EncoderShape, Plan, masked_mean
-from jaxeff.search.space import Space
+from jaxeff.models.encoder_space import Space
 from jaxeff.typing import Array, Dtype
 
 
@@ -26,7 +26,7 @@ class TextClassifier(nn.Module):
       num_outputs: width of the output.
       dtype: of the computation.
       pretrained: model whose weights the encoder starts with, see
-        `jaxeff.data.model_folder.locate`; "" starts at random.
+        `jaxeff.hub.model_folder.locate`; "" starts at random.
     """
 
     encoder: Encoder
@@ -155,7 +155,7 @@ def encoder(
     Args:
       num_outputs: classes.
       shape: fields of `EncoderShape`, for one that starts at random.
-      pretrained: model to start from, see `jaxeff.data.model_folder.locate`.
+      pretrained: model to start from, see `jaxeff.hub.model_folder.locate`.
       depth: layers used; 0 is all.
       cuts: see `Plan`, as are the next three.
       keep_first: tokens that pass.

@@ -19,7 +19,7 @@ from jaxeff.ode import activations
 from jaxeff.ode.arguments import is_static, prepare_arguments
 from jaxeff.ode.cells import Cell, Kernels, ProductCell
 from jaxeff.ode.form import departure
-from jaxeff.ode.precision import narrowed, widened
+from jaxeff.ops.precision import narrowed, widened
 from jaxeff.typing import Array, Carry, Params
 
 BACKWARDS = ("auto", "stored", "recomputed", "autodiff")

@@ -31,9 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxeff.errors import ConfigError
-from jaxeff.ode.blocks import apart, over_blocks
-from jaxeff.ode.neighbours import neighbours
-from jaxeff.ode.precision import wide
+from jaxeff.ops.blocks import apart, over_blocks
+from jaxeff.ops.neighbours import neighbours
+from jaxeff.ops.precision import wide
 from jaxeff.typing import Array
 
 BOUNDARIES = ("periodic", "reflecting")

@@ -6,9 +6,9 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
+from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
-from jaxeff.search.checks import check_whole
-from jaxeff.search.plan import Plan
+from jaxeff.models.encoder_plan import Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +108,8 @@ def choose(
     Raises:
       ConfigError: there is no candidate, or a number is below 1.
     """
-    check_whole("at_once", at_once, 1)
-    check_whole("groups", groups, 1)
+    require_whole("at_once", at_once, 1)
+    require_whole("groups", groups, 1)
     # A plan that is there twice would take the place of another among those measured.
     distinct = {candidate.plan: candidate for candidate in reversed(candidates)}
     if not distinct:

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxeff.arguments import require, require_whole
 from jaxeff.errors import DataError
-from jaxeff.eval.files import write_text_atomically
-from jaxeff.search.checks import check_number, check_whole
-from jaxeff.search.plan import Plan
+from jaxeff.files.atomic import write_text_atomically
+from jaxeff.models.encoder_plan import Plan
 
 #: Of a layer: queries and keys. Of a cut: tokens before it, and its factor.
 Shape = tuple[int, int]
@@ -124,8 +124,8 @@ class LatencyTable:
             if not isinstance(fields, dict):
                 raise ValueError(f"it holds {type(fields).__name__}, not an object")
             for field in ("batch", "length"):
-                check_whole(field, fields[field], 1)
-            check_number("constant", fields["constant"], 0)
+                require_whole(field, fields[field], 1)
+            require("constant", fields["constant"], "[0, inf)")
             if not isinstance(fields.setdefault("environment", {}), dict):
                 raise ValueError("its environment is no object")
             return cls(**{**fields, **{n: _times(n, fields[n]) for n in ("layers", "cuts")}})
@@ -139,9 +139,9 @@ def _times(name: str, rows: Any) -> dict[Shape, float]:
     """Returns the times by shape of rows as `LatencyTable.save` writes them."""
     found: dict[Shape, float] = {}
     for first, second, time in rows:
-        check_whole(f"{name}: a size", first, 1)
-        check_whole(f"{name}: a size", second, 1)
-        check_number(f"{name}: a time", time, 0)
+        require_whole(f"{name}: a size", first, 1)
+        require_whole(f"{name}: a size", second, 1)
+        require(f"{name}: a time", time, "[0, inf)")
         if (first, second) in found:
             raise ValueError(f"{name}: {(first, second)} stands there twice")
         found[first, second] = time

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxeff import bench
+from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.layers.bottleneck import Bottleneck
 from jaxeff.models.encoder import EncoderShape, TransformerLayer
-from jaxeff.search.checks import check_whole
+from jaxeff.models.encoder_plan import Plan
 from jaxeff.search.latency import LatencyTable, Shape, monotone, needed
-from jaxeff.search.plan import Plan
 from jaxeff.typing import Array, Dtype
 
 #: Layers of one timed program: a call costs little beside them, and weights come from memory.
@@ -92,7 +92,7 @@ def time_parts(
     if not plans:
         raise ConfigError("there are no plans to measure; a space has at least one")
     for name, number in (("batch", batch), ("length", length), ("rounds", rounds)):
-        check_whole(name, number, 1)
+        require_whole(name, number, 1)
     encoder: Any = network_of(plans[0]).encoder  # type: ignore[attr-defined]
     shape, dtype, width = encoder.shape, encoder.dtype, encoder.shape.width
     layers, cuts = needed(plans, length)

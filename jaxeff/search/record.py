@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxeff.errors import DataError
-from jaxeff.eval.files import write_text_atomically
-from jaxeff.search.plan import Plan
-from jaxeff.search.space import Space
+from jaxeff.files.atomic import write_text_atomically
+from jaxeff.models.encoder_plan import Plan
+from jaxeff.models.encoder_space import Space
 
 FOLDER, RECORD, TABLE = "search", "search.json", "latency.json"
 #: Numbers and texts that a record must have for a run to go on with it.

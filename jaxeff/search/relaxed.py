@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxeff.layers.bottleneck import shortened
+from jaxeff.models.encoder_plan import Plan
+from jaxeff.models.encoder_space import Space
 from jaxeff.search.latency import LatencyTable
-from jaxeff.search.plan import Plan
-from jaxeff.search.space import Space
 from jaxeff.typing import Array, PRNGKey
 
 #: ``factors`` ``[places, 1 + factors]``, where the first stands for no cut, and ``depth``

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxeff.search.plan import Plan
-from jaxeff.search.space import Space
+from jaxeff.models.encoder_plan import Plan
+from jaxeff.models.encoder_space import Space
 from jaxeff.typing import Array
 
 

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from jaxeff.arguments import require, require_whole
 from jaxeff.errors import ConfigError
-from jaxeff.search.checks import check_number, check_whole
+from jaxeff.models.encoder_plan import Plan
+from jaxeff.models.encoder_space import Space, stratified
 from jaxeff.search.front import hull
-from jaxeff.search.plan import Plan
-from jaxeff.search.space import Space, stratified
 
 
 @dataclasses.dataclass
@@ -43,7 +43,7 @@ class Evaluations:
     found: dict[Plan, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_whole("the budget of a search", self.budget, 1)
+        require_whole("the budget of a search", self.budget, 1)
         if not self.limit > 0:
             raise ConfigError(f"the limit of a search must be above 0, not {self.limit}")
 
@@ -118,9 +118,9 @@ def evolution(
     Raises:
       ConfigError: a number is impossible.
     """
-    check_whole("population", population, 1)
-    check_number("mutation", mutation, 0, 1)
-    check_whole("patience", patience, 0)
+    require_whole("population", population, 1)
+    require("mutation", mutation, "[0, 1]")
+    require_whole("patience", patience, 0)
     space = evaluations.space
     first = min(population, max(evaluations.budget // 3, 1))
     for plan in stratified(evaluations.allowed, evaluations.cost, first, int(rng.integers(2**31))):

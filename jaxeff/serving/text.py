@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxeff.data import files, tokens
-from jaxeff.data.model_folder import CONFIG, TOKENIZER
+from jaxeff.data import tokens
 from jaxeff.data.tokens import Texts, Tokenizer, Tokens
 from jaxeff.errors import DataError, UserError
+from jaxeff.files import reading
+from jaxeff.hub.model_folder import CONFIG, TOKENIZER
 from jaxeff.models import MODELS
 from jaxeff.models.text import TextClassifier
 from jaxeff.version import __version__
@@ -199,7 +200,7 @@ class TextModel:
         }
         contents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
         try:
-            files.replace_all(Path(folder), contents)
+            reading.replace_all(Path(folder), contents)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
 
@@ -212,7 +213,7 @@ class TextModel:
         """
         folder = Path(folder)
         try:
-            config = json.loads(files.read_text(folder / CONFIG, limit=files.MAX_JSON_BYTES))
+            config = json.loads(reading.read_text(folder / CONFIG, limit=reading.MAX_JSON_BYTES))
             names, length = tuple(config["class_names"]), int(config["length"])
             digests = dict(config.get("digests", {}))
             network = MODELS.build(config["model"], num_outputs=len(names))
@@ -221,7 +222,7 @@ class TextModel:
             raise DataError(f"{folder / CONFIG}: is no text model's config ({reason})") from None
         weights = folder / WEIGHTS
         # The arrays are stored as they are, so that the file is at least as large as they.
-        given = files.read_npz(weights, weights.stat().st_size if weights.is_file() else 0)
+        given = reading.read_npz(weights, weights.stat().st_size if weights.is_file() else 0)
         layers = network.encoder.shape.layers
         if layers > len(given):  # too many to be traced
             raise DataError(

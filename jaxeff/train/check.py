@@ -12,9 +12,9 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from jaxeff.config import base_config, native
+from jaxeff.config import base_config, first_difference, plain
 from jaxeff.errors import CheckpointError, ConfigError
-from jaxeff.eval.files import write_text_atomically
+from jaxeff.files.atomic import write_text_atomically
 from jaxeff.registry import closest
 from jaxeff.train import values
 
@@ -124,11 +124,6 @@ def _fits(value: Any, like: Any) -> bool:
     return isinstance(value, kinds.get(type(like), type(like)))
 
 
-def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Returns the config as plain dicts, lists, numbers and strings."""
-    return json.loads(json.dumps(native(config.to_dict())))
-
-
 def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the plain config without its ``devices``: where a run runs is not what it is."""
     return {name: value for name, value in plain(config).items() if name != "devices"}
@@ -209,14 +204,3 @@ def _check_longer(workdir: Path, before: dict[str, Any], now: dict[str, Any]) ->
         f"{workdir} was written by another config ({difference}); "
         "give another --workdir, or delete that one"
     )
-
-
-def first_difference(before: Any, now: Any, where: str = "config") -> str | None:
-    """Returns a phrase that names the first field that differs between two plain configs."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in sorted({*before, *now}):
-            found = first_difference(before.get(name), now.get(name), f"{where}.{name}")
-            if found:
-                return found
-        return None
-    return None if before == now else f"{where} was {before!r} and is now {now!r}"

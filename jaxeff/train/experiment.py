@@ -14,15 +14,16 @@ import ml_collections
 import numpy as np
 import optax
 
-from jaxeff import data
+from jaxeff import analyses, data
 from jaxeff.annotations import check_types
 from jaxeff.arguments import checked_labels
 from jaxeff.errors import ConfigError, UserError, origin
 from jaxeff.layers.checks import require_linen
 from jaxeff.models import MODELS
 from jaxeff.models.base import call_options, check_symbols
-from jaxeff.train import analyses, check, leakage, objectives, optim, sizes
-from jaxeff.train.algorithms import ALGORITHMS, Algorithm, Task, Trained
+from jaxeff.models.trained import Trained
+from jaxeff.train import check, leakage, objectives, optim, sizes
+from jaxeff.train.algorithms import ALGORITHMS, Algorithm, Task
 from jaxeff.train.parallel import DeviceMap
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Carry

@@ -9,21 +9,13 @@ import jax
 import ml_collections
 import numpy as np
 
-from jaxeff import bench, data
+from jaxeff import analyses, bench, data
 from jaxeff.errors import CheckpointError
-from jaxeff.train import (
-    analyses,
-    check,
-    experiment,
-    noise,
-    processes,
-    report,
-    runtime,
-    searching,
-    selection,
-)
+from jaxeff.eval.console import say
+from jaxeff.models.trained import Trained
+from jaxeff.search import run as searching
+from jaxeff.train import check, experiment, noise, processes, report, runtime, selection
 from jaxeff.train import workdir as folders
-from jaxeff.train.console import say
 from jaxeff.train.evaluate import Evaluator
 from jaxeff.train.loop import CHECKPOINTS, Training
 
@@ -144,7 +136,7 @@ def _finish(training: Training) -> dict[str, Any] | None:
     return written
 
 
-def untrained(config: ml_collections.ConfigDict) -> dict[str, experiment.Trained]:
+def untrained(config: ml_collections.ConfigDict) -> dict[str, Trained]:
     """Returns the models of ``config.prerequisites`` with zeros for variables."""
     found = {}
     for name, required in config.prerequisites.items():
@@ -153,13 +145,11 @@ def untrained(config: ml_collections.ConfigDict) -> dict[str, experiment.Trained
         state = jax.eval_shape(built.algorithm.init_state, jax.random.key(0), built.example)
         shapes = {"params": state.params, **state.model_state}
         zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
-        found[name] = experiment.Trained(built.model, zeros, built.experience)
+        found[name] = Trained(built.model, zeros, built.experience)
     return found
 
 
-def prerequisites(
-    config: ml_collections.ConfigDict, workdir: Path
-) -> dict[str, experiment.Trained]:
+def prerequisites(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Trained]:
     """Returns the trained models of ``config.prerequisites``, by name.
 
     Raises:
@@ -173,7 +163,7 @@ def prerequisites(
         built = build(required, folder)
         chosen = selection.read(built, folder, say).chosen
         variables = {"params": chosen["params"], **chosen["model_state"]}
-        found[name] = experiment.Trained(built.model, jax.device_get(variables), built.experience)
+        found[name] = Trained(built.model, jax.device_get(variables), built.experience)
     return found
 
 

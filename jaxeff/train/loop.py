@@ -14,9 +14,9 @@ from jaxeff import data
 from jaxeff.bench import compiled_memory
 from jaxeff.errors import TrainingError
 from jaxeff.eval import MetricsWriter
+from jaxeff.eval.console import Progress, say
 from jaxeff.train import report, selection
 from jaxeff.train.checkpoint import Checkpoints
-from jaxeff.train.console import Progress, say
 from jaxeff.train.evaluate import Evaluator
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.interrupt import Interrupt

@@ -16,6 +16,7 @@ import numpy as np
 from jaxeff.errors import TrainingError
 
 HEARTBEAT_SECONDS = 30  # without a sign of life, after which a process counts as dead
+CONNECT_SECONDS = 300  # that processes wait for each other at the start
 LOST_STATUS = 75  # exit status when another process is gone: trying again can help
 _LOST = (
     "another process of this run has ended or cannot be reached; the same commands go on from the "
@@ -48,10 +49,21 @@ def connect(coordinator: str, number: int, index: int) -> None:
     """
     if jax.distributed.is_initialized():
         return
-    with _leaving_when_lost(), lost_ones():
-        jax.distributed.initialize(
-            coordinator, number, index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
-        )
+    try:
+        with _leaving_when_lost():
+            jax.distributed.initialize(
+                coordinator,
+                number,
+                index,
+                initialization_timeout=CONNECT_SECONDS,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            )
+    except RuntimeError as error:  # JAX's text may be no more than the name of a C++ exception
+        raise LostProcessError(
+            f"the {number} processes of this run have not met at {coordinator} within "
+            f"{CONNECT_SECONDS} seconds; start the same command with --config.devices.process_id=0 "
+            f"to {number - 1}, with a coordinator's address that all of them reach"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxeff import bench
+from jaxeff.config import plain
 from jaxeff.errors import DataError
 from jaxeff.eval import learning_curve, read_history, read_report, time_constants, write_report
 from jaxeff.eval.metrics_log import CSV_NAME
@@ -207,7 +208,7 @@ def write(
         "cost": cost,
         "training": training,
         "environment": bench.environment(),
-        "config": check.plain(config),
+        "config": plain(config),
         "artifacts": artifacts,
         "extras": extras or {},
     }

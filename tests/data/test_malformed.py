@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from jaxeff import data
-from jaxeff.data import files, idx, mnist_5k, paths, snippets, tokens
+from jaxeff.data import idx, mnist_5k, snippets, tokens
 from jaxeff.data.decode import resized
-from jaxeff.data.model_folder import locate
 from jaxeff.data.series_files import read_ts
 from jaxeff.data.text import read_bible, read_text
 from jaxeff.data.voxelise import read_mesh
 from jaxeff.errors import UserError
+from jaxeff.files import paths, reading
+from jaxeff.hub.model_folder import locate
 from jaxeff.serving import TextModel
 
 
@@ -31,7 +32,7 @@ def images(path):
 
 
 def npz(path):
-    return files.read_npz(path, 1 << 20)
+    return reading.read_npz(path, 1 << 20)
 
 
 def served(path):

@@ -8,10 +8,11 @@ import pytest
 from jaxeff import data
 from jaxeff.affine.poses import rotation_matrix
 from jaxeff.affine.resampling import Transform, resample
-from jaxeff.data import mnist_5k, packaged
+from jaxeff.data import mnist_5k
 from jaxeff.data.base import Request
 from jaxeff.data.posed import TURNS, PosedSplit, posed_dataset
 from jaxeff.errors import ConfigError, DataError
+from jaxeff.files import packaged
 
 
 @pytest.fixture(autouse=True)

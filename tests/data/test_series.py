@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from jaxeff import data
-from jaxeff.data import packaged, series
+from jaxeff.data import series
 from jaxeff.errors import ConfigError, DataError
+from jaxeff.files import packaged
 
 HEADER = "#a comment\n@problemName Toy\n@timeStamps false\n@univariate false\n@dimensions 2\n"
 UNEQUAL = HEADER + "@equalLength false\n@classLabel true b a\n@data\n"

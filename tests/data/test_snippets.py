@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from jaxeff import data
-from jaxeff.data import Request, model_folder, packaged, series, snippets, tokens
+from jaxeff.data import Request, series, snippets, tokens
 from jaxeff.errors import ConfigError, DataError
+from jaxeff.files import packaged
+from jaxeff.hub import model_folder
 
 TEXTS = ["The cat, the dog!", "A cat...", "", "x y z the cat"]
 

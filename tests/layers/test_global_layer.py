@@ -13,8 +13,9 @@ from sweeps import swept
 
 from jaxeff.errors import ConfigError
 from jaxeff.layers import GlobalLayer, global_layer_from_reference, unstable_layers
-from jaxeff.ode import blocks, transport
+from jaxeff.ode import transport
 from jaxeff.ode.transport import stability_number
+from jaxeff.ops import blocks
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECORDED = {

@@ -111,7 +111,7 @@ def test_impossible_fields_of_configs_are_refused(fields):
 
 @pytest.mark.parametrize("rate", [1, 1.5, -0.1, NAN])
 def test_impossible_rates_of_encoders_are_refused(rate):
-    with pytest.raises(ConfigError, match="dropout must be a rate"):
+    with pytest.raises(ConfigError, match="dropout must be in"):
         EncoderShape(10, 4, 1, 2, 8, dropout=rate)
 
 

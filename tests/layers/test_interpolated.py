@@ -11,7 +11,7 @@ from jaxeff.bench import cost_per_example
 from jaxeff.errors import ConfigError
 from jaxeff.layers import Interpolated, Ops
 from jaxeff.layers.residual import InvertedBody
-from jaxeff.ode import anchors, tiles
+from jaxeff.ops import anchors, tiles
 
 
 class Body(nn.Module):

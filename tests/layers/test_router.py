@@ -7,8 +7,8 @@ import pytest
 
 from jaxeff import bench
 from jaxeff.errors import ConfigError
-from jaxeff.hybrid.router import confidence_features, margins
 from jaxeff.layers.router import build
+from jaxeff.selective.features import confidence_features, margins
 
 
 def shapes(name, width, classes, **fields):

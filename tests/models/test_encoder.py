@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from jaxeff import bench
-from jaxeff.data import packaged
 from jaxeff.errors import ConfigError, DataError
+from jaxeff.files import packaged
 from jaxeff.models import MODELS, pretrained
 from jaxeff.models.encoder import Encoder, EncoderShape, Plan, masked_mean
 
@@ -218,7 +218,7 @@ def test_a_classifier_is_its_parts():
         ({"cuts": [1]}, "pairs of whole numbers"),
         ({"dtype": "int32"}, "dtype must be one of floats"),
         ({"depth": 3}, "at most the 2 layers"),
-        ({"keep_first": -1}, "keep_first must not be negative"),
+        ({"keep_first": -1}, "keep_first must be a whole number of at least 0"),
         ({"kind": "max", "cuts": [[1, 2]]}, "must be one of mean"),
         ({"shape": {"vocabulary": 4, "widht": 8}}, "widht"),
         (

@@ -11,7 +11,7 @@ from jaxeff import data, train
 from jaxeff.errors import ConfigError
 from jaxeff.models import MODELS, pretrained
 from jaxeff.models.encoder import Encoder, masked_mean
-from jaxeff.search.plan import Plan
+from jaxeff.models.encoder_plan import Plan
 
 RECORDED = np.load(Path(__file__).parents[1] / "golden" / "encoders.npz")
 TOKENS, MASK = RECORDED["tokens"], RECORDED["mask"]

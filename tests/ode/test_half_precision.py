@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxeff.ode import GRU, RNN, anchors, blocks, convolution, strided, transport, unroll
+from jaxeff.ode import GRU, RNN, transport, unroll
 from jaxeff.ode.transport import Coefficients
+from jaxeff.ops import anchors, blocks, convolution, strided
 
 HALF = jnp.bfloat16
 

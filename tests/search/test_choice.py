@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from jaxeff.errors import ConfigError
+from jaxeff.models.encoder_plan import Plan
 from jaxeff.search.choice import Candidate, Requirement, choose
-from jaxeff.search.plan import Plan
 
 CANDIDATES = [
     Candidate(Plan(depth), accuracy, ms)
@@ -100,5 +100,5 @@ def test_a_plan_that_is_there_twice_is_measured_once():
 def test_there_must_be_something_to_choose_from():
     with pytest.raises(ConfigError, match="no network to choose from"):
         choose([], Requirement(max_ms=1.0), slower(1.0))
-    with pytest.raises(ConfigError, match="groups must be at least 1"):
+    with pytest.raises(ConfigError, match="groups must be a whole number of at least 1"):
         choose(CANDIDATES, Requirement(max_ms=1.0), slower(1.0), groups=0)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from jaxeff.errors import ConfigError, DataError
+from jaxeff.models.encoder_plan import Plan
+from jaxeff.models.encoder_space import Space
 from jaxeff.search import measure
 from jaxeff.search.latency import LatencyTable, monotone, needed, parts
-from jaxeff.search.plan import Plan
-from jaxeff.search.space import Space
 
 SPACE = Space((2, 3, 4), (2, 3), 2)
 
@@ -156,9 +156,9 @@ def test_a_table_replaces_another_whole(tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"plans": ()}, "no plans to measure"),
-        ({"batch": 0}, "batch must be at least 1"),
-        ({"length": -1}, "length must be at least 1"),
-        ({"rounds": 0}, "rounds must be at least 1"),
+        ({"batch": 0}, "batch must be a whole number of at least 1"),
+        ({"length": -1}, "length must be a whole number of at least 1"),
+        ({"rounds": 0}, "rounds must be a whole number of at least 1"),
     ],
 )
 def test_measurements_of_nothing(change, message):

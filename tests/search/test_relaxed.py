@@ -9,9 +9,9 @@ import pytest
 from encoder_cases import SHAPE
 
 from jaxeff.models import MODELS
+from jaxeff.models.encoder_space import Space
 from jaxeff.search import relaxed
 from jaxeff.search.latency import LatencyTable, needed
-from jaxeff.search.space import Space
 
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(0, 20, (5, 11)).astype(np.int32)

@@ -7,8 +7,8 @@ import pytest
 from encoder_cases import SHAPE
 
 from jaxeff.models import MODELS
+from jaxeff.models.encoder_space import Space
 from jaxeff.search import retention
-from jaxeff.search.space import Space
 
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(0, 20, (4, 9)).astype(np.int32)

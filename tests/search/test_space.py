@@ -5,8 +5,8 @@ import pytest
 
 from jaxeff.errors import ConfigError
 from jaxeff.layers.bottleneck import shortened
-from jaxeff.search.plan import Plan
-from jaxeff.search.space import Space, stratified
+from jaxeff.models.encoder_plan import Plan
+from jaxeff.models.encoder_space import Space, stratified
 
 SMALL = Space((2, 3, 5), (2, 4), 2, keep_first=1, kind="mean")
 

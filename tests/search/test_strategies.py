@@ -7,9 +7,9 @@ import pytest
 
 from jaxeff.errors import ConfigError
 from jaxeff.models.encoder import EncoderShape
+from jaxeff.models.encoder_space import Space
 from jaxeff.search import strategies
 from jaxeff.search.front import hypervolume
-from jaxeff.search.space import Space
 from jaxeff.search.strategies import Evaluations
 
 SPACE = Space((2, 3, 4, 6), (2, 3, 4), 2)

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxeff.data import files, tokens
+from jaxeff.data import tokens
 from jaxeff.errors import DataError, UserError
+from jaxeff.files import reading
 from jaxeff.models import MODELS
 from jaxeff.serving import TextModel
 from jaxeff.serving import text as module
@@ -165,7 +166,7 @@ def test_folders_are_replaced_whole(model, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", fsync)
+        patch.setattr(reading.os, "fsync", fsync)
         with pytest.raises(UserError, match="No space left"):
             other.save(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

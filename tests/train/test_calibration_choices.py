@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from jaxeff import analyses
+from jaxeff.analyses import hybrid, selective
 from jaxeff.errors import ConfigError
 from jaxeff.selective import confidence
-from jaxeff.train import analyses, objectives
-from jaxeff.train.analyses import hybrid, selective
+from jaxeff.train import objectives
 
 SIZES = {"calibration": 40, "validation": 30, "test": 50}
 

@@ -8,7 +8,8 @@ import types
 
 import pytest
 
-from jaxeff.train import console, noise
+from jaxeff.eval import console
+from jaxeff.train import noise
 
 
 class Broken(io.StringIO):

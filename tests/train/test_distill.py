@@ -10,8 +10,9 @@ from jaxeff import data, train
 from jaxeff.distill import kd, variant
 from jaxeff.errors import ConfigError
 from jaxeff.models import MODELS
+from jaxeff.models.trained import Trained
 from jaxeff.train import jobs, objectives
-from jaxeff.train.algorithms import ALGORITHMS, Task, Trained
+from jaxeff.train.algorithms import ALGORITHMS, Task
 
 CLASSES = 4
 NET = {"name": "resnet", "blocks": (1,)}

@@ -23,8 +23,8 @@ from fptt_cases import (
 
 from jaxeff import ode, train
 from jaxeff.errors import ConfigError
+from jaxeff.eval.console import Progress
 from jaxeff.train.algorithms import BPTT, FPTT, Task, TruncatedBPTT
-from jaxeff.train.console import Progress
 from jaxeff.train.loop import Training
 
 # Counts, memory and compilation.

@@ -15,8 +15,9 @@ from jaxeff.hybrid import proxy
 from jaxeff.models import MODELS
 from jaxeff.models.base import apply_with_features
 from jaxeff.models.hybrid import part
+from jaxeff.models.trained import Trained
 from jaxeff.train import objectives
-from jaxeff.train.algorithms import BPTT, BPTTWithoutFold, Hybrid, Trained
+from jaxeff.train.algorithms import BPTT, BPTTWithoutFold, Hybrid
 
 MLPS = {
     "name": "hybrid",

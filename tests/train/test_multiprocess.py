@@ -2,8 +2,12 @@
 
 import csv
 import json
+import os
 import signal
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +17,7 @@ from jaxeff.eval import read_report
 from jaxeff.train.checkpoint import Checkpoints
 from jaxeff.train.processes import LOST_STATUS
 
+ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5
 OPTIONS = (
     "--config.model.dropout=0.0",  # masks are drawn per device
@@ -21,12 +26,16 @@ OPTIONS = (
 )
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @pytest.fixture
 def start_pair(start_training):
     def start_pair(workdir, *options):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         return [
             start_training(
                 workdir,
@@ -144,6 +153,29 @@ def test_death_of_one_process_ends_the_other_in_a_sentence(start_pair, tmp_path,
     assert lines[-1].startswith("error: another process of this run has ended")
     assert "Traceback" not in other.output
     assert len([line for line in lines if not line.startswith("step ")]) < 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_processes_that_never_meet_end_in_a_sentence(index):
+    options = [f"--config.devices.{field}" for field in ("num_processes=2", f"process_id={index}")]
+    options += [f"--config.devices.coordinator=127.0.0.1:{free_port()}"]
+    program = (
+        "import sys; from jaxeff import main; from jaxeff.train import processes; "
+        "processes.CONNECT_SECONDS = 3; sys.argv[0] = 'jaxeff'; main.cli()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "--config=configs/irnn.py:quick", *options],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == LOST_STATUS
+    assert "Traceback" not in ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: the 2 processes of this run have not met at 127.0.0.1:")
 
 
 @pytest.mark.slow

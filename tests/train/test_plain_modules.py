@@ -11,8 +11,9 @@ from flax import nnx
 from jaxeff.distill import kd
 from jaxeff.errors import ConfigError
 from jaxeff.models import MODELS
+from jaxeff.models.trained import Trained
 from jaxeff.train import experiment, objectives
-from jaxeff.train.algorithms import BPTT, BPTTWithoutFold, Constrained, Distillation, Task, Trained
+from jaxeff.train.algorithms import BPTT, BPTTWithoutFold, Constrained, Distillation, Task
 
 KEY = jax.random.key(0)
 TASK = Task("classification", 3, steps_per_epoch=2)

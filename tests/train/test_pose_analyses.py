@@ -9,13 +9,13 @@ import pytest
 
 from jaxeff.affine import Transform
 from jaxeff.affine.poses import rotation_matrix
+from jaxeff.analyses import ANALYSES
+from jaxeff.analyses.poses import Trained, circular_variance
 from jaxeff.data.posed import PosedSplit
 from jaxeff.errors import ConfigError
 from jaxeff.eval import pose_plots
 from jaxeff.models import MODELS
 from jaxeff.train.algorithms import BPTT, AffineVAE, Task
-from jaxeff.train.analyses import ANALYSES
-from jaxeff.train.analyses.poses import Trained, circular_variance
 from jaxeff.train.objectives import elbo
 
 FEW = {"starts": 4, "method": "screen"}

@@ -8,16 +8,17 @@ import ml_collections
 import numpy as np
 import pytest
 
-from jaxeff import data, train
+from jaxeff import analyses, data, train
+from jaxeff.config import plain
 from jaxeff.data.base import ArraySplit
 from jaxeff.errors import CheckpointError, ConfigError
 from jaxeff.eval import read_report
 from jaxeff.models import MODELS
 from jaxeff.models.base import apply_with_features
-from jaxeff.train import analyses, jobs, report
+from jaxeff.models.trained import Trained
+from jaxeff.train import jobs, report
 from jaxeff.train.algorithms import ALGORITHMS, BPTT
 from jaxeff.train.checkpoint import Checkpoints
-from jaxeff.train.experiment import Trained
 from jaxeff.train.loop import CHECKPOINTS
 
 
@@ -251,4 +252,4 @@ def test_a_model_that_shows_nothing_is_refused():
 
 def test_a_config_of_a_config_is_plain(continued):
     assert isinstance(continued.prerequisites.first, ml_collections.ConfigDict)
-    assert train.check.plain(continued)["prerequisites"]["first"]["train"]["num_steps"] == 30
+    assert plain(continued)["prerequisites"]["first"]["train"]["num_steps"] == 30

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from jaxeff import train
+from jaxeff import analyses, train
+from jaxeff.analyses import selective
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.selective import calibrate, confidence, metrics
-from jaxeff.train import analyses, objectives
-from jaxeff.train.analyses import selective
+from jaxeff.train import objectives
 
 CONFIG = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "selective.py"))
 SLOW = pytest.mark.slow

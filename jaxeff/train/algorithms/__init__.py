@@ -1,7 +1,7 @@
 """Training algorithms, found by name."""
 
 from jaxeff.train.algorithms.affine import AffineVAE
-from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, Task, Trained
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, Task
 from jaxeff.train.algorithms.bptt import BPTT
 from jaxeff.train.algorithms.constrained import Constrained
 from jaxeff.train.algorithms.distill import Distillation
@@ -29,6 +29,5 @@ __all__ = [
     "SelfAdaptiveTraining",
     "Task",
     "Tracking",
-    "Trained",
     "TruncatedBPTT",
 ]

@@ -9,7 +9,6 @@ Averaging inside the differentiated function gives wrong gradients without an er
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -49,21 +48,6 @@ class Task:
     steps_per_epoch: int = 0
     num_examples: int = 0
     num_versions: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A model that was trained before, for an algorithm that builds on it.
-
-    Attributes:
-      model: the Flax module.
-      variables: its parameters and other collections.
-      experience: what it and those that it builds on have seen, see `jaxeff.train.leakage`.
-    """
-
-    model: nn.Module
-    variables: Mapping[str, Any]
-    experience: tuple[Any, ...] = ()
 
 
 class Algorithm:

@@ -13,11 +13,11 @@ import optax
 
 from jaxeff.distill import LOSSES, Seen
 from jaxeff.errors import ConfigError
+from jaxeff.models.trained import Trained
 from jaxeff.train import optim
 from jaxeff.train.algorithms.base import (
     ALGORITHMS,
     Algorithm,
-    Trained,
     divisor,
     step_key,
 )
@@ -52,8 +52,8 @@ class Distillation(Algorithm):
         ``weight`` (default 1).
       disk: fields of `jaxeff.distill.Disk` to change, the name ``variant`` in
         `jaxeff.distill.VARIANTS`, and ``weight`` (default 1); None distils without a gate.
-      gate: a name in `jaxeff.distill.GATES` with its fields, or "closed_form", which computes the
-        best gate of each batch.
+      gate: a name in `jaxeff.layers.gates.GATES` with its fields, or "closed_form", which
+        computes the best gate of each batch.
       student_epochs: epochs of the student in a round, the unit of DiSK's schedules.
       gate_epochs: epochs of the gate in a round; 0 lets both learn at once.
       gate_init_epochs: epochs of the gate alone before the first round.

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxeff.distill import GATES, Disk, Seen, gate_at, variant, water_price
+from jaxeff.distill import Disk, Seen, gate_at, variant, water_price
 from jaxeff.errors import ConfigError
+from jaxeff.layers.gates import GATES
 from jaxeff.train.algorithms.base import divisor
 from jaxeff.typing import Array, PRNGKey
 
@@ -21,7 +22,7 @@ class Helper:
 
     Args:
       fields: of `jaxeff.distill.variant`, its name being ``variant``, and the loss's ``weight``.
-      gate: a name in `jaxeff.distill.GATES` with its fields, or "closed_form".
+      gate: a name in `jaxeff.layers.gates.GATES` with its fields, or "closed_form".
       num_classes: number of classes.
 
     Raises:

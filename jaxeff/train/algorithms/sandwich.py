@@ -10,7 +10,7 @@ import optax
 
 from jaxeff.distill.classic import kd
 from jaxeff.errors import ConfigError
-from jaxeff.search.space import stratified
+from jaxeff.models.encoder_space import stratified
 from jaxeff.train import objectives
 from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, divisor, step_key
 from jaxeff.train.objectives import weighted_means

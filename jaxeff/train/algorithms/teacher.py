@@ -14,7 +14,8 @@ from jaxeff.distill import Seen
 from jaxeff.errors import ConfigError
 from jaxeff.layers.checks import require_linen
 from jaxeff.models.base import apply_with_features
-from jaxeff.train.algorithms.base import Task, Trained
+from jaxeff.models.trained import Trained
+from jaxeff.train.algorithms.base import Task
 from jaxeff.typing import Array, Batch, PRNGKey
 
 

@@ -10,7 +10,7 @@ from jax.test_util import check_grads
 from sweeps import swept
 
 from jaxeff.bench import count
-from jaxeff.ode.convolution import (
+from jaxeff.ops.convolution import (
     _grouped,
     _grouped_backward,
     _is_tiny,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Protocol
 
+from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.layers.bottleneck import check, shortened
-from jaxeff.search.checks import check_whole
 
 
 class Sizes(Protocol):
@@ -42,8 +42,8 @@ class Plan:
     pooled_queries: bool = False
 
     def __post_init__(self) -> None:
-        check_whole("depth", self.depth, 1)
-        check_whole("keep_first", self.keep_first, 0)
+        require_whole("depth", self.depth, 1)
+        require_whole("keep_first", self.keep_first, 0)
         places = [place for place, _ in self.cuts]
         if places != sorted(set(places)) or any(not 0 < p < self.depth for p in places):
             raise ConfigError(

@@ -21,18 +21,18 @@ import ml_collections
 import numpy as np
 
 from jaxeff import bench, data
+from jaxeff.config import first_difference, plain
 from jaxeff.errors import CheckpointError, ConfigError, DataError
+from jaxeff.eval.console import say
+from jaxeff.models.encoder_plan import Plan
+from jaxeff.models.encoder_space import stratified
+from jaxeff.models.trained import Trained
 from jaxeff.search import measure, record
 from jaxeff.search.choice import Candidate, choose
 from jaxeff.search.front import pareto
-from jaxeff.search.plan import Plan
 from jaxeff.search.record import TABLE
-from jaxeff.search.space import stratified
+from jaxeff.search.searches import SEARCHES, Known, Search
 from jaxeff.search.strategies import Evaluations
-from jaxeff.train.algorithms import Trained
-from jaxeff.train.check import first_difference, plain
-from jaxeff.train.console import say
-from jaxeff.train.searches import SEARCHES, Known, Search
 
 SUPERNET = "teacher"
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxeff import bench
+from jaxeff.analyses.base import ANALYSES, Findings, collect, require_split
 from jaxeff.arguments import require
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.eval.hybrid_plots import trade_offs
@@ -20,7 +21,6 @@ from jaxeff.hybrid.cascade import Table, follow
 from jaxeff.models.early_exit import EarlyExitNet, early_exits
 from jaxeff.models.hybrid import HybridModel, HybridNetwork, part
 from jaxeff.selective import confidence
-from jaxeff.train.analyses.base import ANALYSES, Findings, collect, require_split
 
 if TYPE_CHECKING:
     from jaxeff.train.experiment import Experiment

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxeff.ode.precision import narrowed, widened
+from jaxeff.ops.precision import narrowed, widened
 from jaxeff.typing import Array
 
 #: Bytes of one array of a block: few enough that a handful of them stay in a CPU's last cache, and

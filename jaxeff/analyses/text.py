@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxeff import bench
+from jaxeff.analyses.base import ANALYSES, Findings
+from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.models.encoder import Encoder
+from jaxeff.models.encoder_plan import Plan
 from jaxeff.models.text import TextClassifier
-from jaxeff.search.checks import check_whole
 from jaxeff.search.measure import network_call
-from jaxeff.search.plan import Plan
 from jaxeff.serving import TextModel
-from jaxeff.train.analyses.base import ANALYSES, Findings
 
 if TYPE_CHECKING:
     from jaxeff.train.experiment import Experiment
@@ -42,9 +42,9 @@ class ExportedTextModel:
 
     def __post_init__(self) -> None:
         for field in ("rounds", "examples"):
-            check_whole(field, getattr(self, field), 1)
+            require_whole(field, getattr(self, field), 1)
         for batch in self.batches:
-            check_whole("batches: each", batch, 1)
+            require_whole("batches: each", batch, 1)
 
     def check(self, experiment: Experiment) -> None:
         """Raises `ConfigError` for another model, or for data that is no text."""
@@ -58,7 +58,7 @@ class ExportedTextModel:
     def __call__(
         self, experiment: Experiment, chosen: Mapping[str, Any], workdir: Path
     ) -> Findings:
-        """See `jaxeff.train.analyses.Analysis`."""
+        """See `jaxeff.analyses.Analysis`."""
         network: Any = experiment.model
         split: Any = experiment.dataset.splits["test"]
         length = experiment.dataset.input_shape[0]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sweeps import swept
 
-from jaxeff.ode import anchors
+from jaxeff.ops import anchors
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -20,8 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxeff.ode.convolution import product
-from jaxeff.ode.precision import wide
+from jaxeff.ops.convolution import product
+from jaxeff.ops.precision import wide
 from jaxeff.typing import Array
 
 LAYOUTS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}

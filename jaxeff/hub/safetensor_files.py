@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxeff.data import files
-from jaxeff.data.model_folder import INDEX, WEIGHTS
 from jaxeff.errors import DataError
+from jaxeff.files import reading
+from jaxeff.hub.model_folder import INDEX, WEIGHTS
 
 _TYPES = {
     "F64": "<f8",
@@ -50,7 +50,7 @@ def parts(folder: Path) -> list[Path]:
             "model.save_pretrained(..., safe_serialization=True)"
         )
     try:
-        names = json.loads(files.read_text(index, limit=files.MAX_JSON_BYTES))["weight_map"]
+        names = json.loads(reading.read_text(index, limit=reading.MAX_JSON_BYTES))["weight_map"]
         shards = sorted({str(name) for name in names.values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{index}: is no index of shards ({error})") from None
@@ -86,7 +86,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(size - 8, files.MAX_JSON_BYTES):
+        if not 2 <= length <= min(size - 8, reading.MAX_JSON_BYTES):
             raise ValueError(f"{size} bytes are too few for a header of {length}")
         header = json.loads(file.read(length))
     if not isinstance(header, dict):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sweeps import swept
 
-from jaxeff.ode import strided
+from jaxeff.ops import strided
 
 pytestmark = pytest.mark.usefixtures("x64")
 

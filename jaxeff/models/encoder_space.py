@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from jaxeff.arguments import is_whole, require_whole
 from jaxeff.errors import ConfigError
-from jaxeff.search.checks import check_whole, is_whole
-from jaxeff.search.plan import Plan
+from jaxeff.models.encoder_plan import Plan
 
 #: Searches sort all plans by their cost and list them in memory: half a minute, hundreds of MB.
 MOST_PLANS = 500_000
@@ -32,7 +32,7 @@ class Space:
       depths: numbers of layers, ascending.
       factors: of a cut, above 1.
       max_cuts: cuts of a plan, at most.
-      keep_first: see `jaxeff.search.plan.Plan`, as are the next two.
+      keep_first: see `jaxeff.models.encoder_plan.Plan`, as are the next two.
       kind: of the bottlenecks.
       pooled_queries: whether the layer behind a cut has keys of the longer sequence.
     """
@@ -53,8 +53,8 @@ class Space:
                 raise ConfigError(
                     f"{field} must be ascending whole numbers from {least}, not {list(values)}"
                 )
-        check_whole("max_cuts", self.max_cuts, 0)
-        check_whole("keep_first", self.keep_first, 0)
+        require_whole("max_cuts", self.max_cuts, 0)
+        require_whole("keep_first", self.keep_first, 0)
         if any(number > MOST_PLANS for number in itertools.accumulate(self._sizes())):
             raise ConfigError(
                 f"the space has more than {MOST_PLANS:,} plans, too many to list; give fewer "
@@ -149,7 +149,7 @@ def stratified(
     Raises:
       ConfigError: the number is negative or not whole.
     """
-    check_whole("the number of plans to draw", number, 0)
+    require_whole("the number of plans to draw", number, 0)
     ordered = sorted(plans, key=cost)
     rng = np.random.default_rng(seed)
     edges = np.linspace(0, len(ordered), min(number, len(ordered)) + 1).astype(int)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxeff.ode.precision import wide
+from jaxeff.ops.precision import wide
 from jaxeff.typing import Array
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxeff.analyses.base import ANALYSES, Findings, collect, require_split
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.eval.selective_plots import risk_coverage
 from jaxeff.selective import calibrate, confidence, metrics, rules
 from jaxeff.train import objectives
-from jaxeff.train.analyses.base import ANALYSES, Findings, collect, require_split
 
 if TYPE_CHECKING:
     from jaxeff.train.experiment import Experiment

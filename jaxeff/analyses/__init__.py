@@ -1,6 +1,6 @@
 """Analyses of trained models, registered by name."""
 
-from jaxeff.train.analyses.base import (
+from jaxeff.analyses.base import (
     ANALYSES,
     Analysis,
     Findings,
@@ -10,10 +10,10 @@ from jaxeff.train.analyses.base import (
     require_split,
     run,
 )
-from jaxeff.train.analyses.hybrid import EarlyExits, Hybrid
-from jaxeff.train.analyses.poses import LossByAngle, Reconstructions, RecoveredAngles
-from jaxeff.train.analyses.selective import Selective
-from jaxeff.train.analyses.text import ExportedTextModel
+from jaxeff.analyses.hybrid import EarlyExits, Hybrid
+from jaxeff.analyses.poses import LossByAngle, Reconstructions, RecoveredAngles
+from jaxeff.analyses.selective import Selective
+from jaxeff.analyses.text import ExportedTextModel
 
 __all__ = [
     "ANALYSES",

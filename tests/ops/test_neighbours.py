@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxeff.ode.neighbours import neighbours
+from jaxeff.ops.neighbours import neighbours
 
 CASES = [
     (axis, distance, boundary, odd)

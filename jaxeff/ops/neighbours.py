@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxeff.ode.blocks import apart
+from jaxeff.ops.blocks import apart
 from jaxeff.typing import Array
 
 
@@ -18,7 +18,7 @@ def neighbours(
     """Returns the arrays whose entries i are h's entries ``i + distance`` and ``i - distance``.
 
     Args:
-      skip: see `jaxeff.ode.blocks.apart`.
+      skip: see `jaxeff.ops.blocks.apart`.
       h: the field.
       axis: along which.
       distance: in cells, below h's length.

@@ -14,9 +14,9 @@ import numpy as np
 from jaxeff.affine.losses import resampling_floor
 from jaxeff.affine.poses import angle_of, rotation_matrix
 from jaxeff.affine.resampling import Transform, resample
+from jaxeff.analyses.base import ANALYSES, Findings
 from jaxeff.errors import ConfigError
 from jaxeff.eval import pose_plots
-from jaxeff.train.analyses.base import ANALYSES, Findings
 
 _CHUNK = 32
 
@@ -99,7 +99,7 @@ class Reconstructions:
     codes: int = 6
 
     def __call__(self, experiment: Any, chosen: Mapping[str, Any], workdir: Path) -> Findings:
-        """See `jaxeff.train.analyses.Analysis`."""
+        """See `jaxeff.analyses.Analysis`."""
         trained, name = Trained(experiment, chosen), experiment.config.name
         inputs = _first(experiment, self.images)["inputs"]
         seen = trained(inputs)
@@ -145,7 +145,7 @@ class RecoveredAngles:
     images: int = 500
 
     def __call__(self, experiment: Any, chosen: Mapping[str, Any], workdir: Path) -> Findings:
-        """See `jaxeff.train.analyses.Analysis`."""
+        """See `jaxeff.analyses.Analysis`."""
         trained = Trained(experiment, chosen)
         if trained.family is None or trained.family.dimensions != 2:
             raise ConfigError(
@@ -193,7 +193,7 @@ class LossByAngle:
     step: int = 30
 
     def __call__(self, experiment: Any, chosen: Mapping[str, Any], workdir: Path) -> Findings:
-        """See `jaxeff.train.analyses.Analysis`."""
+        """See `jaxeff.analyses.Analysis`."""
         trained = Trained(experiment, chosen)
         split = experiment.dataset.splits["test"]
         if len(experiment.dataset.input_shape) != 3 or not hasattr(split, "posed"):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxeff.ode.precision import wide
+from jaxeff.ops.precision import wide
 from jaxeff.typing import Array
 
 ROWS, COLUMNS = -3, -2

@@ -13,15 +13,15 @@ import numpy as np
 import optax
 
 from jaxeff import data
+from jaxeff.arguments import require, require_whole
 from jaxeff.errors import ConfigError
+from jaxeff.models.encoder_space import Space
+from jaxeff.models.trained import Trained
 from jaxeff.registry import Registry
 from jaxeff.search import relaxed, retention, strategies
-from jaxeff.search.checks import check_number, check_whole
 from jaxeff.search.choice import Requirement
 from jaxeff.search.latency import LatencyTable
-from jaxeff.search.space import Space
 from jaxeff.search.strategies import Evaluations
-from jaxeff.train.algorithms import Trained
 
 SEARCHES = Registry("search")
 
@@ -67,11 +67,11 @@ class Search:
 
     def __post_init__(self) -> None:
         for field in ("budget", "batch", "rounds"):
-            check_whole(field, getattr(self, field), 1)
-        check_whole("examples", self.examples, 0)
-        check_number("max_latency_ms", self.max_latency_ms, 0)
-        check_number("min_accuracy", self.min_accuracy, 0, 1)
-        check_number("max_latency_share", self.max_latency_share, 0, 1, above=True)
+            require_whole(field, getattr(self, field), 1)
+        require_whole("examples", self.examples, 0)
+        require("max_latency_ms", self.max_latency_ms, "[0, inf)")
+        require("min_accuracy", self.min_accuracy, "[0, 1]")
+        require("max_latency_share", self.max_latency_share, "(0, 1]")
         self.requirement(1.0)
 
     def requirement(self, full_ms: float) -> Requirement:
@@ -100,8 +100,8 @@ class Evolution(Search):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("population", self.population, 1)
-        check_number("mutation", self.mutation, 0, 1)
+        require_whole("population", self.population, 1)
+        require("mutation", self.mutation, "[0, 1]")
 
     def explore(self, evaluations: Evaluations, rng: np.random.Generator, known: Known) -> None:
         """See `Search.explore`."""
@@ -128,12 +128,12 @@ class Random(Search):
         strategies.random_search(evaluations, rng)
 
 
-def _check_each(field: str, values: Any, low: float, high: float = math.inf, **how: Any) -> None:
-    """Refuses what is no list of such numbers, see `check_number`."""
+def _check_each(field: str, values: Any, interval: str) -> None:
+    """Refuses what is no list of such numbers, see `jaxeff.arguments.require`."""
     if not isinstance(values, (list, tuple)) or not values:
         raise ConfigError(f"{field} must be a list of at least one number, not {values!r}")
     for value in values:
-        check_number(f"{field}: each", value, low, high, **how)
+        require(f"{field}: each", value, interval)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +153,8 @@ class ByGradients(Search):
     def __post_init__(self) -> None:
         super().__post_init__()
         for field in ("steps", "batch_size"):
-            check_whole(field, getattr(self, field), 1)
-        check_number("learning_rate", self.learning_rate, 0, above=True)
+            require_whole(field, getattr(self, field), 1)
+        require("learning_rate", self.learning_rate, "(0, inf)")
 
     def _refuse(self, space: Space) -> None:
         if space.pooled_queries:
@@ -221,9 +221,9 @@ class Gradient(ByGradients):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_each("aims", self.aims, 0, 1, above=True)
-        check_number("temperature", self.temperature, 0, above=True)
-        check_number("penalty", self.penalty, 0)
+        _check_each("aims", self.aims, "(0, 1]")
+        require("temperature", self.temperature, "(0, inf)")
+        require("penalty", self.penalty, "[0, inf)")
 
     def explore(self, evaluations: Evaluations, rng: np.random.Generator, known: Known) -> None:
         """See `Search.explore`."""
@@ -274,8 +274,8 @@ class Retention(ByGradients):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_each("prices", self.prices, 0)
-        check_number("mutation", self.mutation, 0, 1)
+        _check_each("prices", self.prices, "[0, inf)")
+        require("mutation", self.mutation, "[0, 1]")
 
     def explore(self, evaluations: Evaluations, rng: np.random.Generator, known: Known) -> None:
         """See `Search.explore`."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxeff.ode import blocks
+from jaxeff.ops import blocks
 
 
 def rows(n, width=6, seed=0):
