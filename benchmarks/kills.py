@@ -18,26 +18,22 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import dataclasses
 import json
 import os
 import random
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from run_outcomes import difference, last_step, outcome, saves, unfinished
+from run_processes import RUN_SECONDS, POLL_SECONDS, Case, Run
+
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "results" / "kills.json"
-PATIENCE = 300.0  # seconds for what takes some
 PEER_SECONDS = 60.0  # in which the other processes must follow one that was killed
-TICK = 0.004
 
 _DIGITS = (
     "train.num_steps=80",
@@ -53,25 +49,6 @@ _IMAGES = (
     "train.eval_every=15",
     "checkpoint.every=5",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A run: the config's file and argument, overrides, and how many processes it has."""
-
-    config: str
-    overrides: tuple[str, ...]
-    prerequisites: tuple[str, ...] = ()
-    processes: int = 1
-
-    @property
-    def command(self) -> str:
-        """The command as a user would give it, without its folder."""
-        options = list(self.overrides)
-        if self.processes > 1:  # one command for each
-            options += [f"devices.num_processes={self.processes}", "devices.process_id=N"]
-        words = " ".join(f"--config.{option}" for option in ["devices.cpu=1", *options])
-        return f"python -m jaxeff.main --config=configs/{self.config} {words}"
 
 
 CASES = {
@@ -105,122 +82,6 @@ CASES = {
 }
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Returns the environment of a run; what was compiled once is kept for all."""
-    return {
-        **os.environ,
-        "PYTHONPATH": str(HERE.parent),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-
-
-class Run:
-    """The processes of one command that are running now; each in a group of its own."""
-
-    def __init__(self, case: Case, workdir: Path, folder: Path):
-        self.log = workdir.with_suffix(".txt")
-        self._met_before = self._meetings()
-        coordinator = f"127.0.0.1:{_free_port()}"
-        self.processes = []
-        for number in range(case.processes):
-            options = ["devices.cpu=1", *case.overrides]
-            if case.processes > 1:
-                options += [
-                    f"devices.coordinator={coordinator}",
-                    f"devices.num_processes={case.processes}",
-                    f"devices.process_id={number}",
-                ]
-            command = [sys.executable, "-m", "jaxeff.main", f"--workdir={workdir}"]
-            command += [f"--config={HERE.parent / 'configs' / case.config}"]
-            command += [f"--config.{option}" for option in options]
-            with self.log.open("ab") as out:
-                self.processes.append(
-                    subprocess.Popen(
-                        command,
-                        env=environment(folder),
-                        stdout=out,
-                        stderr=subprocess.STDOUT,
-                        cwd=folder,
-                        start_new_session=True,
-                    )
-                )
-
-    @property
-    def running(self) -> bool:
-        """Whether all processes are there; one that has ended takes the others with it."""
-        return all(process.poll() is None for process in self.processes)
-
-    def _meetings(self) -> int:
-        """Counts in the log what the first process says once it is connected with the others."""
-        return self.log.read_bytes().count(b"\ndevices  ") if self.log.exists() else 0
-
-    def met(self) -> bool:
-        """Whether the processes are connected; until then the others wait for one that is late."""
-        return self._meetings() > self._met_before
-
-    def kill(self, process: subprocess.Popen) -> bool:
-        """Kills one process and waits for it; says whether that is what it died of."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        return process.wait() == -signal.SIGKILL
-
-    def kill_all(self) -> bool:
-        """Kills what still runs; says whether there was any."""
-        died = [self.kill(process) for process in self.processes]
-        return any(died)
-
-    def wait(self, seconds: float) -> float | None:
-        """Waits for the end of all; returns the seconds that it took, or None if it took more."""
-        began = time.monotonic()
-        for process in self.processes:
-            try:
-                process.wait(max(0.0, began + seconds - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                return None
-        return time.monotonic() - began
-
-    def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> bool:
-        """Waits until a condition holds; False if the run has ended, or does not come to it."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if condition():
-                return True
-            if not self.running:
-                return False
-            time.sleep(TICK)
-        return False
-
-    def pause(self, seconds: float) -> None:
-        """Lets so much time pass, unless the run ends before."""
-        self.until(lambda: False, seconds)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def saves(folder: Path) -> set[str]:
-    """Returns the names of the finished and of the unfinished saves in the folder of a run."""
-    try:
-        return {name for name in os.listdir(folder / "checkpoints") if name[:1].isdigit()}
-    except FileNotFoundError:
-        return set()
-
-
-def unfinished(folder: Path) -> set[str]:
-    """Returns saves that are not finished, of a process that runs or of one that was killed."""
-    return {name for name in saves(folder) if name.endswith("tmp")}
-
-
-def last_step(folder: Path) -> int:
-    """Returns the newest finished save of a run; -1 where there is none."""
-    return max((int(name) for name in saves(folder) if name.isdigit()), default=-1)
-
-
 @dataclasses.dataclass(frozen=True)
 class Reference:
     """What a run that was left alone has to show, and how long its parts took."""
@@ -244,68 +105,13 @@ def reference(case: Case, workdir: Path, folder: Path) -> Reference:
             first = first or (now if saves(workdir) else 0.0)
             if last_step(workdir) > count:
                 count, last = last_step(workdir), now
-            time.sleep(TICK)
-        if run.wait(PATIENCE) is None or any(p.returncode for p in run.processes):
+            time.sleep(POLL_SECONDS)
+        if run.wait(RUN_SECONDS) is None or any(p.returncode for p in run.processes):
             run.kill_all()
             raise RuntimeError(f"{case.command} does not end:\n{run.log.read_text()[-2000:]}")
         seconds = time.monotonic() - began
-    found = outcome(case, workdir)
+    found = outcome(workdir, case.prerequisites)
     return Reference(found, seconds, first, seconds - last, count)
-
-
-def outcome(case: Case, workdir: Path) -> dict[str, Any]:
-    """Returns what a finished run and its prerequisites have to show, by name."""
-    found: dict[str, Any] = {}
-    for folder in (workdir, *(workdir / name for name in case.prerequisites)):
-        place = str(folder.relative_to(workdir.parent)).partition("/")[2] or "run"
-        step = last_step(folder)
-        found |= {f"{place}: {key}": v for key, v in checkpoint(folder, step).items()}
-        found[f"{place}: step"] = step
-        found[f"{place}: history"] = (folder / "metrics.csv").read_text(encoding="utf-8")
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        found[f"{place}: metrics"] = json.dumps(report["metrics"], sort_keys=True)
-        for field in ("steps", "updates", "weights", "epochs", "best_step"):
-            found[f"{place}: {field}"] = report["training"][field]
-    return found
-
-
-def checkpoint(workdir: Path, step: int) -> dict[str, Any]:
-    """Returns the arrays of a save as bytes, and what else goes on from it."""
-    import jax
-    import numpy as np
-    from orbax.checkpoint import v1 as ocp
-
-    path = workdir / "checkpoints" / str(step)
-    # On one device, whatever devices the run had.
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(
-        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place),
-        ocp.checkpointables_metadata(path).metadata["state"],
-    )
-    loaded = ocp.load_checkpointables(path, {"state": like, "plain": None})
-    found: dict[str, Any] = {}
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(loaded["state"]):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        array = np.asarray(leaf)
-        found[jax.tree_util.keystr(keys)] = (str(array.dtype), array.shape, array.tobytes())
-    values = plain_values(loaded["plain"])
-    for name in ("best_metrics", "best_step", "best_weights", "weights", "last_metrics", "pending"):
-        found[name] = repr(values.get(name))
-    found["position in the data"] = repr(values.get("data"))
-    return found
-
-
-def plain_values(plain: dict[str, Any]) -> dict[str, Any]:
-    """Returns the values beside a save's arrays, which may be one packed text."""
-    if "record" not in plain:
-        return plain["values"]
-    return json.loads(bytes(memoryview(plain["record"])))["values"]
-
-
-def difference(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Returns the names of what two outcomes do not share."""
-    return [name for name in {**one, **other} if one.get(name) != other.get(name)]
 
 
 class Trial:
@@ -388,10 +194,10 @@ class Trial:
     def finish(self) -> list[str]:
         """Lets the run end, and returns what differs from one that was left alone."""
         run = Run(self.case, self.workdir, self.folder)
-        ended = run.wait(PATIENCE)
+        ended = run.wait(RUN_SECONDS)
         run.kill_all()
         if ended is None:
-            return [f"it did not end in {PATIENCE:.0f} s"]
+            return [f"it did not end in {RUN_SECONDS:.0f} s"]
         codes = [process.returncode for process in run.processes]
         if any(codes):
             last = run.log.read_text(errors="replace").strip().splitlines()[-1:]
@@ -399,7 +205,7 @@ class Trial:
         try:
             report = json.loads((self.workdir / "report.json").read_text(encoding="utf-8"))
             self.resumed = report["training"]["resumed"]
-            return difference(self.known.outcome, outcome(self.case, self.workdir))
+            return difference(self.known.outcome, outcome(self.workdir, self.case.prerequisites))
         except (OSError, ValueError, KeyError) as error:
             return [f"it cannot be compared: {error}"]
 

@@ -12,11 +12,13 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kills.py"
 
 @pytest.fixture(scope="module")
 def kills():
+    sys.path.insert(0, str(SCRIPT.parent))  # its parts stand beside it
     spec = importlib.util.spec_from_file_location("kills", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules["kills"] = module
     spec.loader.exec_module(module)
     yield module
+    sys.path.remove(str(SCRIPT.parent))
     del sys.modules["kills"]
 
 
