@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from run_outcomes import difference, last_step, outcome, saves, unfinished
-from run_processes import RUN_SECONDS, POLL_SECONDS, Case, Run
+from run_processes import POLL_SECONDS, RUN_SECONDS, Case, Run
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "results" / "kills.json"

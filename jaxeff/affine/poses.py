@@ -87,10 +87,10 @@ class Poses:
         linear = self.start_linear(key)
         if not self.translation:
             return linear
-        own = jax.random.fold_in(key, 1)
+        shift_key = jax.random.fold_in(key, 1)
         bound = self.translation
         return jnp.concatenate(
-            [linear, jax.random.uniform(own, (self.dimensions,), minval=-bound, maxval=bound)]
+            [linear, jax.random.uniform(shift_key, (self.dimensions,), minval=-bound, maxval=bound)]
         )
 
     def starts(self, key: PRNGKey, count: int) -> Array:
@@ -291,14 +291,14 @@ class Quaternion(Poses):
 
 def _signed_permutations() -> np.ndarray:
     """Returns the 24 rotations of a cube ``[24, 3, 3]``, the identity first."""
-    found = []
+    rotations = []
     for order in itertools.permutations(range(3)):
         for signs in itertools.product((1.0, -1.0), repeat=3):
             matrix = np.zeros((3, 3), np.float32)
             matrix[np.arange(3), order] = signs
             if np.linalg.det(matrix) > 0:
-                found.append(matrix)
-    return np.stack(found)
+                rotations.append(matrix)
+    return np.stack(rotations)
 
 
 @dataclasses.dataclass(frozen=True)

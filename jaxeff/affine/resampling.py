@@ -158,10 +158,10 @@ def resample(images: Any, transform: Transform, xp: Any = jnp) -> Any:
     shape = images.shape[1:-1]
     dimensions = transform.matrix.shape[-1]
     if len(shape) != dimensions:
-        wanted = "[batch, rows, columns, channels]"
-        wanted = wanted if dimensions == 2 else "[batch, depth, rows, columns, channels]"
+        axes = "[batch, rows, columns, channels]"
+        axes = axes if dimensions == 2 else "[batch, depth, rows, columns, channels]"
         raise ConfigError(
-            f"a transform of {dimensions} dimensions takes images {wanted}, not {images.shape}"
+            f"a transform of {dimensions} dimensions takes images {axes}, not {images.shape}"
         )
     points = grid(shape).reshape(1, -1, dimensions)
     points = apply(transform, xp.asarray(points, transform.matrix.dtype))

@@ -187,12 +187,12 @@ def own_gradient(mean: Mean, axis_name: str | None) -> Array:
     """
     whole = over_devices(mean, axis_name)
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-    own = Mean(devices * mean.total, whole.weight).value
-    return whole.value + (own - jax.lax.stop_gradient(own))
+    scaled = Mean(devices * mean.total, whole.weight).value
+    return whole.value + (scaled - jax.lax.stop_gradient(scaled))
 
 
-def _as_mean(found: Mean | Array, size: int) -> Mean:
-    mean = found if isinstance(found, Mean) else Mean(found, jnp.ones_like(found))
+def _as_mean(value: Mean | Array, size: int) -> Mean:
+    mean = value if isinstance(value, Mean) else Mean(value, jnp.ones_like(value))
     return Mean(*(jnp.broadcast_to(jnp.asarray(part), (size,)) for part in mean))
 
 
@@ -290,8 +290,8 @@ def constrained(
         return jnp.where(seen.weight > 0, violation(constraint, state, seen.value, scale), 0)
 
     def lagrangian(params: Params, state: DualState, *args: Any) -> tuple[Array, Evaluation]:
-        found = loss(params, *args)
-        (value, shown), aux = found if has_aux else (found, None)
+        returned = loss(params, *args)
+        (value, shown), aux = returned if has_aux else (returned, None)
         total, statistics = value, {}
         for constraint in constraints:
             surrogate = _as_mean(constraint.surrogate(shown), constraint.size)
@@ -306,8 +306,8 @@ def constrained(
             seen = with_batch(state.seen[constraint.name], statistic)
             excess = averaged(constraint, state, seen, scale)
             factor = acting(state.multiplier[constraint.name], excess, rho)
-            own = violation(constraint, state, own_gradient(surrogate, axis_name), scale)
-            total += jnp.sum(jax.lax.stop_gradient(factor) * own)
+            excess_here = violation(constraint, state, own_gradient(surrogate, axis_name), scale)
+            total += jnp.sum(jax.lax.stop_gradient(factor) * excess_here)
         return total, Evaluation(value, aux, statistics)
 
     def gradient(params: Params, state: DualState, *args: Any) -> tuple[Evaluation, Params]:

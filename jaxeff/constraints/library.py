@@ -223,14 +223,14 @@ def margin(
     gammas = np.atleast_1d(gamma).astype(float).tolist()
 
     def averaged(seen: Forward, indicator: Callable[[Array], Array]) -> Mean:
-        found = statistics.margins(seen.outputs, seen.batch["labels"])
+        margins = statistics.margins(seen.outputs, seen.batch["labels"])
         return seen.mean(
-            jnp.stack([seen.per_example(indicator(g - found)) for g in gammas], axis=-1)
+            jnp.stack([seen.per_example(indicator(g - margins)) for g in gammas], axis=-1)
         )
 
     def below(outputs: Array, batch: Batch) -> Array:
-        found = statistics.margins(outputs, batch["labels"])
-        return (found < gammas[0]).astype(found.dtype)
+        margins = statistics.margins(outputs, batch["labels"])
+        return (margins < gammas[0]).astype(margins.dtype)
 
     return Constraint(
         "margin",
@@ -256,12 +256,12 @@ def class_loss(*, num_classes: int, slack: float = 0.2) -> Constraint:
                 "constraint 'class_loss' needs one label per example; leave it out of "
                 "config.algorithm.constraints"
             )
-        own = jax.nn.one_hot(labels, num_classes, dtype=weight.dtype)
-        present = weight @ own
+        label_mask = jax.nn.one_hot(labels, num_classes, dtype=weight.dtype)
+        present = weight @ label_mask
         counts = present if seen.axis_name is None else jax.lax.psum(present, seen.axis_name)
         # Linear in the losses, so that sums over devices or batches add up.
         allowed = (1 + slack) * counts / jnp.maximum(jnp.sum(counts), 1e-30)
-        return Mean((weight * seen.losses) @ (own - allowed), present)
+        return Mean((weight * seen.losses) @ (label_mask - allowed), present)
 
     return Constraint("class_loss", excess, size=num_classes)
 

@@ -31,9 +31,9 @@ def margins(logits: Array, labels: Array) -> Array:
       labels: ``[...]``.
     """
     logits = _at_least_float32(logits)
-    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-    others = jnp.max(jnp.where(own, -jnp.inf, logits), axis=-1)
-    return jnp.sum(jnp.where(own, logits, 0), axis=-1) - others
+    label_mask = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    others = jnp.max(jnp.where(label_mask, -jnp.inf, logits), axis=-1)
+    return jnp.sum(jnp.where(label_mask, logits, 0), axis=-1) - others
 
 
 def hardest(losses: Array, weight: Array, share: Array | float) -> tuple[Array, Array]:

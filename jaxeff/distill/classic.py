@@ -56,10 +56,10 @@ def dkd(
 
     def parts(logits):
         log_p = jax.nn.log_softmax(logits / temperature, axis=-1)
-        own = jnp.sum(jnp.where(target, log_p, 0), axis=-1)
+        of_target = jnp.sum(jnp.where(target, log_p, 0), axis=-1)
         others = jax.nn.logsumexp(jnp.where(target, -jnp.inf, log_p), axis=-1)
         among = jnp.where(target, 0, log_p - others[:, None])
-        return jnp.stack([own, others], axis=-1), among
+        return jnp.stack([of_target, others], axis=-1), among
 
     (binary_t, among_t), (binary_s, among_s) = parts(teacher), parts(student)
     others = jnp.sum(jnp.where(target, 0, jnp.exp(among_t) * (among_t - among_s)), axis=-1)

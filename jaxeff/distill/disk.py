@@ -87,9 +87,13 @@ def log_lifted(
     entries are lifted. The sum is one of logarithms, so that a vanishing probability and a gate of
     exactly 0 have finite values and gradients.
     """
-    own = jax.nn.log_softmax(logits / temperature, axis=-1)
-    help_ = jnp.log(gate + jnp.finfo(own.dtype).tiny)[:, None]
-    lifted = jnp.where(mask, jnp.logaddexp(own, jnp.broadcast_to(help_, own.shape)), own)
+    log_probabilities = jax.nn.log_softmax(logits / temperature, axis=-1)
+    help_ = jnp.log(gate + jnp.finfo(log_probabilities.dtype).tiny)[:, None]
+    lifted = jnp.where(
+        mask,
+        jnp.logaddexp(log_probabilities, jnp.broadcast_to(help_, log_probabilities.shape)),
+        log_probabilities,
+    )
     if normalised:
         lifted -= jnp.log1p(gate * mask.sum(-1).astype(gate.dtype))[:, None]
     return lifted
@@ -191,8 +195,8 @@ class Disk:
         """Returns cross entropy, need and lifted classes ``[batch]`` of `closed_form_gate`."""
         mask = top_classes(teacher, labels, self.top_k)
         target = self.target(teacher, mask, self.teacher_temperature)
-        own = jax.nn.log_softmax(student / self.student_temperature, axis=-1)
-        cross_entropy = -jnp.sum(jnp.where(mask, target * own, 0), axis=-1)
+        log_probabilities = jax.nn.log_softmax(student / self.student_temperature, axis=-1)
+        cross_entropy = -jnp.sum(jnp.where(mask, target * log_probabilities, 0), axis=-1)
         need = self.help(student, teacher, labels, jnp.ones(labels.shape, student.dtype))
         kept = mask.sum(-1).astype(student.dtype) if self.normalised else jnp.zeros_like(need)
         return cross_entropy, need, kept
@@ -276,10 +280,10 @@ def variant(name: str = "normalised", **changes: Any) -> Disk:
             raise ConfigError(f"DiSK has no setting '{field}'{closest(field, known)}")
         if field in ("strength", "budget"):
             changes = {**changes, field: _schedule(field, value)}
-    made = dataclasses.replace(VARIANTS[name], **changes)
+    disk = dataclasses.replace(VARIANTS[name], **changes)
     for field in ("student_temperature", "teacher_temperature", "max_cross_entropy"):
-        if not getattr(made, field) > 0:
-            raise ConfigError(f"{field} must be positive, not {getattr(made, field)}")
-    if made.top_k < 0:
-        raise ConfigError(f"top_k must not be negative, not {made.top_k}")
-    return made
+        if not getattr(disk, field) > 0:
+            raise ConfigError(f"{field} must be positive, not {getattr(disk, field)}")
+    if disk.top_k < 0:
+        raise ConfigError(f"top_k must not be negative, not {disk.top_k}")
+    return disk

@@ -58,11 +58,11 @@ class Matched(nn.Module):
     @nn.compact
     def __call__(self, student: Seen, teacher: Seen, labels: Array) -> Array:
         """Returns the loss ``[batch]``; raises `ConfigError` if the features do not fit."""
-        own, wanted = student.read(self.at), teacher.read(self.at)
+        features, teacher_features = student.read(self.at), teacher.read(self.at)
         if self.adapted:
-            own = nn.Dense(wanted.shape[-1], name="adapter")(own)
+            features = nn.Dense(teacher_features.shape[-1], name="adapter")(features)
         try:
-            return classic.hint(own, wanted)
+            return classic.hint(features, teacher_features)
         except ValueError as error:
             raise ConfigError(f"at='{self.at}': {error}") from error
 

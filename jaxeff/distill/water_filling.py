@@ -33,12 +33,12 @@ def gate_at(price: Array, cross_entropy: Array, need: Array, kept: Array) -> Arr
       need: what one unit of an example's gate costs, ``[batch]``.
       kept: classes that the gate lifts, ``[batch]``; 0 where the sum is not normalised.
     """
-    own = jnp.maximum(jnp.exp(-cross_entropy), _LEAST)
+    likelihood = jnp.maximum(jnp.exp(-cross_entropy), _LEAST)
     # (own + g)(1 + kept g) = right, whose root in g is written without cancellation.
-    right = (1 - own * kept) / (price * jnp.maximum(need, _LEAST))
-    linear = 1 + own * kept
-    root = jnp.sqrt(jnp.maximum(linear**2 + 4 * kept * (right - own), 0))
-    return jnp.clip(2 * (right - own) / (linear + root), 0, 1)
+    right = (1 - likelihood * kept) / (price * jnp.maximum(need, _LEAST))
+    linear = 1 + likelihood * kept
+    root = jnp.sqrt(jnp.maximum(linear**2 + 4 * kept * (right - likelihood), 0))
+    return jnp.clip(2 * (right - likelihood) / (linear + root), 0, 1)
 
 
 def water_price(
@@ -53,13 +53,13 @@ def water_price(
       allowed: total of ``weight * gate * need``, a scalar.
       weight: of the examples, ``[batch]``.
     """
-    own = jnp.maximum(jnp.exp(-cross_entropy), _LEAST)
-    value = (1 - own * kept) / jnp.maximum(need, _LEAST)
-    wanted = value > 0
+    likelihood = jnp.maximum(jnp.exp(-cross_entropy), _LEAST)
+    value = (1 - likelihood * kept) / jnp.maximum(need, _LEAST)
+    positive = value > 0
     # Below the first every gate is 1, above the second every gate is 0.
-    least = jnp.min(jnp.where(wanted, value / ((1 + own) * (1 + kept)), jnp.inf))
-    most = jnp.max(jnp.where(wanted, value / own, 0))
-    low, high = jnp.where(wanted.any(), jnp.log(jnp.stack([least, most])), 0)
+    least = jnp.min(jnp.where(positive, value / ((1 + likelihood) * (1 + kept)), jnp.inf))
+    most = jnp.max(jnp.where(positive, value / likelihood, 0))
+    low, high = jnp.where(positive.any(), jnp.log(jnp.stack([least, most])), 0)
 
     def spends_too_much(log_price):
         gate = gate_at(jnp.exp(log_price), cross_entropy, need, kept)

@@ -322,16 +322,16 @@ def _rows(history: History) -> list[Mapping[str, Any]]:
 
 def _curves(rows: Sequence[Mapping[str, Any]], metric: str) -> Curves:
     """Returns the finite values of a metric by split, train first."""
-    found: Curves = {}
+    curves: Curves = {}
     for index, row in enumerate(rows):
         for name, value in row.items():
             split = _split_of(name, metric)
             if split is None or value is None or not math.isfinite(value):
                 continue
-            steps, values = found.setdefault(split, ([], []))
+            steps, values = curves.setdefault(split, ([], []))
             steps.append(float(row.get("step", index)))
             values.append(float(value))
-    return {split: found[split] for split in _STYLES if split in found}
+    return {split: curves[split] for split in _STYLES if split in curves}
 
 
 def _split_of(name: str, metric: str) -> str | None:

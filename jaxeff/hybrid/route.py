@@ -39,15 +39,15 @@ def bucket(rows: int, sizes: Sequence[int]) -> int:
     return next((size for size in sizes if size >= rows), sizes[-1])
 
 
-def by_priority(scores: Array, wanted: Array) -> Array:
-    """Returns the rows ``[batch]``: the wanted first, by falling score, equal ones by index.
+def by_priority(scores: Array, queried: Array) -> Array:
+    """Returns the rows ``[batch]``: the queried first, by falling score, equal ones by index.
 
     A score that is NaN comes before every other: nothing is known of such a row.
     """
     scores = jnp.asarray(scores)
     if not jnp.issubdtype(scores.dtype, jnp.floating):
         scores = scores.astype(jnp.float32)  # minus one without a sign would wrap around
-    return jnp.lexsort((jnp.where(jnp.isnan(scores), -jnp.inf, -scores), ~wanted))
+    return jnp.lexsort((jnp.where(jnp.isnan(scores), -jnp.inf, -scores), ~queried))
 
 
 def asks(scores: Array, threshold: Array | float) -> Array:
@@ -64,7 +64,7 @@ def checked_thresholds(values: Sequence[float]) -> tuple[float, ...]:
 
 
 def gather(
-    payload: Any, rows: Array, scores: Array, wanted: Array, capacity: int
+    payload: Any, rows: Array, scores: Array, queried: Array, capacity: int
 ) -> tuple[Any, Array, Array]:
     """Gathers the ``capacity`` rows that come first by priority.
 
@@ -72,20 +72,20 @@ def gather(
       payload: tree of arrays ``[rows, ...]``.
       rows: their numbers in the batch.
       scores: their priorities.
-      wanted: which of them ask to go on; rows that do not fill up the bucket.
+      queried: which of them ask for the later stage; rows that do not fill up the bucket.
       capacity: size of the bucket.
 
     Returns:
-      payload, numbers in the batch, and which of the gathered rows are wanted.
+      payload, numbers in the batch, and which of the gathered rows are queried.
     """
-    first = by_priority(scores, wanted)[:capacity]
-    return jax.tree.map(lambda a: a[first], payload), rows[first], wanted[first]
+    first = by_priority(scores, queried)[:capacity]
+    return jax.tree.map(lambda a: a[first], payload), rows[first], queried[first]
 
 
-def scatter(old: Array, rows: Array, wanted: Array, new: Array) -> Array:
-    """Returns ``old [batch, ...]`` with its wanted rows replaced by ``new [capacity, ...]``."""
+def scatter(old: Array, rows: Array, queried: Array, new: Array) -> Array:
+    """Returns ``old [batch, ...]`` with its queried rows replaced by ``new [capacity, ...]``."""
     require_same_outputs(old, new)
-    return old.at[jnp.where(wanted, rows, len(old))].set(new.astype(old.dtype), mode="drop")
+    return old.at[jnp.where(queried, rows, len(old))].set(new.astype(old.dtype), mode="drop")
 
 
 def require_same_outputs(old: Array, new: Array) -> None:
@@ -102,18 +102,18 @@ def route(
     payload: Any,
     outputs: Array,
     scores: Array,
-    wanted: Array,
+    queried: Array,
     capacity: int,
 ) -> tuple[Array, Array]:
-    """Lets the expert answer at most ``capacity`` of the wanted rows; for use inside ``jit``.
+    """Lets the expert answer at most ``capacity`` of the queried rows; for use inside ``jit``.
 
     Returns:
       outputs ``[batch, ...]`` and which rows the expert answered, booleans ``[batch]``.
     """
     rows = jnp.arange(len(scores))
-    taken, rows, wanted = gather(payload, rows, scores, wanted, capacity)
-    answered = scatter(jnp.zeros(len(scores), bool), rows, wanted, jnp.ones(capacity, bool))
-    return scatter(outputs, rows, wanted, expert(taken)), answered
+    taken, rows, queried = gather(payload, rows, scores, queried, capacity)
+    answered = scatter(jnp.zeros(len(scores), bool), rows, queried, jnp.ones(capacity, bool))
+    return scatter(outputs, rows, queried, expert(taken)), answered
 
 
 class Stage(NamedTuple):
@@ -155,7 +155,7 @@ class _Progress(NamedTuple):
     answered_by: Array
     rows: Array
     scores: Array
-    wanted: Array
+    queried: Array
     asked: Array
     payload: Any
 
@@ -258,8 +258,12 @@ class Cascade:
             reached.append(min(asked, capacity))
             if not capacity:
                 break
-            payload, rows, wanted = self._gather(
-                progress.payload, progress.rows, progress.scores, progress.wanted, capacity=capacity
+            payload, rows, queried = self._gather(
+                progress.payload,
+                progress.rows,
+                progress.scores,
+                progress.queried,
+                capacity=capacity,
             )
             last = number + 1 == len(thresholds)
             threshold = np.inf if last else float(thresholds[number + 1])
@@ -269,7 +273,7 @@ class Cascade:
                 progress.answered_by,
                 payload,
                 rows,
-                wanted,
+                queried,
                 threshold,
             )
         reached += [0] * (len(self._variables) - len(reached))
@@ -278,15 +282,15 @@ class Cascade:
 
 def _first(call: Any, variables: Any, inputs: Any, valid: Array, threshold: Array) -> _Progress:
     outputs, scores, payload = call(variables, inputs)
-    wanted = asks(scores, threshold) & valid
+    queried = asks(scores, threshold) & valid
     batch = len(valid)
     return _Progress(
         outputs,
         jnp.zeros(batch, jnp.int32),
         jnp.arange(batch),
         scores,
-        wanted,
-        jnp.sum(wanted),
+        queried,
+        jnp.sum(queried),
         payload,
     )
 
@@ -303,13 +307,13 @@ def _later(
     threshold: Array,
 ) -> _Progress:
     new, scores, payload = call(variables, payload)
-    wanted = asks(scores, threshold) & taken
+    queried = asks(scores, threshold) & taken
     return _Progress(
         scatter(outputs, rows, taken, new),
         scatter(answered_by, rows, taken, jnp.full(len(rows), number)),
         rows,
         scores,
-        wanted,
-        jnp.sum(wanted),
+        queried,
+        jnp.sum(queried),
         payload,
     )

@@ -71,10 +71,10 @@ def quantile(confidence: np.ndarray, coverage: float) -> Threshold:
     confidence = np.asarray(confidence)
     curve = _curve(confidence, np.zeros(confidence.shape, bool))
     point = curve.covering(coverage)
-    found = curve.at(point)
+    rates = curve.at(point)
     kept = coverage * curve.total / (curve.total + 1)
     # Without labels nothing is known of errors.
-    unknown = dataclasses.replace(found, joint_error=np.nan, selective_risk=np.nan)
+    unknown = dataclasses.replace(rates, joint_error=np.nan, selective_risk=np.nan)
     sentence = (
         f"the coverage of new examples is at least {kept:.4g} on average over calibration splits"
     )
@@ -260,21 +260,21 @@ def choose_model(
     failure: DataError | None = None
     for number, (confidence, mistakes) in enumerate(zip(confidences, wrong, strict=True)):
         if by == "coverage":
-            found = quantile(confidence, target)
-            kept = metrics.rates(confidence >= found.value, mistakes)
-            found = dataclasses.replace(found, rates=kept)
-            options.append((-kept.joint_error, -number, found))
+            threshold = quantile(confidence, target)
+            kept = metrics.rates(confidence >= threshold.value, mistakes)
+            threshold = dataclasses.replace(threshold, rates=kept)
+            options.append((-kept.joint_error, -number, threshold))
             continue
         try:
-            found = plug_in(confidence, mistakes, target, by)
+            threshold = plug_in(confidence, mistakes, target, by)
         except DataError as error:
             failure = failure or error
             continue
-        options.append((found.rates.coverage, -number, found))
+        options.append((threshold.rates.coverage, -number, threshold))
     if not options:
         raise failure or DataError("there are no models to choose from")
-    _, number, found = max(options, key=lambda option: option[:2])
-    return -number, found
+    _, number, threshold = max(options, key=lambda option: option[:2])
+    return -number, threshold
 
 
 def _curve(confidence: np.ndarray, wrong: np.ndarray) -> Curve:
@@ -321,18 +321,18 @@ def _guaranteed(
     **fields,
 ) -> Threshold:
     free = plug_in(confidence, wrong, target, kind).rates.coverage
-    found = curve.at(point)
-    cost = max(0.0, free - found.coverage)
-    return Threshold(float(curve.thresholds[point]), found, coverage_cost=cost, **fields)
+    rates = curve.at(point)
+    cost = max(0.0, free - rates.coverage)
+    return Threshold(float(curve.thresholds[point]), rates, coverage_cost=cost, **fields)
 
 
 def _unreachable(
     curve: Curve, target: float, kind: str, reached: np.ndarray, hint: str
 ) -> DataError:
     best = int(np.argmin(reached))
-    found = curve.at(best)
+    rates = curve.at(best)
     return DataError(
         f"no threshold keeps the {_NAMES[kind]} at {target:.4g}{hint} with {curve.total} "
         f"calibration examples; the best that can be had is {reached[best]:.4g} at coverage "
-        f"{found.coverage:.4g}, with the threshold {curve.thresholds[best]:.6g}"
+        f"{rates.coverage:.4g}, with the threshold {curve.thresholds[best]:.6g}"
     )

@@ -62,10 +62,10 @@ def example_sides(logits: Array, labels: Array) -> Sides:
       logits: of the one-sided head, ``[examples, classes]``.
       labels: integers ``[examples]``.
     """
-    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    label_mask = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     zero = jnp.zeros((), logits.dtype)
-    inside = jnp.where(own, -jax.nn.log_softmax(logits, axis=-1), zero)
-    return Sides(inside, jnp.where(own, zero, -log_complement(logits)))
+    inside = jnp.where(label_mask, -jax.nn.log_softmax(logits, axis=-1), zero)
+    return Sides(inside, jnp.where(label_mask, zero, -log_complement(logits)))
 
 
 def class_losses(
@@ -89,8 +89,8 @@ def class_losses(
     inside, outside = example_sides(logits, labels)
     total = jnp.sum(weight)
     if frequencies is None:
-        own = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-        positive = jnp.sum(own * weight[:, None], axis=0)
+        label_mask = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+        positive = jnp.sum(label_mask * weight[:, None], axis=0)
     else:
         positive = frequencies * total
     negative = total - positive
@@ -178,9 +178,11 @@ def objective(
 def _clipped_losses(logits: Array, labels: Array, weight: Array, added: float) -> Sides:
     """Returns L and C as released: probabilities clipped, and ``added`` to every count."""
     f = jnp.clip(jax.nn.softmax(logits, axis=-1), 1e-7, 1 - 1e-7)
-    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    own, other = own * weight[:, None], (1 - own) * weight[:, None]
-    inside = jnp.sum(-own * jnp.log(f + 1e-8), axis=0) / (jnp.sum(own, axis=0) + added)
+    label_mask = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    label_mask, other = label_mask * weight[:, None], (1 - label_mask) * weight[:, None]
+    inside = jnp.sum(-label_mask * jnp.log(f + 1e-8), axis=0) / (
+        jnp.sum(label_mask, axis=0) + added
+    )
     outside = jnp.sum(-other * jnp.log(1 - f + 1e-8), axis=0) / (jnp.sum(other, axis=0) + added)
     return Sides(inside, outside)
 

@@ -76,8 +76,8 @@ def experts(scores: Array, thresholds: Array) -> Array:
       integers ``[time, models * thresholds]``: the largest class that passes, or `ABSTAIN`.
     """
     scores = jnp.asarray(scores)
-    found = jax.vmap(lambda t: max_rule(scores, t))(jnp.asarray(thresholds))
-    return jnp.moveaxis(found, 2, 0).swapaxes(1, 2).reshape(scores.shape[1], -1)
+    decisions = jax.vmap(lambda t: max_rule(scores, t))(jnp.asarray(thresholds))
+    return jnp.moveaxis(decisions, 2, 0).swapaxes(1, 2).reshape(scores.shape[1], -1)
 
 
 def start(num_experts: int) -> Learner:

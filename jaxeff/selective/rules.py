@@ -147,25 +147,25 @@ def require_classes(labels: np.ndarray, num_classes: int) -> None:
         )
 
 
-def _value(found: metrics.Rates, target: float) -> tuple[bool, float, float]:
+def _value(rates: metrics.Rates, target: float) -> tuple[bool, float, float]:
     """Orders solutions: those within the target first, then by coverage, then by error."""
-    kept = found.joint_error <= target
-    return kept, found.coverage if kept else 0.0, -found.joint_error
+    kept = rates.joint_error <= target
+    return kept, rates.coverage if kept else 0.0, -rates.joint_error
 
 
 def _common(scores: np.ndarray, labels: np.ndarray, target: float) -> PerClass:
     """Returns the model and the common threshold of the largest coverage within a target."""
     options = []
-    for number, own in enumerate(scores):
-        curve = metrics.risk_coverage(own.max(-1), own.argmax(-1) != labels)
+    for number, model_scores in enumerate(scores):
+        curve = metrics.risk_coverage(model_scores.max(-1), model_scores.argmax(-1) != labels)
         point = curve.within(target, "joint")
-        found = metrics.Rates(0.0, 0.0, 0.0) if point is None else curve.at(point)
+        rates = metrics.Rates(0.0, 0.0, 0.0) if point is None else curve.at(point)
         threshold = np.inf if point is None else curve.thresholds[point]
-        options.append((found.coverage, -number, threshold, found))
-    _, number, threshold, found = max(options, key=lambda option: option[:2])
+        options.append((rates.coverage, -number, threshold, rates))
+    _, number, threshold, rates = max(options, key=lambda option: option[:2])
     num_classes = scores.shape[-1]
     models = np.full(num_classes, -number)
-    return PerClass(models, np.full(num_classes, threshold), found)
+    return PerClass(models, np.full(num_classes, threshold), rates)
 
 
 def _climb(
@@ -181,22 +181,22 @@ def _climb(
     for _ in range(sweeps):
         before = value
         for k in rng.permutation(len(models)):
-            own = PerClass(models, thresholds, start.rates).scores(scores)
-            own = np.where(own >= thresholds, own, -np.inf)
-            own[:, k] = -np.inf
-            options = [_step(own, score[:, k], k, labels, target) for score in scores]
+            others = PerClass(models, thresholds, start.rates).scores(scores)
+            others = np.where(others >= thresholds, others, -np.inf)
+            others[:, k] = -np.inf
+            options = [_step(others, score[:, k], k, labels, target) for score in scores]
             number = max(range(len(options)), key=lambda m: options[m][0])
             if options[number][0] > value:
                 value, thresholds[k] = options[number]
                 models[k] = number
         if value == before:
             break
-    found = PerClass(models, thresholds, start.rates)
-    return dataclasses.replace(found, rates=rates(found(scores), labels))
+    best_rule = PerClass(models, thresholds, start.rates)
+    return dataclasses.replace(best_rule, rates=rates(best_rule(scores), labels))
 
 
 def _step(
-    others: np.ndarray, own: np.ndarray, k: int, labels: np.ndarray, target: float
+    others: np.ndarray, class_scores: np.ndarray, k: int, labels: np.ndarray, target: float
 ) -> tuple[tuple[bool, float, float], float]:
     """Returns the best value and threshold of class k, the scores of the other classes given.
 
@@ -205,17 +205,17 @@ def _step(
     """
     best = others.max(-1)
     # Of equal scores the class of the smaller number wins, as in `max_rule`.
-    wins = (own > best) | ((own == best) & (others.argmax(-1) > k))
+    wins = (class_scores > best) | ((class_scores == best) & (others.argmax(-1) > k))
     held = best > -np.inf
     wrong = held & (others.argmax(-1) != labels)
-    order = np.argsort(-own, kind="stable")
+    order = np.argsort(-class_scores, kind="stable")
     gained = np.cumsum((~held)[order])
     more = np.cumsum(np.where(wins, (labels != k).astype(int) - wrong, 0)[order])
-    last = np.append(own[order][1:] != own[order][:-1], True)
+    last = np.append(class_scores[order][1:] != class_scores[order][:-1], True)
     # The first entry accepts nothing as k.
     accepted = held.sum() + np.r_[0, gained[last]]
     errors = wrong.sum() + np.r_[0, more[last]]
     kept = errors / len(labels) <= target
     point = np.lexsort((-errors, np.where(kept, accepted, 0), kept))[-1]
-    found = metrics.Rates(accepted[point] / len(labels), errors[point] / len(labels), 0.0)
-    return _value(found, target), np.r_[np.inf, own[order][last]][point]
+    rates = metrics.Rates(accepted[point] / len(labels), errors[point] / len(labels), 0.0)
+    return _value(rates, target), np.r_[np.inf, class_scores[order][last]][point]
