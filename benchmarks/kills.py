@@ -4,7 +4,7 @@ Every trial is a run of one of `CASES` that is killed (SIGKILL) a few times: whi
 a prerequisite is trained, during a save, between saves, at any time at all, and between the last
 step and the report. The same command then finishes it, and final checkpoint, history and report are
 compared with those of a run that was left alone. Of several processes either all are killed, or one
-of them, whereupon the others must end by themselves within a minute. Writes ``results/kills.json``:
+of them, and then the others must end by themselves within a minute. Writes ``results/kills.json``:
 
     python benchmarks/kills.py                                   # 100 kills, about 20 minutes
     python benchmarks/kills.py --kills=6 --configs irnn disk --seed=1

@@ -103,7 +103,7 @@ class Poses:
         return self.starts(jax.random.key(0), count).at[0].set(self.identity())
 
     def valid(self, pose: Array) -> Array:
-        """Says of poses ``[..., size]`` whether they may be used, ``[...]``."""
+        """Returns which poses ``[..., size]`` are admissible, booleans ``[...]``."""
         return jnp.ones(pose.shape[:-1], bool)
 
     @property
@@ -165,7 +165,7 @@ def angle_of(matrix: Array) -> Array:
 @POSES.register("rotation")
 @dataclasses.dataclass(frozen=True)
 class Rotation(Poses):
-    """Rotations in the plane by one angle, perhaps with translation."""
+    """Rotations in the plane by one angle, with optional translation."""
 
     angles = 1
 

@@ -7,7 +7,7 @@ from jaxeff.constraints.lagrangian import (
     Evaluation,
     Mean,
     Settings,
-    acting,
+    effective_multiplier,
     constrained,
     init_duals,
 )
@@ -25,7 +25,7 @@ __all__ = [
     "Mean",
     "Reweighting",
     "Settings",
-    "acting",
+    "effective_multiplier",
     "constrained",
     "init_duals",
     "level_schedule",

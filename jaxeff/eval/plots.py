@@ -70,7 +70,7 @@ def time_constants(
     *,
     title: str | None = None,
 ) -> Path:
-    """Draws where a time-adaptive network listens: its time constants over one sequence.
+    """Draws the time constants of a time-adaptive network over one sequence.
 
     Above, the inputs; below, a row per unit (the quick ones on top) and a column per time step,
     bright where the unit follows its input within a few steps and dark where it holds its state.

@@ -26,7 +26,7 @@ class Plan(NamedTuple):
 
     Attributes:
       thresholds: one fewer than the stages.
-      accuracy: share of the inputs answered rightly.
+      accuracy: share of the inputs answered correctly.
       price: mean price of an input.
       reached: share of the inputs that reaches each stage.
     """
@@ -213,7 +213,7 @@ def best_pairs(
 
     Raises:
       ConfigError: a budget that is no number of at least 0, or a price that is not above 0.
-      DataError: every model is dearer than the budget.
+      DataError: every model is more expensive than the budget.
     """
     require("budget", budget, "[0, inf]")
     require("a price", prices, "(0, inf)")

@@ -22,7 +22,7 @@ class Curve(NamedTuple):
     Attributes:
       threshold: inputs with a score above it are queried, ``[points]``.
       kept: number of inputs kept, ``[points]``.
-      hits: number of inputs answered rightly, ``[points]``.
+      hits: number of inputs answered correctly, ``[points]``.
       examples: number of inputs.
     """
 
@@ -38,7 +38,7 @@ class Curve(NamedTuple):
 
     @property
     def accuracy(self) -> np.ndarray:
-        """Share of the inputs answered rightly."""
+        """Share of the inputs answered correctly."""
         return self.hits / self.examples
 
     def accuracy_at(self, coverage: float | np.ndarray) -> np.ndarray:
@@ -69,7 +69,7 @@ class Breakdown(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """Shares of the inputs that both, only the base, or only the expert answers rightly."""
+    """Shares of the inputs that both, only the base, or only the expert answers correctly."""
 
     both: float
     only_base: float
@@ -184,7 +184,7 @@ def label_oracle(queries: np.ndarray | float, shares: Shares) -> np.ndarray:
     """Returns the best accuracy that any routing can have at shares of queries.
 
     With q queries: P(b or g right) - (p_g - q)_+ - (q - (1 - p_b))_+, where p_b and p_g are the
-    shares that only the base and only the expert answers rightly.
+    shares that only the base and only the expert answers correctly.
 
     Raises:
       ConfigError: a share of queries outside [0, 1].

@@ -50,7 +50,7 @@ def by_priority(scores: Array, queried: Array) -> Array:
     return jnp.lexsort((jnp.where(jnp.isnan(scores), -jnp.inf, -scores), ~queried))
 
 
-def asks(scores: Array, threshold: Array | float) -> Array:
+def is_queried(scores: Array, threshold: Array | float) -> Array:
     """Returns which rows go on: those above the threshold, and those whose score is NaN."""
     return ~(scores <= threshold)
 
@@ -282,7 +282,7 @@ class Cascade:
 
 def _first(call: Any, variables: Any, inputs: Any, valid: Array, threshold: Array) -> _Progress:
     outputs, scores, payload = call(variables, inputs)
-    queried = asks(scores, threshold) & valid
+    queried = is_queried(scores, threshold) & valid
     batch = len(valid)
     return _Progress(
         outputs,
@@ -307,7 +307,7 @@ def _later(
     threshold: Array,
 ) -> _Progress:
     new, scores, payload = call(variables, payload)
-    queried = asks(scores, threshold) & taken
+    queried = is_queried(scores, threshold) & taken
     return _Progress(
         scatter(outputs, rows, taken, new),
         scatter(answered_by, rows, taken, jnp.full(len(rows), number)),

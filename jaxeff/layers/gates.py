@@ -23,7 +23,7 @@ def opened(x: Array) -> Array:
 
 
 class MLPGate(nn.Module):
-    """Hidden layers with ReLU, perhaps normalised, and a sigmoid.
+    """Hidden layers with ReLU and optional normalisation, and a sigmoid.
 
     Attributes:
       reads: "logits" or "penultimate", of the teacher.
