@@ -7,8 +7,8 @@ from jaxeff.constraints.lagrangian import (
     Evaluation,
     Mean,
     Settings,
-    effective_multiplier,
     constrained,
+    effective_multiplier,
     init_duals,
 )
 from jaxeff.constraints.library import CONSTRAINTS, Forward, Reweighting

@@ -13,8 +13,8 @@ from jaxeff.constraints import (
     DualStep,
     Mean,
     Settings,
-    effective_multiplier,
     constrained,
+    effective_multiplier,
     init_duals,
     level_schedule,
 )
