@@ -1,10 +1,13 @@
 """Training on eight devices is training on one; measured by ``eight_devices.py``."""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sweeps import swept
 
 from jaxeff import train
 from jaxeff.errors import ConfigError
@@ -35,15 +38,17 @@ def test_twenty_steps_on_eight_devices_equal_twenty_on_one(eight_devices, how):
     assert found["losses"] < TOLERANCE
 
 
+FAST = ("text", "shard_map")
 STATES = {
     "oracle": ("params", "running", "multiplier", "oracle", "metrics"),
     "text": ("params", "running", "multiplier", "carry", "metrics"),
 }
 
 
-@pytest.mark.parametrize("how", MAPPED)
-@pytest.mark.parametrize("run", STATES)
-def test_updates_within_sequences_are_the_same_on_eight_devices(measured, run, how):
+@pytest.mark.parametrize(("run", "how"), swept(itertools.product(STATES, METHODS), FAST))
+def test_updates_within_sequences_are_the_same_on_eight_devices(request, run, how):
+    fixture = "eight_devices" if (run, how) == FAST else "eight_devices_in_full"
+    measured = request.getfixturevalue(fixture)
     found = measured["part_by_part"][run]
     assert found["step"] > 0.01
     assert found["size_multiplier"] > 1e-3
@@ -66,8 +71,9 @@ def test_streams_are_carried_over_and_started_anew_on_eight_devices(eight_device
     assert found["evaluation"] < TOLERANCE
 
 
-def test_poses_that_are_remembered_are_those_of_the_whole_batch(eight_devices):
-    found = eight_devices["poses"]
+@pytest.mark.slow
+def test_poses_that_are_remembered_are_those_of_the_whole_batch(eight_devices_in_full):
+    found = eight_devices_in_full["poses"]
     assert found["kept"] > 60  # of three batches of 64; where the identity is best it is no less
     assert found["right_poses"] < TOLERANCE
     assert found["right_params"] < TOLERANCE
