@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from sweeps import swept
 
 from jaxeff import train
 from jaxeff.constraints import CONSTRAINTS
@@ -34,7 +35,7 @@ def build(argument):
     return config, train.build(config)
 
 
-@pytest.mark.parametrize("method", MODULE.METHODS)
+@pytest.mark.parametrize("method", swept(MODULE.METHODS, *list(MODULE.METHODS)[:2]))
 def test_every_method_builds(method, data_dir):
     config, built = build(f"digits,method={method},quick")
     algorithm = built.algorithm

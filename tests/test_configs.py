@@ -102,8 +102,10 @@ def test_every_setting_builds(name, setting, data_dir):
     assert built.algorithm.updates_per_batch >= 1
 
 
-@pytest.mark.parametrize("cell", keys("fptt", "CELLS"))
-@pytest.mark.parametrize("algorithm", keys("fptt", "ALGORITHMS"))
+COMPARISON = list(itertools.product(keys("fptt", "CELLS"), keys("fptt", "ALGORITHMS")))
+
+
+@pytest.mark.parametrize(("cell", "algorithm"), swept(COMPARISON, COMPARISON[0], COMPARISON[-1]))
 def test_algorithms_of_the_comparison_make_as_many_updates(cell, algorithm, data_dir):
     config = MODULES["fptt"].get_config(f"pixels,cell={cell},algorithm={algorithm}")
     built = train.build(config)
@@ -218,7 +220,7 @@ def two_images(tmp_path_factory):
     ("name", "model"),
     [
         ("images", "resnet50"),
-        ("si_cnn", "mobilenet_v2"),
+        pytest.param("si_cnn", "mobilenet_v2", marks=SLOW),
         pytest.param("images", "efficientnet_b0", marks=SLOW),
         pytest.param("global_cnn", "mobilenet_v3", marks=SLOW),
     ],

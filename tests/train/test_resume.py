@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sweeps import swept
 
 from jaxeff import train
 from jaxeff.errors import CheckpointError
@@ -185,7 +186,7 @@ def test_finished_run_stays_as_it_is(finished, outcome):
     assert outcome(workdir) == expected
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", swept(DAMAGES, *list(DAMAGES)[:2]))
 def test_damaged_newest_checkpoint_gives_way_to_the_one_before(finished, outcome, capsys, damage):
     workdir, config, expected = finished
     damage(workdir / CHECKPOINTS / "60")
