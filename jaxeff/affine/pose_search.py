@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxeff.errors import ConfigError
+from jaxeff.ops.platforms import forward_mode, has_cpu_form
 from jaxeff.registry import closest
 from jaxeff.typing import Array
 
@@ -62,7 +63,8 @@ class Problem(NamedTuple):
 
     def derivatives(self, data: Any, pose: Array) -> tuple[Array, Array, Array]:
         """Returns losses ``[batch]``, gradients ``[batch, size]`` and Gauss-Newton matrices."""
-        outputs, push = jax.linearize(functools.partial(self.outputs, data), pose)
+        with forward_mode():
+            outputs, push = jax.linearize(functools.partial(self.outputs, data), pose)
         slope = jax.grad(lambda found: self.criterion(found, data).sum())
         slopes, curvatures = jax.jvp(slope, (outputs,), (jax.tree.map(jnp.ones_like, outputs),))
         basis = jnp.eye(pose.shape[-1], dtype=pose.dtype)[:, None]
@@ -171,10 +173,6 @@ def align(problem: Problem, data: Any, pose: Array, steps: int, damping: float =
     return gauss_newton(aligned, (data, code), pose, steps, damping)
 
 
-#: Candidates that fit a processor's cache together.
-CACHED = 32
-
-
 @dataclasses.dataclass(frozen=True)
 class Search:
     """How poses are searched.
@@ -273,14 +271,6 @@ def _chunked(function: Callable[[Any, Array], Any], data: Any, pose: Array, chun
 
     Candidates of an image share its data, which is looked up part by part instead of copied.
     """
-    if chunk:
-        return _in_parts(function, chunk, data, pose)
-    total = pose.shape[0] * pose.shape[1]
-    cpu, default = (functools.partial(_in_parts, function, n) for n in (CACHED, total))
-    return jax.lax.platform_dependent(data, pose, cpu=cpu, default=default)
-
-
-def _in_parts(function: Callable[[Any, Array], Any], chunk: int, data: Any, pose: Array) -> Any:
     batch, count, size = pose.shape
     image, flat = jnp.repeat(jnp.arange(batch), count), pose.reshape(-1, size)
 
@@ -289,17 +279,23 @@ def _in_parts(function: Callable[[Any, Array], Any], chunk: int, data: Any, pose
         return function(jax.tree.map(lambda a: a[number], data), pose)
 
     total = len(flat)
-    parts = -(-total // chunk)
+    parts = -(-total // (chunk or candidates_at_once(total)))
     if parts == 1:
-        found = apply((image, flat))
+        results = apply((image, flat))
     else:
         each = -(-total // parts)  # parts of one size, the last filled up with copies
         more = ((0, parts * each - total),)
         image = jnp.pad(image, more, mode="edge").reshape(parts, each)
         flat = jnp.pad(flat, (*more, (0, 0)), mode="edge").reshape(parts, each, size)
-        found = jax.lax.map(apply, (image, flat))
-        found = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:total], found)
-    return jax.tree.map(lambda a: a.reshape(batch, count, *a.shape[1:]), found)
+        results = jax.lax.map(apply, (image, flat))
+        results = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:total], results)
+    return jax.tree.map(lambda a: a.reshape(batch, count, *a.shape[1:]), results)
+
+
+@has_cpu_form("jaxeff.ops.cpu.candidates")
+def candidates_at_once(total: int) -> int:
+    """Returns how many of all candidates are computed together."""
+    return total
 
 
 def search(problem: Problem, data: Any, starts: Array, settings: Search) -> Found:

@@ -35,6 +35,7 @@ import numpy as np
 from jax.extend import core as jex_core
 
 from jaxeff.bench import primitives, products
+from jaxeff.ops import platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,8 @@ def count(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Cost:
       *args: arrays, trees of arrays, or ``jax.ShapeDtypeStruct`` in their place.
       **kwargs: the same, by name.
     """
-    return _of_jaxpr(jax.make_jaxpr(fn)(*args, **kwargs).jaxpr)
+    with platform("reference"):
+        return _of_jaxpr(jax.make_jaxpr(fn)(*args, **kwargs).jaxpr)
 
 
 def cost_per_example(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +17,7 @@ from jaxeff.errors import ConfigError
 from jaxeff.layers.conv import ACTIVATIONS, Conv
 from jaxeff.ode import transport
 from jaxeff.ode.transport import Coefficients
-from jaxeff.ops import convolution
+from jaxeff.ops.rows import rowwise
 from jaxeff.typing import Array, Dtype
 
 SCHEMES = ("leapfrog", "spectral", "line_implicit")
@@ -92,7 +92,6 @@ class GlobalLayer(nn.Module):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
-    @nn.compact
     def __call__(self, x: Array, initial: Array | None = None, *, train: bool = False) -> Array:
         """Returns the field after K steps, ``[..., rows, columns, channels]``.
 
@@ -104,34 +103,33 @@ class GlobalLayer(nn.Module):
         """
         self._check(x)
         h = x if initial is None else initial
-        given = x if x.shape == h.shape else h
         if self.residual and x.shape != h.shape:
             raise ValueError(f"a residual input {x.shape} cannot be added to a field {h.shape}")
-        act = ACTIVATIONS[self.activation]
+        x = x if x.shape == h.shape else h
+        is_observed = any(map(self.is_mutable_collection, ("stability", "intermediates")))
+        if train or is_observed or self.is_initializing() or h.ndim == 3:
+            return self._solve(h, x, train=train)
+        # Outside training no example depends on another one.
+        solve = functools.partial(self.clone(parent=None).apply, method=GlobalLayer._solve)
+        return rowwise(solve, self.variables, h, x)
+
+    @nn.compact
+    def _solve(self, h: Array, x: Array, *, train: bool = False) -> Array:
+        """Steps the field h with the source x, which also stands for the field before h."""
         c = self._coefficients(h, train)
-        source: Array | float = given if self.source else 0.0
         self._watch(h, c)
-        options: dict[str, Any] = {"spacing": self.spacing, "boundary": self.boundary}
+        source: Array | float = x if self.source else 0.0
+        grid: dict[str, Any] = {"spacing": self.spacing, "boundary": self.boundary}
         if self.scheme == "spectral":
             c = Coefficients(*(_grid_mean(value) for value in c))
-            h = transport.spectral(h, c, source, time=self.num_steps * self.dt, **options)
+            h = transport.spectral(h, c, source, time=self.num_steps * self.dt, **grid)
         elif self.scheme == "line_implicit":
-            h = transport.line_implicit(
-                h, c, source, num_steps=self.num_steps, dt=self.dt, **options
-            )
+            h = transport.line_implicit(h, c, source, num_steps=self.num_steps, dt=self.dt, **grid)
         else:
-            before = given if self.start == "repeat" else None
-            h = transport.leapfrog(
-                h,
-                c,
-                source,
-                num_steps=self.num_steps,
-                dt=self.dt,
-                start=self.start,
-                before=before,
-                **options,
-            )
-        y = act(self._norm("norm_out", self.epsilon, train)(h))
+            before = x if self.start == "repeat" else None
+            times: dict[str, Any] = {"num_steps": self.num_steps, "dt": self.dt}
+            h = transport.leapfrog(h, c, source, start=self.start, before=before, **times, **grid)
+        y = ACTIVATIONS[self.activation](self._norm("norm_out", self.epsilon, train)(h))
         return x + y if self.residual else y
 
     def _watch(self, h: Array, c: Coefficients) -> None:
@@ -140,46 +138,37 @@ class GlobalLayer(nn.Module):
             return
         grown = jnp.ones(())
         if self.scheme == "leapfrog" and self.num_steps > 1:  # one step cannot grow far
-            c = Coefficients(*(value(h) if callable(value) else value for value in c))
             grown = jnp.max(transport.growth(c, self.dt, self.spacing)) ** self.num_steps
         grown = jnp.where(jnp.isfinite(h).all(), grown.astype(jnp.float32), jnp.nan)
         self.sow("stability", "growth", grown, reduce_fn=jnp.maximum, init_fn=_zero)
 
     def _coefficients(self, h: Array, train: bool) -> Coefficients:
-        """Returns the coefficients, for the leapfrog scheme outside training as functions of h."""
         names = COEFFICIENTS if self.diffusivity is None else COEFFICIENTS[:2]
-        if self._folds(train):
-            folded = {name: self._folded(name, h) for name in names}
-            functions: dict[str, Any] = {
-                name: jax.tree_util.Partial(
-                    functools.partial(_of_block, self._activated, name), folded
-                )
-                for name in names
-            }
-            found: list[Any] = [functions[self._twin(name)] for name in names]
-        else:
-            values = {name: self._normalised(name, h, train) for name in names}
-            found = [self._activated(name, values.__getitem__) for name in names]
-        return Coefficients(*found, *(self.diffusivity or ()))
+        predicted = {name: self._predicted(name, h, train) for name in names}
+        values = (self._activated(name, predicted) for name in names)
+        return Coefficients(*values, *(self.diffusivity or ()))
 
-    def _folds(self, train: bool) -> bool:
-        return self.scheme == "leapfrog" and not train and not self.is_initializing()
-
-    @nn.nowrap
-    def _twin(self, name: str) -> str:
-        """Returns the first coefficient that has the same values."""
-        same = self.product and (self.velocity != "signed" or self.spacing[0] == self.spacing[1])
-        number = COEFFICIENTS.index(name)
-        return COEFFICIENTS[number - number % 2] if same else name
+    def _predicted(self, name: str, h: Array, train: bool) -> Array:
+        # Its initialiser is the fan-out without regard to groups, as the authors' for CIFAR.
+        conv = Conv(
+            0,
+            self.kernel_size,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name=f"conv_{name}",
+        )
+        epsilon = self.coefficient_epsilon
+        epsilon = float(h.shape[-1]) if epsilon is None else epsilon
+        return self._norm(f"norm_{name}", epsilon, train)(conv(h))
 
     @nn.nowrap
-    def _activated(self, name: str, predicted: Callable[[str], Array]) -> Array:
-        """Returns a coefficient from the normalised convolutions that are called for by name."""
+    def _activated(self, name: str, predicted: Mapping[str, Array]) -> Array:
         act = ACTIVATIONS[self.activation]
-        velocity = name in COEFFICIENTS[:2]
-        first, second = COEFFICIENTS[:2] if velocity else COEFFICIENTS[2:]
-        value = predicted(first) * act(predicted(second)) if self.product else predicted(name)
-        if not velocity:
+        is_velocity = name in COEFFICIENTS[:2]
+        first, second = COEFFICIENTS[:2] if is_velocity else COEFFICIENTS[2:]
+        value = predicted[first] * act(predicted[second]) if self.product else predicted[name]
+        if not is_velocity:
             return jax.nn.relu(act(value))
         if self.velocity == "signed":
             distance = self.spacing[COEFFICIENTS.index(name)]
@@ -327,18 +316,6 @@ def unstable_layers(model: nn.Module, variables: Mapping[str, Any], x: Array) ->
                 f"raise the diffusivity, or set velocity='signed' or scheme='line_implicit'"
             )
     return sentences
-
-
-def _of_block(activated: Any, name: str, folded: Mapping[str, Any], h: Array) -> Array:
-    """Returns a coefficient of fields h from all coefficients' kernels and biases."""
-
-    def predicted(name):
-        kernel, bias = folded[name]
-        value = convolution.depthwise_conv(h, kernel)
-        # In the wide type of the bias, whose gradient is a sum over all pixels.
-        return (value + bias).astype(value.dtype)
-
-    return activated(name, predicted)
 
 
 def _zero() -> Array:

@@ -46,11 +46,8 @@ class StridedConv(nn.Module):
     dtype: Dtype | None = None
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Maps ``[batch, *shape, channels]`` to ``[batch, *shape, features]``.
-
-        ``train`` gives faster gradients in reverse mode, and none in forward mode.
-        """
+    def __call__(self, x: Array) -> Array:
+        """Maps ``[batch, *shape, channels]`` to ``[batch, *shape, features]``."""
         side, strides = _sizes(self)
         sides = (side,) * (x.ndim - 2)
         kernel = self.param("kernel", uniform_fan_in, (*sides, x.shape[-1], self.features))
@@ -59,8 +56,7 @@ class StridedConv(nn.Module):
             bound = (side ** len(sides) * x.shape[-1]) ** -0.5
             bias = self.param("bias", uniform(bound), (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        function = strided.trained_conv if train else strided.conv
-        y = function(x, kernel, strides, self.padding)
+        y = strided.conv(x, kernel, strides, self.padding)
         return y if bias is None else plus_bias(y, bias)
 
 
@@ -84,17 +80,13 @@ class TransposedConv(nn.Module):
     dtype: Dtype | None = None
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Maps ``[batch, *shape, channels]`` to ``[batch, *shape, features]``.
-
-        ``train`` gives faster gradients in reverse mode, and none in forward mode.
-        """
+    def __call__(self, x: Array) -> Array:
+        """Maps ``[batch, *shape, channels]`` to ``[batch, *shape, features]``."""
         side, strides = _sizes(self)
         sides = (side,) * (x.ndim - 2)
         kernel = self.param("kernel", uniform_fan_out, (*sides, x.shape[-1], self.features))
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        function = strided.trained_transposed_conv if train else strided.transposed_conv
-        return function(x, kernel, strides, self.padding, self.output_padding)
+        return strided.transposed_conv(x, kernel, strides, self.padding, self.output_padding)
 
 
 def _sizes(layer: StridedConv | TransposedConv) -> tuple[int, int]:

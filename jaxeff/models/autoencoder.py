@@ -109,9 +109,9 @@ class Encoder(nn.Module):
         """Maps ``[batch, *shape, channels]`` to two ``[batch, latents]``."""
         *stages, last = ENCODERS[x.ndim - 2]
         for i, stage in enumerate(stages):
-            x = StridedConv(*stage, name=f"conv{i}")(x, train=train)
+            x = StridedConv(*stage, name=f"conv{i}")(x)
             x = nn.elu(_norm(train, f"norm{i}", self.axis_name)(x))
-        x = StridedConv(*last, use_bias=True, name=f"conv{len(stages)}")(x, train=train)
+        x = StridedConv(*last, use_bias=True, name=f"conv{len(stages)}")(x)
         x = x.reshape(len(x), -1)
         self.sow("intermediates", "penultimate", x)
         mean = Dense(self.latents, name="mean")(x)
@@ -142,9 +142,9 @@ class Decoder(nn.Module):
         x = Dense(features * math.prod(small), name="linear")(z)
         x = x.reshape(len(x), *small, features)
         for i, stage in enumerate(DECODERS[count]):
-            x = TransposedConv(*stage, name=f"conv{i}")(x, train=train)
+            x = TransposedConv(*stage, name=f"conv{i}")(x)
             x = nn.elu(_norm(train, f"norm{i}", self.axis_name)(x))
-        x = StridedConv(self.channels, 3, 1, 1, use_bias=True, name="pixels")(x, train=train)
+        x = StridedConv(self.channels, 3, 1, 1, use_bias=True, name="pixels")(x)
         return jax.nn.sigmoid(x)
 
 
@@ -169,7 +169,7 @@ class PoseHead(nn.Module):
         x = images
         for i, features in enumerate(self.features):
             conv = StridedConv(features, 3, 2, 1, use_bias=True, name=f"conv{i}")
-            x = nn.elu(conv(x, train=train))
+            x = nn.elu(conv(x))
         x = nn.elu(Dense(self.hidden, name="hidden")(x.reshape(len(x), -1)))
         spread = self.family.to_raw(self.family.spread(self.proposals))
         raw = nn.Dense(

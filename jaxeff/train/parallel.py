@@ -7,7 +7,6 @@ every time step of a differentiated recurrence.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxeff.errors import ConfigError
+from jaxeff.ops import platform
 
 AXIS = "data"
 METHODS = ("shard_map", "pmap")
@@ -83,7 +83,11 @@ class DeviceMap:
         Returns:
           a compiled function of the same arguments, the batch as `shard` returns it.
         """
-        per_device = functools.partial(step, axis_name=AXIS)
+
+        def per_device(*args: Any) -> Any:
+            with platform(self.devices[0].platform):
+                return step(*args, axis_name=AXIS)
+
         if self.how == "pmap":
             axes = (*(None for _ in range(replicated)), 0)
             several = jax.process_count() > 1

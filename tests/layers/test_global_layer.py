@@ -15,7 +15,8 @@ from jaxeff.errors import ConfigError
 from jaxeff.layers import GlobalLayer, global_layer_from_reference, unstable_layers
 from jaxeff.ode import transport
 from jaxeff.ode.transport import stability_number
-from jaxeff.ops import blocks
+from jaxeff.ops import platform
+from jaxeff.ops.cpu import rows
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECORDED = {
@@ -175,23 +176,21 @@ def test_gradients_by_differences(x64, jitter, fields):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"product": True, "num_steps": 2}, CONSTANT])
-def test_normalisations_folded_outside_training_change_nothing(x64, jitter, monkeypatch, fields):
-    """Values and gradients are those of the coefficients' normalised convolutions, in any block."""
+def test_examples_are_computed_by_themselves_outside_training(x64, jitter, monkeypatch, fields):
+    """Values and gradients on a CPU, two images at a time, are those of the whole batch."""
     layer = GlobalLayer(use_bias=True, **fields)
-    x = jax.random.normal(jax.random.key(0), (6, 4, 5, 2))
+    x = jax.random.normal(jax.random.key(0), (5, 4, 5, 2))
     variables = jitter(jax.tree.map(jnp.float64, init(layer, jax.random.key(1), x)))
 
     def loss(x, variables):
         return jnp.sum(jnp.sin(layer.apply(variables, x)))
 
-    def found():
-        return jax.jit(jax.value_and_grad(lambda *a: loss(*a), argnums=(0, 1)))(x, variables)
+    def traced_for(name):
+        with platform(name):
+            return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, variables)
 
-    monkeypatch.setattr(blocks, "BLOCK", 2 * x[0].nbytes)
-    folded = found()
-    monkeypatch.setattr(GlobalLayer, "_folds", lambda *_: False)
-    whole = found()
-    chex.assert_trees_all_close(folded, whole, rtol=1e-10, atol=1e-12)
+    monkeypatch.setattr(rows, "BLOCK", 2 * x[0].nbytes)
+    chex.assert_trees_all_close(traced_for("cpu"), traced_for("reference"), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ import pytest
 
 from jaxeff.ode import GRU, RNN, transport, unroll
 from jaxeff.ode.transport import Coefficients
-from jaxeff.ops import anchors, blocks, convolution, strided
+from jaxeff.ops import anchors, convolution, strided
+from jaxeff.ops.cpu import rows
 
 HALF = jnp.bfloat16
 
@@ -40,10 +41,10 @@ def errors(function, *arguments):
 CONVOLUTIONS = {
     "dense": (convolution.conv, (512, 6, 6, 2), (3, 3, 2, 3)),
     "depthwise": (convolution.depthwise_conv, (512, 6, 6, 2), (3, 3, 1, 2)),
-    "strided": (lambda x, k: strided.trained_conv(x, k, 2, 1), (512, 6, 6, 2), (3, 3, 2, 3)),
-    "one channel": (lambda x, k: strided.trained_conv(x, k, 1, 1), (512, 6, 6, 1), (3, 3, 1, 3)),
+    "strided": (lambda x, k: strided.conv(x, k, 2, 1), (512, 6, 6, 2), (3, 3, 2, 3)),
+    "one channel": (lambda x, k: strided.conv(x, k, 1, 1), (512, 6, 6, 1), (3, 3, 1, 3)),
     "transposed": (
-        lambda x, k: strided.trained_transposed_conv(x, k, 2, 1, 1),
+        lambda x, k: strided.transposed_conv(x, k, 2, 1, 1),
         (512, 3, 3, 2),
         (3, 3, 2, 3),
     ),
@@ -70,13 +71,13 @@ def test_outputs_of_many_taps():
 
 
 def test_what_blocks_share(monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", 8)
+    monkeypatch.setattr(rows, "BLOCK", 8)
 
-    def scaled(skip, shared, x):
+    def scaled(shared, x):
         return x * shared
 
     def function(shared, x):
-        return blocks.over_blocks(scaled, shared, x)
+        return rows.rowwise(scaled, shared, x)
 
     assert max(errors(function, jnp.ones((1, 1)), 1 + 0.1 * random(0, 1024, 1))) < 4e-3
 

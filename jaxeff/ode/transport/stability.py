@@ -1,0 +1,56 @@
+"""How fast waves may grow in the leapfrog scheme."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxeff.ode.transport.equation import Coefficients
+from jaxeff.typing import Array
+
+
+def stability_number(
+    coefficients: Coefficients, dt: float = 0.2, spacing: tuple[int, int] = (1, 1)
+) -> Array:
+    """Returns a number of the broadcast coefficients' shape; `leapfrog` is stable up to 1.
+
+    From von Neumann's analysis for constant coefficients: ``(Ax^2/Bx + Ay^2/By)(Bx + By)``, or
+    ``(|Ax| + |Ay|)^2`` where there is no diffusion. An axis with a velocity but no diffusion beside
+    one with diffusion has no such limit and gives infinity.
+    """
+    u, v, diffusion_x, diffusion_y = jnp.broadcast_arrays(*map(jnp.asarray, coefficients))
+    ax, ay = abs(u) * (dt / spacing[0]), abs(v) * (dt / spacing[1])
+    bx, by = diffusion_x * (dt / spacing[0] ** 2), diffusion_y * (dt / spacing[1] ** 2)
+
+    def share(a, b):
+        return jnp.where(a == 0, 0.0, a * a / b)
+
+    return jnp.where(
+        (bx == 0) & (by == 0), (ax + ay) ** 2, (share(ax, bx) + share(ay, by)) * (bx + by)
+    )
+
+
+def growth(coefficients: Coefficients, dt: float = 0.2, spacing: tuple[int, int] = (1, 1)) -> Array:
+    """Returns the largest factor by which a step of `leapfrog` multiplies a wave, of that shape.
+
+    Of all waves of whole eighths of a turn per cell, for coefficients that are constant around a
+    cell; 1 where `stability_number` is within its limit. Where that number is infinite, for want of
+    diffusion along one axis, a slow wave may still grow by next to nothing.
+    """
+    u, v, diffusion_x, diffusion_y = jnp.broadcast_arrays(*map(jnp.asarray, coefficients))
+    ax, ay = u * (dt / spacing[0]), v * (dt / spacing[1])
+    bx, by = diffusion_x * (dt / spacing[0] ** 2), diffusion_y * (dt / spacing[1] ** 2)
+    spread = 2 * (bx + by)
+
+    def factor(largest, turns):
+        a, b = turns
+        # The scheme's characteristic polynomial: (1 + S) g^2 - 2 z g - (1 - S) = 0.
+        z = 2 * (bx * jnp.cos(a) + by * jnp.cos(b)) - 1j * (ax * jnp.sin(a) + ay * jnp.sin(b))
+        root = jnp.sqrt(z * z + (1 - spread * spread))
+        found = jnp.maximum(abs(z + root), abs(z - root)) / (1 + spread)
+        return jnp.maximum(largest, found), None
+
+    eighths = np.pi / 4 * np.arange(8, dtype=spread.dtype)
+    turns = np.stack(np.meshgrid(eighths[:5], eighths), -1).reshape(-1, 2)
+    return jax.lax.scan(factor, jnp.zeros_like(spread), turns)[0]

@@ -1,0 +1,77 @@
+"""Tridiagonal systems of equations, also those whose ends are joined."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxeff.typing import Array
+
+
+def solve_tridiagonal(lower: Array, diagonal: Array, upper: Array, rhs: Array) -> Array:
+    """Solves tridiagonal systems, all at once, by elimination along the first axis.
+
+    ``lower[0]`` is the corner beside ``diagonal[0]`` on the right (the first unknown's dependence
+    on the last) and ``upper[-1]`` the other one; zeros there make the system an ordinary one.
+    Gradients solve the transposed system, so nothing of the elimination is kept. Meant for matrices
+    that need no pivoting, such as diagonally dominant ones.
+
+    Args:
+      lower: what multiplies the unknown before, ``[n, ...]``.
+      diagonal: what multiplies the unknown itself, ``[n, ...]``.
+      upper: what multiplies the unknown after, ``[n, ...]``.
+      rhs: right-hand sides ``[n, ...]``.
+    """
+    size = rhs.shape[0]
+
+    def matvec(x):
+        return diagonal * x + lower * jnp.roll(x, 1, 0) + upper * jnp.roll(x, -1, 0)
+
+    def solver(lower, upper):
+        return lambda _, b: _cyclic_elimination(lower, diagonal, upper, b)
+
+    if size == 1:
+        return rhs / (diagonal + lower + upper)
+    transposed_lower, transposed_upper = jnp.roll(upper, 1, 0), jnp.roll(lower, -1, 0)
+    return jax.lax.custom_linear_solve(
+        matvec,
+        rhs,
+        solve=solver(lower, upper),
+        transpose_solve=solver(transposed_lower, transposed_upper),
+    )
+
+
+def _cyclic_elimination(lower, diagonal, upper, rhs):
+    """Thomas' algorithm; Sherman and Morrison's formula takes care of the corners."""
+    first_corner, last_corner = lower[0], upper[-1]
+    # A = T + p q^T with p = (g, 0.., last corner) and q = (1, 0.., first corner / g).
+    g = -diagonal[0]
+    changed = diagonal.at[0].add(-g).at[-1].add(-first_corner * last_corner / g)
+    p = jnp.zeros_like(rhs).at[0].set(g).at[-1].set(last_corner)
+    x, correction = _elimination(lower, changed, upper, jnp.stack([rhs, p], 1)).swapaxes(0, 1)
+
+    def q(y):
+        return y[0] + first_corner / g * y[-1]
+
+    return x - correction * (q(x) / (1 + q(correction)))
+
+
+def _elimination(lower, diagonal, upper, rhs):
+    """Solves with two or more right-hand sides ``[n, sides, ...]``, ignoring the corners."""
+
+    def down(state, line):
+        ratio, reduced = state
+        low, mid, up, b = line
+        pivot = 1 / (mid - low * ratio)
+        new = (up * pivot, (b - low * reduced) * pivot)
+        return new, new
+
+    nothing = (jnp.zeros_like(diagonal[0]), jnp.zeros_like(rhs[0]))
+    _, (ratios, reduced) = jax.lax.scan(down, nothing, (lower, diagonal, upper, rhs))
+
+    def back(x, line):
+        ratio, b = line
+        x = b - ratio * x
+        return x, x
+
+    return jax.lax.scan(back, jnp.zeros_like(rhs[0]), (ratios, reduced), reverse=True)[1]

@@ -1,0 +1,132 @@
+"""Convolutions of images as shifted products, and of few pixels as one matrix product.
+
+XLA's grouped convolution visits memory value by value; here it is shifted products that the
+compiler fuses into one pass. The gradients of kernels are taken image by image, and summed in
+single precision at least, as are the products of a pass.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxeff.ops.convolution import check_kernel, grouped_conv
+from jaxeff.ops.cpu.windows import product, sum_over_images, windows
+from jaxeff.ops.platforms import is_forward_mode
+from jaxeff.ops.precision import wide
+from jaxeff.typing import Array
+
+
+def conv(x: Array, kernel: Array, strides: int = 1) -> Array:
+    """Convolves by XLA, with a kernel's gradient from patches; tiny images by one matrix."""
+    check_kernel(x, kernel, x.shape[-1:], "[k, k, inputs, outputs]")
+    if _is_tiny(x, kernel):
+        return _matrix_product(x, kernel, strides)
+    return (_dense if is_forward_mode() else _dense_with_gradient)(x, kernel, strides)
+
+
+def depthwise_conv(x: Array, kernel: Array, strides: int = 1) -> Array:
+    """Sums shifted products, as does the gradient."""
+    check_kernel(x, kernel, (1, x.shape[-1]), "[k, k, 1, channels]")
+    return (_shifted if is_forward_mode() else _shifted_with_gradient)(x, kernel, strides)
+
+
+def _dense(x: Array, kernel: Array, strides: int) -> Array:
+    return grouped_conv(x, kernel, strides, groups=1)
+
+
+_dense_with_gradient = jax.custom_vjp(_dense, nondiff_argnums=(2,))
+
+
+def _dense_forward(x: Array, kernel: Array, strides: int) -> tuple[Array, tuple[Array, Array]]:
+    return _dense_with_gradient(x, kernel, strides), (x, kernel)
+
+
+def _dense_backward(strides: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    (dx,) = jax.vjp(lambda x: _dense(x, kernel, strides), x)[1](g)
+
+    def of_image(x: Array, g: Array) -> Array:
+        patches = jnp.concatenate(_windows(x, kernel, strides), axis=-1)
+        return product(patches.reshape(-1, kernel[..., 0].size).T, g.reshape(-1, g.shape[-1]))
+
+    return dx, sum_over_images(of_image, x, g).reshape(kernel.shape).astype(kernel.dtype)
+
+
+_dense_with_gradient.defvjp(_dense_forward, _dense_backward)
+
+
+def _is_tiny(x: Array, kernel: Array) -> bool:
+    """Returns whether most of the kernel's taps fall beside the image, of known size."""
+    is_known = all(isinstance(size, int) for size in x.shape[1:3])
+    return is_known and 2 * x.shape[1] * x.shape[2] < kernel.shape[0] * kernel.shape[1]
+
+
+def _matrix_product(x: Array, kernel: Array, strides: int) -> Array:
+    """Convolves by one matrix, of the taps that join every pixel with every output."""
+    rows, in_rows = _taps(x.shape[1], kernel.shape[0], strides)
+    columns, in_columns = _taps(x.shape[2], kernel.shape[1], strides)
+    joined = in_rows[:, None, :, None] & in_columns[None, :, None, :]
+    number = rows[:, None, :, None] * kernel.shape[1] + columns[None, :, None, :]
+    # A tap's gradient is the sum over all pairs that it joins.
+    flat = kernel.astype(wide(kernel.dtype)).reshape(-1, *kernel.shape[2:])
+    nothing = jnp.zeros_like(flat[:1])  # the tap of pixels that no tap joins with an output
+    matrix = jnp.concatenate([flat, nothing])[np.where(joined, number, len(flat))]
+    # [rows, columns, output rows, output columns, inputs, outputs]
+    matrix = matrix.transpose(0, 1, 4, 2, 3, 5).reshape(x[0].size, -1).astype(kernel.dtype)
+    outputs = (rows.shape[1], columns.shape[1], kernel.shape[3])
+    return (x.reshape(x.shape[0], -1) @ matrix).reshape(x.shape[0], *outputs)
+
+
+def _taps(size: int, side: int, strides: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns taps by pixel and output along an axis, and which of them the kernel has."""
+    outputs = strides * np.arange(-(-size // strides))
+    taps = np.arange(size)[:, None] - outputs[None, :] + side // 2
+    return taps, (taps >= 0) & (taps < side)
+
+
+def _shifted(x: Array, kernel: Array, strides: int) -> Array:
+    taps = kernel.astype(wide(kernel.dtype)).reshape(-1, kernel.shape[-1])
+    total: Any = 0
+    for tap, window in zip(taps, _windows(x, kernel, strides), strict=True):
+        total = total + window.astype(taps.dtype) * tap
+    return total.astype(jnp.result_type(x, kernel))
+
+
+_shifted_with_gradient = jax.custom_vjp(_shifted, nondiff_argnums=(2,))
+
+
+def _shifted_forward(x: Array, kernel: Array, strides: int) -> tuple[Array, tuple[Array, Array]]:
+    return _shifted_with_gradient(x, kernel, strides), (x, kernel)
+
+
+def _shifted_backward(strides: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    precise = functools.partial(jnp.asarray, dtype=wide(x.dtype))
+
+    def of_image(x: Array, g: Array) -> Array:
+        seen = (precise(window[0]) for window in _windows(x, kernel, strides))
+        return jnp.stack([jnp.sum(window * precise(g[0]), 0) for window in seen])
+
+    # Keeping the columns, the sums run along channels; one reduction of all but the channels is
+    # several times slower.
+    dkernel = jnp.sum(sum_over_images(of_image, x, g), 1).reshape(kernel.shape)
+    # The transpose: the cotangent between zeros where outputs were skipped, and the kernel turned.
+    skipped = [
+        (0, size - ((out - 1) * strides + 1), strides - 1)
+        for size, out in zip(x.shape[1:3], g.shape[1:3], strict=True)
+    ]
+    spread = jax.lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *skipped, (0, 0, 0)))
+    return _shifted(spread, kernel[::-1, ::-1], 1), dkernel.astype(kernel.dtype)
+
+
+_shifted_with_gradient.defvjp(_shifted_forward, _shifted_backward)
+
+
+def _windows(x: Array, kernel: Array, strides: int) -> list[Array]:
+    sides = kernel.shape[:2]
+    return windows(x, sides, strides, [side // 2 for side in sides])

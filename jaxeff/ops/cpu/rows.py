@@ -1,0 +1,128 @@
+"""Work on a batch block by block, so that what lies between two passes stays in a CPU's cache."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxeff.ops.platforms import is_forward_mode
+from jaxeff.ops.precision import narrowed, widened
+from jaxeff.typing import Array
+
+#: Bytes of one array of a block: few enough that a handful of them stay in a CPU's last cache, and
+#: enough for the compiler to divide a loop among cores.
+BLOCK = 1 << 20
+
+
+def compute_once(function: Callable[..., Any], *args: Array) -> Any:
+    """Returns ``function(*args)``, computed once and kept, however its values are used later.
+
+    A branch is the one barrier that the compiler honours.
+    """
+
+    def skipped(*args: Array) -> Any:
+        shapes = jax.eval_shape(function, *args)
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    # Never true, which the compiler does not know.
+    first_value = args[0].ravel()[0]
+    return jax.lax.cond((first_value > 1) & (first_value < -1), skipped, function, *args)
+
+
+def rowwise(function: Callable[..., Any], shared: Any, x: Array, *others: Any) -> Any:
+    """Evaluates block by block; gradients compute a block again instead of keeping its insides."""
+    args = dict(enumerate((x, *others)))
+    arrays = {i: a for i, a in args.items() if hasattr(a, "ndim")}
+    rows = _rows_of_block(x)
+    if rows is None or is_forward_mode():
+        return function(shared, *(args | _stored(arrays)).values())
+    batched = {i: a for i, a in arrays.items() if a.ndim == x.ndim and a.shape[0] == x.shape[0]}
+    broadcast = {i: a for i, a in arrays.items() if i not in batched}
+
+    def of_block(common: Any, block: dict[int, Array]) -> Any:
+        shared, broadcast = common
+        return function(shared, *(args | broadcast | block).values())
+
+    return _over_blocks(of_block, rows, (shared, broadcast), batched)
+
+
+def _stored(arrays: dict[int, Array]) -> dict[int, Array]:
+    """Returns arrays in memory, where those lie that a loop over several blocks reads."""
+    distinct = {id(a): a for a in arrays.values()}
+    stored = compute_once(lambda *a: a, *distinct.values())
+    by_id = dict(zip(distinct, stored, strict=True))
+    return {i: by_id[id(a)] for i, a in arrays.items()}
+
+
+def _rows_of_block(x: Array) -> int | None:
+    """Returns the rows of a block, None if all are one or if their number is a symbol.
+
+    The largest divisor of the number, if it is not far below the most that are small enough.
+    """
+    n = x.shape[0]
+    if not isinstance(n, int):
+        return None
+    most = max(1, BLOCK * n // max(x.nbytes, 1))
+    if n <= most:
+        return None
+    divisor = next(rows for rows in range(most, 0, -1) if n % rows == 0)
+    return divisor if 2 * divisor > most else most
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _over_blocks(function: Callable[..., Any], rows: int, common: Any, batched: Any) -> Any:
+    def of_block(common, block):
+        return (), function(common, block)
+
+    return _joined(of_block, rows, common, batched)[1]
+
+
+def _forward(function, rows, common, batched):
+    return _over_blocks(function, rows, common, batched), (common, batched)
+
+
+def _backward(function, rows, saved, cotangent):
+    def of_block(common, block):
+        block, cotangent = block
+        return jax.vjp(function, common, block)[1](cotangent)
+
+    common, batched = saved
+    return _joined(of_block, rows, common, (batched, cotangent))
+
+
+_over_blocks.defvjp(_forward, _backward)
+
+
+def _joined(function: Callable[..., Any], rows: int, common: Any, batched: Any) -> tuple[Any, Any]:
+    """Returns the first results of ``function`` summed over the blocks, the second joined."""
+    n = jax.tree.leaves(batched)[0].shape[0]
+
+    def of_block(start, rows):
+        # Slices where they lie: arrays in the shape of the blocks would cost the loops around this
+        # one a division per value.
+        return function(
+            common,
+            jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, rows), batched),
+        )
+
+    def add_block(start, rows, results):
+        total, joined = results
+        part, values = of_block(start, rows)
+        total = jax.tree.map(jnp.add, total, widened(part))
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
+        return total, jax.tree.map(put, joined, values)
+
+    part, values = jax.eval_shape(functools.partial(of_block, rows=rows), 0)
+    total = widened(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), part))
+    joined = jax.tree.map(lambda s: jnp.zeros((n, *s.shape[1:]), s.dtype), values)
+    whole = n // rows
+    results = jax.lax.fori_loop(
+        0, whole, lambda i, results: add_block(i * rows, rows, results), (total, joined)
+    )
+    if n % rows:
+        results = add_block(whole * rows, n % rows, results)
+    return narrowed(results[0], part), results[1]

@@ -1,0 +1,84 @@
+"""Which platform a program is traced for, and what is computed otherwise on CPUs.
+
+The functions of `jaxeff.ops` and `jaxeff.ode` are plain differentiable JAX. XLA compiles some of
+them badly for CPUs; such a function declares another form of itself, of the same signature::
+
+    @has_cpu_form("jaxeff.ops.cpu.convolution")
+    def conv(x, kernel, strides=1): ...
+
+What is traced for a CPU calls ``jaxeff.ops.cpu.convolution.conv`` in its place; every other program
+has no trace of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
+
+import jax
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+#: References by the qualified names of their CPU forms.
+CPU_FORMS: dict[str, Callable[..., object]] = {}
+
+# Part of the key of `jax.jit`'s caches: another value has a function traced again.
+_platform = jax.make_user_context(default_value=None)
+_forward_mode = jax.make_user_context(default_value=False)
+
+
+def current_platform() -> str:
+    """Returns the platform that programs are now traced for: JAX's default if none is named."""
+    return _platform.value or jax.default_backend()
+
+
+@contextlib.contextmanager
+def platform(name: str) -> Iterator[None]:
+    """Names the platform of what is traced within.
+
+    Args:
+      name: "cpu", "gpu", "tpu", or "reference" for plain JAX whatever the platform: for programs
+        that are exported, differentiated twice or in forward mode.
+    """
+    with _platform(name):
+        yield
+
+
+@contextlib.contextmanager
+def forward_mode() -> Iterator[None]:
+    """Traces what is differentiated in forward mode: CPU forms without reverse rules."""
+    with _forward_mode(True):
+        yield
+
+
+def is_forward_mode() -> bool:
+    """Returns whether what is traced now is differentiated in forward mode."""
+    return _forward_mode.value
+
+
+def has_cpu_form(
+    module: str,
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Declares that a function has a CPU form, of the same name and signature.
+
+    Args:
+      module: where the CPU form is; imported when it is first called.
+    """
+
+    def declare(reference: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        CPU_FORMS[f"{module}.{reference.__name__}"] = reference
+
+        @functools.wraps(reference)
+        def chosen(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+            if current_platform() != "cpu":
+                return reference(*args, **kwargs)
+            form = getattr(importlib.import_module(module), reference.__name__)
+            return form(*args, **kwargs)
+
+        return chosen
+
+    return declare

@@ -1,0 +1,160 @@
+"""Every CPU form against its reference: values and gradients, in every precision."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sweeps import swept
+
+from jaxeff.affine import pose_search
+from jaxeff.ops import convolution, forward_mode, platform, strided
+from jaxeff.ops.cpu import rows
+from jaxeff.ops.neighbours import neighbours
+from jaxeff.ops.platforms import CPU_FORMS
+from jaxeff.ops.rows import rowwise
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def scaled_rows(shared, x, row, cell, number):
+    """A function of rows, with what it needs as a whole, broadcasts and is a number."""
+    return jnp.tanh(x[:, :5] * shared["w"]) * cell + row * number
+
+
+def conv(*options):
+    return functools.partial(convolution.conv, strides=options[0])
+
+
+def depthwise(strides):
+    return functools.partial(convolution.depthwise_conv, strides=strides)
+
+
+def strided_conv(strides, padding):
+    return functools.partial(strided.conv, strides=strides, padding=padding)
+
+
+def transposed(strides, padding, more):
+    options = {"strides": strides, "padding": padding, "output_padding": more}
+    return functools.partial(strided.transposed_conv, **options)
+
+
+def ahead_and_behind(*options):
+    return lambda h: jnp.stack(neighbours(h, *options))
+
+
+def by_rows(x, w, row, cell):
+    return rowwise(scaled_rows, {"w": w}, x, row, cell, 0.5)
+
+
+#: By form: a function of arrays, and their shapes.
+CASES = {
+    "convolution.conv": [
+        (conv(1), (2, 7, 5, 3), (3, 3, 3, 4)),
+        (conv(2), (2, 8, 7, 4), (3, 3, 4, 6)),
+        (conv(2), (1, 6, 9, 2), (5, 3, 2, 3)),
+        (conv(2), (2, 5, 5, 3), (1, 1, 3, 2)),
+        (conv(1), (3, 2, 2, 4), (3, 3, 4, 5)),  # few pixels
+        (conv(2), (2, 3, 4, 2), (5, 5, 2, 3)),
+    ],
+    "convolution.depthwise_conv": [
+        (depthwise(1), (2, 7, 5, 3), (3, 3, 1, 3)),
+        (depthwise(2), (2, 8, 7, 4), (3, 3, 1, 4)),
+        (depthwise(2), (1, 6, 9, 2), (5, 3, 1, 2)),
+        (depthwise(3), (2, 4, 4, 3), (5, 5, 1, 3)),
+    ],
+    "strided.conv": [
+        (strided_conv(2, 1), (2, 7, 7, 3), (3, 3, 3, 2)),
+        (strided_conv(2, 2), (2, 4, 4, 4, 3), (5, 5, 5, 3, 2)),
+        (strided_conv(3, 0), (2, 8, 8, 3), (3, 3, 3, 2)),
+        (strided_conv(1, 1), (2, 5, 5, 3), (4, 4, 3, 1)),  # one channel
+        (strided_conv(2, 1), (2, 5, 5, 1), (4, 4, 1, 2)),
+        (strided_conv(1, 2), (2, 4, 4, 4, 3), (4, 4, 4, 3, 1)),
+        (strided_conv(1, 0), (2, 5, 5, 5, 1), (3, 3, 3, 1, 2)),
+    ],
+    "strided.transposed_conv": [
+        (transposed(2, 1, 1), (2, 5, 5, 3), (5, 5, 3, 2)),
+        (transposed(1, 2, 0), (2, 6, 6, 3), (4, 4, 3, 2)),
+        (transposed(2, 1, 1), (2, 3, 3, 3, 3), (3, 3, 3, 3, 2)),
+        (transposed(2, 2, (1, 0)), (2, 4, 4, 3), (5, 5, 3, 2)),
+        (transposed(2, 0, 3), (2, 4, 4, 3), (2, 2, 3, 2)),  # beyond the last stride
+    ],
+    "neighbours.neighbours": [
+        (ahead_and_behind(axis, distance, boundary, odd), (2, 5, 4, 3))
+        for axis, distance, boundary, odd in (
+            (-3, 1, "periodic", False),
+            (-2, 3, "periodic", False),
+            (-3, 1, "reflecting", False),
+            (-2, 3, "reflecting", True),
+        )
+    ],
+    "rows.rowwise": [
+        (by_rows, (n, 6), (1, 5), (n, 5), (1, 5))
+        for n in (12, 7, 2)  # blocks of 3; a rest; one
+    ],
+}
+FAST = [(form, 0) for form in CASES] + [("convolution.conv", 4), ("rows.rowwise", 1)]
+EVERY = [(form, i) for form, cases in CASES.items() for i in range(len(cases))]
+TOLERANCES = {"float64": 1e-12, "float32": 2e-6, "bfloat16": 1e-2}
+
+
+def run(function, name, args):
+    """Value, and gradients of a sum whose slopes differ from place to place."""
+
+    @jax.jit
+    def both(*args):
+        y, pull = jax.vjp(function, *args)
+        slope = (1 + jnp.arange(y.size) * 7 % 16 / 16).reshape(y.shape).astype(y.dtype)
+        return y, pull(slope)
+
+    with platform(name):
+        return jax.tree.leaves(both(*args))
+
+
+@pytest.mark.parametrize(
+    ("form", "case", "dtype"),
+    swept(
+        [(*which, dtype) for which in EVERY for dtype in TOLERANCES],
+        *((*which, "float64") for which in FAST),
+        *((form, 0, "bfloat16") for form in CASES),
+        ("convolution.conv", 0, "float32"),
+    ),
+)
+def test_is_the_reference(monkeypatch, form, case, dtype):
+    monkeypatch.setattr(rows, "BLOCK", 3 * 6 * jnp.dtype(dtype).itemsize)
+    function, *shapes = CASES[form][case]
+    rng = np.random.default_rng(0)
+    args = [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+    exact = args if dtype == "float64" else [a.astype("float32") for a in args]
+    for cpu, reference in zip(
+        run(function, "cpu", args), run(function, "reference", exact), strict=True
+    ):
+        assert cpu.dtype == dtype
+        difference = jnp.linalg.norm((cpu.astype(reference.dtype) - reference).ravel())
+        assert difference <= TOLERANCES[dtype] * jnp.linalg.norm(reference.ravel())
+
+
+def test_the_table_has_every_form_of_arrays():
+    compared = {f"jaxeff.ops.cpu.{form}" for form in CASES}
+    assert compared == CPU_FORMS.keys() - {"jaxeff.ops.cpu.candidates.candidates_at_once"}
+    with platform("cpu"):
+        assert pose_search.candidates_at_once(5) == 5
+        assert pose_search.candidates_at_once(1000) < 1000
+    with platform("gpu"):
+        assert pose_search.candidates_at_once(1000) == 1000
+
+
+@pytest.mark.parametrize(("form", "case"), swept(EVERY, *FAST[:1]))
+def test_forward_mode(monkeypatch, form, case):
+    monkeypatch.setattr(rows, "BLOCK", 3 * 6 * 8)
+    function, *shapes = CASES[form][case]
+    rng = np.random.default_rng(0)
+    args, ways = ([jnp.asarray(rng.normal(size=shape)) for shape in shapes] for _ in range(2))
+
+    def tangent(name):
+        with platform(name), forward_mode():
+            return jax.jit(lambda *both: jax.jvp(function, *both))(args, ways)
+
+    for cpu, reference in zip(tangent("cpu"), tangent("reference"), strict=True):
+        np.testing.assert_allclose(cpu, reference, atol=1e-11)
