@@ -358,19 +358,6 @@ def test_block_size_reaches_the_driver(wrapped):
 # Flax's own cells in the wrapper.
 
 
-@pytest.mark.parametrize("options", [{}, {"reverse": True}, {"time_major": True}])
-def test_a_flax_cell_goes_through_flax_rnn(options):
-    cell, xs = nn.LSTMCell(5), inputs()
-    layer = RNN(cell, return_carry=True, **options)
-    variables = init(layer, xs)
-    assert set(variables["params"]) == {"cell"}
-    actual = apply(layer, variables, xs)
-    peer = nn.RNN(cell, return_carry=True, **options)
-    chex.assert_trees_all_close(actual, apply(peer, variables, xs), atol=1e-7)
-    last = apply(RNN(cell, return_sequence=False, **options), variables, xs)
-    np.testing.assert_allclose(last, actual[0][1], atol=1e-7)
-
-
 def test_a_flax_cell_takes_no_mask():
     with pytest.raises(ValueError, match="mask works with the package's own cells only"):
         RNN(nn.GRUCell(5)).init(jax.random.key(0), inputs(), mask=jnp.ones((BATCH, TIME)))
