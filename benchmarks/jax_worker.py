@@ -98,7 +98,7 @@ def jaxeff_variants(batch: int, time: int, inputs: int, features: int):
         "irnn_k3": ode.IRNN(features, num_inner_steps=3),
         "tarnn": ode.TARNN(features),
         "tarnn_k2": ode.TARNN(features, num_inner_steps=2),
-        "RNN": ode.RNN(features),
+        "RNN": ode.Elman(features),
         "LSTM": ode.LSTM(features),
         "GRU": ode.GRU(features),
     }

@@ -6,13 +6,14 @@ Each complaint is one sentence. What JAX is tracing has no values to look at and
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxeff.errors import ConfigError, DataError
+from jaxeff.registry import closest
 
 
 def require(what: str, value: Any, interval: str) -> None:
@@ -54,6 +55,12 @@ def require_whole(what: str, value: Any, least: int = 1) -> None:
     """Raises `ConfigError` unless a value is a whole number, not below the least."""
     if not is_whole(value) or value < least:
         raise ConfigError(f"{what} must be a whole number of at least {least}, not {value!r}")
+
+
+def require_choice(what: str, value: Any, choices: Collection[str]) -> None:
+    """Raises `ConfigError` unless a value is one of the choices."""
+    if not isinstance(value, str) or value not in choices:
+        raise ConfigError(f"{what}: unknown choice {value!r}{closest(str(value), list(choices))}")
 
 
 def one_size(what: str, value: Any) -> int:

@@ -37,7 +37,7 @@ def test_any_number_of_steps():
 
 def test_a_program_is_written_and_read():
     pytest.importorskip("flatbuffers")
-    cell = ode.RNN(2)
+    cell = ode.Elman(2)
     params = jax.jit(cell.init, static_argnums=1)(KEY, 3)
     program = exported(lambda xs: ode.unroll(cell, params, xs)[1], (TIME, BATCH, 3))
     read = export.deserialize(program.serialize())
@@ -57,7 +57,7 @@ def test_any_number_of_steps_of_a_cell(solver):
 
 def test_what_needs_a_number_of_steps_says_so():
     timed = ode.IRNN(4, step_size_mode="per_time_step", length=9)
-    for cell, run in ((timed, ode.unroll), (ode.RNN(4), ode.unroll_parallel)):
+    for cell, run in ((timed, ode.unroll), (ode.Elman(4), ode.unroll_parallel)):
         params = jax.jit(cell.init, static_argnums=1)(KEY, 3)
         with pytest.raises(ConfigError, match="number of steps"):
             exported(lambda xs, c=cell, p=params, run=run: run(c, p, xs), (TIME, BATCH, 3))

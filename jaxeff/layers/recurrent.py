@@ -24,13 +24,15 @@ needs none, ``flax.nnx.bridge.ToNNX(RNN(LSTMCell(4)), rngs=rngs).lazy_init(x)``:
 from __future__ import annotations
 
 import dataclasses
-import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
+from flax.linen.recurrent import flip_sequences
 
 from jaxeff import ode
 from jaxeff.layers.checks import require_linen
@@ -38,230 +40,299 @@ from jaxeff.typing import Array, Carry, Dtype, Params, PRNGKey
 
 
 class RecurrentCell(nn.RNNCellBase):
-    """Base of the Flax cells: owns the parameters, and leaves the mathematics to the pure cell.
+    """Flax cell that owns the parameters and leaves the mathematics to a pure cell.
 
     Calling it with ``(carry, inputs)``, inputs of shape ``[..., inputs]``, returns
     ``(carry, output)`` with an output of shape ``[..., features]``.
+
+    Attributes:
+      pure: the pure cell, one of the package's or of your own.
+      dtype: type of the computation; that of inputs and parameters if None.
+      param_dtype: type of the parameters.
     """
 
-    def __post_init__(self) -> None:
-        # What a field means where it is left out, the pure cell says.
-        for name, value in vars(self.pure()).items():
-            object.__setattr__(self, name, value)
-        super().__post_init__()
+    pure: ode.Cell
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
 
-    def pure(self) -> ode.Cell:
-        """Returns the pure cell with this layer's options."""
-        cls = self.pure_class  # type: ignore[attr-defined]
-        return cls(**{f.name: getattr(self, f.name) for f in dataclasses.fields(cls)})
+    def __init_subclass__(cls, **options: Any) -> None:
+        written = "__init__" in vars(cls)
+        pure_class = getattr(cls.__init__, "pure_class", None)
+        super().__init_subclass__(**options)
+        if pure_class is not None and not written:  # a subclass takes what its base takes
+            cls.__init__ = _fields_of(pure_class, cls.__init__)  # type: ignore[method-assign]
 
-    @nn.nowrap
-    def initialize_carry(self, rng: PRNGKey, input_shape: tuple[int, ...]) -> Carry:
-        """Returns the carry before the first step, for inputs of shape ``[..., inputs]``."""
-        del rng
-        dtype = self.dtype or self.param_dtype  # type: ignore[attr-defined]
-        return self.pure().initial_carry(input_shape[:-1], dtype, input_shape[-1])
+    @property
+    def features(self) -> int:
+        """Width of the state and of the output."""
+        return self.pure.features
 
     @property
     def num_feature_axes(self) -> int:
         """The inputs' last axis."""
         return 1
 
+    @nn.nowrap
+    def initialize_carry(self, rng: PRNGKey, input_shape: tuple[int, ...]) -> Carry:
+        """Returns the carry before the first step, for inputs of shape ``[..., inputs]``."""
+        del rng
+        dtype = self.dtype or self.param_dtype
+        return self.pure.initial_carry(input_shape[:-1], dtype, input_shape[-1])
+
     def parameters(self, input_size: int) -> Params:
         """Declares (or fetches) the parameters for inputs of that width."""
         return {
-            name: self.param(name, spec.init, spec.shape, self.param_dtype)  # type: ignore
-            for name, spec in self.pure().param_specs(input_size).items()
+            name: self.param(name, spec.init, spec.shape, self.param_dtype)
+            for name, spec in self.pure.param_specs(input_size).items()
         }
 
     @nn.compact
     def __call__(self, carry: Carry, inputs: Array) -> tuple[Carry, Array]:
         """Advances by one step."""
         params, carry, inputs = self._cast(inputs, carry)
-        return self.pure().step(params, carry, inputs)
+        return self.pure.step(params, carry, inputs)
 
     @nn.compact
     def unroll(self, xs: Array, carry: Carry | None = None, **options: Any) -> tuple[Carry, Array]:
         """Runs over a time-major sequence; see `jaxeff.ode.unroll` for the options."""
         params, carry, xs = self._cast(xs, carry)
-        return ode.unroll(self.pure(), params, xs, carry, **options)
+        return ode.unroll(self.pure, params, xs, carry, **options)
 
     def _cast(self, inputs: Array, carry: Carry | None) -> tuple[Params, Carry | None, Array]:
         """Returns parameters, carry and inputs in the type of the computation."""
-        params = self.parameters(inputs.shape[-1])
-        leaves, treedef = jax.tree.flatten((params, inputs))
-        dtype = self.dtype  # type: ignore[attr-defined]
-        params, inputs = jax.tree.unflatten(treedef, promote_dtype(*leaves, dtype=dtype))
+        width = inputs.shape[-1]
+        leaves, treedef = jax.tree.flatten((self.parameters(width), inputs))
+        params, inputs = jax.tree.unflatten(treedef, promote_dtype(*leaves, dtype=self.dtype))
         if carry is not None:
-            # Not every leaf of a carry is of that type: a counter stays wide.
-            width = inputs.shape[-1]
-            like = jax.eval_shape(lambda: self.pure().initial_carry((), inputs.dtype, width))
-            carry = jax.tree.map(lambda c, wanted: jnp.asarray(c, wanted.dtype), carry, like)
+            # Not every array of a carry is of that type: a step counter stays wide.
+            types = jax.eval_shape(lambda: self.pure.initial_carry((), inputs.dtype, width))
+            carry = jax.tree.map(lambda a, like: jnp.asarray(a, like.dtype), carry, types)
         return params, carry, inputs
-
-
-def flax_cell(pure_class: type[ode.Cell], name: str) -> type[RecurrentCell]:
-    """Returns the Flax cell of a pure cell: its fields, then ``dtype`` and ``param_dtype``.
-
-    Args:
-      pure_class: a frozen dataclass of static options.
-      name: name of the new class.
-    """
-    fields = dataclasses.fields(pure_class)
-    namespace: dict[str, Any] = {
-        f.name: f.default for f in fields if f.default is not dataclasses.MISSING
-    }
-    namespace.update(
-        dtype=None,
-        param_dtype=jnp.float32,
-        __annotations__={
-            **{f.name: f.type for f in fields},
-            "dtype": Dtype | None,
-            "param_dtype": Dtype,
-        },
-        __module__=__name__,
-        __qualname__=name,
-        __doc__=_with_attributes(
-            pure_class.__doc__ or "",
-            "\n      dtype: type of the computation; that of inputs and parameters if None."
-            "\n      param_dtype: type of the parameters.",
-        ),
-    )
-    cls = type(name, (RecurrentCell,), namespace)
-    cls.pure_class = pure_class  # type: ignore[attr-defined]
-    return cls
-
-
-def _with_attributes(doc: str, more: str) -> str:
-    """Appends lines to the attributes section of a docstring."""
-    head, section, tail = doc.partition("\n    Raises:")
-    return head.rstrip() + more + ("\n\n    Raises:" + tail if section else "\n    ")
-
-
-IRNNCell = flax_cell(ode.IRNN, "IRNNCell")
-RNNCell = flax_cell(ode.RNN, "RNNCell")
-LSTMCell = flax_cell(ode.LSTM, "LSTMCell")
-GRUCell = flax_cell(ode.GRU, "GRUCell")
-FastRNNCell = flax_cell(ode.FastRNN, "FastRNNCell")
-FastGRNNCell = flax_cell(ode.FastGRNN, "FastGRNNCell")
-AntisymmetricRNNCell = flax_cell(ode.Antisymmetric, "AntisymmetricRNNCell")
-CoRNNCell = flax_cell(ode.CoRNN, "CoRNNCell")
-TARNNCell = flax_cell(ode.TARNN, "TARNNCell")
-DualODECell = flax_cell(ode.DualODE, "DualODECell")
-
-FLAX_CELLS: dict[type[ode.Cell], type[RecurrentCell]] = {
-    cls.pure_class: cls  # type: ignore[attr-defined]
-    for cls in (
-        IRNNCell,
-        RNNCell,
-        LSTMCell,
-        GRUCell,
-        FastRNNCell,
-        FastGRNNCell,
-        AntisymmetricRNNCell,
-        CoRNNCell,
-        TARNNCell,
-        DualODECell,
-    )
-}
-
-
-@functools.cache
-def _class_of(pure_class: type[ode.Cell]) -> type[RecurrentCell]:
-    """Returns the one Flax cell of a user's class, so that equal layers are equal."""
-    return flax_cell(pure_class, f"{pure_class.__name__}Cell")
 
 
 def from_pure(
     cell: ode.Cell, *, dtype: Dtype | None = None, param_dtype: Dtype = jnp.float32, **module: Any
 ) -> RecurrentCell:
-    """Returns the Flax cell with the options of a pure cell; ``module`` may hold ``name``."""
-    cls: Any = FLAX_CELLS.get(type(cell)) or _class_of(type(cell))  # type: ignore[arg-type]
-    options = {f.name: getattr(cell, f.name) for f in dataclasses.fields(cell)}
-    return cls(**options, dtype=dtype, param_dtype=param_dtype, **module)
+    """Returns the Flax cell of a pure cell; ``module`` may hold ``name``."""
+    return RecurrentCell(cell, dtype, param_dtype, **module)
 
 
-class RNN(nn.Module):
-    """Runs a recurrent cell over batch-major sequences.
+def _fields_of(
+    pure_class: type[ode.Cell], construct: Callable[..., None] = RecurrentCell.__init__
+) -> Callable[..., None]:
+    """Returns a constructor that takes the fields of a pure cell in place of the cell.
 
-    For the package's cells this is `jaxeff.ode.unroll`; any other Flax recurrent cell goes through
-    ``flax.linen.RNN``. Parameters live under the cell, ``{"cell": {...}}``, in both.
+    Args:
+      pure_class: the class of the pure cell.
+      construct: the constructor that takes the cell, and fields of the layer.
+    """
+    layer_fields = list(inspect.signature(construct).parameters.values())[2:]
+
+    def __init__(self, *args, pure=None, **fields):
+        names = [field.name for field in layer_fields if field.name in fields]
+        layer = {name: fields.pop(name) for name in names}
+        construct(self, pure or pure_class(*args, **fields), **layer)
+
+    shown = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    shown += inspect.signature(pure_class).parameters.values()
+    shown += (field.replace(kind=inspect.Parameter.KEYWORD_ONLY) for field in layer_fields)
+    vars(__init__).update(__signature__=inspect.Signature(shown), pure_class=pure_class)
+    return __init__
+
+
+class IRNNCell(RecurrentCell):
+    """Flax cell of `jaxeff.ode.IRNN`: takes its fields, ``dtype`` and ``param_dtype``."""
+
+    __init__ = _fields_of(ode.IRNN)
+
+
+class RNNCell(RecurrentCell):
+    """Flax cell of `jaxeff.ode.Elman`: takes its fields, ``dtype`` and ``param_dtype``."""
+
+    __init__ = _fields_of(ode.Elman)
+
+
+class LSTMCell(RecurrentCell):
+    """Flax cell of `jaxeff.ode.LSTM`: takes its fields, ``dtype`` and ``param_dtype``."""
+
+    __init__ = _fields_of(ode.LSTM)
+
+
+class GRUCell(RecurrentCell):
+    """Flax cell of `jaxeff.ode.GRU`: takes its fields, ``dtype`` and ``param_dtype``."""
+
+    __init__ = _fields_of(ode.GRU)
+
+
+class FastRNNCell(RecurrentCell):
+    """Flax cell of `jaxeff.ode.FastRNN`: takes its fields, ``dtype`` and ``param_dtype``."""
+
+    __init__ = _fields_of(ode.FastRNN)
+
+
+class FastGRNNCell(RecurrentCell):
+    """Flax cell of `jaxeff.ode.FastGRNN`: takes its fields, ``dtype`` and ``param_dtype``."""
+
+    __init__ = _fields_of(ode.FastGRNN)
+
+
+class AntisymmetricRNNCell(RecurrentCell):
+    """Flax cell of `jaxeff.ode.Antisymmetric`: takes its fields, ``dtype`` and ``param_dtype``."""
+
+    __init__ = _fields_of(ode.Antisymmetric)
+
+
+class CoRNNCell(RecurrentCell):
+    """Flax cell of `jaxeff.ode.CoRNN`: takes its fields, ``dtype`` and ``param_dtype``."""
+
+    __init__ = _fields_of(ode.CoRNN)
+
+
+class TARNNCell(RecurrentCell):
+    """Flax cell of `jaxeff.ode.TARNN`: takes its fields, ``dtype`` and ``param_dtype``."""
+
+    __init__ = _fields_of(ode.TARNN)
+
+
+class DualODECell(RecurrentCell):
+    """Flax cell of `jaxeff.ode.DualODE`: takes its fields, ``dtype`` and ``param_dtype``."""
+
+    __init__ = _fields_of(ode.DualODE)
+
+
+class RNN(nn.RNN):
+    """Runs a recurrent cell over sequences: ``flax.linen.RNN`` with the driver of `jaxeff.ode`.
+
+    Takes what ``flax.linen.RNN`` takes, and means the same by it. The package's cells go through
+    `jaxeff.ode.unroll`, where padded steps leave the carry as it is and repeat the output. Any
+    other cell goes through ``flax.linen.RNN``, and so does every cell where an option of
+    ``flax.linen.scan`` (``unroll``, ``variable_axes``, ``variable_broadcast``, ``variable_carry``,
+    ``split_rngs``) is set. Parameters live under the cell, ``{"cell": {...}}``, in both.
 
     Attributes:
       cell: the cell.
-      return_sequence: True returns every output, False the last one.
+      time_major: True takes and returns ``[time, *batch, ...]`` instead of ``[*batch, time, ...]``.
       return_carry: True returns ``(carry, outputs)``.
-      reverse: run from the last step to the first; outputs stay at their inputs' positions.
-      time_major: True takes and returns ``[time, batch, ...]`` instead of ``[batch, time, ...]``.
+      reverse: run from the last step to the first.
+      keep_order: False returns the outputs of a reversed run in the order of their computation,
+        True at their inputs' positions.
+      return_sequence: True returns every output, False that of the last step computed.
       backward: how gradients are computed, see `jaxeff.ode.unroll`; the package's cells only.
       block_size: time steps per block of the backward pass; the package's cells only.
     """
 
-    cell: nn.RNNCellBase
     return_sequence: bool = True
-    return_carry: bool = False
-    reverse: bool = False
-    time_major: bool = False
     backward: str = "auto"
     block_size: int | None = None
 
-    @nn.compact
     def __call__(
         self,
         inputs: Array,
         *,
         initial_carry: Carry | None = None,
-        mask: Array | None = None,
+        init_key: PRNGKey | None = None,
         seq_lengths: Array | None = None,
+        return_carry: bool | None = None,
+        time_major: bool | None = None,
+        reverse: bool | None = None,
+        keep_order: bool | None = None,
+        mask: Array | None = None,
     ) -> Any:
-        """Runs over the inputs.
+        """Runs over the inputs; what is None is as the fields say.
 
         Args:
-          inputs: ``[batch, time, features]``.
+          inputs: ``[*batch, time, features]``.
           initial_carry: carry before the first step; the cell's own if None.
-          mask: ``[batch, time]``, non-zero where a step is real; the package's cells only.
-          seq_lengths: ``[batch]``, in place of a mask the number of real steps at the beginning.
+          init_key: key for cells whose first carry is drawn.
+          seq_lengths: ``[*batch]``, the number of real steps at the beginning of each sequence.
+          return_carry: see the class.
+          time_major: see the class.
+          reverse: see the class.
+          keep_order: see the class.
+          mask: ``[*batch, time]``, non-zero where a step is real, in place of lengths; the
+            package's cells only.
 
         Returns:
-          outputs ``[batch, time, features]`` or ``[batch, features]``; see ``return_carry``.
+          outputs ``[*batch, time, features]`` or ``[*batch, features]``; see ``return_carry``.
+
+        Raises:
+          ValueError: lengths or a mask that do not fit, or both.
         """
         require_linen(self.cell, "RNN.cell")
+        return_carry = self.return_carry if return_carry is None else return_carry
+        time_major = self.time_major if time_major is None else time_major
+        reverse = self.reverse if reverse is None else reverse
+        keep_order = self.keep_order if keep_order is None else keep_order
+        time = 0 if time_major else inputs.ndim - 1 - self.cell.num_feature_axes
+        batch = inputs.shape[: inputs.ndim - self.cell.num_feature_axes]
+        batch = batch[:time] + batch[time + 1 :]
         if seq_lengths is not None:
             if mask is not None:
                 raise ValueError("give either mask or seq_lengths, not both")
-            batch = inputs.shape[1:-1] if self.time_major else inputs.shape[:1]
             if jnp.shape(seq_lengths) != batch:
                 raise ValueError(
                     f"seq_lengths must be a number of steps for each sequence, {batch}, not an "
                     f"array {jnp.shape(seq_lengths)}"
                 )
-            mask = ode.length_mask(seq_lengths, inputs.shape[0 if self.time_major else 1])
-            mask = mask if self.time_major else jnp.swapaxes(mask, 0, 1)
-        if isinstance(self.cell, RecurrentCell):
-            carry, outputs = self._unroll(inputs, initial_carry, mask)
-        else:
+        if self._in_flax_scan():
             if mask is not None:
                 raise ValueError("mask works with the package's own cells only")
-            run = nn.RNN(self.cell, time_major=self.time_major, return_carry=True)
-            carry, outputs = run(
-                inputs, initial_carry=initial_carry, reverse=self.reverse, keep_order=True
+            results: Any = super().__call__(
+                inputs,
+                initial_carry=initial_carry,
+                init_key=init_key,
+                seq_lengths=seq_lengths,
+                return_carry=return_carry,
+                time_major=time_major,
+                reverse=reverse,
+                keep_order=keep_order and self.return_sequence,
             )
+            carry, outputs = results if return_carry else (None, results)
             if not self.return_sequence:
-                last = 0 if self.reverse else -1
-                outputs = outputs[last] if self.time_major else outputs[:, last]
-        return (carry, outputs) if self.return_carry else outputs
+                outputs = _last_output(jnp.moveaxis(outputs, time, 0), seq_lengths)
+            return (carry, outputs) if return_carry else outputs
 
-    def _unroll(self, inputs: Array, carry: Carry | None, mask: Array | None):
-        def swap(a):
-            return a if self.time_major or a is None else jnp.swapaxes(a, 0, 1)
-
-        carry, outputs = self.cell.unroll(  # type: ignore[attr-defined]
-            swap(inputs),
-            carry,
-            mask=swap(mask),
+        if initial_carry is None:
+            key = jax.random.key(0) if init_key is None else init_key
+            initial_carry = self.cell.initialize_carry(key, (*batch, inputs.shape[-1]))
+        if seq_lengths is not None:
+            mask = ode.length_mask(seq_lengths, inputs.shape[time])
+        elif mask is not None:
+            mask = jnp.moveaxis(jnp.asarray(mask), time, 0)
+        carry, outputs = self.cell.unroll(
+            jnp.moveaxis(inputs, time, 0),
+            initial_carry,
+            mask=mask,
             return_sequence=self.return_sequence,
             backward=self.backward,
             block_size=self.block_size,
-            reverse=self.reverse,
+            reverse=reverse,
         )
-        return carry, swap(outputs) if self.return_sequence else outputs
+        if self.return_sequence:
+            if reverse and not keep_order:
+                outputs = flip_sequences(outputs, seq_lengths, len(batch), time_major=True)
+            outputs = jnp.moveaxis(outputs, 0, time)
+        return (carry, outputs) if return_carry else outputs
+
+    def _in_flax_scan(self) -> bool:
+        """Whether the cell, or an option, needs ``flax.linen.RNN``."""
+        cell = self.cell
+        if not isinstance(cell, RecurrentCell) or type(cell).__call__ is not RecurrentCell.__call__:
+            return True
+        return any(
+            getattr(self, field.name) != field.default
+            for field in dataclasses.fields(nn.RNN)
+            if field.name in SCAN_OPTIONS
+        )
+
+
+SCAN_OPTIONS = ("unroll", "variable_axes", "variable_broadcast", "variable_carry", "split_rngs")
+
+
+def _last_output(outputs: Array, lengths: Array | None) -> Array:
+    """Returns the last real ones of outputs ``[time, *batch, ...]``."""
+    if lengths is None:
+        return outputs[-1]
+    index = (jnp.asarray(lengths) - 1)[None]
+    index = index.reshape(index.shape + (1,) * (outputs.ndim - index.ndim))
+    return jnp.take_along_axis(outputs, index, axis=0)[0]

@@ -8,11 +8,10 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxeff.arguments import require, require_whole
-from jaxeff.layers.recurrent import RNN, from_pure
+from jaxeff.arguments import require, require_choice, require_whole
+from jaxeff.layers.recurrent import RNN, RecurrentCell
 from jaxeff.models.base import MODELS
 from jaxeff.ode import CELLS, Cell
-from jaxeff.ode.cells import require_choice, require_positive
 from jaxeff.typing import Array, Carry, Dtype, Params
 
 READOUTS = ("last", "every_step")
@@ -67,8 +66,8 @@ class SequenceModel(nn.Module):
         """Returns the first layer's time constants ``[batch, time, features]``, in time steps."""
         xs = jnp.swapaxes(jnp.asarray(inputs, self.dtype), 0, 1)
         mask = None if mask is None else jnp.swapaxes(mask, 0, 1)
-        found = self.cell.time_constants(params["cell_0"], xs, mask=mask)  # type: ignore
-        return jnp.swapaxes(found, 0, 1)
+        constants = self.cell.time_constants(params["cell_0"], xs, mask=mask)  # type: ignore
+        return jnp.swapaxes(constants, 0, 1)
 
     @nn.compact
     def __call__(
@@ -106,7 +105,7 @@ class SequenceModel(nn.Module):
         carries = []
         for layer in range(self.num_layers):
             after, states = RNN(
-                from_pure(self.cell, dtype=self.dtype, name=f"cell_{layer}"),
+                RecurrentCell(self.cell, dtype=self.dtype, name=f"cell_{layer}"),
                 return_sequence=layer + 1 < self.num_layers or self.readout == "every_step",
                 return_carry=True,
                 backward=self.backward,
@@ -122,8 +121,9 @@ class SequenceModel(nn.Module):
     def _check(self) -> None:
         require_whole("SequenceModel.num_outputs", self.num_outputs)
         require_whole("SequenceModel.vocabulary", self.vocabulary, 0)
-        require_positive(self, "num_layers", "embedding")
-        require_choice(self, "readout", READOUTS)
+        require_whole("SequenceModel.num_layers", self.num_layers)
+        require_whole("SequenceModel.embedding", self.embedding)
+        require_choice("SequenceModel.readout", self.readout, READOUTS)
         require("SequenceModel.dropout", self.dropout, "[0, 1)")
 
 

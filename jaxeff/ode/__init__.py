@@ -1,11 +1,13 @@
 """Recurrences as pure functions of arrays and parameter trees: cells, the scan driver, solvers."""
 
 from jaxeff.ode.arguments import length_mask
-from jaxeff.ode.cells import CELLS, Cell, Kernels, ParamSpec, ProductCell
-from jaxeff.ode.classic import GRU, LSTM, RNN
+from jaxeff.ode.carry import CarryParts, after_step, parts_of
+from jaxeff.ode.cells import CELLS, Cell, ParamSpec
+from jaxeff.ode.classic import GRU, LSTM, Elman
 from jaxeff.ode.convert import lstm_from_pytorch, tarnn_from_reference
 from jaxeff.ode.dual import DualODE
 from jaxeff.ode.fastgrnn import FastGRNN, FastRNN
+from jaxeff.ode.fused import FusedCell, InnerStep, Kernels
 from jaxeff.ode.irnn import IRNN
 from jaxeff.ode.oscillators import Antisymmetric, CoRNN
 from jaxeff.ode.parallel import ParallelInfo, unroll_parallel
@@ -18,22 +20,26 @@ __all__ = [
     "GRU",
     "IRNN",
     "LSTM",
-    "RNN",
     "TARNN",
     "Antisymmetric",
+    "CarryParts",
     "Cell",
     "CoRNN",
     "DualODE",
+    "Elman",
     "FastGRNN",
     "FastRNN",
+    "FusedCell",
+    "InnerStep",
     "Kernels",
     "ParallelInfo",
     "ParamSpec",
-    "ProductCell",
+    "after_step",
     "damped_iteration",
     "fixed_point",
     "length_mask",
     "lstm_from_pytorch",
+    "parts_of",
     "tarnn_from_reference",
     "unroll",
     "unroll_parallel",

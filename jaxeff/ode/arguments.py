@@ -77,9 +77,9 @@ def check_length(cell: Cell, length: Any) -> None:
 
 def _fitting(carry: Carry, like: Any) -> Carry:
     """Returns the carry; raises `ConfigError` unless it has the arrays and shapes of another."""
-    found, wanted = (jax.tree.map(jnp.shape, tree) for tree in (carry, like))
-    if found != wanted:
-        raise ConfigError(f"the carry must have arrays of the shapes {wanted}, not {found}")
+    shapes, needed = (jax.tree.map(jnp.shape, tree) for tree in (carry, like))
+    if shapes != needed:
+        raise ConfigError(f"the carry must have arrays of the shapes {needed}, not {shapes}")
     return carry
 
 

@@ -1,4 +1,4 @@
-"""The classic cells: vanilla RNN, LSTM and GRU, with the equations of Flax's own.
+"""The classic cells: Elman's RNN, LSTM and GRU, with the equations of Flax's own.
 
 References:
   Elman, "Finding Structure in Time", Cognitive Science 1990.
@@ -14,9 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxeff.arguments import require_choice
 from jaxeff.ode import cells
 from jaxeff.ode.activations import ACTIVATIONS, Blocks
-from jaxeff.ode.cells import Kernels, ParamSpec, ProductCell
+from jaxeff.ode.cells import FINITE, ParamSpec
+from jaxeff.ode.fused import FusedCell, InnerStep, Kernels
 from jaxeff.typing import Array, Carry, Dtype, Params, PRNGKey
 
 _input_init = jax.nn.initializers.lecun_normal()
@@ -29,7 +31,7 @@ def _recurrent_init(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.flo
 
 
 @dataclasses.dataclass(frozen=True)
-class _Gated(ProductCell):
+class _Gated(FusedCell):
     """Parameters of a cell with ``gates`` column blocks in W ``[d, gates D]``, U and b."""
 
     @property
@@ -55,8 +57,8 @@ class _Gated(ProductCell):
 
 @cells.CELLS.register("rnn")
 @dataclasses.dataclass(frozen=True)
-class RNN(_Gated):
-    """Vanilla recurrent cell ``h = phi(x W + h U + b)``.
+class Elman(_Gated):
+    """Elman's recurrent cell ``h = phi(x W + h U + b)``.
 
     Attributes:
       features: width D of the state.
@@ -67,14 +69,14 @@ class RNN(_Gated):
 
     def __post_init__(self):
         super().__post_init__()
-        cells.require_choice(self, "activation", ACTIVATIONS)
+        require_choice("Elman.activation", self.activation, ACTIVATIONS)
 
     @property
     def activations(self) -> tuple[str, ...]:
         """One block, phi."""
         return (self.activation,)
 
-    def update(self, coefficients: Any, inner: Carry, t: Blocks, index: Array | int) -> Carry:
+    def update(self, coefficients: Any, state: Any, t: Blocks, at: InnerStep) -> Any:
         """Returns phi(a)."""
         return t[0]
 
@@ -96,7 +98,7 @@ class LSTM(_Gated):
 
     def __post_init__(self):
         super().__post_init__()
-        cells.require_finite(self, "forget_bias")
+        cells.require_fields(self, FINITE, "forget_bias")
 
     @property
     def gates(self) -> int:
@@ -126,18 +128,18 @@ class LSTM(_Gated):
         zeros = jnp.zeros((*batch_shape, self.features), dtype)
         return zeros, zeros
 
-    def output(self, carry: Carry) -> Array:
+    def output(self, state: Any) -> Array:
         """Returns h."""
-        return carry[1]
+        return state[1]
 
-    def hidden(self, inner: Carry) -> Array:
+    def hidden(self, state: Any, start: Any) -> Array:
         """Returns h."""
-        return inner[1]
+        return state[1]
 
-    def update(self, coefficients: Any, inner: Carry, t: Blocks, index: Array | int) -> Carry:
+    def update(self, coefficients: Any, state: Any, t: Blocks, at: InnerStep) -> Any:
         """Updates the memory c and the output h."""
         i, f, g, o = t
-        c = f * inner[0] + i * g
+        c = f * state[0] + i * g
         return c, o * jnp.tanh(c)
 
 
@@ -172,13 +174,14 @@ class GRU(_Gated):
         """Gathers the kernels and the recurrent bias of the candidate."""
         return super().prepare(params)._replace(coefficients=params["b_n"])
 
-    def combine(self, from_state: Blocks, from_input: Blocks) -> Blocks:
+    def preactivation(self, kernels: Any, hidden: Array, projected: Blocks) -> Blocks:
         """Adds the shares of r and z, and keeps those of the candidate apart."""
-        (r, z, state), (x_r, x_z, given) = from_state, from_input
-        return r + x_r, z + x_z, state, given
+        h_r, h_z, h_n = (hidden @ kernel for kernel in kernels)
+        x_r, x_z, x_n = projected
+        return h_r + x_r, h_z + x_z, h_n, x_n
 
-    def update(self, coefficients: Any, inner: Carry, t: Blocks, index: Array | int) -> Carry:
+    def update(self, coefficients: Any, state: Any, t: Blocks, at: InnerStep) -> Any:
         """Mixes the candidate and the old state."""
-        r, z, state, given = t
-        n = jnp.tanh(given + r * (state + coefficients))
-        return (1.0 - z) * n + z * inner
+        r, z, h_n, x_n = t
+        n = jnp.tanh(x_n + r * (h_n + coefficients))
+        return (1.0 - z) * n + z * state

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jaxeff.errors import ConfigError
 from jaxeff.ode import cells
 from jaxeff.ode.activations import ACTIVATIONS
-from jaxeff.ode.cells import ParamSpec
-from jaxeff.ode.stepped import SteppedCell
+from jaxeff.ode.carry import after_step, parts_of
+from jaxeff.ode.cells import FINITE, POSITIVE, ParamSpec
+from jaxeff.ode.stepped import SteppedCell, at_step
 from jaxeff.typing import Array, Carry, Params
 
 
@@ -58,8 +59,8 @@ class DualODE(SteppedCell):
 
     def __post_init__(self):
         super().__post_init__()
-        cells.require_positive(self, "init_scale")
-        cells.require_finite(self, "gate_bias")
+        cells.require_fields(self, POSITIVE, "init_scale")
+        cells.require_fields(self, FINITE, "gate_bias")
         if self.features % 2:
             raise ConfigError(f"DualODE.features must be even, not {self.features}")
 
@@ -78,26 +79,25 @@ class DualODE(SteppedCell):
 
     def step(self, params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
         """Advances by one input; see the class for the equations."""
-        h, time = carry if self.timed else (carry, jnp.zeros((1,)))
+        h, _, steps = parts_of(carry)
         phi, p = ACTIVATIONS[self.activation], params
         old1, old2 = jnp.split(h, 2, axis=-1)
         etas = self.step_sizes(p)
         eta2 = self.step_sizes({**p, "step_size": p["step_size_2"]} if self.learn_step_size else p)
         beta = p["beta"]
         if self.timed:
-            at = jax.lax.stop_gradient(time[..., 0]).astype(jnp.int32)
-            beta = beta.at[at].get(mode="fill", fill_value=jnp.nan)[..., None]
+            beta = at_step(beta, steps)
             if self.learn_step_size:
-                eta2 = eta2.at[at].get(mode="fill", fill_value=jnp.nan)[..., None]
+                eta2 = at_step(eta2, steps)
         g2 = beta * old2 + eta2 * phi(old2 @ p["U4"] + x @ p["W3"] + p["b2"])
         driven = g2 @ p["U2"] + old1 @ p["U1"] + x @ p["W1"] + p["b1"]
 
         def euler(z, index):
-            eta = self.step_size_at(etas, index, time)
+            eta = self.step_size_at(etas, index, steps)
             slope = phi(z @ p["U1"] + driven) - g2 - old1
             return (1 - eta) * z + eta * slope, None
 
         z, _ = jax.lax.scan(euler, old1, jnp.arange(self.num_inner_steps))
         q = jax.nn.sigmoid(old2 @ p["Ug"] + x @ p["Wg"] + p["bg"])
         new = jnp.concatenate([(1 - q) * old1 + q * z, g2], axis=-1)
-        return ((new, time + 1) if self.timed else new), new
+        return after_step(carry, new, x), new

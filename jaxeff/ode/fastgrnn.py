@@ -12,15 +12,18 @@ from typing import Any
 
 import jax
 
+from jaxeff.arguments import require_choice
 from jaxeff.ode import cells
 from jaxeff.ode.activations import ACTIVATIONS, Blocks
-from jaxeff.ode.cells import Kernels, ParamSpec, ProductCell
-from jaxeff.typing import Array, Carry, Params
+from jaxeff.ode.carry import CarryParts
+from jaxeff.ode.cells import FINITE, ParamSpec
+from jaxeff.ode.fused import FusedCell, InnerStep, Kernels
+from jaxeff.typing import Array, Params
 
 
 @cells.CELLS.register("fastrnn")
 @dataclasses.dataclass(frozen=True)
-class FastRNN(ProductCell):
+class FastRNN(FusedCell):
     """``h = sigmoid(beta) h + sigmoid(alpha) phi(x W + h U + b)`` with scalars alpha, beta.
 
     Attributes:
@@ -36,8 +39,8 @@ class FastRNN(ProductCell):
 
     def __post_init__(self):
         super().__post_init__()
-        cells.require_choice(self, "activation", ACTIVATIONS)
-        cells.require_finite(self, "alpha_init", "beta_init")
+        require_choice("FastRNN.activation", self.activation, ACTIVATIONS)
+        cells.require_fields(self, FINITE, "alpha_init", "beta_init")
 
     def param_specs(self, input_size: int) -> dict[str, ParamSpec]:
         """Returns W, U, b and the raw scalars."""
@@ -60,15 +63,15 @@ class FastRNN(ProductCell):
         """One block, phi."""
         return (self.activation,)
 
-    def update(self, coefficients: Any, inner: Carry, t: Blocks, index: Array | int) -> Carry:
+    def update(self, coefficients: Any, state: Any, t: Blocks, at: InnerStep) -> Any:
         """Adds the weighted update to the weighted state."""
         alpha, beta = coefficients
-        return beta * inner + alpha * t[0]
+        return beta * state + alpha * t[0]
 
 
 @cells.CELLS.register("fastgrnn")
 @dataclasses.dataclass(frozen=True)
-class FastGRNN(ProductCell):
+class FastGRNN(FusedCell):
     """Gated FastRNN; the gate and the candidate share both matrices.
 
     ``z = sigmoid(a + b_z)``, ``n = tanh(a + b_h)`` with ``a = x W + h U``,
@@ -85,7 +88,7 @@ class FastGRNN(ProductCell):
 
     def __post_init__(self):
         super().__post_init__()
-        cells.require_finite(self, "zeta_init", "nu_init")
+        cells.require_fields(self, FINITE, "zeta_init", "nu_init")
 
     def param_specs(self, input_size: int) -> dict[str, ParamSpec]:
         """Returns W, U, both biases and the raw scalars."""
@@ -109,17 +112,18 @@ class FastGRNN(ProductCell):
         scalars = jax.nn.sigmoid(params["zeta"]), jax.nn.sigmoid(params["nu"])
         return Kernels((params["U"],), (params["W"],), (params["b_z"], params["b_h"]), scalars)
 
-    def project(self, kernels: Kernels, x: Array) -> Blocks:
+    def project(self, kernels: Kernels, x: Array, known: CarryParts) -> Blocks:
         """Returns the gate's and the candidate's share, which differ by the bias only."""
         share = x @ kernels.input[0]
         return tuple(share + b for b in kernels.bias)
 
-    def combine(self, from_state: Blocks, from_input: Blocks) -> Blocks:
+    def preactivation(self, kernels: Any, hidden: Array, projected: Blocks) -> Blocks:
         """Adds the state's share to both."""
-        return tuple(from_state[0] + x for x in from_input)
+        share = hidden @ kernels[0]
+        return tuple(share + x for x in projected)
 
-    def update(self, coefficients: Any, inner: Carry, t: Blocks, index: Array | int) -> Carry:
+    def update(self, coefficients: Any, state: Any, t: Blocks, at: InnerStep) -> Any:
         """Applies the gate."""
         zeta, nu = coefficients
         z, n = t
-        return (zeta * (1.0 - z) + nu) * n + z * inner
+        return (zeta * (1.0 - z) + nu) * n + z * state

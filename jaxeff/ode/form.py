@@ -1,4 +1,4 @@
-"""Whether a cell keeps what `jaxeff.ode.ProductCell` demands, so that its own backward is right."""
+"""Whether a cell keeps what `jaxeff.ode.FusedCell` demands, so that its own backward is right."""
 
 from __future__ import annotations
 
@@ -8,59 +8,59 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxeff.ode.cells import Cell, ProductCell
+from jaxeff.ode.carry import parts_of
+from jaxeff.ode.cells import Cell
+from jaxeff.ode.fused import FusedCell
 from jaxeff.typing import Array, Carry, Params
 
 
-def departure(cell: Cell, params: Params, carry: Carry, xs: Array, mask: Array | None) -> str:
-    """Says in half a sentence why a cell cannot be run in product form; "" if it can.
+def steps_fused(cell: Cell) -> bool:
+    """Whether a cell's step is that of `jaxeff.ode.FusedCell`."""
+    fused = isinstance(cell, FusedCell) and cell.fused
+    return fused and not _overridden(type(cell), "step", "fused")
 
-    The backward passes of the product form skip what the chain rule needs nothing of where a
-    function is linear. Of a function that is not they would give another function's gradient.
+
+def departure(cell: Cell, params: Params, carry: Carry, xs: Array) -> str:
+    """Says in half a sentence why a cell cannot be fused; "" if it can.
+
+    The backward passes of fused cells skip what the chain rule needs nothing of where a function
+    is linear. Of a function that is not they would give another function's gradient.
 
     Args:
       cell: any cell.
       params: its parameters.
       carry: the carry before the first step.
       xs: inputs ``[time, ..., features]``.
-      mask: ``[time, ..., 1]`` or None.
     """
     name = type(cell).__name__
-    if not isinstance(cell, ProductCell) or not cell.product_form:
+    if not isinstance(cell, FusedCell) or not cell.fused:
         return f"{name} is not"
-    for method in ("step", "advance", "given"):
-        if overridden(type(cell), method, "product_form"):
-            return f"{name}.{method} replaces the one that the form stands for"
+    if not steps_fused(cell):
+        return f"{name}.step replaces the one that the form stands for"
 
-    def shapes(params, carry, xs, mask):
-        kernels = cell.prepare(params)
-        core, inputs = cell.enter(carry, xs, mask)
-        inner = cell.begin(core)
-        hidden = cell.hidden(inner)
-        given = cell.given(kernels, cell.project(kernels, inputs[0]), inner)
-        return kernels, core, inner, hidden, cell.product(kernels.recurrent, hidden), given
+    def shapes(params, carry, x):
+        kernels, parts = cell.prepare(params), parts_of(carry)
+        projected = cell.project(kernels, x, parts._replace(state=None))
+        return kernels, parts.state, cell.hidden(parts.state, parts.state), projected
 
-    found = jax.eval_shape(shapes, params, carry, xs, mask)
-    kernels, core, inner, hidden, from_state, given = found
-    if not all(jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves((kernels, core))):
-        return f"{name} keeps what is not a floating-point number in its carry or its kernels"
+    kernels, state, hidden, projected = jax.eval_shape(shapes, params, carry, xs[0])
+    if not all(jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves((kernels, state))):
+        return f"{name} keeps what is not a floating-point number in its state or its kernels"
 
-    checks: dict[str, tuple[Callable[..., Any], Any, tuple[Any, ...]]] = {
-        "output": (lambda _, core: cell.output(core), (), (core,)),
-        "begin": (lambda _, core: cell.begin(core), (), (core,)),
-        "end": (lambda _, inner: cell.end(inner), (), (inner,)),
-        "hidden": (lambda _, inner: cell.hidden(inner), (), (inner,)),
-        "combine": (lambda _, *shares: cell.combine(*shares), (), (from_state, given)),
-        "product": (cell.product, kernels.recurrent, (hidden,)),
-        "share": (cell.share, kernels.shared, (hidden,)),
-    }
-    for method, (function, fixed, arguments) in checks.items():
+    checks: list[tuple[str, Callable[..., Any], Any, tuple[Any, ...]]] = [
+        ("output", lambda _, state: cell.output(state), (), (state,)),
+        ("hidden", lambda _, *states: cell.hidden(*states), (), (state, state)),
+        ("preactivation", cell.preactivation, kernels.recurrent, (hidden, projected)),
+    ]
+    if jax.tree.leaves(kernels.shared):
+        checks.append(("preactivation", cell.preactivation, kernels.shared, (hidden, projected)))
+    for method, function, fixed, arguments in checks:
         if not _is_linear(function, fixed, *arguments):
             return f"{name}.{method} is not linear"
     return ""
 
 
-def overridden(cls: type, method: str, by: str) -> bool:
+def _overridden(cls: type, method: str, by: str) -> bool:
     """Whether a class changes a method without changing another one that goes with it."""
     place = {
         name: number for number, c in reversed(list(enumerate(cls.__mro__))) for name in vars(c)

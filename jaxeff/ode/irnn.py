@@ -15,10 +15,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxeff.arguments import require_choice, require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.ode import cells
 from jaxeff.ode.activations import ACTIVATIONS, Blocks
-from jaxeff.ode.cells import Kernels, ParamSpec, ProductCell
+from jaxeff.ode.carry import CarryParts, after_step, parts_of
+from jaxeff.ode.cells import POSITIVE, ParamSpec
+from jaxeff.ode.fused import FusedCell, InnerStep, Kernels
 from jaxeff.ode.solve import fixed_point
 from jaxeff.ode.stepped import SteppedCell
 from jaxeff.typing import Array, Carry, Params
@@ -30,7 +33,7 @@ SOLVED = 0.01
 
 @cells.CELLS.register("irnn")
 @dataclasses.dataclass(frozen=True)
-class IRNN(SteppedCell, ProductCell):
+class IRNN(SteppedCell, FusedCell):
     r"""Incremental RNN cell.
 
     For every input the state follows :math:`\dot g = \phi(U(g+h_{k-1}) + W x_k + b) - \alpha
@@ -85,8 +88,8 @@ class IRNN(SteppedCell, ProductCell):
     warm_start: bool = True
 
     def __post_init__(self):
-        cells.require_positive(self, "decay", "max_step_size")
-        cells.require_choice(self, "solver", SOLVERS)
+        cells.require_fields(self, POSITIVE, "decay", "max_step_size")
+        require_choice("IRNN.solver", self.solver, SOLVERS)
         implicit = self.solver == "implicit"
         size = min(0.5 / self.decay, 0.5 * self.max_step_size) if implicit else 0.01
         for field, value in (("num_inner_steps", 100 if implicit else 1), ("step_size", size)):
@@ -94,9 +97,9 @@ class IRNN(SteppedCell, ProductCell):
                 object.__setattr__(self, field, value)
         super().__post_init__()
         if self.init_scale is not None:
-            cells.require_positive(self, "init_scale")
+            cells.require_fields(self, POSITIVE, "init_scale")
         if self.rank != 0:
-            cells.require_positive(self, "rank")
+            require_whole("IRNN.rank", self.rank)
             if self.rank > self.features:
                 raise ConfigError(
                     f"IRNN.rank {self.rank} must not be above the {self.features} features"
@@ -133,7 +136,7 @@ class IRNN(SteppedCell, ProductCell):
         return (self.activation,)
 
     @property
-    def product_form(self) -> bool:
+    def fused(self) -> bool:
         """True for the Euler solver."""
         return self.solver == "euler"
 
@@ -155,53 +158,34 @@ class IRNN(SteppedCell, ProductCell):
         recurrent = (params["V2"], params["V"]) if self.rank else (params["U"],)
         return Kernels(recurrent, (params["W"],), (params["b"],), self.step_sizes(params))
 
-    def product(self, recurrent: Any, hidden: Array) -> Blocks:
-        """Multiplies by U, or by I + V2 V without forming it."""
-        if self.rank:
-            left, right = recurrent
-            return (hidden + (hidden @ left) @ right,)
-        return super().product(recurrent, hidden)
+    def preactivation(self, kernels: Any, hidden: Array, projected: Blocks) -> Blocks:
+        """Multiplies by U, or by I + V2 V without forming it, and adds the input's share."""
+        if not self.rank:
+            return super().preactivation(kernels, hidden, projected)
+        left, right = kernels
+        return (hidden + (hidden @ left) @ right + projected[0],)
 
-    # With one inner step g and h_{k-1} are the same array, which need not be kept twice.
-    @property
-    def _single(self) -> bool:
-        return self.num_inner_steps == 1 and self.warm_start
+    # With a cold start the state of inner steps is g + h_{k-1}, which starts at h_{k-1} too.
 
-    def begin(self, carry: Carry) -> Carry:
-        """Returns (g, h, time) with g at the warm start."""
-        h, time = carry if self.timed else (carry, None)
-        if self._single:
-            return (h, None, time)
-        return (h if self.warm_start else jnp.zeros_like(h), h, time)
+    def hidden(self, state: Any, start: Any) -> Array:
+        """Returns g + h_{k-1}."""
+        return state + start if self.warm_start else state
 
-    def end(self, inner: Carry) -> Carry:
-        """Returns g as the new state."""
-        g, _, time = inner
-        return (g, time) if self.timed else g
-
-    def hidden(self, inner: Carry) -> Array:
-        """Returns g + h."""
-        g, h, _ = inner
-        return g + g if h is None else g + h
-
-    def update(self, coefficients: Any, inner: Carry, t: Blocks, index: Array | int) -> Carry:
+    def update(self, coefficients: Any, state: Any, t: Blocks, at: InnerStep) -> Any:
         """Takes one Euler step of size eta_i."""
-        g, h, time = inner
-        eta = self.step_size_at(coefficients, index, time)
-        if self.timed:
-            time = time + jnp.asarray(index == self.num_inner_steps - 1, time.dtype)
-        s = g + (g if h is None else h)
-        g = g + eta * (t[0] - self.decay * s)
-        return (g, h, time)
+        eta = self.step_size_at(coefficients, at.number, at.steps)
+        state = state + eta * (t[0] - self.decay * self.hidden(state, at.start))
+        if self.warm_start:
+            return state
+        return state - jnp.where(at.number == self.num_inner_steps - 1, at.start, 0)
 
-    def advance(self, params: Params, core: Carry, x: Array) -> Carry:
+    def step(self, params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
         """Advances by one input with the chosen solver."""
-        if self.product_form:
-            return super().advance(params, core, x)
-        if self.timed:
-            h, time = core
-            return self.equilibrium(params, x, start=2.0 * h) - h, time + 1
-        return self.equilibrium(params, x, start=2.0 * core) - core
+        if self.fused:
+            return super().step(params, carry, x)
+        h = parts_of(carry).state
+        h = self.equilibrium(params, x, start=2.0 * h) - h
+        return after_step(carry, h, x), h
 
     def equilibrium(self, params: Params, x: Array, start: Array | None = None) -> Array:
         """Returns s with ``alpha s = phi(U s + W x + b)``, shape ``[..., features]``.
@@ -212,9 +196,9 @@ class IRNN(SteppedCell, ProductCell):
         is below about 2 / (alpha + that norm).
         """
         kernels = self.prepare(params)
-        (projected,) = self.project(kernels, x)
+        projected = self.project(kernels, x, CarryParts(None))
         if start is None:
-            start = jnp.zeros_like(projected)
+            start = jnp.zeros_like(projected[0])
 
         damping = jax.lax.stop_gradient(jnp.ravel(kernels.coefficients)[0] * self.decay)
         args = kernels.recurrent, projected
@@ -229,7 +213,7 @@ class IRNN(SteppedCell, ProductCell):
           s: what `equilibrium` found, or ``h_k + h_{k-1}``, ``[..., features]``.
         """
         kernels = self.prepare(params)
-        (projected,) = self.project(kernels, x)
+        projected = self.project(kernels, x, CarryParts(None))
         missing = s - self._iterated((kernels.recurrent, projected), s)
         return self.decay * jnp.abs(missing).max(-1)
 
@@ -237,4 +221,4 @@ class IRNN(SteppedCell, ProductCell):
         """Returns what the equilibrium's equation makes of s."""
         recurrent, projected = args
         phi = ACTIVATIONS[self.activation]
-        return phi(self.product(recurrent, s)[0] + projected) / self.decay
+        return phi(self.preactivation(recurrent, s, projected)[0]) / self.decay

@@ -1,13 +1,12 @@
 """One step of a cell from many states at once, with the step's Jacobian, exact or thinned out.
 
-The states of a core's carry are gathered in one array ``[..., arrays, width]``, one row for each
-array of the carry if they are equally wide, else one row in all; step counters stay apart. The two
-forms of a Jacobian are those of `jaxeff.ode.newton`.
+The arrays of a cell's state are gathered in one array ``[..., arrays, width]``, one row for each of
+them if they are equally wide, else one row in all. The two forms of a Jacobian are those of
+`jaxeff.ode.newton`.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from typing import Any, NamedTuple
@@ -15,52 +14,62 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxeff.ode.cells import Cell, ProductCell
-from jaxeff.typing import Array, Carry, Params
+from jaxeff.ode.carry import parts_of
+from jaxeff.ode.cells import Cell
+from jaxeff.ode.form import steps_fused
+from jaxeff.ode.fused import fused_step
+from jaxeff.ode.fused_scan import Inputs
+from jaxeff.typing import Array, Params
 
 
 class Plan(NamedTuple):
     """Static choices of one evaluation; hashable, so that equal plans share compiled code."""
 
     cell: Cell
-    structure: Any  # of the core's carry
-    counter: tuple[bool, ...]  # which of its leaves are counters
-    widths: tuple[int, ...]  # of the other leaves
-    arrays: int  # into how many equally wide arrays those are gathered
+    structure: Any  # of the state
+    widths: tuple[int, ...]  # of its arrays
+    parts: bool  # whether the carry is a CarryParts
     dense: bool
     tolerance: float
     max_iterations: int
     damping: float
     fallback: bool
 
-
-def split(plan: Plan, core: Carry) -> tuple[Array, list[Array]]:
-    """Returns the core's states in one array ``[..., arrays, width]``, and its counters."""
-    leaves = list(zip(jax.tree.leaves(core), plan.counter, strict=True))
-    state = jnp.concatenate([leaf for leaf, counter in leaves if not counter], axis=-1)
-    state = state.reshape(*state.shape[:-1], plan.arrays, -1)
-    return state, [leaf for leaf, counter in leaves if counter]
+    @property
+    def arrays(self) -> int:
+        """Into how many equally wide arrays the state is gathered."""
+        return len(self.widths) if len(set(self.widths)) == 1 else 1
 
 
-def join(plan: Plan, state: Array, counters: list[Array]) -> Carry:
-    """Returns the core's carry; the inverse of `split`."""
-    flat = state.reshape(*state.shape[:-2], -1)
+def gather(plan: Plan, state: Any) -> Array:
+    """Returns the arrays of a state in one, ``[..., arrays, width]``."""
+    joined = jnp.concatenate(jax.tree.leaves(state), axis=-1)
+    return joined.reshape(*joined.shape[:-1], plan.arrays, -1)
+
+
+def spread(plan: Plan, gathered: Array) -> Any:
+    """Returns the state; the inverse of `gather`."""
+    flat = gathered.reshape(*gathered.shape[:-2], -1)
     ends = [sum(plan.widths[: i + 1]) for i in range(len(plan.widths) - 1)]
-    states, counts = iter(jnp.split(flat, ends, axis=-1)), iter(counters)
-    leaves = [next(counts) if counter else next(states) for counter in plan.counter]
-    return jax.tree.unflatten(plan.structure, leaves)
+    return jax.tree.unflatten(plan.structure, jnp.split(flat, ends, axis=-1))
 
 
-def advance(plan: Plan, params: Params, state: Array, given: Any, cell: Cell | None = None):
-    """Returns the state one step later; ``given`` are the input, the counters and the mask."""
-    x, counters, mask = given
-    new, _ = split(plan, (cell or plan.cell).advance(params, join(plan, state, counters), x))
-    return new if mask is None else jnp.where(mask[..., None], new, state)
+def advance(plan: Plan, params: Params, state: Array, given: Inputs) -> Array:
+    """Returns the gathered state one step later."""
+    before = spread(plan, state)
+    carry = given.known._replace(state=before) if plan.parts else before
+    after, _ = plan.cell.step(params, carry, given.x)
+    return _kept(given.mask, gather(plan, parts_of(after).state), state)
 
 
-def linearise(plan: Plan, params: Params, state: Array, given: Any) -> tuple[Array, Array]:
+def _kept(mask: Array | None, new: Array, old: Array) -> Array:
+    """Returns the new gathered state at the real steps, else the old one."""
+    return new if mask is None else jnp.where(mask[..., None], new, old)
+
+
+def linearise(plan: Plan, params: Params, state: Array, given: Inputs) -> tuple[Array, Array]:
     """Returns the next states from ``[time, ..., arrays, width]`` and the Jacobians of the step."""
-    fused = isinstance(plan.cell, ProductCell) and plan.cell.product_form
+    fused = steps_fused(plan.cell)
     if plan.dense:
         return (_dense_by_columns if fused else _dense_by_rows)(plan, params, state, given)
     if fused and set(plan.widths) == {plan.cell.features}:
@@ -113,10 +122,17 @@ def _diagonal_by_kernels(plan, params, state, given):
     """All else being element-wise, only the products mix features: with their diagonals in place
     of them, one tangent of ones per array of the state gives the whole answer.
     """
-    thin = copy.copy(plan.cell)
-    for name in ("product", "share"):
-        object.__setattr__(thin, name, functools.partial(_thin, getattr(plan.cell, name)))
-    new, push = jax.linearize(lambda s: advance(plan, params, s, given, thin), state)
+    cell = plan.cell
+    kernels = cell.prepare(params)
+    projected = cell.project(kernels, given.x, given.known)
+    thin = functools.partial(_thin, cell.preactivation)
+
+    def following(state):
+        start = spread(plan, state)
+        new, _ = fused_step(cell, kernels, start, projected, given.known.steps, thin)
+        return _kept(given.mask, gather(plan, new), state)
+
+    new, push = jax.linearize(following, state)
     columns = []
     for i in range(plan.arrays):
         unit = jnp.zeros_like(state).at[..., i, :].set(1)
@@ -124,17 +140,18 @@ def _diagonal_by_kernels(plan, params, state, given):
     return new, jnp.stack(columns, axis=-2)
 
 
-def _thin(product, kernels, hidden):
-    """Returns ``product(kernels, hidden)`` with the tangent of the product's diagonals alone.
+def _thin(preactivation, kernels, hidden, projected):
+    """Returns the pre-activation with the tangent of the products' diagonals alone.
 
     ``hidden`` holds one or more arrays of a block's width side by side.
     """
     fixed = jax.lax.stop_gradient(hidden)
     moving = hidden - fixed  # zero, with the tangent of hidden
-    blocks = product(kernels, fixed)
-    matrices = product(kernels, jnp.eye(hidden.shape[-1], dtype=hidden.dtype))
+    blocks = preactivation(kernels, fixed, projected)
+    rows = jnp.eye(hidden.shape[-1], dtype=hidden.dtype)
+    nothing = tuple(jnp.zeros((len(rows), p.shape[-1]), p.dtype) for p in projected)
     thin = []
-    for block, matrix in zip(blocks, matrices, strict=True):
+    for block, matrix in zip(blocks, preactivation(kernels, rows, nothing), strict=True):
         width = matrix.shape[-1]
         diagonals = jnp.diagonal(matrix.reshape(-1, width, width), axis1=-2, axis2=-1)
         parts = moving.reshape(*moving.shape[:-1], -1, width)

@@ -17,13 +17,14 @@ import numpy as np
 
 from jaxeff.ode import cells
 from jaxeff.ode.activations import Blocks
-from jaxeff.ode.cells import Kernels, ParamSpec, ProductCell
+from jaxeff.ode.cells import FINITE, POSITIVE, ParamSpec
+from jaxeff.ode.fused import FusedCell, InnerStep, Kernels
 from jaxeff.typing import Array, Carry, Dtype, Params
 
 
 @cells.CELLS.register("antisymmetric")
 @dataclasses.dataclass(frozen=True)
-class Antisymmetric(ProductCell):
+class Antisymmetric(FusedCell):
     """Euler step of a system whose Jacobian has eigenvalues near the imaginary axis.
 
     ``h = h + step_size * z * tanh(h M + x V + b)`` with ``M = A - A^T - diffusion I``, and
@@ -43,8 +44,8 @@ class Antisymmetric(ProductCell):
 
     def __post_init__(self):
         super().__post_init__()
-        cells.require_positive(self, "step_size")
-        cells.require_finite(self, "diffusion")
+        cells.require_fields(self, POSITIVE, "step_size")
+        cells.require_fields(self, FINITE, "diffusion")
 
     def param_specs(self, input_size: int) -> dict[str, ParamSpec]:
         """Returns the triangle A ``[D (D - 1) / 2]``, V and b (both with the gate's columns)."""
@@ -66,26 +67,27 @@ class Antisymmetric(ProductCell):
         inputs, bias = (cells.columns(params[name], gates) for name in ("V", "b"))
         return Kernels((matrix,), inputs, bias)
 
-    def combine(self, from_state: Blocks, from_input: Blocks) -> Blocks:
+    def preactivation(self, kernels: Any, hidden: Array, projected: Blocks) -> Blocks:
         """Adds the state's share to the candidate's and to the gate's."""
-        return tuple(from_state[0] + x for x in from_input)
+        share = hidden @ kernels[0]
+        return tuple(share + x for x in projected)
 
     @property
     def activations(self) -> tuple[str, ...]:
         """The candidate and, if there is one, the gate."""
         return ("tanh", "sigmoid") if self.gated else ("tanh",)
 
-    def update(self, coefficients: Any, inner: Carry, t: Blocks, index: Array | int) -> Carry:
+    def update(self, coefficients: Any, state: Any, t: Blocks, at: InnerStep) -> Any:
         """Takes the Euler step."""
         if not self.gated:
-            return inner + self.step_size * t[0]
+            return state + self.step_size * t[0]
         candidate, gate = t
-        return inner + self.step_size * gate * candidate
+        return state + self.step_size * gate * candidate
 
 
 @cells.CELLS.register("cornn")
 @dataclasses.dataclass(frozen=True)
-class CoRNN(ProductCell):
+class CoRNN(FusedCell):
     """Driven, damped and coupled oscillators, one implicit-explicit step per input.
 
     ``z = z + dt (tanh(y W + z W_z + x V + b) - gamma y - epsilon z)``, ``y = y + dt z``. The carry
@@ -104,7 +106,7 @@ class CoRNN(ProductCell):
 
     def __post_init__(self):
         super().__post_init__()
-        cells.require_positive(self, "step_size", "gamma", "epsilon")
+        cells.require_fields(self, POSITIVE, "step_size", "gamma", "epsilon")
 
     def param_specs(self, input_size: int) -> dict[str, ParamSpec]:
         """Returns U ``[2 D, D]`` (rows of y, then of z), V and b."""
@@ -130,16 +132,16 @@ class CoRNN(ProductCell):
         zeros = jnp.zeros((*batch_shape, self.features), dtype)
         return zeros, zeros
 
-    def output(self, carry: Carry) -> Array:
+    def output(self, state: Any) -> Array:
         """Returns the positions y."""
-        return carry[0]
+        return state[0]
 
-    def hidden(self, inner: Carry) -> Array:
+    def hidden(self, state: Any, start: Any) -> Array:
         """Returns y and z side by side."""
-        return jnp.concatenate(inner, axis=-1)
+        return jnp.concatenate(state, axis=-1)
 
-    def update(self, coefficients: Any, inner: Carry, t: Blocks, index: Array | int) -> Carry:
+    def update(self, coefficients: Any, state: Any, t: Blocks, at: InnerStep) -> Any:
         """Advances the velocities, then the positions."""
-        y, z = inner
+        y, z = state
         z = z + self.step_size * (t[0] - self.gamma * y - self.epsilon * z)
         return y + self.step_size * z, z

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from jaxeff.errors import ConfigError
 from jaxeff.ode import newton
 from jaxeff.ode.arguments import is_static, prepare_arguments
-from jaxeff.ode.cells import Cell, ProductCell
-from jaxeff.ode.form import overridden
-from jaxeff.ode.linearise import Plan, advance, join, linearise, split
+from jaxeff.ode.carry import CarryParts, after_steps, before_steps, parts_of
+from jaxeff.ode.cells import Cell
+from jaxeff.ode.fused_scan import Inputs
+from jaxeff.ode.linearise import Plan, advance, gather, linearise, spread
 from jaxeff.typing import Array, Carry, Params
 
 JACOBIANS = ("auto", "dense", "diagonal")
@@ -73,7 +74,7 @@ def unroll_parallel(
     of the Jacobian what couples equal features: one diagonal, or for a carry of several arrays of
     equal width the diagonals of all pairs of arrays. That takes O(time * batch * n) memory and the
     work of a few steps per iteration, but more iterations, and none of them helps where the
-    features mix strongly. For a `ProductCell` it comes from the diagonals of the recurrent
+    features mix strongly. For a `FusedCell` it comes from the diagonals of the recurrent
     kernels and costs no product more (for several inner steps it is the product of their
     diagonals); other cells, the implicit iRNN among them, need n vector-Jacobian products each
     time. "auto" is "dense" up to n = 32.
@@ -81,8 +82,7 @@ def unroll_parallel(
     In half precision the iteration runs in single precision.
 
     Args:
-      cell: the cell. Parts of its carry that it declares as `Cell.counters`, or that plainly depend
-        neither on inputs nor on other parts, are found apart and exactly.
+      cell: the cell.
       params: its parameter tree, from ``cell.init``.
       xs: inputs ``[time, batch, features]`` (any number of batch axes, or none).
       carry: carry before the first step; the cell's initial carry if None.
@@ -103,52 +103,46 @@ def unroll_parallel(
 
     Raises:
       ValueError: xs or mask has the wrong shape.
-      ConfigError: unknown ``jacobian``, an impossible number, or more steps than the cell can run.
+      ConfigError: unknown ``jacobian``, an impossible number, more steps than the cell can
+        run, or a state that is not of floating-point numbers.
     """
     _check(jacobian, tolerance, max_iterations, damping)
-    if isinstance(cell, ProductCell) and overridden(type(cell), "step", "advance"):
-        raise ConfigError(
-            f"unroll_parallel steps by {type(cell).__name__}.advance, which {type(cell).__name__}."
-            "step replaces; override advance instead"
-        )
     xs, carry, mask = prepare_arguments(cell, params, xs, carry, mask)
     if not is_static(xs.shape[0]):
         raise ConfigError(
             f"unroll_parallel needs a number of steps that is known, not {xs.shape[0]}; export "
             "jaxeff.ode.unroll instead"
         )
-    core, inputs = cell.enter(carry, xs, mask)
-    dtypes = jax.tree.map(lambda a: a.dtype, core)
-    params, core, inputs = jax.tree.map(_at_least_single, (params, core, inputs))
-    leaves, structure = jax.tree.flatten(core)
-    counter = _counters(cell, params, core, inputs[0])
-    states = [leaf for leaf, c in zip(leaves, counter, strict=True) if not c]
-    widths = {leaf.shape[-1] for leaf in states}
-    arrays = len(states) if len(widths) == 1 else 1
-    size = sum(leaf.shape[-1] for leaf in states)
-    dtype = jnp.result_type(*states)
+    state = parts_of(carry).state
+    leaves, structure = jax.tree.flatten(state)
+    if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+        raise ConfigError(
+            f"unroll_parallel needs a floating-point state, but {type(cell).__name__} carries "
+            f"{', '.join(str(leaf.dtype) for leaf in leaves)}; count steps in ode.CarryParts.steps"
+        )
+    given = Inputs(xs, before_steps(carry, xs, mask), mask)
+    params, start, given = jax.tree.map(_at_least_single, (params, state, given))
+    widths = tuple(leaf.shape[-1] for leaf in leaves)
+    dtype = jnp.result_type(*jax.tree.leaves(start))
     if tolerance is None:
         tolerance = max(16 * float(jnp.finfo(dtype).eps), 1e-10)
     plan = Plan(
         cell=cell,
         structure=structure,
-        counter=counter,
-        widths=tuple(leaf.shape[-1] for leaf in states),
-        arrays=arrays,
-        dense=jacobian == "dense" or (jacobian == "auto" and size <= DENSE_LIMIT),
+        widths=widths,
+        parts=isinstance(carry, CarryParts),
+        dense=jacobian == "dense" or (jacobian == "auto" and sum(widths) <= DENSE_LIMIT),
         tolerance=tolerance,
         max_iterations=min(max_iterations or MAX_ITERATIONS, xs.shape[0]),
         damping=damping,
         fallback=fallback,
     )
-    start, counts = split(plan, core)
-    before, after = _count(plan, params, start, counts, inputs, mask)
-    trajectory, info = _trajectory(plan, params, start, (inputs, before, mask))
+    trajectory, info = _trajectory(plan, params, gather(plan, start), given)
 
-    cores = join(plan, trajectory, after)
-    cores = jax.tree.map(lambda a, d: a.astype(d), cores, dtypes)
-    carry = cell.leave(jax.tree.map(lambda a: a[-1], cores), carry, xs, mask)
-    ys = cell.output(cores) if return_sequence else cell.output(carry)
+    states = jax.tree.map(lambda a, like: a.astype(like.dtype), spread(plan, trajectory), state)
+    last = jax.tree.map(lambda a: a[-1], states)
+    ys = cell.output(states if return_sequence else last)
+    carry = after_steps(carry, last, xs, mask)
     return (carry, ys, info) if diagnostics else (carry, ys)
 
 
@@ -170,81 +164,6 @@ def _at_least_single(a: Array) -> Array:
     return a.astype(jnp.promote_types(a.dtype, jnp.float32))
 
 
-# Step counters: parts of the carry that depend on nothing but themselves. They are found without
-# Newton's method, which might not leave them exact on the way, while steps look up things by them.
-
-
-def _counters(cell: Cell, params: Params, core: Carry, x: Array) -> tuple[bool, ...]:
-    """Says of every leaf of the core's carry whether its next value depends on itself alone."""
-    declared, leaves = jax.tree.leaves(cell.counters(core)), jax.tree.leaves(core)
-    if len(declared) != len(leaves):
-        declared = [False] * len(leaves)
-    given = len(jax.tree.leaves((params, x)))
-    traced = jax.make_jaxpr(lambda core, params, x: cell.advance(params, core, x))(core, params, x)
-    counter = []
-    for i in range(len(leaves)):
-        others = [j != i for j in range(len(leaves))] + [True] * given
-        counter.append(declared[i] or not _depends(traced.jaxpr, others)[i])
-    return (False,) * len(leaves) if all(counter) else tuple(counter)
-
-
-def _depends(jaxpr: Any, inputs: list[bool]) -> list[bool]:
-    """Returns which outputs of a traced function may depend on the marked inputs.
-
-    What an operation makes counts as depending on all that it takes, whatever lies within it.
-    """
-    marked = {var for var, mark in zip(jaxpr.invars, inputs, strict=True) if mark}
-
-    def marks(atoms):
-        return [not hasattr(atom, "val") and atom in marked for atom in atoms]
-
-    for equation in jaxpr.eqns:
-        if any(marks(equation.invars)):
-            marked.update(equation.outvars)
-    return marks(jaxpr.outvars)
-
-
-def _count(plan, params, start, counts, inputs, mask):
-    """Returns the counters before and after every step."""
-    if not counts:
-        return [], []
-
-    def following(state, counts, x, mask):
-        new = split(plan, plan.cell.advance(params, join(plan, state, counts), x))[1]
-        if mask is None:
-            return new
-        return [jnp.where(mask, n, old) for n, old in zip(new, counts, strict=True)]
-
-    def before(after):
-        return [jnp.concatenate([c[None], a[:-1]]) for c, a in zip(counts, after, strict=True)]
-
-    def planned():
-        """Counts on by what the first step adds."""
-        after = []
-        for count, new in zip(counts, following(start, counts, inputs[0], None), strict=True):
-            real = jnp.ones((inputs.shape[0], *count.shape), count.dtype)
-            real = real if mask is None else real * mask.astype(count.dtype)
-            added = jnp.cumsum(jax.lax.stop_gradient(new - count) * real, axis=0)
-            after.append(count + added)
-        return after
-
-    def stepped():
-        """Goes step by step, for what does more than count."""
-
-        def step(counts, given):
-            new = following(start, counts, *given)
-            return new, new
-
-        return jax.lax.scan(step, counts, (inputs, mask))[1]
-
-    after = planned()
-    wide = jnp.broadcast_to(start, (inputs.shape[0], *start.shape))
-    made = following(wide, before(after), inputs, mask)
-    steady = jnp.stack([(a == b).all() for a, b in zip(made, after, strict=True)]).all()
-    after = jax.lax.cond(steady, lambda: after, stepped)
-    return before(after), after
-
-
 # The trajectory and its adjoint.
 
 
@@ -254,9 +173,9 @@ def _shift(start: Array, states: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _trajectory(plan: Plan, params: Params, start: Array, given: Any):
+def _trajectory(plan: Plan, params: Params, start: Array, given: Inputs):
     """Returns the states ``[time, ..., arrays, width]`` after every step, and a `ParallelInfo`."""
-    guess = jnp.broadcast_to(start, (given[0].shape[0], *start.shape))
+    guess = jnp.broadcast_to(start, (given.x.shape[0], *start.shape))
     found = newton.iterate(
         lambda states: linearise(plan, params, _shift(start, states), given),
         guess,
@@ -324,13 +243,13 @@ def _trajectory_bwd(plan, residuals, cotangents):
         return jax.lax.scan(step, nothing, (before, given, d_states), reverse=True)[1]
 
     adjoint = _unless(plan, found.converged, found.states, loop)
-    x, counters, mask = given
+    x, known, mask = given
     _, pull = jax.vjp(
-        lambda params, before, x, counters: advance(plan, params, before, (x, counters, mask)),
-        *(params, before, x, counters),
+        lambda params, before, x, known: advance(plan, params, before, Inputs(x, known, mask)),
+        *(params, before, x, known),
     )
-    d_params, d_before, d_x, d_counters = pull(adjoint)
-    return d_params, d_before[0], (d_x, d_counters, None)
+    d_params, d_before, d_x, d_known = pull(adjoint)
+    return d_params, d_before[0], Inputs(d_x, d_known, None)
 
 
 _trajectory.defvjp(_trajectory_fwd, _trajectory_bwd)

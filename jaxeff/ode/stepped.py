@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxeff.arguments import require_choice, require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.ode import cells
 from jaxeff.ode.activations import ACTIVATIONS
-from jaxeff.ode.cells import Cell, ParamSpec
+from jaxeff.ode.carry import CarryParts, step_counter
+from jaxeff.ode.cells import POSITIVE, Cell, ParamSpec
 from jaxeff.typing import Array, Carry, Dtype, Params
 
 STEP_SIZE_MODES = ("shared", "per_inner_step", "per_time_step")
@@ -47,13 +50,14 @@ class SteppedCell(Cell):
 
     def __post_init__(self):
         super().__post_init__()
-        cells.require_positive(self, "num_inner_steps", "step_size", "max_step_size")
-        cells.require_choice(self, "activation", ACTIVATIONS)
-        cells.require_choice(self, "step_size_mode", STEP_SIZE_MODES)
-        cells.require_choice(self, "step_size_param", STEP_SIZE_PARAMS)
         name = type(self).__name__
+        require_whole(f"{name}.num_inner_steps", self.num_inner_steps)
+        cells.require_fields(self, POSITIVE, "step_size", "max_step_size")
+        require_choice(f"{name}.activation", self.activation, ACTIVATIONS)
+        require_choice(f"{name}.step_size_mode", self.step_size_mode, STEP_SIZE_MODES)
+        require_choice(f"{name}.step_size_param", self.step_size_param, STEP_SIZE_PARAMS)
         if self.timed:
-            cells.require_positive(self, "length")
+            require_whole(f"{name}.length", self.length)
         if self.bounded and self.step_size >= self.max_step_size:
             raise ConfigError(
                 f"{name}.step_size {self.step_size} must be below max_step_size "
@@ -83,15 +87,7 @@ class SteppedCell(Cell):
     ) -> Carry:
         """Returns a zero state; with per-time step sizes also a step counter."""
         h = super().initial_carry(batch_shape, dtype, input_size)
-        return (h, step_counter(batch_shape, dtype)) if self.timed else h
-
-    def output(self, carry: Carry) -> Array:
-        """Returns the state ``[..., features]``."""
-        return carry[0] if self.timed else carry
-
-    def counters(self, core: Carry) -> Carry:
-        """Returns True for the step counter of step sizes per time step."""
-        return (False, True) if self.timed else super().counters(core)
+        return CarryParts(h, steps=step_counter(batch_shape, dtype)) if self.timed else h
 
     def check_length(self, length: int) -> None:
         """Raises `ConfigError` if there are fewer step sizes than time steps."""
@@ -123,30 +119,25 @@ class SteppedCell(Cell):
         raw = params["step_size"]
         return self.max_step_size * jax.nn.sigmoid(raw) if self.bounded else raw
 
-    def step_size_at(self, etas: Array, index: Array | int, time: Array | None) -> Array:
+    def step_size_at(self, etas: Array, index: Array | int, steps: Any) -> Array:
         """Returns the step size of an inner step, a scalar or ``[..., 1]``.
 
         Args:
           etas: as `step_sizes` returns them.
           index: number of the inner step.
-          time: `step_counter` at this time step, for step sizes per time step.
+          steps: time steps taken before this one, for step sizes per time step.
         """
         if not self.learn_step_size or self.step_size_mode == "shared":
             return etas
         if not self.timed:
             return etas[index]
-        assert time is not None
-        at = jax.lax.stop_gradient(time[..., 0]).astype(jnp.int32)
-        # A step beyond the last step size gives NaN, not the last step size again.
-        return etas[index].at[at].get(mode="fill", fill_value=jnp.nan)[..., None]
+        return at_step(etas[index], steps)
 
 
-def step_counter(batch_shape: tuple[int, ...], dtype: Dtype) -> Array:
-    """Returns the steps taken so far, zeros ``[*batch_shape, 1]``.
+def at_step(values: Array, steps: Array) -> Array:
+    """Returns the values ``[length]`` of these time steps, ``[..., 1]``.
 
-    A counter is floating point, so that a carry stays differentiable throughout, and of at least
-    single precision, so that it counts far.
+    A step beyond the last value gives NaN, not the last value again.
     """
-    # Not `promote_types`, which strict promotion forbids.
-    wide = dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
-    return jnp.zeros((*batch_shape, 1), wide)
+    index = jax.lax.stop_gradient(steps[..., 0]).astype(jnp.int32)
+    return values.at[index].get(mode="fill", fill_value=jnp.nan)[..., None]

@@ -13,21 +13,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxeff.arguments import require_choice
+from jaxeff.errors import ConfigError
 from jaxeff.ode import cells
 from jaxeff.ode.activations import Blocks
-from jaxeff.ode.cells import Kernels, ParamSpec, ProductCell
-from jaxeff.ode.previous_input import PreviousInputCell
+from jaxeff.ode.carry import CarryParts, parts_of, step_counter
+from jaxeff.ode.cells import FINITE, POSITIVE, ParamSpec
+from jaxeff.ode.fused import FusedCell, InnerStep, Kernels
 from jaxeff.ode.scan import unroll
 from jaxeff.ode.stepped import SteppedCell
-from jaxeff.typing import Array, Carry, Params
+from jaxeff.typing import Array, Carry, Dtype, Params
 
 VARIANTS = ("inside", "outside")
+PREVIOUS_INPUTS = ("repeat", "zero")
 OPEN, NEARLY_CLOSED = 0.0, -3.0
 
 
 @cells.CELLS.register("tarnn")
 @dataclasses.dataclass(frozen=True)
-class TARNN(PreviousInputCell, SteppedCell, ProductCell):
+class TARNN(SteppedCell, FusedCell):
     r"""Time-adaptive RNN cell.
 
     With the state :math:`s = s_{m-1}`, the input :math:`x = x_m`, the one before
@@ -74,20 +78,36 @@ class TARNN(PreviousInputCell, SteppedCell, ProductCell):
 
     def __post_init__(self):
         super().__post_init__()
-        cells.require_positive(self, "init_scale")
-        cells.require_choice(self, "variant", VARIANTS)
+        cells.require_fields(self, POSITIVE, "init_scale")
+        require_choice("TARNN.variant", self.variant, VARIANTS)
+        require_choice("TARNN.previous_input", self.previous_input, PREVIOUS_INPUTS)
         if self.gate_bias is not None:
-            cells.require_finite(self, "gate_bias")
+            cells.require_fields(self, FINITE, "gate_bias")
 
     @property
     def activations(self) -> tuple[str, ...]:
         """The right-hand side's phi, the gate, and the linear term."""
         return (self.activation, "sigmoid", "identity")
 
-    @property
-    def counted(self) -> bool:
-        """Whether the core counts time steps."""
-        return self.timed
+    def initial_carry(
+        self,
+        batch_shape: tuple[int, ...],
+        dtype: Dtype = jnp.float32,
+        input_size: int | None = None,
+    ) -> Carry:
+        """Returns zeros: the state, the previous input and the steps so far.
+
+        Raises:
+          ConfigError: ``input_size`` is missing.
+        """
+        if input_size is None:
+            raise ConfigError(
+                "TARNN.initial_carry needs input_size, because the carry holds the previous input"
+            )
+        state, previous = (
+            jnp.zeros((*batch_shape, width), dtype) for width in (self.features, input_size)
+        )
+        return CarryParts(state, previous, step_counter(batch_shape, dtype))
 
     def param_specs(self, input_size: int) -> dict[str, ParamSpec]:
         """Returns the matrices and biases under the authors' names, and step_size if learned."""
@@ -101,62 +121,34 @@ class TARNN(PreviousInputCell, SteppedCell, ProductCell):
         specs["bg"] = ParamSpec((d,), cells.constant(gate))
         return specs | self.step_size_specs()
 
-    # With one inner step z and s are the same array: one product serves both.
-    @property
-    def _single(self) -> bool:
-        return self.num_inner_steps == 1
-
     def prepare(self, params: Params) -> Kernels:
         """Gathers the kernels; with one inner step U1 and U2 become one."""
         p = params
         inputs = (p["W1"], p["W2"], p["Wg"], p["B1"])
         biases, etas = (p["b1"], p["bg"]), self.step_sizes(p)
-        if self._single:
+        if self.num_inner_steps == 1:  # z and s are the same: one product serves both
             return Kernels((p["U1"] + p["U2"], p["Ug"], p["B2"]), inputs, biases, etas)
         return Kernels((p["U1"],), inputs, biases, etas, (p["U2"], p["Ug"], p["B2"]))
 
-    def project(self, kernels: Kernels, x: Array) -> Blocks:
-        """Returns the shares of the input and of the one before, side by side in ``x``."""
-        now, before = jnp.split(x, 2, axis=-1)
+    def project(self, kernels: Kernels, x: Array, known: CarryParts) -> Blocks:
+        """Returns the shares of the input and of the one before."""
+        before = known.previous_input
+        if self.previous_input == "repeat":
+            before = jnp.where(known.steps > 0, before, x)
         w1, w2, wg, linear = kernels.input
         b1, bg = kernels.bias
-        return now @ w1 + before @ w2 + b1, now @ wg + bg, now @ linear
+        return x @ w1 + before @ w2 + b1, x @ wg + bg, x @ linear
 
-    def combine(self, from_state: Blocks, from_input: Blocks) -> Blocks:
-        """Adds the state's share to the blocks that have one."""
-        count = len(from_state)
-        added = (s + x for s, x in zip(from_state, from_input[:count], strict=True))
-        return (*added, *from_input[count:])
-
-    def begin(self, carry: Carry) -> Carry:
-        """Returns (z, s, time) with z at s."""
-        s, time = carry if self.timed else (carry, None)
-        return (s, None if self._single else s, time)
-
-    def end(self, inner: Carry) -> Carry:
-        """Returns z as the new state."""
-        z, _, time = inner
-        return (z, time) if self.timed else z
-
-    def hidden(self, inner: Carry) -> Array:
-        """Returns z."""
-        return inner[0]
-
-    def update(self, coefficients: Any, inner: Carry, t: Blocks, index: Array | int) -> Carry:
+    def update(self, coefficients: Any, state: Any, t: Blocks, at: InnerStep) -> Any:
         """Takes one Euler step and, outside, after the last one mixes by the gate."""
-        z, s, time = inner
-        eta = self.step_size_at(coefficients, index, time)
-        last = index == self.num_inner_steps - 1
-        if self.timed:
-            time = time + jnp.asarray(last, time.dtype)
         phi, gate, linear = t
-        old = z if s is None else s
-        slope = phi - z - old + linear
+        eta = self.step_size_at(coefficients, at.number, at.steps)
+        slope = phi - state - at.start + linear
         if self.variant == "inside":
-            return z + eta * gate * slope, s, time
-        z = (1 - eta) * z + eta * slope
-        mixed = (1 - gate) * old + gate * z
-        return (mixed if self._single else jnp.where(last, mixed, z)), s, time
+            return state + eta * gate * slope
+        state = (1 - eta) * state + eta * slope
+        mixed = (1 - gate) * at.start + gate * state
+        return jnp.where(at.number == self.num_inner_steps - 1, mixed, state)
 
     def gates(
         self, params: Params, xs: Array, carry: Carry | None = None, mask: Array | None = None
@@ -174,7 +166,7 @@ class TARNN(PreviousInputCell, SteppedCell, ProductCell):
         _, states = unroll(self, params, xs, carry, mask=mask)
         if mask is not None:  # what stands in the padding may be NaN
             xs = jnp.where((mask != 0)[..., None], xs, jnp.zeros_like(xs))
-        before = jnp.concatenate([self.output(carry)[None], states[:-1]])
+        before = jnp.concatenate([parts_of(carry).state[None], states[:-1]])
         return jax.nn.sigmoid(before @ params["Ug"] + xs @ params["Wg"] + params["bg"])
 
     def time_constants(

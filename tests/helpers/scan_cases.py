@@ -12,13 +12,14 @@ from jaxeff.ode import (
     GRU,
     IRNN,
     LSTM,
-    RNN,
     TARNN,
     Antisymmetric,
     CoRNN,
     DualODE,
+    Elman,
     FastGRNN,
     FastRNN,
+    parts_of,
     unroll,
 )
 
@@ -26,8 +27,8 @@ FEATURES, INPUTS = 6, 3
 TIMED = {"step_size_mode": "per_time_step", "length": 16}
 
 CASES = {
-    "rnn": RNN(6),
-    "rnn_relu": RNN(6, activation="relu"),
+    "rnn": Elman(6),
+    "rnn_relu": Elman(6, activation="relu"),
     "lstm": LSTM(6, forget_bias=1.0),
     "gru": GRU(6),
     "fastrnn": FastRNN(6, alpha_init=-1.0, beta_init=1.0),
@@ -124,7 +125,7 @@ def loop(cell, params, xs, carry, mask=None):
     def step(carry, x, real):
         new, _ = cell.step(params, carry, x)
         new = jax.tree.map(lambda n, o: jnp.where(real[..., None] != 0, n, o), new, carry)
-        return new, cell.output(new)
+        return new, cell.output(parts_of(new).state)
 
     ys = []
     for t, x in enumerate(np.asarray(xs)):

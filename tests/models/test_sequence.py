@@ -116,8 +116,8 @@ def test_dtype_is_that_of_the_computation():
 
 
 def test_backward_reaches_the_layers():
-    model = build(backward="stored", cell={"name": "irnn", "features": 6, "solver": "implicit"})
-    with pytest.raises(ConfigError, match="product form"):
+    model = build(backward="fused", cell={"name": "irnn", "features": 6, "solver": "implicit"})
+    with pytest.raises(ConfigError, match="needs a FusedCell"):
         model.init(jax.random.key(0), XS)
 
 
@@ -132,7 +132,7 @@ def test_config_reaches_the_cell():
     [
         ({"num_layer": 2}, "config.model.num_layer: .* did you mean 'num_layers'"),
         ({"readout": "lats"}, "readout: unknown choice 'lats'; did you mean 'last'"),
-        ({"num_layers": 0}, "num_layers must be a positive"),
+        ({"num_layers": 0}, "num_layers must be a whole number"),
         ({"cell": {"name": "irn", "features": 6}}, "config.model.cell.name: .*mean 'irnn'"),
         ({"cell": {"features": 6}}, "config.model.cell needs a field 'name'"),
         (

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 from scan_cases import INPUTS, initialised, random
 
-from jaxeff.ode import TARNN
+from jaxeff.ode import CarryParts
 
 
 @pytest.fixture
@@ -15,8 +15,8 @@ def example(jitter):
         params = jitter(initialised(cell, inputs, dtype))
         xs = random(1, time, *batch, inputs, dtype=dtype)
         carry = jitter(cell.initial_carry(batch, dtype, inputs), seed=2)
-        if isinstance(cell, TARNN) or getattr(cell, "timed", False):
-            carry = (*carry[:-1], jnp.zeros((*batch, 1), dtype))  # the counter of steps
+        if isinstance(carry, CarryParts):
+            carry = carry._replace(steps=jnp.zeros((*batch, 1), dtype))
         return params, xs, carry
 
     return make

@@ -7,7 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxeff.ode import GRU, LSTM, RNN, Antisymmetric, CoRNN, FastGRNN, FastRNN, activations, unroll
+from jaxeff.ode import (
+    GRU,
+    LSTM,
+    Antisymmetric,
+    CoRNN,
+    Elman,
+    FastGRNN,
+    FastRNN,
+    activations,
+    unroll,
+)
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -46,9 +56,9 @@ def gru_to_flax(params):
 
 
 PEERS = {
-    "rnn": (RNN(5), nn.SimpleCell(5, param_dtype=float), rnn_to_flax),
+    "rnn": (Elman(5), nn.SimpleCell(5, param_dtype=float), rnn_to_flax),
     "rnn_relu": (
-        RNN(5, activation="relu"),
+        Elman(5, activation="relu"),
         nn.SimpleCell(5, activation_fn=nn.relu, param_dtype=float),
         rnn_to_flax,
     ),

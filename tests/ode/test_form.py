@@ -17,113 +17,107 @@ from jaxeff.models import SequenceModel
 from jaxeff.ode import (
     IRNN,
     LSTM,
-    RNN,
     TARNN,
     DualODE,
+    Elman,
     Kernels,
     length_mask,
+    parts_of,
     unroll,
     unroll_parallel,
 )
 
 
-class BentHidden(RNN):
-    def hidden(self, inner):
-        return jnp.tanh(3.0 * inner)
+class BentHidden(Elman):
+    def hidden(self, state, start):
+        return jnp.tanh(3.0 * state)
 
 
-class BentBegin(RNN):
-    def begin(self, carry):
-        return carry * jnp.abs(carry)
+class BentStart(Elman):
+    def hidden(self, state, start):
+        return state + start * jnp.abs(start)
 
 
-class BentEnd(RNN):
-    def end(self, inner):
-        return jax.nn.relu(inner)
+class BentOutput(Elman):
+    def output(self, state):
+        return jnp.where(state > 0, state, 0.1 * state)
 
 
-class BentOutput(RNN):
-    def output(self, carry):
-        return jnp.where(carry > 0, carry, 0.1 * carry)
+class BentSum(Elman):
+    def preactivation(self, kernels, hidden, projected):
+        return tuple((hidden @ k + 1) * x for k, x in zip(kernels, projected, strict=True))
 
 
-class BentCombine(RNN):
-    def combine(self, from_state, from_input):
-        return tuple((s + 1) * x for s, x in zip(from_state, from_input, strict=True))
+class BentProduct(Elman):
+    def preactivation(self, kernels, hidden, projected):
+        return super().preactivation(kernels, jnp.sin(hidden), projected)
 
 
-class BentProduct(RNN):
-    def product(self, recurrent, hidden):
-        return tuple(jnp.sin(hidden) @ kernel for kernel in recurrent)
+class BentShare(Elman):
+    """Only what the inner steps share is not linear."""
 
-
-class BentShare(RNN):
     def prepare(self, params):
         kernels = super().prepare(params)
-        return kernels._replace(shared=kernels.recurrent)
+        return kernels._replace(shared={"squared": kernels.recurrent})
 
-    def share(self, shared, hidden):
-        return (hidden**2 @ shared[0],)
+    def preactivation(self, kernels, hidden, projected):
+        if isinstance(kernels, dict):
+            return super().preactivation(kernels["squared"], hidden**2, projected)
+        return super().preactivation(kernels, hidden, projected)
 
 
-class OwnStep(RNN):
+class OwnStep(Elman):
     def step(self, params, carry, x):
         carry, _ = super().step(params, carry, x)
         return carry / 2, carry / 2
 
 
-class OwnAdvance(IRNN):
-    def advance(self, params, core, x):
-        return super().advance(params, core, x) / 2
+class OwnStepOfSeveral(IRNN):
+    def step(self, params, carry, x):
+        carry, _ = super().step(params, carry, x)
+        return carry / 2, carry / 2
 
 
-class OwnGiven(RNN):
-    def given(self, kernels, projected, inner):
-        return tuple(p + jnp.tanh(inner) for p in projected)
-
-
-class Whole(RNN):
+class Whole(Elman):
     """A carry with a whole number."""
 
     def initial_carry(self, batch_shape, dtype=jnp.float32, input_size=None):
         return super().initial_carry(batch_shape, dtype), jnp.zeros((*batch_shape, 1), jnp.int32)
 
-    def output(self, carry):
-        return carry[0]
+    def output(self, state):
+        return state[0]
 
-    def hidden(self, inner):
-        return inner[0]
+    def hidden(self, state, start):
+        return state[0]
 
-    def update(self, coefficients, inner, t, index):
-        return t[0] / (1 + inner[1]), inner[1] + 1
+    def update(self, coefficients, state, t, at):
+        return t[0] / (1 + state[1]), state[1] + 1
 
 
 DEPARTURES = (
     BentHidden,
-    BentBegin,
-    BentEnd,
+    BentStart,
     BentOutput,
-    BentCombine,
+    BentSum,
     BentProduct,
     BentShare,
     OwnStep,
-    OwnAdvance,
-    OwnGiven,
+    OwnStepOfSeveral,
     Whole,
 )
 
 
-class Projecting(RNN):
+class Projecting(Elman):
     """Its projection uses the coefficients."""
 
     def prepare(self, params):
         return super().prepare(params)._replace(coefficients=params["b"])
 
-    def project(self, kernels, x):
+    def project(self, kernels, x, known):
         return (x @ kernels.input[0] * kernels.coefficients,)
 
 
-class Doubled(RNN):
+class Doubled(Elman):
     """A scalar coefficient beside a state of twice the cell's width."""
 
     def param_specs(self, input_size):
@@ -133,17 +127,17 @@ class Doubled(RNN):
     def initial_carry(self, batch_shape, dtype=jnp.float32, input_size=None):
         return jnp.zeros((*batch_shape, 2 * self.features), dtype)
 
-    def output(self, carry):
-        return carry[..., : self.features]
+    def output(self, state):
+        return state[..., : self.features]
 
-    def hidden(self, inner):
-        return inner[..., self.features :]
+    def hidden(self, state, start):
+        return state[..., self.features :]
 
     def prepare(self, params):
         return super().prepare(params)._replace(coefficients=params["s"])
 
-    def update(self, coefficients, inner, t, index):
-        return jnp.concatenate([t[0], t[0]], -1) + coefficients * inner
+    def update(self, coefficients, state, t, at):
+        return jnp.concatenate([t[0], t[0]], -1) + coefficients * state
 
 
 def gradients(cell, mode, xs, mask=None):
@@ -151,16 +145,14 @@ def gradients(cell, mode, xs, mask=None):
 
     def loss(params, xs):
         carry, ys = unroll(cell, params, xs, mask=mask, backward=mode)
-        return weighted((ys, cell.output(carry)))
+        return weighted((ys, cell.output(parts_of(carry).state)))
 
     return jax.jit(jax.grad(loss, (0, 1)))(params, xs)
 
 
 @pytest.mark.parametrize(
     "kind",
-    swept(
-        [*DEPARTURES, Projecting, Doubled], BentHidden, BentCombine, OwnStep, Projecting, Doubled
-    ),
+    swept([*DEPARTURES, Projecting, Doubled], BentHidden, BentSum, OwnStep, Projecting, Doubled),
 )
 def test_gradients_are_those_of_the_steps(kind):
     cell, xs = kind(3), np.random.default_rng(1).normal(size=(5, 2, 2)).astype(np.float32)
@@ -173,8 +165,8 @@ def test_gradients_are_those_of_the_steps(kind):
 def test_a_backward_pass_that_would_be_wrong_is_refused(kind):
     cell = kind(3)
     params = jax.eval_shape(lambda: jax.jit(cell.init, static_argnums=1)(jax.random.key(0), 2))
-    with pytest.raises(ConfigError, match=f"product form, but {kind.__name__}"):
-        jax.eval_shape(lambda p: unroll(cell, p, jnp.ones((4, 2)), backward="stored"), params)
+    with pytest.raises(ConfigError, match=f"needs a FusedCell, but {kind.__name__}"):
+        jax.eval_shape(lambda p: unroll(cell, p, jnp.ones((4, 2)), backward="fused"), params)
 
 
 def test_steps_of_ones_own_are_taken():
@@ -184,15 +176,24 @@ def test_steps_of_ones_own_are_taken():
     np.testing.assert_allclose(unroll(cell, params, xs)[1][0], expected, rtol=1e-6)
 
 
-def test_steps_of_ones_own_are_not_taken_in_parallel_by_another():
-    cell = OwnStep(3)
-    params = jax.eval_shape(lambda: jax.jit(cell.init, static_argnums=1)(jax.random.key(0), 2))
-    with pytest.raises(ConfigError, match="override advance instead"):
+@pytest.mark.parametrize("jacobian", ["dense", "diagonal"])
+def test_steps_of_ones_own_are_taken_in_parallel_too(jacobian):
+    cell, xs = OwnStep(3), np.random.default_rng(1).normal(size=(9, 2)).astype(np.float32)
+    params = jax.jit(cell.init, static_argnums=1)(jax.random.key(0), 2)
+    _, ys, info = unroll_parallel(cell, params, xs, jacobian=jacobian, diagnostics=True)
+    assert info.converged
+    np.testing.assert_allclose(ys, unroll(cell, params, xs)[1], atol=1e-5)
+
+
+def test_states_of_whole_numbers_are_refused_in_parallel():
+    cell = Whole(3)
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 2))
+    with pytest.raises(ConfigError, match=r"Whole carries float32, int32; count steps in"):
         jax.eval_shape(lambda p: unroll_parallel(cell, p, jnp.ones((4, 2))), params)
 
 
 @dataclasses.dataclass(frozen=True)
-class Unknown(RNN):
+class Unknown(Elman):
     @property
     def activations(self):
         return ("gelu",)
@@ -230,14 +231,14 @@ CELLS = {
     ("name", "mode"),
     swept(
         [
-            ("lstm", "stored"),
-            ("tarnn", "recomputed"),
+            ("lstm", "fused"),
+            ("tarnn", "remat"),
             ("irnn", "autodiff"),
             ("dual_ode", "auto"),
             ("implicit", "auto"),
         ],
-        ("lstm", "stored"),
-        ("tarnn", "recomputed"),
+        ("lstm", "fused"),
+        ("tarnn", "remat"),
         ("implicit", "auto"),
     ),
 )
@@ -309,7 +310,7 @@ def test_inputs_and_parameters_of_different_types(kinds):
 
 
 def test_whole_numbers_as_inputs():
-    cell = RNN(3)
+    cell = Elman(3)
     params = jax.jit(cell.init, static_argnums=1)(jax.random.key(0), 2)
     xs = np.arange(6, dtype=np.uint8).reshape(3, 2)
     chex.assert_trees_all_equal(
@@ -318,12 +319,12 @@ def test_whole_numbers_as_inputs():
 
 
 def test_kernels_may_hold_plain_numbers():
-    class Plain(RNN):
+    class Plain(Elman):
         def prepare(self, params):
             return Kernels(*super().prepare(params)[:3], coefficients=0.5)
 
-        def update(self, coefficients, inner, t, index):
-            return coefficients * inner + t[0]
+        def update(self, coefficients, state, t, at):
+            return coefficients * state + t[0]
 
     xs = jnp.ones((3, 2))
     chex.assert_trees_all_close(

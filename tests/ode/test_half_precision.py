@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxeff.ode import GRU, RNN, transport, unroll
+from jaxeff.ode import GRU, Elman, transport, unroll
 from jaxeff.ode.transport import Coefficients
 from jaxeff.ops import anchors, convolution, strided
 from jaxeff.ops.cpu import rows
@@ -84,7 +84,7 @@ def test_what_blocks_share(monkeypatch):
 
 @pytest.mark.parametrize(
     ("cell", "backward"),
-    [(RNN(2), "recomputed"), (RNN(2), "autodiff"), (GRU(2), "stored")],
+    [(Elman(2), "remat"), (Elman(2), "autodiff"), (GRU(2), "fused")],
 )
 def test_weights_of_recurrences(cell, backward):
     params = jax.jit(cell.init, static_argnums=1)(jax.random.key(0), 1)

@@ -1,4 +1,4 @@
-"""The incremental RNN against its equations and against every measured property of the method.
+"""The incremental Elman against its equations and against every measured property of the method.
 
 Setting A: double precision, 32 units, 5 inputs, U of spectral norm 0.9, no bias, decay 1, tanh.
 Inequalities stand where a figure depends on the draw.
@@ -16,7 +16,7 @@ from irnn_cases import drawn, raw_cell
 from scipy.integrate import solve_ivp
 
 from jaxeff.errors import ConfigError
-from jaxeff.ode import IRNN, FastRNN, unroll
+from jaxeff.ode import IRNN, CarryParts, FastRNN, unroll
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -168,7 +168,9 @@ def test_unroll_equals_the_loop_over_time(num_inner_steps, mode, rank):
         features, num_inner_steps, step_size_mode=mode, length=time, rank=rank, decay=0.8
     )
     xs, h = rng.normal(size=(time, 2, 3)), rng.normal(size=(2, features))
-    carry = (jnp.asarray(h), jnp.zeros((2, 1))) if mode == "per_time_step" else jnp.asarray(h)
+    carry = jnp.asarray(h)
+    if mode == "per_time_step":
+        carry = CarryParts(carry, steps=jnp.zeros((2, 1)))
     (_, ys) = unroll(cell, jax.tree.map(jnp.asarray, params), jnp.asarray(xs), carry)
     for t in range(time):
         etas = params["step_size"]
@@ -368,8 +370,8 @@ def test_step_counter_counts_real_steps_only():
     cell = IRNN(3, num_inner_steps=2, step_size_mode="per_time_step", length=6)
     params = cell.init(jax.random.key(0), 2, jnp.float64)
     mask = jnp.asarray([[1, 1], [1, 0], [0, 0], [1, 0]])
-    (_, time), _ = unroll(cell, params, jnp.ones((4, 2, 2)), mask=mask)
-    np.testing.assert_array_equal(time, [[3], [1]])
+    carry, _ = unroll(cell, params, jnp.ones((4, 2, 2)), mask=mask)
+    np.testing.assert_array_equal(carry.steps, [[3], [1]])
 
 
 def test_step_sizes_of_long_sequences_are_found_in_half_precision():

@@ -1,4 +1,4 @@
-"""Gradients of the incremental RNN: its implicit solver, fixed points, and what they keep."""
+"""Gradients of the incremental Elman: its implicit solver, fixed points, and what they keep."""
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,7 @@ def test_implicit_gradient_against_finite_differences(options):
     check_grads(jax.jit(loss), (params, xs, h), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("backward", ["stored", pytest.param("recomputed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backward", ["fused", pytest.param("remat", marks=pytest.mark.slow)])
 def test_euler_gradient_against_finite_differences(backward):
     cell = raw_cell(5, 2, step_size_mode="per_time_step", length=4, decay=0.8)
     params = cell.init(jax.random.key(1), 3, jnp.float64)

@@ -16,26 +16,29 @@ from jaxeff.ode import (
     GRU,
     IRNN,
     LSTM,
-    RNN,
     TARNN,
     Antisymmetric,
+    CarryParts,
     Cell,
     CoRNN,
     DualODE,
+    Elman,
     FastGRNN,
     FastRNN,
     newton,
-    parallel,
+    parts_of,
     unroll,
     unroll_parallel,
 )
-from jaxeff.ode.linearise import Plan, linearise, split
+from jaxeff.ode.carry import before_steps
+from jaxeff.ode.fused_scan import Inputs
+from jaxeff.ode.linearise import Plan, gather, linearise
 
 INPUTS, TIME, BATCH = 3, 20, 2  # more steps than a block of the scan has
 TIMED = {"step_size_mode": "per_time_step", "length": TIME + 2}
 
 CASES = {
-    "rnn": RNN(6),
+    "rnn": Elman(6),
     "lstm": LSTM(6),
     "gru": GRU(6),
     "fastrnn": FastRNN(6),
@@ -178,7 +181,7 @@ def test_a_sequence_goes_on_where_another_ended(example):
     cell = CASES["irnn_timed_three"]
     params, xs, carry = example(cell)
     middle, first = unroll_parallel(cell, params, xs[:9], carry)
-    np.testing.assert_array_equal(middle[1], 11.0)
+    np.testing.assert_array_equal(middle.steps, 11.0)
     end, second = unroll_parallel(cell, params, xs[9:], middle)
     expected = unroll(cell, params, xs, carry)
     chex.assert_trees_all_close((end, jnp.concatenate([first, second])), expected, atol=1e-9)
@@ -186,7 +189,7 @@ def test_a_sequence_goes_on_where_another_ended(example):
 
 @pytest.mark.parametrize("jacobian", ["dense", pytest.param("diagonal", marks=pytest.mark.slow)])
 def test_single_precision(jacobian, example):
-    cell = RNN(6)
+    cell = Elman(6)
     arguments = example(cell, time=60, dtype=jnp.float32)
     options = {"jacobian": jacobian, "diagnostics": True}
     expected_out, expected_grads, _ = results(loop, cell, arguments)
@@ -204,7 +207,11 @@ def test_half_precision_is_iterated_in_single(example):
     params, xs, carry = example(cell, dtype=jnp.bfloat16)
     carry, ys, info = unroll_parallel(cell, params, xs, carry, diagnostics=True)
     assert info.converged
-    assert (ys.dtype, carry[0].dtype, carry[1].dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    assert (ys.dtype, carry.state.dtype, carry.steps.dtype) == (
+        jnp.bfloat16,
+        jnp.bfloat16,
+        jnp.float32,
+    )
     wide = jax.tree.map(lambda a: a.astype(jnp.float32), (params, xs))
     _, start = example(cell, dtype=jnp.bfloat16)[1:]
     expected = unroll(cell, *wide, jax.tree.map(lambda a: a.astype(jnp.float32), start))[1]
@@ -233,14 +240,14 @@ def test_on_a_part_of_the_batch_per_device(example):
 
 
 def test_repeated_calls_compile_once(example):
-    arguments = example(RNN(6), dtype=jnp.float32)
+    arguments = example(Elman(6), dtype=jnp.float32)
     chex.clear_trace_counter()
 
     @jax.jit
     @chex.assert_max_traces(1)
     def gradient(params, xs, carry):
         # A fresh cell each time: equal options must be as good as the same object.
-        return jax.grad(lambda p: weighted(unroll_parallel(RNN(6), p, xs, carry)))(params)
+        return jax.grad(lambda p: weighted(unroll_parallel(Elman(6), p, xs, carry)))(params)
 
     first = gradient(*arguments)
     chex.assert_trees_all_equal(gradient(*arguments), first)
@@ -311,16 +318,17 @@ def test_as_many_iterations_as_steps_are_enough(example):
 def test_diagonals_are_those_of_the_exact_jacobian(name, example):
     cell = CASES[name]
     params, xs, carry = example(cell)
-    core, inputs = cell.enter(carry, xs)
-    leaves, structure = jax.tree.flatten(core)
+    leaves, structure = jax.tree.flatten(parts_of(carry).state)
     arrays = len(leaves)
-    plan = Plan(cell, structure, (False,) * arrays, (6,) * arrays, arrays, True, 1, 1, 1, True)
-    state = random(3, TIME, *split(plan, core)[0].shape)
+    parts = isinstance(carry, CarryParts)
+    plan = Plan(cell, structure, (6,) * arrays, parts, True, 1, 1, 1, True)
+    state = random(3, TIME, *gather(plan, parts_of(carry).state).shape)
+    given = Inputs(xs, before_steps(carry, xs, None), None)
     both = jax.jit(lambda plan, *a: linearise(plan, *a), static_argnums=0)
-    new, exact = both(plan, params, state, (inputs, [], None))
+    new, exact = both(plan, params, state, given)
     exact = exact.reshape(TIME, BATCH, arrays, 6, arrays, 6)
     exact = jnp.diagonal(exact, axis1=3, axis2=5)
-    new_, diagonal = both(plan._replace(dense=False), params, state, (inputs, [], None))
+    new_, diagonal = both(plan._replace(dense=False), params, state, given)
     np.testing.assert_allclose(new_, new, atol=1e-14)
     np.testing.assert_allclose(diagonal, exact, atol=1e-14)
 
@@ -419,8 +427,8 @@ class Clocked(Cell):
         new = jnp.tanh(h / 2 + x * jnp.sin(jax.lax.stop_gradient(clock)))
         return (new, self.tick(h, clock)), h
 
-    def output(self, carry):
-        return carry[0]
+    def output(self, state):
+        return state[0]
 
 
 class Doubling(Clocked):
@@ -444,31 +452,6 @@ def test_clocks_that_do_more_than_count_steps(kind):
     chex.assert_trees_all_close(actual, expected, atol=1e-9, rtol=1e-9)
 
 
-class Moving(Clocked):
-    """Its clock is at hand: a cell need not declare what one can see."""
-
-    def tick(self, h, clock):
-        return clock + 1
-
-
-@pytest.mark.parametrize(
-    ("cell", "expected"),
-    [
-        (CASES["irnn_timed_three"], (False, True)),
-        (TARNN(6, num_inner_steps=2, step_size_mode="per_time_step", length=9), (False, True)),
-        (CASES["dual_ode_timed"], (False, True)),
-        (CASES["lstm"], (False, False)),
-        (Moving(3), (False, True)),
-        (Counting(3), (False, False)),
-    ],
-)
-def test_counters_are_told_from_states(cell, expected):
-    params = {} if isinstance(cell, Clocked) else cell.init(jax.random.key(0), 3)
-    xs = jnp.ones((4, 2, 3))
-    core, inputs = cell.enter(cell.initial_carry((2,), jnp.float32, 3), xs)
-    assert parallel._counters(cell, params, core, inputs[0]) == expected
-
-
 # What is refused.
 
 
@@ -484,13 +467,13 @@ def test_counters_are_told_from_states(cell, expected):
     ],
 )
 def test_impossible_options_are_refused(options):
-    cell = RNN(4)
+    cell = Elman(4)
     with pytest.raises(ConfigError, match=next(iter(options))):
         unroll_parallel(cell, cell.init(jax.random.key(0), 2), jnp.ones((3, 2)), **options)
 
 
 def test_wrong_shapes_and_lengths_are_refused():
-    cell = RNN(4)
+    cell = Elman(4)
     params = cell.init(jax.random.key(0), 2)
     with pytest.raises(ValueError, match="xs must be"):
         unroll_parallel(cell, params, jnp.ones((0, 2)))

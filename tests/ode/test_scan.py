@@ -23,7 +23,7 @@ from jaxeff.errors import ConfigError
 from jaxeff.ode import (
     CELLS,
     IRNN,
-    RNN,
+    Elman,
     unroll,
 )
 
@@ -78,7 +78,7 @@ def test_gradients_map_over_examples(name, example):
 
 
 @in_double
-@pytest.mark.parametrize("backward", ["stored", "autodiff"])
+@pytest.mark.parametrize("backward", ["fused", "autodiff"])
 def test_reverse_is_forward_over_the_flipped_sequence(backward, example):
     cell = CASES["lstm"]
     params, xs, carry = example(cell)
@@ -139,7 +139,7 @@ def test_padding_at_both_ends_changes_nothing(name, example):
 
 @pytest.mark.slow
 @in_double
-@pytest.mark.parametrize("mode", ["stored", "recomputed", "autodiff"])
+@pytest.mark.parametrize("mode", ["fused", "remat", "autodiff"])
 def test_examples_of_unequal_lengths_in_one_batch(mode, example):
     cell = CASES["gru"]
     params, xs, carry = example(cell, batch=(3,))
@@ -193,13 +193,13 @@ def test_mask_of_any_type(dtype, example):
 
 @pytest.fixture
 def tiny():
-    cell = RNN(4)
+    cell = Elman(4)
     return cell, cell.init(jax.random.key(0), 2)
 
 
 def test_unknown_backward_is_refused(tiny):
-    with pytest.raises(ConfigError, match=r"backward must be one of .*stored.*not 'stord'"):
-        unroll(*tiny, jnp.ones((3, 2)), backward="stord")
+    with pytest.raises(ConfigError, match=r"backward must be one of .*fused.*not 'fussed'"):
+        unroll(*tiny, jnp.ones((3, 2)), backward="fussed")
 
 
 @pytest.mark.parametrize("shape", [(2,), (0, 2), (0, 5, 2)])
@@ -216,8 +216,8 @@ def test_mask_of_a_wrong_shape_is_refused(tiny, shape):
 
 def test_stored_needs_a_product_form():
     cell = CASES["irnn_implicit"]
-    with pytest.raises(ConfigError, match="backward='stored' needs a cell in product form"):
-        unroll(cell, cell.init(jax.random.key(0), 2), jnp.ones((3, 2)), backward="stored")
+    with pytest.raises(ConfigError, match="backward='fused' needs a FusedCell"):
+        unroll(cell, cell.init(jax.random.key(0), 2), jnp.ones((3, 2)), backward="fused")
 
 
 def test_sequence_longer_than_the_step_sizes_is_refused():

@@ -29,7 +29,7 @@ from jaxeff.ode import (
 @every_cell
 def test_backwards_agree(name, example):
     cell = CASES[name]
-    mode = "stored" if cell.product_form else "recomputed"
+    mode = "fused" if cell.fused else "remat"
     options = {"mask": random_mask(6, 2), "block_size": 3}
     assert_backward_agrees(mode, cell, example(cell, time=6), **options)
 
@@ -45,7 +45,7 @@ def test_recomputed_agrees_in_reverse_and_with_a_remainder(name, example):
         "reverse": True,
         "return_sequence": False,
     }
-    assert_backward_agrees("recomputed", cell, arguments, **options)
+    assert_backward_agrees("remat", cell, arguments, **options)
 
 
 @in_double
@@ -63,7 +63,7 @@ def test_recomputed_agrees_in_reverse_and_with_a_remainder(name, example):
 def test_stored_agrees_for_lengths_and_batches(time, batch, options, example):
     cell = CASES["rnn"]
     arguments = example(cell, time=time, batch=batch)
-    assert_backward_agrees("stored", cell, arguments, **options)
+    assert_backward_agrees("fused", cell, arguments, **options)
 
 
 @pytest.mark.slow
@@ -71,7 +71,7 @@ def test_stored_agrees_for_lengths_and_batches(time, batch, options, example):
 @settings(max_examples=20, deadline=None)
 @given(
     name=st.sampled_from(["lstm", "irnn_three", "irnn_timed", "irnn_rank"]),
-    mode=st.sampled_from(["stored", "recomputed"]),
+    mode=st.sampled_from(["fused", "remat"]),
     time=st.integers(1, 9),
     block_size=st.sampled_from([1, 2, 4, None]),
     batch=st.sampled_from([(), (2,), (2, 3)]),
@@ -104,13 +104,13 @@ def test_auto_is_stored_for_products_and_recomputed_for_others(example):
             )
         )
 
-    for cell, mode in ((CASES["lstm"], "stored"), (CASES["irnn_implicit"], "recomputed")):
+    for cell, mode in ((CASES["lstm"], "fused"), (CASES["irnn_implicit"], "remat")):
         size = {m: program(cell, m).count("=") for m in ("auto", mode, "autodiff")}
         assert size["auto"] == size[mode] != size["autodiff"]
 
 
 @in_double
-@pytest.mark.parametrize("mode", ["stored", pytest.param("recomputed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["fused", pytest.param("remat", marks=pytest.mark.slow)])
 def test_second_derivatives_agree(mode, example):
     cell = CASES["irnn"]
     arguments = example(cell, time=4)

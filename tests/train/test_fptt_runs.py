@@ -58,7 +58,7 @@ def update_memory(temp_bytes, cls, length, backward, **fields):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backward", ["autodiff", "stored"])
+@pytest.mark.parametrize("backward", ["autodiff", "fused"])
 def test_memory_is_that_of_one_part_whatever_the_length(temp_bytes, backward):
     """Parts of 64 steps, up to 64 of them."""
     fptt = {
