@@ -175,39 +175,6 @@ class GlobalLayer(nn.Module):
             return distance / (2 * self.dt) * jnp.tanh(value)
         return act(value) * (1 if self.velocity == "paper" else -1)
 
-    def _normalised(self, name: str, h: Array, train: bool) -> Array:
-        # Its initialiser is the fan-out without regard to groups, as the authors' for CIFAR.
-        conv = Conv(
-            0,
-            self.kernel_size,
-            use_bias=self.use_bias,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name=f"conv_{name}",
-        )
-        return self._norm(f"norm_{name}", self._coefficient_epsilon(h), train)(conv(h))
-
-    def _folded(self, name: str, h: Array) -> tuple[Array, Array]:
-        """Returns kernel and bias of a convolution with its normalisation in them."""
-        dtype = self.dtype or h.dtype
-        precise = jnp.promote_types(dtype, jnp.float32)
-        conv, norm, statistics = jax.tree.map(
-            lambda x: x.astype(precise),
-            (
-                self.variables["params"][f"conv_{name}"],
-                self.variables["params"][f"norm_{name}"],
-                self.variables["batch_stats"][f"norm_{name}"],
-            ),
-        )
-        scale = norm["scale"] * jax.lax.rsqrt(statistics["var"] + self._coefficient_epsilon(h))
-        bias = norm["bias"] + (conv.get("bias", 0.0) - statistics["mean"]) * scale
-        kernel = conv["kernel"] * scale[None, None, None]
-        return kernel.astype(dtype), bias[None, None, None]
-
-    def _coefficient_epsilon(self, h: Array) -> float:
-        epsilon = self.coefficient_epsilon
-        return float(h.shape[-1]) if epsilon is None else epsilon
-
     def _norm(self, name: str, epsilon: float, train: bool) -> nn.BatchNorm:
         return nn.BatchNorm(
             use_running_average=not train,
