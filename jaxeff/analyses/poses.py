@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +14,32 @@ import numpy as np
 from jaxeff.affine.losses import resampling_floor
 from jaxeff.affine.poses import angle_of, rotation_matrix
 from jaxeff.affine.resampling import Transform, resample
-from jaxeff.analyses.base import ANALYSES, Findings
+from jaxeff.analyses.base import ANALYSES, Findings, TrainedModel
 from jaxeff.errors import ConfigError
 from jaxeff.eval import pose_plots
 
 _CHUNK = 32
 
 
-class Trained:
-    """A trained autoencoder, ready to be asked on one device.
+class AutoencoderPredictor:
+    """Applies a trained autoencoder to images, on one device.
 
     Args:
-      experiment: what was trained.
-      chosen: its ``params`` and ``model_state``.
+      trained: the autoencoder, with poses or without.
+
+    Raises:
+      ConfigError: another kind of model.
     """
 
-    def __init__(self, experiment: Any, chosen: Mapping[str, Any]):
-        if experiment.dataset.task != "reconstruction":
+    def __init__(self, trained: TrainedModel):
+        if trained.dataset.task != "reconstruction":
             raise ConfigError(
                 "this analysis looks at autoencoders, but config.data.name="
-                f"'{experiment.dataset.name}' is for {experiment.dataset.task}; leave it out"
+                f"'{trained.dataset.name}' is for {trained.dataset.task}; leave it out"
             )
-        variables = {"params": chosen["params"], **chosen["model_state"]}
-        self.variables = jax.device_put(jax.device_get(variables), jax.local_devices()[0])
-        self.model, self.algorithm = experiment.model, experiment.algorithm
+        self.variables = trained.local_variables()
+        self.model: Any = trained.model
+        self.algorithm = trained.algorithm
         self.family = self.model.family
         self._find: Callable[..., Any] = jax.jit(self._found)
         self._look: Callable[..., Any] = jax.jit(self._looked)
@@ -80,8 +82,8 @@ class Trained:
         return np.asarray(jax.jit(paint)(self.variables, codes))
 
 
-def _first(experiment: Any, count: int, split: str = "test") -> dict[str, np.ndarray]:
-    examples = experiment.dataset.splits[split]
+def _first(trained: TrainedModel, count: int, split: str = "test") -> dict[str, np.ndarray]:
+    examples = trained.dataset.splits[split]
     return examples.take(np.arange(min(count, len(examples))))
 
 
@@ -98,15 +100,15 @@ class Reconstructions:
     images: int = 10
     codes: int = 6
 
-    def __call__(self, experiment: Any, chosen: Mapping[str, Any], workdir: Path) -> Findings:
+    def __call__(self, trained: TrainedModel, workdir: Path) -> Findings:
         """See `jaxeff.analyses.Analysis`."""
-        trained, name = Trained(experiment, chosen), experiment.config.name
-        inputs = _first(experiment, self.images)["inputs"]
-        seen = trained(inputs)
+        predict, name = AutoencoderPredictor(trained), trained.config.name
+        inputs = _first(trained, self.images)["inputs"]
+        seen = predict(inputs)
         rows = {"input": inputs}
         if "canonical" in seen:
             rows["canonical pose"] = seen["canonical"]
-            rows["its reconstruction"] = trained.decoded(seen["mean"])
+            rows["its reconstruction"] = predict.decoded(seen["mean"])
         rows["reconstruction"] = seen["reconstruction"]
         pose_plots.image_grid(rows, workdir / "reconstructions.png", title=name)
         steps = np.linspace(-2, 2, 9, dtype=np.float32)
@@ -115,7 +117,7 @@ class Reconstructions:
         for number in wide:
             code = np.tile(seen["mean"][:1], (len(steps), 1))
             code[:, number] = steps
-            lines[f"z{number}"] = trained.decoded(code)
+            lines[f"z{number}"] = predict.decoded(code)
         pose_plots.image_grid(
             lines, workdir / "traversals.png", title=f"{name}: codes from -2 to 2"
         )
@@ -144,20 +146,20 @@ class RecoveredAngles:
 
     images: int = 500
 
-    def __call__(self, experiment: Any, chosen: Mapping[str, Any], workdir: Path) -> Findings:
+    def __call__(self, trained: TrainedModel, workdir: Path) -> Findings:
         """See `jaxeff.analyses.Analysis`."""
-        trained = Trained(experiment, chosen)
-        if trained.family is None or trained.family.dimensions != 2:
+        predict = AutoencoderPredictor(trained)
+        if predict.family is None or predict.family.dimensions != 2:
             raise ConfigError(
                 "the analysis 'recovered_angles' needs a model with poses in the plane; leave it "
                 "out"
             )
-        batch = _first(experiment, self.images)
-        seen = trained(batch["inputs"])
+        batch = _first(trained, self.images)
+        seen = predict(batch["inputs"])
         drawn = batch["pose"][:, :4].reshape(-1, 2, 2)
         kept = np.asarray(angle_of(jnp.asarray(drawn @ seen["matrix"])))
         found = np.asarray(angle_of(jnp.asarray(seen["matrix"])))
-        names = experiment.dataset.class_names or tuple(map(str, range(10)))
+        names = trained.dataset.class_names or tuple(map(str, range(10)))
         by_class = {
             names[label]: kept[batch["labels"] == label] for label in np.unique(batch["labels"])
         }
@@ -192,11 +194,11 @@ class LossByAngle:
     images: int = 128
     step: int = 30
 
-    def __call__(self, experiment: Any, chosen: Mapping[str, Any], workdir: Path) -> Findings:
+    def __call__(self, trained: TrainedModel, workdir: Path) -> Findings:
         """See `jaxeff.analyses.Analysis`."""
-        trained = Trained(experiment, chosen)
-        split = experiment.dataset.splits["test"]
-        if len(experiment.dataset.input_shape) != 3 or not hasattr(split, "posed"):
+        predict = AutoencoderPredictor(trained)
+        split = trained.dataset.splits["test"]
+        if len(trained.dataset.input_shape) != 3 or not hasattr(split, "posed"):
             raise ConfigError(
                 "the analysis 'loss_by_angle' needs images that can be turned, such as data "
                 "'posed_images'; leave it out"
@@ -208,9 +210,9 @@ class LossByAngle:
             matrix = rotation_matrix(np.deg2rad(np.full(len(indices), angle)), np)
             turn = Transform(matrix.astype(np.float32), np.zeros((len(indices), 2), np.float32))
             inputs = split.posed(indices, turn)
-            seen = trained(inputs)
+            seen = predict(inputs)
             losses.append(float(seen["loss"].mean()))
-            floor = trained.algorithm.objective.floor(jnp.asarray(inputs))
+            floor = predict.algorithm.objective.floor(jnp.asarray(inputs))
             unavoidable.append(float(floor.mean()))
             if "matrix" in seen:
                 found = Transform(*(jnp.asarray(seen[part]) for part in ("matrix", "shift")))
@@ -219,7 +221,7 @@ class LossByAngle:
         if twice:
             curves["of resampling there and back"] = twice
         pose_plots.loss_by_angle(
-            degrees, curves, workdir / "loss_by_angle.png", title=experiment.config.name
+            degrees, curves, workdir / "loss_by_angle.png", title=trained.config.name
         )
         reducible = [loss - floor for loss, floor in zip(losses, unavoidable, strict=True)]
         return Findings(

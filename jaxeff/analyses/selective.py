@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import flax.linen as nn
 import numpy as np
 
-from jaxeff.analyses.base import ANALYSES, Findings, collect, require_split
+from jaxeff import data
+from jaxeff.analyses.base import ANALYSES, Findings, TrainedModel, collect, require_split
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.eval.selective_plots import risk_coverage
 from jaxeff.selective import calibrate, confidence, metrics, rules
-from jaxeff.train import objectives
-
-if TYPE_CHECKING:
-    from jaxeff.train.experiment import Experiment
 
 PICTURE = "risk_coverage.png"
 _DECIMALS = {"coverage": 4, "joint_error": 5, "selective_risk": 5}
@@ -55,31 +53,30 @@ class Selective:
             if not all(0 < e < 1 for e in getattr(self, name)):
                 raise ConfigError(f"{name} must be in (0, 1), not {tuple(getattr(self, name))}")
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, model: nn.Module, dataset: data.Dataset) -> None:
         """Raises `ConfigError` if the data is for something else, or has no calibration split."""
-        if experiment.dataset.task != "classification":
+        del model
+        if dataset.task != "classification":
             raise ConfigError(
                 f"config.analyses: 'selective' is for one class per example, and data "
-                f"'{experiment.dataset.name}' is for {experiment.dataset.task}; leave it out"
+                f"'{dataset.name}' is for {dataset.task}; leave it out"
             )
-        require_split(experiment, "calibration")
+        require_split(dataset, "calibration")
 
-    def __call__(
-        self, experiment: Experiment, chosen: Mapping[str, Any], workdir: Path
-    ) -> Findings:
+    def __call__(self, trained: TrainedModel, workdir: Path) -> Findings:
         """Returns the tables, and writes the picture of the risk-coverage curves.
 
         Raises:
           DataError: the calibration split lacks a class.
         """
-        objective = experiment.algorithm.objective
-        splits = {s: collect(experiment, chosen, s) for s in ("calibration", "test")}
-        if len(experiment.dataset.splits["validation"]):
-            splits["validation"] = collect(experiment, chosen, "validation")
-        rules.require_classes(splits["calibration"]["labels"], experiment.dataset.num_classes)
+        objective = trained.algorithm.objective
+        splits = {s: collect(trained, s) for s in ("calibration", "test")}
+        if len(trained.dataset.splits["validation"]):
+            splits["validation"] = collect(trained, "validation")
+        rules.require_classes(splits["calibration"]["labels"], trained.dataset.num_classes)
         own: Callable[[Any], dict[str, Any]] = getattr(objective, "confidences", lambda _: {})
         outputs = {name: split["outputs"].astype(np.float64) for name, split in splits.items()}
-        logits = {name: objectives.class_logits(objective, outputs[name]) for name in splits}
+        logits = {name: confidence.class_logits(objective, outputs[name]) for name in splits}
         wrong = {n: logits[n].argmax(-1) != split["labels"] for n, split in splits.items()}
         power = None
         if "validation" in splits:
@@ -94,7 +91,7 @@ class Selective:
         }
         labels = list(found["test"])
         curves = {c: metrics.risk_coverage(found["test"][c], wrong["test"]) for c in labels}
-        title = f"Selective classification with {experiment.config.name}, test split"
+        title = f"Selective classification with {trained.config.name}, test split"
         risk_coverage(curves, workdir / PICTURE, title=title)
         error = float(wrong["test"].mean())
         extras = {

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import flax.linen as nn
 import numpy as np
 
-from jaxeff import bench
-from jaxeff.analyses.base import ANALYSES, Findings
+from jaxeff import bench, data
+from jaxeff.analyses.base import ANALYSES, Findings, TrainedModel
 from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.models.encoder import Encoder
@@ -18,9 +19,6 @@ from jaxeff.models.encoder_plan import Plan
 from jaxeff.models.text import TextClassifier
 from jaxeff.search.measure import network_call
 from jaxeff.serving import TextModel
-
-if TYPE_CHECKING:
-    from jaxeff.train.experiment import Experiment
 
 FOLDER = "model"
 
@@ -46,24 +44,22 @@ class ExportedTextModel:
         for batch in self.batches:
             require_whole("batches: each", batch, 1)
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, model: nn.Module, dataset: data.Dataset) -> None:
         """Raises `ConfigError` for another model, or for data that is no text."""
-        if not isinstance(experiment.model, TextClassifier):
+        if not isinstance(model, TextClassifier):
             raise ConfigError("analysis 'text_model' needs config.model.name='encoder'")
-        if getattr(experiment.dataset.splits["test"], "tokenizer", None) is None:
+        if getattr(dataset.splits["test"], "tokenizer", None) is None:
             raise ConfigError(
-                f"analysis 'text_model' needs texts, which data '{experiment.dataset.name}' is not"
+                f"analysis 'text_model' needs texts, which data '{dataset.name}' is not"
             )
 
-    def __call__(
-        self, experiment: Experiment, chosen: Mapping[str, Any], workdir: Path
-    ) -> Findings:
+    def __call__(self, trained: TrainedModel, workdir: Path) -> Findings:
         """See `jaxeff.analyses.Analysis`."""
-        network: Any = experiment.model
-        split: Any = experiment.dataset.splits["test"]
-        length = experiment.dataset.input_shape[0]
-        facts = split.tokenizer, experiment.dataset.class_names, length
-        model = TextModel(network, chosen["params"], *facts)
+        network: Any = trained.model
+        split: Any = trained.dataset.splits["test"]
+        length = trained.dataset.input_shape[0]
+        facts = split.tokenizer, trained.dataset.class_names, length
+        model = TextModel(network, trained.variables["params"], *facts)
         model.save(workdir / FOLDER)
         texts = [split.texts[row] for row in split.indices[: self.examples]]
         before, after = (m.logits(texts) for m in (model, TextModel.load(workdir / FOLDER)))

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from jaxeff import analyses, data
+from jaxeff.analyses import Analysis, TrainedModel
 from jaxeff.annotations import check_types
 from jaxeff.arguments import checked_labels
 from jaxeff.errors import ConfigError, UserError, origin
@@ -48,13 +49,18 @@ class Experiment:
     model: nn.Module
     algorithm: Algorithm
     devices: DeviceMap
-    analyses: Mapping[str, analyses.Analysis]
+    analyses: Mapping[str, Analysis]
     experience: tuple[leakage.Experience, ...] = ()
 
     @property
     def example(self) -> np.ndarray:
         """One zero input ``[1, ...]``, for shapes."""
         return np.zeros((1, *self.dataset.input_shape), self.dataset.input_dtype)
+
+    def trained(self, chosen: Mapping[str, Any]) -> TrainedModel:
+        """Returns the model with its trained ``params`` and ``model_state``."""
+        variables = {"params": chosen["params"], **chosen["model_state"]}
+        return TrainedModel(self.config, self.dataset, self.model, self.algorithm, variables)
 
     def initial_carry(self, split: str, batch_size: int) -> Carry:
         """Returns the model's state before the first batch of a split.
@@ -135,11 +141,11 @@ def build(
         algorithm.optimizer = optim.build(**config.optim.to_dict(), num_steps=updates)
     sizes.check_memory(config, _check_shapes(model, algorithm, dataset), dataset, devices)
     looks = analyses.build(config.analyses)
-    built = Experiment(config, dataset, model, algorithm, devices, looks)
-    analyses.check(built)
-    before = {name: each.experience for name, each in (trained or {}).items()}
-    leakage.check(built, before)
-    return dataclasses.replace(built, experience=leakage.experience(built, before))
+    analyses.check(looks, model, dataset)
+    seen = {name: each.experience for name, each in (trained or {}).items()}
+    leakage.check(config.data, dataset, algorithm, seen)
+    experience = leakage.experience(config.data, dataset, algorithm, seen)
+    return Experiment(config, dataset, model, algorithm, devices, looks, experience)
 
 
 @contextlib.contextmanager

@@ -121,7 +121,7 @@ def _finish(training: Training) -> dict[str, Any] | None:
     for sentence in report.warnings(built, chosen, training.state):
         say(f"warning: {sentence}")
     cost = report.inference_cost(built, chosen["params"], chosen["model_state"])
-    extras, artifacts = analyses.run(built, chosen, workdir)
+    extras, artifacts = analyses.run(built.analyses, built.trained(chosen), workdir)
     written = report.write(
         built,
         workdir,
@@ -211,7 +211,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]
         return None
     cost = report.inference_cost(built, chosen["params"], chosen["model_state"])
     (workdir / "eval").mkdir(exist_ok=True)
-    extras, artifacts = analyses.run(built, chosen, workdir / "eval")
+    extras, artifacts = analyses.run(built.analyses, built.trained(chosen), workdir / "eval")
     written = report.write(
         built,
         workdir / "eval",

@@ -42,6 +42,10 @@ def built():
     return experiment.build(config, jobs.untrained(config))
 
 
+def check_leakage(built, seen):
+    leakage.check(built.config.data, built.dataset, built.algorithm, seen)
+
+
 @pytest.mark.parametrize(
     ("name", "arg"), [("hybrid", "digits"), ("disk", "digits"), ("bottleneck", "verses")]
 )
@@ -117,17 +121,17 @@ def test_prerequisites_that_see_what_judges_are_refused(built, hybrid, field, va
     base[section][name] = value
     seen = {"base": experiment.build(base).experience}
     with pytest.raises(ConfigError, match=rf"^config\.prerequisites\.{sentence}"):
-        leakage.check(built, seen)
+        check_leakage(built, seen)
 
 
 def test_what_prerequisites_build_on_is_compared_too(built, hybrid):
     hybrid.prerequisites.base.data.split_seed = 1
     first = experiment.build(hybrid.prerequisites.base).experience
     base = dataclasses.replace(built.experience[1], where="")
-    leakage.check(built, {"base": (base,)})
+    check_leakage(built, {"base": (base,)})
     below = dataclasses.replace(first[0], where="first")
     with pytest.raises(ConfigError, match=r"prerequisites\.base\.prerequisites\.first would see"):
-        leakage.check(built, {"base": (base, below)})
+        check_leakage(built, {"base": (base, below)})
 
 
 def test_a_training_checks_its_prerequisites(hybrid):
@@ -139,10 +143,10 @@ def test_a_training_checks_its_prerequisites(hybrid):
 def test_other_data_may_be_learned_from(built):
     others = leakage.Rows(("tiny", "train", "x"), np.arange(2000))
     seen = leakage.Experience("", {"name": "tiny"}, others, others)
-    leakage.check(built, {"teacher": (seen,)})
+    check_leakage(built, {"teacher": (seen,)})
     unknown = leakage.Experience("", built.config.data.to_dict() | {"split_seed": 1}, None, None)
     with pytest.raises(ConfigError, match=r"teacher\.data splits 'digits' in another way"):
-        leakage.check(built, {"teacher": (unknown,)})
+        check_leakage(built, {"teacher": (unknown,)})
 
 
 def test_rows_of_other_arrays_are_others():

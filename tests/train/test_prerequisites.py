@@ -36,8 +36,8 @@ def registered(monkeypatch):
             return state.replace(params=self.trained["first"].variables["params"])
 
     def counting(split="test"):
-        def analysis(experiment, chosen, workdir):
-            found = analyses.collect(experiment, chosen, split)
+        def analysis(trained, workdir):
+            found = analyses.collect(trained, split)
             hits = np.argmax(found["outputs"], axis=1) == found["labels"]
             (workdir / "hits.txt").write_text(str(hits.sum()))
             return analyses.Findings({"accuracy": float(hits.mean())}, {"hits": "hits.txt"})
@@ -154,7 +154,7 @@ def test_analyses_are_in_the_report(tiny_config, tmp_path):
 def test_an_analysis_of_a_split_that_is_not_there(tiny_config):
     built = train.build(tiny_config)
     with pytest.raises(ConfigError, match="calibration_fraction above 0"):
-        analyses.collect(built, {}, "calibration")
+        analyses.collect(built.trained({"params": {}, "model_state": {}}), "calibration")
     # One that says beforehand what it needs is refused before the training.
     tiny_config.analyses = [{"name": "selective"}]
     with pytest.raises(ConfigError, match="calibration_fraction above 0"):

@@ -32,6 +32,7 @@ from jaxeff.constraints import (
 from jaxeff.constraints.statistics import ascend
 from jaxeff.errors import ConfigError
 from jaxeff.registry import closest
+from jaxeff.selective.confidence import class_logits
 from jaxeff.train.algorithms.base import (
     ALGORITHMS,
     Algorithm,
@@ -40,7 +41,7 @@ from jaxeff.train.algorithms.base import (
     step_key,
     whole_carry,
 )
-from jaxeff.train.objectives import Objective, class_logits, per_example, weighted_means
+from jaxeff.train.objectives import Objective, per_example, weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Params
 

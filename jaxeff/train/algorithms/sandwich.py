@@ -11,7 +11,7 @@ import optax
 from jaxeff.distill.classic import kd
 from jaxeff.errors import ConfigError
 from jaxeff.models.encoder_space import stratified
-from jaxeff.train import objectives
+from jaxeff.selective.confidence import class_logits
 from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, divisor, step_key
 from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
@@ -88,13 +88,13 @@ class Sandwich(Algorithm):
             return jnp.sum(values["loss"] * weight) / total, (values, outputs)
 
         (_, (values, outputs)), grads = jax.value_and_grad(task_loss, has_aux=True)(params)
-        targets = objectives.class_logits(self.objective, outputs).astype(jnp.float32)
+        targets = class_logits(self.objective, outputs).astype(jnp.float32)
 
         def followed(plan):
             def step(key):
                 def loss(params):
                     answers = self._logits(params, plan, batch, key)
-                    answers = objectives.class_logits(self.objective, answers)
+                    answers = class_logits(self.objective, answers)
                     losses = kd(answers.astype(jnp.float32), targets, self.temperature)
                     return jnp.sum(losses * weight) / total, losses
 
