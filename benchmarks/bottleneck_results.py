@@ -53,7 +53,7 @@ from jaxeff.search import run as searching
 from jaxeff.search.front import hypervolume
 from jaxeff.search.strategies import Evaluations
 from jaxeff.serving import TextModel
-from jaxeff.train import jobs
+from jaxeff.train import prerequisites
 
 SEEDS = (0, 1, 2)
 NONE = "search=none"
@@ -238,7 +238,7 @@ def _supernet(record: Record) -> Any:
     config = record.config(NONE, [], record.seeds[0])
     folder = folder_of(config, record.runs / "first")
     provide(config, folder)
-    return jobs.prerequisites(config, folder)["teacher"]
+    return prerequisites.trained(config, folder)["teacher"]
 
 
 def _dataset(record: Record) -> data.Dataset:

@@ -90,7 +90,7 @@ def main(asked: Any) -> None:
     """Runs the job that `parse` understood."""
     config, workdir, mode = asked
     from jaxeff.train import interrupt
-    from jaxeff.train.jobs import run
+    from jaxeff.train.launch import run
 
     run(config, workdir or default_workdir(config), mode)
     number = interrupt.stopped_by()

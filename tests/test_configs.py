@@ -12,7 +12,7 @@ from jaxeff import train
 from jaxeff.errors import ConfigError
 from jaxeff.eval import read_history
 from jaxeff.files import packaged
-from jaxeff.train import check, jobs, optim, runtime
+from jaxeff.train import check, optim, prerequisites, runtime
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -94,7 +94,7 @@ def test_every_argument_makes_a_config_that_passes_the_checks(name, setting):
 def test_every_setting_builds(name, setting, data_dir):
     config = MODULES[name].get_config(setting)
     offline(config)
-    built = train.build(config, jobs.untrained(config))
+    built = train.build(config, prerequisites.untrained(config))
     assert built.dataset.name
     assert built.algorithm.updates_per_batch >= 1
 

@@ -25,6 +25,7 @@ from jaxeff.models.base import call_options, check_symbols
 from jaxeff.models.trained import Trained
 from jaxeff.train import check, leakage, objectives, optim, sizes
 from jaxeff.train.algorithms import ALGORITHMS, Algorithm, Task
+from jaxeff.train.datasets import DatasetCache
 from jaxeff.train.parallel import DeviceMap
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Carry
@@ -74,6 +75,17 @@ class Experiment:
         )
         return self.model.initial_carry(inputs)
 
+    def train_batches(self) -> Any:
+        """Returns this process's endless iterator over training batches, at its beginning."""
+        return data.make_train_iterator(
+            self.dataset.splits["train"],
+            batch_size=self.config.train.batch_size,
+            seed=self.config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            with_index=self.algorithm.needs_index,
+        )
+
     def _first_state(self, example: Any) -> TrainState:
         state: Any = self.algorithm.init_state(jax.random.key(self.config.seed), example)
         return state.replace(carry=self.initial_carry("train", self.config.train.batch_size))
@@ -101,13 +113,16 @@ class Experiment:
 
 
 def build(
-    config: ml_collections.ConfigDict, trained: Mapping[str, Trained] | None = None
+    config: ml_collections.ConfigDict,
+    trained: Mapping[str, Trained] | None = None,
+    datasets: DatasetCache | None = None,
 ) -> Experiment:
     """Builds an experiment; nothing is compiled yet.
 
     Args:
       config: the config.
       trained: the models of ``config.prerequisites``, by name.
+      datasets: what the run has loaded before.
 
     Raises:
       ConfigError: a field is unknown or impossible, or a prerequisite has seen what is to judge
@@ -118,9 +133,8 @@ def build(
     devices = DeviceMap(config.parallel)
     devices.check_batch(config.train.batch_size, "train.batch_size")
     check_types(optim.build, config.optim, "optim")
-    fields = config.data.to_dict()
     with _section("data"):
-        dataset = data.load(fields.pop("name"), **fields)
+        dataset = (datasets or DatasetCache()).load(config.data)
     sizes.check_batch(config.train.batch_size, dataset)
     _check_labels(dataset)
     objective = objectives.build(config.objective.to_dict(), dataset.task, config.algorithm.name)

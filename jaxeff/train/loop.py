@@ -1,4 +1,9 @@
-"""The training loop: steps, logs, evaluations, checkpoints, and an exact resume of all of them."""
+"""The training loop: steps, logs, evaluations, checkpoints, and an exact resume of all of them.
+
+From the command line to an update: `jaxeff.main.main` calls `launch.run`, which sets up the
+process; `launch.train` builds the experiment; `Training.run` loops over batches; and the
+algorithm's ``update``, mapped over the devices, makes a step.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxeff import data
 from jaxeff.bench import compiled_memory
 from jaxeff.errors import TrainingError
 from jaxeff.eval import MetricsWriter
 from jaxeff.eval.console import Progress, say
-from jaxeff.train import report, selection
+from jaxeff.train import run_report, selection
 from jaxeff.train.checkpoint import Checkpoints
 from jaxeff.train.evaluate import Evaluator
 from jaxeff.train.experiment import Experiment
@@ -157,14 +161,7 @@ class Training:
 
     def _batches(self) -> Any:
         """Returns the iterator over batches, at the position of the restored run."""
-        batches = data.make_train_iterator(
-            self.experiment.dataset.splits["train"],
-            batch_size=self.config.train.batch_size,
-            seed=self.config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            with_index=self.experiment.algorithm.needs_index,
-        )
+        batches = self.experiment.train_batches()
         if self.values["data"] is not None:
             batches.set_state(self.values["data"])
         return batches
@@ -175,7 +172,7 @@ class Training:
         compiled = mapped.lower(self.state, self.devices.shard(batch)).compile()
         self.values["cost"] = {
             "compile_seconds": time.monotonic() - began,
-            "step_memory_bytes": report.memory_section(compiled_memory(compiled)),
+            "step_memory_bytes": run_report.memory_section(compiled_memory(compiled)),
         }
         return compiled
 

@@ -11,7 +11,7 @@ from jaxeff.distill import kd, variant
 from jaxeff.errors import ConfigError
 from jaxeff.models import MODELS
 from jaxeff.models.trained import Trained
-from jaxeff.train import jobs, objectives
+from jaxeff.train import launch, objectives
 from jaxeff.train.algorithms import ALGORITHMS, Task
 
 CLASSES = 4
@@ -406,5 +406,5 @@ def test_a_run_reports_the_student_alone(tmp_path):
     assert report["model"]["macs_per_example"] == 64 * 8 + 8 * 10
     assert report["metrics"]["test"]["accuracy"] > 0.6
     assert set(report["metrics"]["test"]) == {"accuracy", "loss"}
-    again = jobs.run(made, tmp_path, "eval")
+    again = launch.run(made, tmp_path, "eval")
     assert again["metrics"]["test"] == report["metrics"]["test"]

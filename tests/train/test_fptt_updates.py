@@ -31,7 +31,7 @@ from sweeps import swept
 
 from jaxeff import ode
 from jaxeff.train.algorithms import BPTT, FPTT, Task, TruncatedBPTT
-from jaxeff.train.dynamic import dynamic_penalty
+from jaxeff.train.fptt_optimizer import dynamic_penalty
 
 # Recorded updates.
 

@@ -18,7 +18,7 @@ from jaxeff.search import run as searching
 from jaxeff.search import searches
 from jaxeff.search.latency import LatencyTable, needed
 from jaxeff.search.relaxed import expected_latency
-from jaxeff.train import jobs
+from jaxeff.train import check, experiment, launch, prerequisites
 
 #: What a search may find, as its record says it.
 FOUND = {
@@ -216,7 +216,7 @@ def test_from_supernet_to_network(tmp_path):
     losses = {"kd": {"temperature": 1.0}}
     made.algorithm = {"name": "distill", "losses": losses, "inherit": True}
     made.analyses = [{"name": "text_model", "batches": (1,), "rounds": 1}]
-    report = jobs.run(made, tmp_path / "run")
+    report = launch.run(made, tmp_path / "run")
     found = report["extras"]["search"]["found"]["plan"]
     assert report["config"]["model"]["depth"] == found["depth"]
     assert report["metrics"]["test"]["accuracy"] > 0.9
@@ -226,9 +226,9 @@ def test_from_supernet_to_network(tmp_path):
     exported = report["extras"]["text_model"]
     assert exported["difference_after_reading"] == 0
     assert exported["latency_ms"]["batch_1"].keys() == {"network", "full"}
-    again = jobs.run(made, tmp_path / "run", "eval")
+    again = launch.run(made, tmp_path / "run", "eval")
     assert again["metrics"]["test"] == report["metrics"]["test"]
-    measured = jobs.run(made, tmp_path / "run", "bench")
+    measured = launch.run(made, tmp_path / "run", "bench")
     assert measured["config"]["model"] == report["config"]["model"]
     same = ("parameters", "macs_per_example")
     assert [measured["cost"][n] for n in same] == [report["cost"][n] for n in same]
@@ -385,32 +385,32 @@ def test_what_is_measured_is_the_network_found(supernet, tmp_path, monkeypatch, 
     class Built(Exception):
         pass
 
-    def build(config, trained):
+    def build(config, trained, datasets):
         assert trained == {"teacher": supernet}
         raise Built(config.model.depth, config.model.cuts)
 
-    monkeypatch.setattr(jobs, "untrained", lambda _: {"teacher": supernet})
-    monkeypatch.setattr(jobs.experiment, "build", build)
+    monkeypatch.setattr(prerequisites, "untrained", lambda *_: {"teacher": supernet})
+    monkeypatch.setattr(experiment, "build", build)
     workdir, cuts = tmp_path / "run", [[1, 2]] if depth == 2 else []
     with pytest.raises(CheckpointError, match=r"no network that config\.search has found"):
-        jobs.run(config(), workdir, "bench")
+        launch.run(config(), workdir, "bench")
     assert not workdir.exists()
     records.write(workdir, {"found": {"plan": {**FOUND, "depth": depth, "cuts": cuts}}})
     with pytest.raises(Built) as caught:
-        jobs.run(config(), workdir, "bench")
+        launch.run(config(), workdir, "bench")
     assert caught.value.args == (depth, cuts)
     assert [path.name for path in workdir.iterdir()] == ["search"]
     records.path_of(workdir).write_text("{")
     with pytest.raises(DataError, match="no record of a search"):
-        jobs.run(config(), workdir, "bench")
+        launch.run(config(), workdir, "bench")
 
 
 def test_the_network_of_another_run_is_not_measured(supernet, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "untrained", lambda _: {"teacher": supernet})
-    jobs.check.claim_workdir(tmp_path, config(budget=5))
+    monkeypatch.setattr(prerequisites, "untrained", lambda *_: {"teacher": supernet})
+    check.claim_workdir(tmp_path, config(budget=5))
     records.write(tmp_path, {"found": {"plan": FOUND}})
     with pytest.raises(CheckpointError, match="written by another config"):
-        jobs.run(config(), tmp_path, "bench")
+        launch.run(config(), tmp_path, "bench")
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from jaxeff.train.algorithms.distill import Distillation
 from jaxeff.train.algorithms.early_exits import EarlyExits
 from jaxeff.train.algorithms.fptt import FPTT, TruncatedBPTT
 from jaxeff.train.algorithms.hybrid import BPTTWithoutFold, Hybrid
-from jaxeff.train.algorithms.parts import PartwiseAlgorithm
+from jaxeff.train.algorithms.partwise import PartwiseAlgorithm
 from jaxeff.train.algorithms.sandwich import Sandwich
-from jaxeff.train.algorithms.tracking import OneSidedSaddle, SelfAdaptiveTraining, Tracking
+from jaxeff.train.algorithms.stateful_losses import OneSidedSaddle, SelfAdaptiveTraining, Tracking
 
 __all__ = [
     "ALGORITHMS",

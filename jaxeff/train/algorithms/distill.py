@@ -21,7 +21,7 @@ from jaxeff.train.algorithms.base import (
     divisor,
     step_key,
 )
-from jaxeff.train.algorithms.helper import helper
+from jaxeff.train.algorithms.disk_gate import helper
 from jaxeff.train.algorithms.teacher import Teacher, see
 from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState

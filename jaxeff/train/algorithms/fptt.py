@@ -17,8 +17,8 @@ import optax
 from jaxeff.errors import ConfigError
 from jaxeff.registry import closest
 from jaxeff.train.algorithms.base import ALGORITHMS, Task
-from jaxeff.train.algorithms.parts import PartwiseAlgorithm
-from jaxeff.train.dynamic import DynamicState, dynamic_regularizer, restart
+from jaxeff.train.algorithms.partwise import PartwiseAlgorithm
+from jaxeff.train.fptt_optimizer import DynamicState, dynamic_regularizer, restart
 from jaxeff.train.objectives import Objective
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Params
@@ -43,8 +43,8 @@ class FPTT(PartwiseAlgorithm):
     """Forward propagation through time with local objectives.
 
     Each part's local loss is the task's loss plus the dynamic regulariser, see
-    `jaxeff.train.dynamic`. With a label at every step the task's loss is that of the part's steps.
-    With one label per sequence it is, at the end of part p of P (from 1), with w = p / P,
+    `jaxeff.train.fptt_optimizer`. With a label at every step the task's loss is that of the part's
+    steps. With one label per sequence it is, at the end of part p of P (from 1), with w = p / P,
 
         w * loss(label) + (1 - w) * cross_entropy(Q, prediction),
 
