@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxeff.distill import Disk, Seen, gate_at, variant, water_price
 from jaxeff.errors import ConfigError
 from jaxeff.layers.gates import GATES
-from jaxeff.train.algorithms.base import divisor
+from jaxeff.train.algorithms.device_share import divisor
 from jaxeff.typing import Array, PRNGKey
 
 CLOSED_FORM = "closed_form"

@@ -9,18 +9,13 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxeff.distill import LOSSES, Seen
 from jaxeff.errors import ConfigError
 from jaxeff.models.trained import Trained
 from jaxeff.train import optim
-from jaxeff.train.algorithms.base import (
-    ALGORITHMS,
-    Algorithm,
-    divisor,
-    step_key,
-)
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm
+from jaxeff.train.algorithms.device_share import divisor, step_key
 from jaxeff.train.algorithms.disk_gate import helper
 from jaxeff.train.algorithms.teacher import Teacher, see
 from jaxeff.train.objectives import weighted_means
@@ -176,7 +171,11 @@ class Distillation(Algorithm):
         trains_student: bool,
         trains_gate: bool,
     ) -> tuple[TrainState, dict[str, Array]]:
-        """Makes a step of whoever is trained; the other is applied as in evaluation."""
+        """Makes a step of whoever is trained; the other is applied as in evaluation.
+
+        Both have the learning rate of the run's step, because one who takes turns makes fewer
+        updates than the run has steps.
+        """
         algo_state, weight, labels = dict(state.algo_state), batch["weight"], batch["labels"]
         total, key = divisor(weight, axis_name), step_key(state, axis_name)
         helper_state = algo_state.get("helper", {"gate": {"params": {}}})
@@ -211,32 +210,18 @@ class Distillation(Algorithm):
         collected, helped = changed
         new: dict[str, Any] = {}
         if trains_student:
-            (params, adapters), opt_state = self._descend(
-                grads[0], state.opt_state, players[0], state
-            )
+            opt_state = optim.at_step(state.opt_state, state.step)
+            (params, adapters), opt_state = self.descend(grads[0], opt_state, players[0])
             if self.keep_classifier:
                 params = self.teacher.keep_classifier(params, state.params)
             new = {"params": params, "opt_state": opt_state, "model_state": collected}
             algo_state = self.averaged({**algo_state, "adapters": adapters}, params, collected)
         if trains_gate:
-            params, algo_state["gate_opt_state"] = self._descend(
-                grads[-1], algo_state["gate_opt_state"], players[1], state
-            )
+            opt_state = optim.at_step(algo_state["gate_opt_state"], state.step)
+            params, algo_state["gate_opt_state"] = self.descend(grads[-1], opt_state, players[1])
             algo_state["helper"] = {**helped, "gate": {**helped["gate"], "params": params}}
         new |= {"step": state.step + 1, "algo_state": algo_state}
         return state.replace(**new), weighted_means(values, weight, axis_name)  # type: ignore
-
-    def _descend(
-        self, grads: Any, opt_state: Any, params: Any, state: TrainState
-    ) -> tuple[Any, Any]:
-        """Returns a player's updated parameters and optimiser state.
-
-        Its learning rate is that of the run's step, because one who takes turns makes fewer updates
-        than the run has steps.
-        """
-        opt_state = optim.at_step(opt_state, state.step)
-        updates, opt_state = self.optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
 
 
 def _losses(

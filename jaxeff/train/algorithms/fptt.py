@@ -16,7 +16,8 @@ import optax
 
 from jaxeff.errors import ConfigError
 from jaxeff.registry import closest
-from jaxeff.train.algorithms.base import ALGORITHMS, Task
+from jaxeff.train import optim
+from jaxeff.train.algorithms.base import ALGORITHMS, Optimizer, Task
 from jaxeff.train.algorithms.partwise import PartwiseAlgorithm
 from jaxeff.train.fptt_optimizer import DynamicState, dynamic_regularizer, restart
 from jaxeff.train.objectives import Objective
@@ -84,7 +85,7 @@ class FPTT(PartwiseAlgorithm):
         self,
         model: nn.Module,
         objective: Objective,
-        optimizer: optax.GradientTransformation,
+        optimizer: Optimizer,
         task: Task | None = None,
         *,
         parts: int = 10,
@@ -150,12 +151,9 @@ class FPTT(PartwiseAlgorithm):
         """Returns the running, the live and perhaps the average weights."""
         return {"running": state.opt_state.running, **super().all_weights(state)}
 
-    def step_optimizer(
-        self, grads: Params, opt_state: Any, params: Params, gradient: Any
-    ) -> tuple[Params, Any]:
+    def descend(self, grads: Any, opt_state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
         """Returns parameters and optimiser state after an update with the regulariser."""
-        updates, opt_state = self.regularized.update(grads, opt_state, params, gradient=gradient)
-        return optax.apply_updates(params, updates), opt_state
+        return optim.descend(self.regularized, grads, opt_state, params, **extra)
 
     def local_objective(
         self, outputs: Array, batch: Batch, algo_state: Any, number: Array | int, count: int

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxeff.errors import ConfigError
 from jaxeff.hybrid import proxy
@@ -23,8 +22,9 @@ from jaxeff.models.base import apply_with_features, call_options
 from jaxeff.models.hybrid import PARTS, HybridNetwork, part
 from jaxeff.registry import closest
 from jaxeff.train import optim
-from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, divisor, step_key
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm
 from jaxeff.train.algorithms.bptt import BPTT
+from jaxeff.train.algorithms.device_share import divisor, step_key
 from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Carry, Params, PRNGKey
@@ -288,16 +288,15 @@ class Hybrid(Algorithm):
                 if axis_name is not None:
                     grads, changed = jax.lax.pmean((grads, changed), axis_name)
                 # The schedule counts the steps of the run, also those of the other parts.
-                before = optim.at_step(state.opt_state[name], state.step)
-                own = state.params[name]
-                updates, opt_state = self.optimizer.update(grads, before, own)
-                updates = jax.tree.map(lambda u: self.rates[name] * u, updates)
+                opt_state = optim.at_step(state.opt_state[name], state.step)
+                optimizer = optim.scaled(self.optimizer, self.rates[name])
+                params, opt_state = optim.descend(optimizer, grads, opt_state, state.params[name])
                 model_state = {
                     kind: {**tree, name: changed[kind]} if kind in changed else tree
                     for kind, tree in state.model_state.items()
                 }
                 new = state.replace(  # type: ignore[attr-defined]
-                    params={**state.params, name: optax.apply_updates(own, updates)},
+                    params={**state.params, name: params},
                     opt_state={**state.opt_state, name: opt_state},
                     model_state=model_state,
                 )

@@ -6,13 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxeff.distill.classic import kd
 from jaxeff.errors import ConfigError
 from jaxeff.models.encoder_space import stratified
 from jaxeff.selective.confidence import class_logits
-from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, divisor, step_key
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm
+from jaxeff.train.algorithms.device_share import divisor, step_key
 from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Carry, Params, PRNGKey
@@ -118,18 +118,9 @@ class Sandwich(Algorithm):
             rest = (chosen, jnp.stack(keys[1:]))
             (losses, found), _ = jax.lax.scan(draw, (losses, found), rest)
         grads = jax.tree.map(lambda g: g / (2 + self.draws), found)
-        if axis_name is not None:
-            grads = jax.lax.pmean(grads, axis_name)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, params)
-        params = optax.apply_updates(params, updates)
-        new = state.replace(  # type: ignore[attr-defined]
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            algo_state=self.averaged(state.algo_state, params, state.model_state),
-        )
+        new: Any = self.apply_gradients(state, grads, state.model_state, axis_name)
         shown = {**values, "distillation": losses / (1 + self.draws)}
-        return new, weighted_means(shown, weight, axis_name)
+        return new.replace(step=state.step + 1), weighted_means(shown, weight, axis_name)
 
     def evaluate_window(
         self,
