@@ -234,6 +234,17 @@ def share_of_steps(config: Config, part: int, whole: int) -> config_dict.FieldRe
     return config.train.get_ref("num_steps") * part // whole
 
 
+def evaluate_at_shares(config: Config, part: int, whole: int) -> None:
+    """Validates and saves after every ``part / whole`` of the run's steps, rounded up.
+
+    Both intervals follow when the number of steps is set on the command line, and each can be set
+    there alone.
+    """
+    for section, field in (("train", "eval_every"), ("checkpoint", "every")):
+        steps = config.train.get_ref("num_steps")
+        config[section][field] = (steps * part + (whole - 1)) // whole
+
+
 def follow(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Ties the prerequisites' seed and data to the config's, where they say the same.
 
