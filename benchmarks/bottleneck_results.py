@@ -338,10 +338,10 @@ def serving(record: Record) -> None:
 def torch(record: Record) -> None:
     """Times the full encoder of MiniLM's sizes here and in PyTorch, in turns."""
     from jaxeff.models.encoder import Encoder, EncoderShape
-    from jaxeff.models.encoder_plan import Plan
+    from jaxeff.models.encoder_plan import EncoderPlan
 
     shapes = ["1x32", "1x128", "32x32"] + ([] if record.quick else ["32x128"])
-    encoder = Encoder(EncoderShape(30522, 384, 6, 12, 1536), Plan(6))
+    encoder = Encoder(EncoderShape(30522, 384, 6, 12, 1536), EncoderPlan(6))
     calls = {shape: measure.network_call(encoder, *map(int, shape.split("x"))) for shape in shapes}
     python = os.environ.get("TORCH_PYTHON", sys.executable)
     worker = Worker([python, str(HERE / "torch_encoder_worker.py"), *shapes])

@@ -11,22 +11,22 @@ from jaxeff.analyses.base import (
     require_split,
     run,
 )
-from jaxeff.analyses.hybrid import EarlyExits, Hybrid
+from jaxeff.analyses.hybrid import EarlyExitAnalysis, HybridAnalysis
 from jaxeff.analyses.poses import LossByAngle, Reconstructions, RecoveredAngles
-from jaxeff.analyses.selective import Selective
+from jaxeff.analyses.selective import SelectiveAnalysis
 from jaxeff.analyses.text import ExportedTextModel
 
 __all__ = [
     "ANALYSES",
     "Analysis",
-    "EarlyExits",
+    "EarlyExitAnalysis",
     "ExportedTextModel",
     "Findings",
-    "Hybrid",
+    "HybridAnalysis",
     "LossByAngle",
     "RecoveredAngles",
     "Reconstructions",
-    "Selective",
+    "SelectiveAnalysis",
     "TrainedModel",
     "build",
     "check",

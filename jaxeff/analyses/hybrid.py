@@ -18,7 +18,7 @@ from jaxeff.arguments import require
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.eval.hybrid_plots import trade_offs
 from jaxeff.hybrid import cost, curves
-from jaxeff.hybrid.cascade import Table, follow
+from jaxeff.hybrid.cascade import ThresholdTable, follow
 from jaxeff.models.early_exit import EarlyExitNet, early_exits
 from jaxeff.models.hybrid import HybridModel, HybridNetwork, part
 from jaxeff.selective import confidence
@@ -53,13 +53,13 @@ class _Split:
     expert: np.ndarray
     scores: dict[str, np.ndarray]
 
-    def curve(self, rule: str) -> curves.Curve:
+    def curve(self, rule: str) -> curves.AccuracyCoverageCurve:
         return curves.accuracy_coverage(self.scores[rule], self.base, self.expert)
 
 
 @ANALYSES.register("hybrid")
 @dataclasses.dataclass(frozen=True)
-class Hybrid:
+class HybridAnalysis:
     """Compares the router with confidences, oracles and the models alone, at measured cost.
 
     Thresholds are chosen on the calibration split and judged once on the test split, the power of
@@ -228,7 +228,7 @@ class Hybrid:
 
 @ANALYSES.register("early_exits")
 @dataclasses.dataclass(frozen=True)
-class EarlyExits:
+class EarlyExitAnalysis:
     """Plans the thresholds of a network's exits for several budgets, and measures the cost.
 
     Thresholds are chosen on the calibration split and judged once on the test split. A budget is a
@@ -274,7 +274,7 @@ class EarlyExits:
             # As the model scores, so that the thresholds are its own.
             scores[name] = -confidence.softmax_response(logits[:-1].astype(np.float32))
         measured = model.measure(example, rounds=self.rounds)
-        table = Table(scores["calibration"], right["calibration"], prices, self.candidates)
+        table = ThresholdTable(scores["calibration"], right["calibration"], prices, self.candidates)
         plans: dict[str, Any] = {}
         for budget in self.budgets:
             try:

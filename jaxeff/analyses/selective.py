@@ -23,7 +23,7 @@ _P_NORM = "max-logit p-norm"
 
 @ANALYSES.register("selective")
 @dataclasses.dataclass(frozen=True)
-class Selective:
+class SelectiveAnalysis:
     """Chooses thresholds on the calibration split and judges them once on the test split.
 
     It compares the confidence that the objective trains with those of any classifier. Thresholds

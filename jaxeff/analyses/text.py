@@ -15,7 +15,7 @@ from jaxeff.analyses.base import ANALYSES, Findings, TrainedModel
 from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.models.encoder import Encoder
-from jaxeff.models.encoder_plan import Plan
+from jaxeff.models.encoder_plan import EncoderPlan
 from jaxeff.models.text import TextClassifier
 from jaxeff.search.measure import network_call
 from jaxeff.serving import TextModel
@@ -64,7 +64,7 @@ class ExportedTextModel:
         texts = [split.texts[row] for row in split.indices[: self.examples]]
         before, after = (m.logits(texts) for m in (model, TextModel.load(workdir / FOLDER)))
         encoder = network.encoder
-        full = Encoder(encoder.shape, Plan(encoder.shape.layers), encoder.dtype)
+        full = Encoder(encoder.shape, EncoderPlan(encoder.shape.layers), encoder.dtype)
         networks = {
             "network": network,
             "full": TextClassifier(full, network.num_outputs, network.dtype),

@@ -24,14 +24,14 @@ from jaxeff import bench, data
 from jaxeff.config import first_difference, plain
 from jaxeff.errors import CheckpointError, ConfigError, DataError
 from jaxeff.eval.console import say
-from jaxeff.models.encoder_plan import Plan
+from jaxeff.models.encoder_plan import EncoderPlan
 from jaxeff.models.encoder_space import stratified
 from jaxeff.models.trained import Trained
 from jaxeff.search import measure, record
 from jaxeff.search.choice import Candidate, choose
 from jaxeff.search.front import pareto
 from jaxeff.search.record import TABLE
-from jaxeff.search.searches import SEARCHES, Known, Search
+from jaxeff.search.searches import SEARCHES, SearchContext, SearchStrategy
 from jaxeff.search.strategies import Evaluations
 
 SUPERNET = "teacher"
@@ -96,7 +96,7 @@ def resolved(
             )
         if record.path_of(workdir).exists():
             say(f"warning: {complaint}; the search is made again")
-        search: Search = SEARCHES.build(config.search, "search")
+        search: SearchStrategy = SEARCHES.build(config.search, "search")
         folder = record.path_of(workdir).parent
         record.write(workdir, run(search, trained[SUPERNET], dataset(), folder, config))
         known = record.read(workdir, space)
@@ -153,7 +153,7 @@ def summary(workdir: Path) -> dict[str, Any]:
 
 
 def run(
-    search: Search,
+    search: SearchStrategy,
     supernet: Trained,
     dataset: data.Dataset,
     folder: Path,
@@ -183,7 +183,7 @@ def run(
     limit = requirement.max_ms or math.inf
     evaluations = Evaluations(space, score, table, search.budget, limit)
     say(f"search   evaluates {search.budget} networks for {requirement}")
-    known = Known(supernet, table, dataset.splits["train"], full_ms)
+    known = SearchContext(supernet, table, dataset.splits["train"], full_ms)
     search.explore(evaluations, np.random.default_rng(config.seed), known)
     if not evaluations.found:  # nothing is predicted to be fast enough
         fastest = evaluations.allowed[0]
@@ -222,7 +222,7 @@ def described(candidate: Candidate) -> dict[str, Any]:
 
 
 def _measurement(
-    network: Any, search: Search, length: int
+    network: Any, search: SearchStrategy, length: int
 ) -> Callable[[Sequence[Candidate]], list[Candidate]]:
     def measured(candidates: Sequence[Candidate]) -> list[Candidate]:
         calls = {
@@ -263,7 +263,7 @@ class Scorer:
         size = min(batch_size, number)
         self._batches = [split.take(rows[first : first + size]) for first in range(0, number, size)]
 
-    def __call__(self, plan: Plan) -> float:
+    def __call__(self, plan: EncoderPlan) -> float:
         """Returns the accuracy of a plan's network."""
         network = self._network.subnetwork(plan)
 

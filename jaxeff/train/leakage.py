@@ -23,7 +23,7 @@ SPLITTING = ("split_seed", "validation_fraction", "calibration_fraction")
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class ExampleRows:
     """Examples of an array.
 
     Attributes:
@@ -34,7 +34,7 @@ class Rows:
     source: tuple[str, ...]
     numbers: np.ndarray
 
-    def shared(self, other: Rows) -> int:
+    def shared(self, other: ExampleRows) -> int:
         """Returns the number of examples that are in both."""
         if self.source != other.source:
             return 0
@@ -54,8 +54,8 @@ class Experience:
 
     where: str
     data: Mapping[str, Any]
-    trained: Rows | None
-    chosen: Rows | None
+    trained: ExampleRows | None
+    chosen: ExampleRows | None
 
 
 def experience(
@@ -89,7 +89,7 @@ def _below(prerequisites: Mapping[str, tuple[Experience, ...]]) -> list[Experien
     ]
 
 
-def rows(dataset: Dataset, name: str, numbers: np.ndarray | None = None) -> Rows | None:
+def rows(dataset: Dataset, name: str, numbers: np.ndarray | None = None) -> ExampleRows | None:
     """Returns the rows of a split, or of some of its examples; None if it does not show them."""
     split: Any = dataset.splits.get(name)
     indices, labels = getattr(split, "indices", None), getattr(split, "labels", None)
@@ -97,7 +97,9 @@ def rows(dataset: Dataset, name: str, numbers: np.ndarray | None = None) -> Rows
         return None
     part = "train" if labels is getattr(dataset.splits["train"], "labels", None) else name
     digest = hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest()
-    return Rows((dataset.name, part, digest), indices if numbers is None else indices[numbers])
+    return ExampleRows(
+        (dataset.name, part, digest), indices if numbers is None else indices[numbers]
+    )
 
 
 def check(
@@ -142,7 +144,7 @@ def check(
             )
 
 
-def _judged(dataset: Dataset, each: Experience) -> Iterator[tuple[str, Rows, Rows]]:
+def _judged(dataset: Dataset, each: Experience) -> Iterator[tuple[str, ExampleRows, ExampleRows]]:
     """Yields splits, what a prerequisite has seen that must be none of theirs, and their rows."""
     for split in ("test", "calibration", "validation"):
         judged = rows(dataset, split)

@@ -51,7 +51,7 @@ def powers(monkeypatch):
 @pytest.mark.parametrize(("validation", "power"), [(30, 30), (0, None)])
 def test_a_hybrids_power_is_that_of_the_validation_split(validation, power, powers, monkeypatch):
     monkeypatch.setattr(hybrid, "_all_outputs", lambda trained, split, apply: draw(split, 7))
-    found = hybrid.Hybrid()._splits(trained(validation))
+    found = hybrid.HybridAnalysis()._splits(trained(validation))
     assert set(found) == {"calibration", "test"}
     assert powers == [power, power]
 
@@ -66,7 +66,7 @@ def test_a_selective_power_is_that_of_the_validation_split(
 
     monkeypatch.setattr(selective, "collect", collect)
     monkeypatch.setattr(selective, "risk_coverage", lambda *args, **options: None)
-    found = selective.Selective()(trained(validation), tmp_path)
+    found = selective.SelectiveAnalysis()(trained(validation), tmp_path)
     assert found.extras["p_norm_power"] == power
     assert set(powers) == {power}
 

@@ -125,7 +125,9 @@ def test_student_and_gate_descend_on_one_sum_of_which_each_sees_its_part(name):
 
     def parts(params, gate_params):
         logits = answers(algorithm.model, params, batch)
-        gate = algorithm.helper.gate.apply({"params": gate_params}, teacher.seen(batch["inputs"]))
+        gate = algorithm.disk_loss.gate.apply(
+            {"params": gate_params}, teacher.seen(batch["inputs"])
+        )
         own = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         lifted = made.loss(logits, goal, labels, gate) + made.cost(logits, gate)
         counted = jnp.sum(weight * made.counted(logits, labels))

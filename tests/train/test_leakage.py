@@ -143,7 +143,7 @@ def test_a_training_checks_its_prerequisites(hybrid):
 
 
 def test_other_data_may_be_learned_from(built):
-    others = leakage.Rows(("tiny", "train", "x"), np.arange(2000))
+    others = leakage.ExampleRows(("tiny", "train", "x"), np.arange(2000))
     seen = leakage.Experience("", {"name": "tiny"}, others, others)
     check_leakage(built, {"teacher": (seen,)})
     unknown = leakage.Experience("", built.config.data.to_dict() | {"split_seed": 1}, None, None)
@@ -152,10 +152,10 @@ def test_other_data_may_be_learned_from(built):
 
 
 def test_rows_of_other_arrays_are_others():
-    one = leakage.Rows(("digits", "train", "a"), np.arange(5))
-    assert one.shared(leakage.Rows(("digits", "train", "a"), np.arange(3, 9))) == 2
-    assert one.shared(leakage.Rows(("digits", "test", "a"), np.arange(3, 9))) == 0
-    assert one.shared(leakage.Rows(("digits", "train", "b"), np.arange(3, 9))) == 0
+    one = leakage.ExampleRows(("digits", "train", "a"), np.arange(5))
+    assert one.shared(leakage.ExampleRows(("digits", "train", "a"), np.arange(3, 9))) == 2
+    assert one.shared(leakage.ExampleRows(("digits", "test", "a"), np.arange(3, 9))) == 0
+    assert one.shared(leakage.ExampleRows(("digits", "train", "b"), np.arange(3, 9))) == 0
 
 
 def test_labels_of_no_class_in_a_users_data_are_one_sentence(hybrid, monkeypatch):

@@ -11,7 +11,7 @@ from encoder_cases import SHAPE
 from jaxeff import analyses, data, serving, train
 from jaxeff.errors import CheckpointError, ConfigError, DataError
 from jaxeff.models import MODELS
-from jaxeff.models.encoder_plan import Plan
+from jaxeff.models.encoder_plan import EncoderPlan
 from jaxeff.models.trained import Trained
 from jaxeff.search import record as records
 from jaxeff.search import run as searching
@@ -106,7 +106,7 @@ def test_what_cannot_be_met_is_answered_with_the_nearest(supernet, dataset, tmp_
 
 @pytest.mark.slow
 def test_scores_are_accuracies_of_a_part_of_all(supernet, dataset):
-    plan = Plan(2, ((1, 2),))
+    plan = EncoderPlan(2, ((1, 2),))
     whole = searching.Scorer(supernet, dataset, 16, 0)(plan)
     batch = dataset.splits["validation"].take(np.arange(40))
     network = supernet.model.subnetwork(plan)
@@ -240,7 +240,7 @@ def test_a_gradient_keeps_to_its_aim(supernet, dataset):
     space = supernet.model.space
     layers, cuts = needed(space.plans, 8)
     table = LatencyTable(1, 8, 0.0, {s: float(s[0]) for s in layers}, dict.fromkeys(cuts, 0.0))
-    known = searches.Known(supernet, table, dataset.splits["train"], table(space.full))
+    known = searches.SearchContext(supernet, table, dataset.splits["train"], table(space.full))
     search = searches.Gradient(steps=60, learning_rate=0.2)
     found = search._learned(space, 8.0, np.random.default_rng(0), known)
     expected = expected_latency(table, space, found)
@@ -255,7 +255,7 @@ def test_dear_tokens_are_kept_less(supernet, dataset):
     space = supernet.model.space
     layers, cuts = needed(space.plans, 8)
     table = LatencyTable(1, 8, 0.0, {s: float(s[0]) for s in layers}, dict.fromkeys(cuts, 0.0))
-    known = searches.Known(supernet, table, dataset.splits["train"], table(space.full))
+    known = searches.SearchContext(supernet, table, dataset.splits["train"], table(space.full))
     search = searches.Retention(steps=40, learning_rate=0.1)
     free, dear = (
         search._learned(space, price, np.random.default_rng(0), known) for price in (0.0, 30.0)

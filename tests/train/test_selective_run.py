@@ -101,7 +101,7 @@ def test_all_confidences_are_compared(found):
 def test_data_without_one_class_per_example_is_refused():
     dataset = SimpleNamespace(name="adding", task="regression")
     with pytest.raises(ConfigError, match="data 'adding' is for regression; leave it out"):
-        selective.Selective().check(None, dataset)
+        selective.SelectiveAnalysis().check(None, dataset)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Distillation: a student learns from labels and from a frozen teacher, perhaps with a helper."""
+"""Distillation: a student learns from labels and from a frozen teacher, perhaps through a gate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxeff.models.trained import Trained
 from jaxeff.train import optim
 from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm
 from jaxeff.train.algorithms.device_share import divisor, step_key
-from jaxeff.train.algorithms.disk_gate import helper
+from jaxeff.train.algorithms.disk_gate import disk_loss
 from jaxeff.train.algorithms.teacher import Teacher, see
 from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
@@ -84,8 +84,8 @@ class Distillation(Algorithm):
             raise ConfigError(f"distillation is of classifiers, not of {self.task.kind} data")
         self.label_weight = label_weight
         self.losses, self.loss_weights = _losses(losses or {})
-        self.helper = helper(disk, gate, self.task.num_classes)
-        self.learns_gate = self.helper is not None and self.helper.gate is not None
+        self.disk_loss = disk_loss(disk, gate, self.task.num_classes)
+        self.learns_gate = self.disk_loss is not None and self.disk_loss.gate is not None
         self.student_epochs, self.gate_epochs = student_epochs, gate_epochs
         self.gate_init_epochs = gate_init_epochs
         if student_epochs < 1 or min(gate_epochs, gate_init_epochs) < 0:
@@ -125,8 +125,8 @@ class Distillation(Algorithm):
             made: Any = loss.init(own_key, student, teacher, labels)
             adapters[name] = made.get("params", {})
         algo_state = {"adapters": adapters, "teacher": self.teacher.init()}
-        if self.helper is not None:
-            algo_state["helper"] = self.helper.init(keys[0], teacher)
+        if self.disk_loss is not None:
+            algo_state["helper"] = self.disk_loss.init(keys[0], teacher)
             gate_params = algo_state["helper"]["gate"]["params"]
             algo_state["gate_opt_state"] = self.optimizer.init(gate_params)
         return state.replace(  # type: ignore[attr-defined]
@@ -178,7 +178,7 @@ class Distillation(Algorithm):
         """
         algo_state, weight, labels = dict(state.algo_state), batch["weight"], batch["labels"]
         total, key = divisor(weight, axis_name), step_key(state, axis_name)
-        helper_state = algo_state.get("helper", {"gate": {"params": {}}})
+        disk_state = algo_state.get("helper", {"gate": {"params": {}}})
 
         def loss_fn(own, gate_params):
             params, adapters = own
@@ -191,35 +191,38 @@ class Distillation(Algorithm):
             for name, distil in self.losses.items():
                 values[name] = distil.apply({"params": adapters[name]}, student, teacher, labels)
                 loss += self.loss_weights[name] * jnp.sum(values[name] * weight) / total
-            helped: Any = {}
-            if self.helper is not None:
+            new_disk_state: Any = {}
+            if self.disk_loss is not None:
                 number = jnp.maximum(self._rounds(state.step)[0], 0)
                 seen = student, teacher, labels, weight
-                term, more, helped = self.helper(
-                    gate_params, helper_state, *seen, number, axis_name, trains_gate
+                term, more, new_disk_state = self.disk_loss(
+                    gate_params, disk_state, *seen, number, axis_name, trains_gate
                 )
                 loss, values = loss + term, values | more
-            return loss, (values, collected, helped)
+            return loss, (values, collected, new_disk_state)
 
-        players = (state.params, algo_state["adapters"]), helper_state["gate"]["params"]
+        learners = (state.params, algo_state["adapters"]), disk_state["gate"]["params"]
         who = tuple(n for n, trained in enumerate((trains_student, trains_gate)) if trained)
         grad_fn = jax.value_and_grad(loss_fn, argnums=who, has_aux=True)
-        (_, (values, *changed)), grads = grad_fn(*players)
+        (_, (values, *changed)), grads = grad_fn(*learners)
         if axis_name is not None:
             grads, changed = jax.lax.pmean((grads, changed), axis_name)
-        collected, helped = changed
+        collected, new_disk_state = changed
         new: dict[str, Any] = {}
         if trains_student:
             opt_state = optim.at_step(state.opt_state, state.step)
-            (params, adapters), opt_state = self.descend(grads[0], opt_state, players[0])
+            (params, adapters), opt_state = self.descend(grads[0], opt_state, learners[0])
             if self.keep_classifier:
                 params = self.teacher.keep_classifier(params, state.params)
             new = {"params": params, "opt_state": opt_state, "model_state": collected}
             algo_state = self.averaged({**algo_state, "adapters": adapters}, params, collected)
         if trains_gate:
             opt_state = optim.at_step(algo_state["gate_opt_state"], state.step)
-            params, algo_state["gate_opt_state"] = self.descend(grads[-1], opt_state, players[1])
-            algo_state["helper"] = {**helped, "gate": {**helped["gate"], "params": params}}
+            params, algo_state["gate_opt_state"] = self.descend(grads[-1], opt_state, learners[1])
+            algo_state["helper"] = {
+                **new_disk_state,
+                "gate": {**new_disk_state["gate"], "params": params},
+            }
         new |= {"step": state.step + 1, "algo_state": algo_state}
         return state.replace(**new), weighted_means(values, weight, axis_name)  # type: ignore
 
