@@ -37,7 +37,7 @@ class Findings:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedModel:
+class TrainingResult:
     """A trained model with what it was trained on and by.
 
     Attributes:
@@ -62,7 +62,7 @@ class TrainedModel:
 
 #: ``analysis(trained, workdir)``. It may have a method ``check(model, dataset)``, which refuses
 #: before the training what it cannot look at.
-Analysis = Callable[[TrainedModel, Path], Findings]
+Analysis = Callable[[TrainingResult, Path], Findings]
 
 
 def build(specs: Sequence[Mapping[str, Any]]) -> dict[str, Analysis]:
@@ -101,7 +101,7 @@ def require_split(dataset: data.Dataset, split: str) -> None:
 
 
 def collect(
-    trained: TrainedModel,
+    trained: TrainingResult,
     split: str,
     apply: Callable[[Any, Mapping[str, Any]], Any] | None = None,
 ) -> dict[str, np.ndarray]:
@@ -137,7 +137,7 @@ def collect(
 
 
 def run(
-    analyses: Mapping[str, Analysis], trained: TrainedModel, workdir: Path
+    analyses: Mapping[str, Analysis], trained: TrainingResult, workdir: Path
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Runs analyses; returns their extras by name, and all artifacts."""
     extras: dict[str, Any] = {}

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxeff import bench, data
-from jaxeff.analyses.base import ANALYSES, Findings, TrainedModel, collect, require_split
+from jaxeff.analyses.base import ANALYSES, Findings, TrainingResult, collect, require_split
 from jaxeff.arguments import require
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.eval.hybrid_plots import trade_offs
@@ -29,17 +29,17 @@ LEARNED = "learned router"
 _ORACLES = ("agreement oracle", "label oracle")
 
 
-def _all_outputs(trained: TrainedModel, split: str, apply: Any) -> tuple[np.ndarray, np.ndarray]:
+def _all_outputs(trained: TrainingResult, split: str, apply: Any) -> tuple[np.ndarray, np.ndarray]:
     """Returns the outputs of all stages, side by side, and the labels."""
 
     def joined(variables: Any, batch: Any) -> Any:
         return jnp.concatenate(apply(variables, batch), axis=-1)
 
-    found = collect(trained, split, joined)
-    return found["outputs"], found["labels"]
+    collected = collect(trained, split, joined)
+    return collected["outputs"], collected["labels"]
 
 
-def _first_test_batch(trained: TrainedModel) -> np.ndarray:
+def _first_test_batch(trained: TrainingResult) -> np.ndarray:
     split = trained.dataset.splits["test"]
     size = min(trained.config.eval.batch_size, len(split))
     return split.take(np.arange(size))["inputs"]
@@ -88,7 +88,7 @@ class HybridAnalysis:
             raise ConfigError("analysis 'hybrid' needs config.model.name='hybrid'")
         require_split(dataset, "calibration")
 
-    def __call__(self, trained: TrainedModel, workdir: Path) -> Findings:
+    def __call__(self, trained: TrainingResult, workdir: Path) -> Findings:
         """Returns the tables, and writes the picture."""
         splits = self._splits(trained)
         calibration, test = splits["calibration"], splits["test"]
@@ -103,13 +103,13 @@ class HybridAnalysis:
             "examples": {name: len(split.base) for name, split in splits.items()},
             "shares": curves.Shares.of(test.base, test.expert)._asdict(),
             "static": static,
-            "cost": {name: dataclasses.asdict(found) for name, found in measured.items()},
+            "cost": {name: dataclasses.asdict(cost_model) for name, cost_model in measured.items()},
             "rules": rules,
         }
         self._draw(trained, workdir, test, measured, static)
         return Findings(extras, {"accuracy_coverage": PICTURE})
 
-    def _splits(self, trained: TrainedModel) -> dict[str, _Split]:
+    def _splits(self, trained: TrainingResult) -> dict[str, _Split]:
         algorithm: Any = trained.algorithm
         classes = trained.dataset.num_classes
 
@@ -117,7 +117,7 @@ class HybridAnalysis:
             logits, scores, _ = algorithm.scored(variables, batch)
             return logits, algorithm.expert_logits(variables, batch), scores[:, None]
 
-        found, power = {}, None
+        splits, power = {}, None
         validated = len(trained.dataset.splits["validation"]) > 0
         for name in (*(["validation"] if validated else []), "calibration", "test"):
             outputs, labels = _all_outputs(trained, name, apply)
@@ -132,11 +132,11 @@ class HybridAnalysis:
             scores["max-logit p-norm"] = -confidence.p_norm_or_response(base, power)
             scores[_ORACLES[0]] = (answers[0] != answers[1]).astype(float)
             scores[_ORACLES[1]] = right[1].astype(float) - right[0]
-            found[name] = _Split(right[0], right[1], scores)
-        return found
+            splits[name] = _Split(right[0], right[1], scores)
+        return splits
 
     def _measure(
-        self, trained: TrainedModel
+        self, trained: TrainingResult
     ) -> tuple[dict[str, dict[str, float]], dict[str, cost.MeasuredCost]]:
         """Times the models alone and together; a confidence costs no more than the base does."""
         network: Any = trained.model
@@ -146,8 +146,8 @@ class HybridAnalysis:
         measured = model.measure(inputs, rounds=self.rounds)
         alone = {}
         for name in ("base", "expert"):
-            own: Any = getattr(network, name)
-            call = jax.jit(own.apply)
+            module: Any = getattr(network, name)
+            call = jax.jit(module.apply)
             of_part = part(variables, name)
             alone[name] = lambda call=call, of_part=of_part: call(of_part, inputs)
         times = bench.interleaved(alone, self.rounds, 1)
@@ -179,9 +179,9 @@ class HybridAnalysis:
             return {"threshold": threshold, **reached._asdict(), "milliseconds": milliseconds}
 
         def cheapest(loss: float) -> dict[str, Any]:
-            wanted = max(float(np.mean(calibration.expert)) - loss, 0.0)
+            least = max(float(np.mean(calibration.expert)) - loss, 0.0)
             try:
-                return judged(float(known.threshold[cost.cheapest(known, measured, wanted)]))
+                return judged(float(known.threshold[cost.cheapest(known, measured, least)]))
             except DataError as error:
                 return {"unreachable": str(error)}
 
@@ -202,7 +202,7 @@ class HybridAnalysis:
 
     def _draw(
         self,
-        trained: TrainedModel,
+        trained: TrainingResult,
         workdir: Path,
         test: _Split,
         measured: Mapping[str, cost.MeasuredCost],
@@ -217,7 +217,7 @@ class HybridAnalysis:
                 line = measured.get(rule, measured["confidence"])
                 by_cost[rule] = ([line.milliseconds(float(c)) for c in coverage], accuracy)
         axis = "milliseconds per input"
-        points = {n: (found["milliseconds"], found["accuracy"]) for n, found in static.items()}
+        points = {n: (of["milliseconds"], of["accuracy"]) for n, of in static.items()}
         trade_offs(
             {"coverage": by_coverage, axis: by_cost},
             {axis: points},
@@ -254,7 +254,7 @@ class EarlyExitAnalysis:
             raise ConfigError("analysis 'early_exits' needs config.model.name='early_exit'")
         require_split(dataset, "calibration")
 
-    def __call__(self, trained: TrainedModel, workdir: Path) -> Findings:
+    def __call__(self, trained: TrainingResult, workdir: Path) -> Findings:
         """Returns the tables, and writes the picture."""
         network: Any = trained.model
         exits = len(network.exits) + 1
@@ -282,11 +282,11 @@ class EarlyExitAnalysis:
             except DataError as error:
                 plans[f"{budget:g}"] = {"unreachable": str(error)}
                 continue
-            found = follow(scores["test"], right["test"], prices, plan.thresholds)
+            point = follow(scores["test"], right["test"], prices, plan.thresholds)
             plans[f"{budget:g}"] = {
-                **found._asdict(),
+                **point._asdict(),
                 "calibration_accuracy": plan.accuracy,
-                "milliseconds": measured.expected_ms(found.reached[1:]),
+                "milliseconds": measured.expected_ms(point.reached[1:]),
             }
         reachable = [plan for plan in plans.values() if "accuracy" in plan]
         lines = {

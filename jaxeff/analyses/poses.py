@@ -14,7 +14,7 @@ import numpy as np
 from jaxeff.affine.losses import resampling_floor
 from jaxeff.affine.poses import angle_of, rotation_matrix
 from jaxeff.affine.resampling import Transform, resample
-from jaxeff.analyses.base import ANALYSES, Findings, TrainedModel
+from jaxeff.analyses.base import ANALYSES, Findings, TrainingResult
 from jaxeff.errors import ConfigError
 from jaxeff.eval import pose_plots
 
@@ -31,7 +31,7 @@ class AutoencoderPredictor:
       ConfigError: another kind of model.
     """
 
-    def __init__(self, trained: TrainedModel):
+    def __init__(self, trained: TrainingResult):
         if trained.dataset.task != "reconstruction":
             raise ConfigError(
                 "this analysis looks at autoencoders, but config.data.name="
@@ -48,8 +48,8 @@ class AutoencoderPredictor:
         if hasattr(self.algorithm, "find"):
             return self.algorithm.find(variables, inputs)
         if self.model.proposals:
-            found: Any = self.model.apply(variables, inputs, method="propose")
-            return found[0][:, 0]
+            proposed: Any = self.model.apply(variables, inputs, method="propose")
+            return proposed[0][:, 0]
         return None
 
     def _looked(self, variables: Any, inputs: Any, pose: Any) -> dict[str, Any]:
@@ -68,8 +68,8 @@ class AutoencoderPredictor:
             part = inputs[start : start + _CHUNK]
             real = len(part)
             part = np.pad(part, ((0, _CHUNK - real), *((0, 0),) * (part.ndim - 1)))
-            found = self._look(self.variables, part, self._find(self.variables, part))
-            parts.append({name: np.asarray(value)[:real] for name, value in found.items()})
+            outputs = self._look(self.variables, part, self._find(self.variables, part))
+            parts.append({name: np.asarray(value)[:real] for name, value in outputs.items()})
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
     def decoded(self, codes: np.ndarray) -> np.ndarray:
@@ -82,7 +82,7 @@ class AutoencoderPredictor:
         return np.asarray(jax.jit(paint)(self.variables, codes))
 
 
-def _first(trained: TrainedModel, count: int, split: str = "test") -> dict[str, np.ndarray]:
+def _first(trained: TrainingResult, count: int, split: str = "test") -> dict[str, np.ndarray]:
     examples = trained.dataset.splits[split]
     return examples.take(np.arange(min(count, len(examples))))
 
@@ -100,7 +100,7 @@ class Reconstructions:
     images: int = 10
     codes: int = 6
 
-    def __call__(self, trained: TrainedModel, workdir: Path) -> Findings:
+    def __call__(self, trained: TrainingResult, workdir: Path) -> Findings:
         """See `jaxeff.analyses.Analysis`."""
         predict, name = AutoencoderPredictor(trained), trained.config.name
         inputs = _first(trained, self.images)["inputs"]
@@ -146,7 +146,7 @@ class RecoveredAngles:
 
     images: int = 500
 
-    def __call__(self, trained: TrainedModel, workdir: Path) -> Findings:
+    def __call__(self, trained: TrainingResult, workdir: Path) -> Findings:
         """See `jaxeff.analyses.Analysis`."""
         predict = AutoencoderPredictor(trained)
         if predict.family is None or predict.family.dimensions != 2:
@@ -158,14 +158,14 @@ class RecoveredAngles:
         seen = predict(batch["inputs"])
         drawn = batch["pose"][:, :4].reshape(-1, 2, 2)
         kept = np.asarray(angle_of(jnp.asarray(drawn @ seen["matrix"])))
-        found = np.asarray(angle_of(jnp.asarray(seen["matrix"])))
+        angles = np.asarray(angle_of(jnp.asarray(seen["matrix"])))
         names = trained.dataset.class_names or tuple(map(str, range(10)))
         by_class = {
             names[label]: kept[batch["labels"] == label] for label in np.unique(batch["labels"])
         }
         title = "Orientation in which a class is kept: angle of the data plus angle found"
         pose_plots.angle_histograms(by_class, workdir / "orientations.png", title=title)
-        pose_plots.angle_histograms({"all": found}, workdir / "angles.png", title="Angles found")
+        pose_plots.angle_histograms({"all": angles}, workdir / "angles.png", title="Angles found")
         return Findings(
             {
                 "circular_variance": {n: circular_variance(a) for n, a in by_class.items()},
@@ -194,7 +194,7 @@ class LossByAngle:
     images: int = 128
     step: int = 30
 
-    def __call__(self, trained: TrainedModel, workdir: Path) -> Findings:
+    def __call__(self, trained: TrainingResult, workdir: Path) -> Findings:
         """See `jaxeff.analyses.Analysis`."""
         predict = AutoencoderPredictor(trained)
         split = trained.dataset.splits["test"]
@@ -215,8 +215,8 @@ class LossByAngle:
             floor = predict.algorithm.objective.floor(jnp.asarray(inputs))
             unavoidable.append(float(floor.mean()))
             if "matrix" in seen:
-                found = Transform(*(jnp.asarray(seen[part]) for part in ("matrix", "shift")))
-                twice.append(float(resampling_floor(jnp.asarray(inputs), found).mean()))
+                transform = Transform(*(jnp.asarray(seen[part]) for part in ("matrix", "shift")))
+                twice.append(float(resampling_floor(jnp.asarray(inputs), transform).mean()))
         curves = {"loss": losses}
         if twice:
             curves["of resampling there and back"] = twice

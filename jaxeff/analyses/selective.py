@@ -11,7 +11,7 @@ import flax.linen as nn
 import numpy as np
 
 from jaxeff import data
-from jaxeff.analyses.base import ANALYSES, Findings, TrainedModel, collect, require_split
+from jaxeff.analyses.base import ANALYSES, Findings, TrainingResult, collect, require_split
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.eval.selective_plots import risk_coverage
 from jaxeff.selective import calibrate, confidence, metrics, rules
@@ -63,7 +63,7 @@ class SelectiveAnalysis:
             )
         require_split(dataset, "calibration")
 
-    def __call__(self, trained: TrainedModel, workdir: Path) -> Findings:
+    def __call__(self, trained: TrainingResult, workdir: Path) -> Findings:
         """Returns the tables, and writes the picture of the risk-coverage curves.
 
         Raises:
@@ -74,23 +74,25 @@ class SelectiveAnalysis:
         if len(trained.dataset.splits["validation"]):
             splits["validation"] = collect(trained, "validation")
         rules.require_classes(splits["calibration"]["labels"], trained.dataset.num_classes)
-        own: Callable[[Any], dict[str, Any]] = getattr(objective, "confidences", lambda _: {})
+        own_confidences: Callable[[Any], dict[str, Any]] = getattr(
+            objective, "confidences", lambda _: {}
+        )
         outputs = {name: split["outputs"].astype(np.float64) for name, split in splits.items()}
         logits = {name: confidence.class_logits(objective, outputs[name]) for name in splits}
         wrong = {n: logits[n].argmax(-1) != split["labels"] for n, split in splits.items()}
         power = None
         if "validation" in splits:
             power = confidence.tune_p_norm(logits["validation"], wrong["validation"])
-        found = {
+        confidences = {
             name: {
-                **own(outputs[name]),
+                **own_confidences(outputs[name]),
                 **{label: function(z) for label, function in confidence.OF_LOGITS.items()},
                 _P_NORM: confidence.p_norm_or_response(z, power),
             }
             for name, z in logits.items()
         }
-        labels = list(found["test"])
-        curves = {c: metrics.risk_coverage(found["test"][c], wrong["test"]) for c in labels}
+        labels = list(confidences["test"])
+        curves = {c: metrics.risk_coverage(confidences["test"][c], wrong["test"]) for c in labels}
         title = f"Selective classification with {trained.config.name}, test split"
         risk_coverage(curves, workdir / PICTURE, title=title)
         error = float(wrong["test"].mean())
@@ -107,7 +109,7 @@ class SelectiveAnalysis:
             },
             "columns": ["threshold", "calibrated_coverage", *_DECIMALS],
             "confidences": {
-                c: self._of({name: found[name][c] for name in splits}, wrong) for c in labels
+                c: self._of({name: confidences[name][c] for name in splits}, wrong) for c in labels
             },
         }
         return Findings(extras, {"risk_coverage": PICTURE})
@@ -121,12 +123,12 @@ class SelectiveAnalysis:
 
         def judged(choose, *arguments: Any, **options: Any) -> list[float] | str:
             try:
-                found = choose(calibration, *arguments, **options)
+                threshold = choose(calibration, *arguments, **options)
             except DataError as error:
                 return str(error)
-            reached = metrics.rates(test >= found.value, wrong["test"])
+            reached = metrics.rates(test >= threshold.value, wrong["test"])
             points = [round(getattr(reached, k), digits) for k, digits in _DECIMALS.items()]
-            return [found.value, round(found.rates.coverage, 4), *points]
+            return [threshold.value, round(threshold.rates.coverage, 4), *points]
 
         def within(kind: str, targets: Sequence[float]) -> dict[str, Any]:
             options = {"learn then test": {"delta": self.delta, "grid": grid}}

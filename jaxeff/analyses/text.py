@@ -11,7 +11,7 @@ import flax.linen as nn
 import numpy as np
 
 from jaxeff import bench, data
-from jaxeff.analyses.base import ANALYSES, Findings, TrainedModel
+from jaxeff.analyses.base import ANALYSES, Findings, TrainingResult
 from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.models.encoder import Encoder
@@ -53,7 +53,7 @@ class ExportedTextModel:
                 f"analysis 'text_model' needs texts, which data '{dataset.name}' is not"
             )
 
-    def __call__(self, trained: TrainedModel, workdir: Path) -> Findings:
+    def __call__(self, trained: TrainingResult, workdir: Path) -> Findings:
         """See `jaxeff.analyses.Analysis`."""
         network: Any = trained.model
         split: Any = trained.dataset.splits["test"]
@@ -71,7 +71,7 @@ class ExportedTextModel:
         }
         latency = {}
         for batch in self.batches:
-            calls = {name: network_call(own, batch, length) for name, own in networks.items()}
+            calls = {name: network_call(net, batch, length) for name, net in networks.items()}
             times = bench.interleaved(calls, self.rounds, 3)
             latency[f"batch_{batch}"] = {name: time.median_ms for name, time in times.items()}
         return Findings(

@@ -148,8 +148,8 @@ def _has_begun(workdir: Path) -> bool:
 
 def summary(workdir: Path) -> dict[str, Any]:
     """Returns what a run's report says of its search: ``{}`` if there was none."""
-    found = record.read(workdir)
-    return {"search": found} if found else {}
+    recorded = record.read(workdir)
+    return {"search": recorded} if recorded else {}
 
 
 def run(
@@ -189,16 +189,16 @@ def run(
         fastest = evaluations.allowed[0]
         evaluations.found[fastest] = score(fastest)
     candidates = [Candidate(plan, value, table(plan)) for plan, value in evaluations.found.items()]
-    found = choose(candidates, requirement, _measurement(network, search, length))
-    met = requirement.met_by(found)
-    sentence = f"found {found}" if met else f"nothing meets {requirement}; the closest is {found}"
+    chosen = choose(candidates, requirement, _measurement(network, search, length))
+    met = requirement.met_by(chosen)
+    sentence = f"found {chosen}" if met else f"nothing meets {requirement}; the closest is {chosen}"
     say(f"search   {sentence}")
     front = pareto([c.predicted_ms for c in candidates], [c.accuracy for c in candidates])
     return {
         "requirement": str(requirement),
         "met": met,
         "sentence": sentence,
-        "found": described(found),
+        "found": described(chosen),
         "full": {"measured_ms": full_ms, "accuracy": score(space.full)},
         "front": [described(candidates[i]) for i in front],
         "evaluated": [described(candidate) for candidate in candidates],
@@ -231,8 +231,8 @@ def _measurement(
         }
         times = bench.interleaved(calls, search.rounds, 3, warmup=2).values()
         return [
-            dataclasses.replace(candidate, measured_ms=getattr(found, measure.STATISTIC))
-            for candidate, found in zip(candidates, times, strict=True)
+            dataclasses.replace(candidate, measured_ms=getattr(timing, measure.STATISTIC))
+            for candidate, timing in zip(candidates, times, strict=True)
         ]
 
     return measured
@@ -269,13 +269,13 @@ class Scorer:
 
         @jax.jit
         def answers(variables, inputs, options):
-            found = network.apply(variables, inputs, **options)
+            logits = network.apply(variables, inputs, **options)
             # An answer of NaN is none, and never the label.
-            return jnp.where(jnp.isfinite(found).all(-1), found.argmax(-1), -1)
+            return jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), -1)
 
         right, seen = 0, 0
         for batch in self._batches:
             options = {"mask": batch["mask"]} if "mask" in batch else {}
-            found = np.asarray(answers(self._variables, batch["inputs"], options))
-            right, seen = right + int((found == batch["labels"]).sum()), seen + len(found)
+            predicted = np.asarray(answers(self._variables, batch["inputs"], options))
+            right, seen = right + int((predicted == batch["labels"]).sum()), seen + len(predicted)
         return right / seen

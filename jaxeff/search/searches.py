@@ -191,8 +191,8 @@ class ByGradients(SearchStrategy):
         optimizer = optax.adam(self.learning_rate)
 
         def loss(values, params, batch, key):
-            found = outputs(values, params, batch, key)
-            errors = optax.softmax_cross_entropy_with_integer_labels(found, batch["labels"])
+            logits = outputs(values, params, batch, key)
+            errors = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
             return errors.mean() + penalty(values)
 
         @jax.jit
@@ -313,7 +313,7 @@ class Retention(ByGradients):
             mask = batch.get("mask")
             return retention.logits_of(network, params, vectors, batch["inputs"], mask)
 
-        found = self._descend(
+        vectors = self._descend(
             retention.full(space, known.table.length),
             outputs,
             lambda vectors: price * retention.mass(vectors),
@@ -321,4 +321,4 @@ class Retention(ByGradients):
             known,
             lambda vectors: jnp.clip(vectors, 0, 1),
         )
-        return np.asarray(found)
+        return np.asarray(vectors)

@@ -72,7 +72,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]
     cost = run_report.inference_cost(built, chosen["params"], chosen["model_state"])
     folder = workdir / "eval"
     folder.mkdir(exist_ok=True)
-    extras, artifacts = analyses.run(built.analyses, built.trained(chosen), folder)
+    extras, artifacts = analyses.run(built.analyses, built.result(chosen), folder)
     report = run_report.write(
         built,
         folder,

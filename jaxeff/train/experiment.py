@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from jaxeff import analyses, data
-from jaxeff.analyses import Analysis, TrainedModel
+from jaxeff.analyses import Analysis, TrainingResult
 from jaxeff.annotations import check_types
 from jaxeff.arguments import checked_labels
 from jaxeff.errors import ConfigError, UserError, origin
@@ -58,10 +58,10 @@ class Experiment:
         """One zero input ``[1, ...]``, for shapes."""
         return np.zeros((1, *self.dataset.input_shape), self.dataset.input_dtype)
 
-    def trained(self, chosen: Mapping[str, Any]) -> TrainedModel:
+    def result(self, chosen: Mapping[str, Any]) -> TrainingResult:
         """Returns the model with its trained ``params`` and ``model_state``."""
         variables = {"params": chosen["params"], **chosen["model_state"]}
-        return TrainedModel(self.config, self.dataset, self.model, self.algorithm, variables)
+        return TrainingResult(self.config, self.dataset, self.model, self.algorithm, variables)
 
     def initial_carry(self, split: str, batch_size: int) -> Carry:
         """Returns the model's state before the first batch of a split.
@@ -103,11 +103,11 @@ class Experiment:
         # Weights from elsewhere are arguments of the program: constants in it would be slow.
         traced, shapes = jax.make_jaxpr(self._first_state, return_shape=True)(self.example)
 
-        def made(weights, example):
+        def first_state(weights, example):
             return jax.core.eval_jaxpr(traced.jaxpr, weights, example)
 
         # Made in place: an array of one process cannot be moved to the devices of all.
-        jitted = jax.jit(made, out_shardings=self.devices.replicated)
+        jitted = jax.jit(first_state, out_shardings=self.devices.replicated)
         weights = jax.device_get(traced.consts)
         return jax.tree.unflatten(jax.tree.structure(shapes), jitted(weights, self.example))
 
@@ -158,12 +158,12 @@ def build(
     with _section("optim"):
         algorithm.optimizer  # noqa: B018  (built now: its complaints are of this section)
     sizes.check_memory(config, _check_shapes(model, algorithm, dataset), dataset, devices)
-    looks = analyses.build(config.analyses)
-    analyses.check(looks, model, dataset)
+    built_analyses = analyses.build(config.analyses)
+    analyses.check(built_analyses, model, dataset)
     seen = {name: each.experience for name, each in (trained or {}).items()}
     leakage.check(config.data, dataset, algorithm, seen)
     experience = leakage.experience(config.data, dataset, algorithm, seen)
-    return Experiment(config, dataset, model, algorithm, devices, looks, experience)
+    return Experiment(config, dataset, model, algorithm, devices, built_analyses, experience)
 
 
 @contextlib.contextmanager
@@ -217,9 +217,11 @@ def _check_labels(dataset: data.Dataset) -> None:
     for name, split in dataset.splits.items():
         labels, numbers = getattr(split, "labels", None), getattr(split, "indices", None)
         if isinstance(labels, np.ndarray):
-            own = labels if numbers is None else labels[numbers]
-            if len(own):
-                checked_labels(own, None, dataset.num_classes, f"{dataset.name}: {name} labels")
+            used_labels = labels if numbers is None else labels[numbers]
+            if len(used_labels):
+                checked_labels(
+                    used_labels, None, dataset.num_classes, f"{dataset.name}: {name} labels"
+                )
 
 
 def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset) -> TrainState:
@@ -250,21 +252,21 @@ def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset)
     if dataset.task == "reconstruction":
         _check_reconstruction(traced, dataset)
         return state
-    found = traced.shape
+    shape = traced.shape
     steps = dataset.input_shape[:1] if dataset.task == "tagging" else ()
-    wanted = (1, *steps, _width(algorithm.objective, dataset))
-    if found != wanted:
+    expected = (1, *steps, _width(algorithm.objective, dataset))
+    if shape != expected:
         readout = "every_step" if steps else "last"
         raise ConfigError(
-            f"config.model gives outputs {found[1:]}, but data '{dataset.name}' ({dataset.task}) "
-            f"needs {wanted[1:]}; a sequence model does so with config.model.readout='{readout}'"
+            f"config.model gives outputs {shape[1:]}, but data '{dataset.name}' ({dataset.task}) "
+            f"needs {expected[1:]}; a sequence model does so with config.model.readout='{readout}'"
         )
     return state
 
 
 def _check_reconstruction(outputs: Any, dataset: data.Dataset) -> None:
-    found = getattr(outputs, "reconstruction", None)
-    if found is None or found.shape != (1, *dataset.input_shape):
+    reconstruction = getattr(outputs, "reconstruction", None)
+    if reconstruction is None or reconstruction.shape != (1, *dataset.input_shape):
         raise ConfigError(
             f"config.model returns no reconstruction {dataset.input_shape} of data "
             f"'{dataset.name}'; choose a model such as 'autoencoder'"

@@ -109,7 +109,7 @@ def _finish(training: Training) -> dict[str, Any] | None:
     for sentence in run_report.warnings(built, chosen, training.state):
         say(f"warning: {sentence}")
     cost = run_report.inference_cost(built, chosen["params"], chosen["model_state"])
-    extras, artifacts = analyses.run(built.analyses, built.trained(chosen), workdir)
+    extras, artifacts = analyses.run(built.analyses, built.result(chosen), workdir)
     report = run_report.write(
         built,
         workdir,

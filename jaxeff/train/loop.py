@@ -105,10 +105,10 @@ class Training:
         """Takes everything from the newest whole checkpoint; returns whether there is one."""
         shapes = self.experiment.state_shapes()
         like = {"train": shapes, "best": selection.shapes(self.experiment, shapes)}
-        found = self.checkpoints.restore(like, set_aside=True)
-        if found is None:
+        restored = self.checkpoints.restore(like, set_aside=True)
+        if restored is None:
             return False
-        step, tree, values = found
+        step, tree, values = restored
         self.state, self.best, self.values = tree["train"], tree["best"], {"cost": {}, **values}
         if step < self.config.train.num_steps:
             self.values["resumed"] += 1
@@ -213,25 +213,25 @@ class Training:
         """
         algorithm = self.experiment.algorithm
         named = algorithm.candidates(self.state)
-        found = {
+        results = {
             name: self.evaluate(params, algorithm.statistics(self.state, name), "validation")
             for name, params in named.items()
         }
-        chosen = next(iter(found))
-        for name, values in found.items():
-            if values and better(values, found[chosen], self.by):
+        chosen = next(iter(results))
+        for name, values in results.items():
+            if values and better(values, results[chosen], self.by):
                 chosen = name
-        metrics, self.values["weights"] = found[chosen], chosen
+        metrics, self.values["weights"] = results[chosen], chosen
         if not metrics or better(metrics, self.values["best_metrics"], self.by):
             self.best, self.values["best_step"] = self._snapshot(chosen), step
             self.values["best_metrics"], self.values["best_weights"] = metrics, chosen
         progress.show(step, {f"validation {name}": value for name, value in metrics.items()})
         if writer is not None and metrics:
             rows = {f"validation/{name}": value for name, value in metrics.items()}
-            if len(found) > 1:
+            if len(results) > 1:
                 rows |= {
                     f"validation/{metric}_{name}": value
-                    for name, values in found.items()
+                    for name, values in results.items()
                     for metric, value in values.items()
                 }
             writer.write(step, rows)
@@ -258,8 +258,8 @@ class Training:
 
     def selected(self) -> tuple[dict[str, Any], int]:
         """Returns the parameters that the config selects for the test, and their step."""
-        found = self.selection()
-        return jax.tree.map(jnp.copy, found.chosen), found.step
+        selected = self.selection()
+        return jax.tree.map(jnp.copy, selected.chosen), selected.step
 
     @property
     def selected_weights(self) -> str:

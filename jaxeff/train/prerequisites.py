@@ -45,7 +45,7 @@ def trained(
         check.check_workdir(folder, required)
         built = build(required, folder, datasets)
         chosen = selection.read(built, folder, say).chosen
-        variables = jax.device_get(built.trained(chosen).variables)
+        variables = jax.device_get(built.result(chosen).variables)
         models[name] = Trained(built.model, variables, built.experience)
     return models
 

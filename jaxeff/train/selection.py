@@ -88,7 +88,7 @@ def read(experiment: Experiment, workdir: Path, warn: Callable[[str], None]) -> 
     best = shapes(experiment, state)
     used = {name: getattr(state, name) for name in ("step", "params", "algo_state", "model_state")}
     like = {"train": used, "best": best}
-    found = Checkpoints(workdir / CHECKPOINTS, warn=warn).restore(like, part=True)
-    assert found is not None
-    _, tree, values = found
+    restored = Checkpoints(workdir / CHECKPOINTS, warn=warn).restore(like, part=True)
+    assert restored is not None
+    _, tree, values = restored
     return select(experiment, state.replace(**tree["train"]), tree["best"], values)

@@ -9,7 +9,7 @@ import pytest
 
 from jaxeff.affine import Transform
 from jaxeff.affine.poses import rotation_matrix
-from jaxeff.analyses import ANALYSES, TrainedModel
+from jaxeff.analyses import ANALYSES, TrainingResult
 from jaxeff.analyses.poses import AutoencoderPredictor, circular_variance
 from jaxeff.data.posed import PosedSplit
 from jaxeff.errors import ConfigError
@@ -42,7 +42,7 @@ def trained_on(pose, task="reconstruction", targets="unit"):
     state = jax.jit(algorithm.init_state)(jax.random.key(0), split.take(np.arange(1))["inputs"])
     config = types.SimpleNamespace(name="toy")
     variables = {"params": state.params, **state.model_state}
-    return TrainedModel(config, dataset, model, algorithm, variables)
+    return TrainingResult(config, dataset, model, algorithm, variables)
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,7 @@ def test_analyses_are_in_the_report(tiny_config, tmp_path):
 def test_an_analysis_of_a_split_that_is_not_there(tiny_config):
     built = train.build(tiny_config)
     with pytest.raises(ConfigError, match="calibration_fraction above 0"):
-        analyses.collect(built.trained({"params": {}, "model_state": {}}), "calibration")
+        analyses.collect(built.result({"params": {}, "model_state": {}}), "calibration")
     # One that says beforehand what it needs is refused before the training.
     tiny_config.analyses = [{"name": "selective"}]
     with pytest.raises(ConfigError, match="calibration_fraction above 0"):

@@ -107,16 +107,16 @@ class AffineVAE(Algorithm):
         return Problem(code, place, criterion, self.family.valid)
 
     def _apply(self, variables: Any, *args: Any, method: str) -> Any:
-        found: Any = self.model.apply(variables, *args, method=method)
-        return found
+        result: Any = self.model.apply(variables, *args, method=method)
+        return result
 
     def starts(self, variables: Any, inputs: Array, settings: Search, key: PRNGKey | None) -> Array:
         """Returns ``[batch, starts, size]``: drawn or spread ones, and the head's proposals."""
         if settings.spread:
             starts = self.family.spread(settings.starts)
         else:
-            own = jax.random.key(0) if key is None else key
-            starts = self.family.starts(own, settings.starts)
+            start_key = jax.random.key(0) if key is None else key
+            starts = self.family.starts(start_key, settings.starts)
         tiled = jnp.broadcast_to(starts, (len(inputs), *starts.shape))
         if not settings.proposals or not self.model.proposals:
             return tiled
@@ -162,8 +162,8 @@ class AffineVAE(Algorithm):
         if self.cache:
             known = state.algo_state["poses"][batch["index"]]
             starts = jnp.concatenate([starts, known[:, None]], 1)
-        found = search(self.problem(variables), {"inputs": inputs}, starts, self.search)
-        pose = jax.lax.stop_gradient(found.pose)
+        result = search(self.problem(variables), {"inputs": inputs}, starts, self.search)
+        pose = jax.lax.stop_gradient(result.pose)
         total = divisor(weight, axis_name)
 
         def loss_fn(params: Params) -> tuple[Array, tuple[dict[str, Array], Any]]:

@@ -105,8 +105,8 @@ class Algorithm:
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """The optimiser."""
-        given = self._optimizer
-        return given(self.updates_per_batch) if callable(given) else given
+        optimizer = self._optimizer
+        return optimizer(self.updates_per_batch) if callable(optimizer) else optimizer
 
     def init(self, params: Params) -> dict[str, Any]:
         """Returns the algorithm's own state."""
@@ -232,14 +232,14 @@ class Algorithm:
         if stateful:
             options |= {"carry": carry, "return_carry": True}
         if not train:
-            found: Any = self.model.apply(variables, batch["inputs"], **options)
-            return (*found, {}) if stateful else (found, (), {})
+            result: Any = self.model.apply(variables, batch["inputs"], **options)
+            return (*result, {}) if stateful else (result, (), {})
         rngs: Any = {"dropout": key}
         collections = [name for name in variables if name != "params"]
-        found, collected = self.model.apply(
+        result, collected = self.model.apply(
             variables, batch["inputs"], rngs=rngs, mutable=collections, **options
         )
-        return (*found, collected) if stateful else (found, (), collected)
+        return (*result, collected) if stateful else (result, (), collected)
 
     def evaluate(
         self, params: Params, model_state: Any, batch: Batch, axis_name: str | None = None
@@ -257,13 +257,13 @@ class Algorithm:
     ) -> tuple[dict[str, Array], Carry]:
         """Evaluates a batch that goes on from ``carry``; returns the sums and the next carry."""
         variables = {"params": params, **model_state}
-        own = starting_carry(self.model, carry, batch, axis_name)
-        outputs, own, _ = self.forward(variables, batch, own, train=False)
+        local_carry = starting_carry(self.model, carry, batch, axis_name)
+        outputs, local_carry, _ = self.forward(variables, batch, local_carry, train=False)
         values = over_devices(self.objective, axis_name)(outputs, batch)
         sums = {name: jnp.sum(value * batch["weight"]) for name, value in values.items()}
         sums["weight"] = jnp.sum(batch["weight"])
         sums = jax.lax.psum(sums, axis_name) if axis_name else sums
-        return sums, whole_carry(own, axis_name)
+        return sums, whole_carry(local_carry, axis_name)
 
     def averaged(
         self, algo_state: dict[str, Any], params: Params, model_state: Any

@@ -133,8 +133,8 @@ class Constrained(Algorithm):
         def apply(params, batch):
             # An empty collection is one that the model may write: what it reports of itself.
             variables = {"params": params, **state.model_state, "intermediates": {}}
-            found = self.forward(variables, batch, start, train=True, key=key)
-            return (*found, self.objective(found[0], batch))
+            result = self.forward(variables, batch, start, train=True, key=key)
+            return (*result, self.objective(result[0], batch))
 
         def loss_fn(params):
             outputs, carry, collected, values = apply(params, batch)

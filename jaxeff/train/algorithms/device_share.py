@@ -22,21 +22,21 @@ def starting_carry(model: Any, carry: Carry, batch: Batch, axis_name: str | None
         return carry
     size = batch["inputs"].shape[0]
     first = jax.lax.axis_index(axis_name) * size if axis_name else 0
-    own = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, size), carry)
+    local_carry = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, size), carry)
     fresh = model.initial_carry(batch["inputs"])
 
     def choose(new: Array, old: Array) -> Array:
         starts = batch["start"].reshape(-1, *(1,) * (old.ndim - 1))
         return jnp.where(starts > 0, new, old)
 
-    return jax.tree.map(choose, fresh, own)
+    return jax.tree.map(choose, fresh, local_carry)
 
 
-def whole_carry(own: Carry, axis_name: str | None) -> Carry:
+def whole_carry(local_carry: Carry, axis_name: str | None) -> Carry:
     """Returns the carry of the whole batch from the parts of all devices."""
-    if axis_name is None or not jax.tree.leaves(own):
-        return own
-    return jax.tree.map(lambda a: jax.lax.all_gather(a, axis_name, tiled=True), own)
+    if axis_name is None or not jax.tree.leaves(local_carry):
+        return local_carry
+    return jax.tree.map(lambda a: jax.lax.all_gather(a, axis_name, tiled=True), local_carry)
 
 
 def step_key(state: TrainState, axis_name: str | None) -> PRNGKey:

@@ -122,8 +122,8 @@ class Distillation(Algorithm):
         labels = jnp.zeros(len(example), jnp.int32)
         adapters = {}
         for own_key, (name, loss) in zip(keys[1:], self.losses.items(), strict=True):
-            made: Any = loss.init(own_key, student, teacher, labels)
-            adapters[name] = made.get("params", {})
+            variables: Any = loss.init(own_key, student, teacher, labels)
+            adapters[name] = variables.get("params", {})
         algo_state = {"adapters": adapters, "teacher": self.teacher.init()}
         if self.disk_loss is not None:
             algo_state["helper"] = self.disk_loss.init(keys[0], teacher)
@@ -180,8 +180,8 @@ class Distillation(Algorithm):
         total, key = divisor(weight, axis_name), step_key(state, axis_name)
         disk_state = algo_state.get("helper", {"gate": {"params": {}}})
 
-        def loss_fn(own, gate_params):
-            params, adapters = own
+        def loss_fn(student_params, gate_params):
+            params, adapters = student_params
             variables = {"params": params, **state.model_state}
             outputs, student, collected = see(
                 self.model, variables, batch, train=trains_student, key=key
@@ -239,27 +239,27 @@ def _losses(
     return losses, weights
 
 
-def _inherited(params: Any, given: Any) -> Any:
-    """Returns a student's parameters with the given ones of the same names in their places.
+def _inherited(params: Any, teacher: Any) -> Any:
+    """Returns a student's parameters with the teacher's of the same names in their places.
 
     Raises:
       ConfigError: one of them has another shape, or none has its name.
     """
-    own, others = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (params, given))
-    shared = {name: others[name] for name in own if name in others}
-    misfits = [name for name, value in shared.items() if value.shape != own[name].shape]
+    student, source = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (params, teacher))
+    shared = {name: source[name] for name in student if name in source}
+    misfits = [name for name, value in shared.items() if value.shape != student[name].shape]
     if misfits or not shared:
         what = f"{misfits[0]} has another shape" if misfits else "none of its names are the same"
         raise ConfigError(
             f"inherit: the student's parameters are no part of the teacher's ({what})"
         )
-    return flax.traverse_util.unflatten_dict({**own, **shared}, sep="/")
+    return flax.traverse_util.unflatten_dict({**student, **shared}, sep="/")
 
 
-def _check_same(wanted: Any, given: Any) -> None:
+def _check_same(expected: Any, trained: Any) -> None:
     """Raises `ConfigError` if trained variables are not those of the student."""
-    wanted, given = (jax.tree.map(jnp.shape, dict(tree)) for tree in (wanted, given))
-    if wanted != given:
+    expected, trained = (jax.tree.map(jnp.shape, dict(tree)) for tree in (expected, trained))
+    if expected != trained:
         raise ConfigError(
             "config.prerequisites.student has other parameters than config.model; give both the "
             "same model"

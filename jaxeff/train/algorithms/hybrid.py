@@ -157,14 +157,14 @@ class Hybrid(Algorithm):
         state = super().init_state(key, example)
         params, model_state = dict(state.params), {**state.model_state}
         for name, trained in self.trained.items():
-            own = part({"params": params, **model_state}, name)
-            found = {kind: tree for kind, tree in trained.variables.items() if tree}
-            if jax.tree.map(jnp.shape, own) != jax.tree.map(jnp.shape, found):
+            initial = part({"params": params, **model_state}, name)
+            taken = {kind: tree for kind, tree in trained.variables.items() if tree}
+            if jax.tree.map(jnp.shape, initial) != jax.tree.map(jnp.shape, taken):
                 raise ConfigError(
                     f"config.prerequisites.{name} trains another network than config.model.{name}"
                 )
-            params[name] = jax.tree.map(jnp.asarray, found.pop("params"))
-            for kind, tree in found.items():
+            params[name] = jax.tree.map(jnp.asarray, taken.pop("params"))
+            for kind, tree in taken.items():
                 model_state[kind] = {**model_state[kind], name: jax.tree.map(jnp.asarray, tree)}
         return state.replace(  # type: ignore[attr-defined]
             params=params,
@@ -190,9 +190,9 @@ class Hybrid(Algorithm):
 
     def expert_logits(self, variables: Any, batch: Batch) -> Array:
         """Returns the expert's logits in evaluation."""
-        own, network = part(variables, "expert"), self.model
+        variables, network = part(variables, "expert"), self.model
         options = call_options(network.expert, train=False, **_mask(batch))  # type: ignore
-        return network.expert.apply(own, batch["inputs"], **options)  # type: ignore
+        return network.expert.apply(variables, batch["inputs"], **options)  # type: ignore
 
     def probability(self, scores: Array) -> Array:
         """Returns how much scores speak for a query, in [0, 1]."""
@@ -203,9 +203,9 @@ class Hybrid(Algorithm):
         del key  # a router draws nothing
         network: Any = self.model
         logits, seen, _ = self.seen(variables, batch)
-        own = part(variables, "router")
-        mutable = [kind for kind in own if kind != "params"]
-        scores, changed = network.router.apply(own, *seen, train=True, mutable=mutable)
+        router = part(variables, "router")
+        mutable = [kind for kind in router if kind != "params"]
+        scores, changed = network.router.apply(router, *seen, train=True, mutable=mutable)
         labels = batch["labels"]
         right = (
             proxy.correct(logits, labels),
@@ -220,35 +220,43 @@ class Hybrid(Algorithm):
             coverage = network.coverage
             excess = proxy.coverage_penalty(scores, coverage, form=self.penalty)
             losses += self.penalty_weight * excess
-        asked = self.probability(scores)
-        hits = ((asked > 0.5) == queried).astype(jnp.float32)
-        return {"loss": losses, "accuracy": hits}, changed, asked
+        query_share = self.probability(scores)
+        hits = ((query_share > 0.5) == queried).astype(jnp.float32)
+        return {"loss": losses, "accuracy": hits}, changed, query_share
 
     def loss_of_base(self, variables: Any, batch: Batch, key: PRNGKey) -> tuple[Any, Any, Array]:
         """Returns the weighted losses and the hits of the base, its collections, and r."""
         mutable = [kind for kind in part(variables, "base") if kind != "params"]
         options: Any = {"train": True, "mutable": mutable, "rngs": {"dropout": key}}
         logits, scores, changed = self.scored(variables, batch, **options)
-        asked = self.probability(scores)
+        query_share = self.probability(scores)
         values = dict(self.objective(logits, batch))
-        return {**values, "loss": proxy.base_weights(asked) * values["loss"]}, changed, asked
+        return (
+            {**values, "loss": proxy.base_weights(query_share) * values["loss"]},
+            changed,
+            query_share,
+        )
 
     def loss_of_expert(self, variables: Any, batch: Batch, key: PRNGKey) -> tuple[Any, Any, Array]:
         """Returns the weighted losses and the hits of the expert, its collections, and r."""
-        asked = self.probability(self.scored(variables, batch)[1])
-        own, network = part(variables, "expert"), self.model
-        mutable = [kind for kind in own if kind != "params"]
+        query_share = self.probability(self.scored(variables, batch)[1])
+        expert, network = part(variables, "expert"), self.model
+        mutable = [kind for kind in expert if kind != "params"]
         rngs: Any = {"dropout": key}
         options: Any = call_options(network.expert, train=True, **_mask(batch))  # type: ignore
         logits, changed = network.expert.apply(  # type: ignore
-            own, batch["inputs"], mutable=mutable, rngs=rngs, **options
+            expert, batch["inputs"], mutable=mutable, rngs=rngs, **options
         )
         values = dict(self.objective(logits, batch))
-        return {**values, "loss": proxy.expert_weights(asked) * values["loss"]}, changed, asked
+        return (
+            {**values, "loss": proxy.expert_weights(query_share) * values["loss"]},
+            changed,
+            query_share,
+        )
 
     def part_loss(
         self,
-        own: Params,
+        part_params: Params,
         name: str,
         variables: Any,
         batch: Batch,
@@ -259,15 +267,15 @@ class Hybrid(Algorithm):
 
         Beside it the metrics ``[batch]``, the part's changed collections, and the weights used.
         """
-        whole = {**variables, "params": {**variables["params"], name: own}}
-        values, changed, asked = getattr(self, f"loss_of_{name}")(whole, batch, key)
+        whole = {**variables, "params": {**variables["params"], name: part_params}}
+        values, changed, query_share = getattr(self, f"loss_of_{name}")(whole, batch, key)
         weight = batch["weight"]
         if self.router_folds:
             held = held_out(batch["index"], self.router_folds)
             weight = weight * (held if name == "router" else ~held)
         total = divisor(weight, axis_name)
         loss = jnp.sum(values["loss"] * weight) / total
-        metrics = {name: values[name] for name in ("loss", "accuracy")} | {"queries": asked}
+        metrics = {name: values[name] for name in ("loss", "accuracy")} | {"queries": query_share}
         return loss, (metrics, changed, weight)
 
     def update(
@@ -334,16 +342,16 @@ class Hybrid(Algorithm):
 
     def queried(self, scores: Array, weight: Array, axis_name: str | None = None) -> Array:
         """Returns which of this device's examples are among the batch's queries, ``[batch]``."""
-        own, network = len(scores), self.model
+        count, network = len(scores), self.model
         first: Any = 0
         if axis_name is not None:
             scores, weight = jax.lax.all_gather((scores, weight), axis_name, tiled=True)
-            first = jax.lax.axis_index(axis_name) * own
+            first = jax.lax.axis_index(axis_name) * count
         order = by_priority(scores, weight > 0)
         real = jnp.sum(weight > 0).astype(jnp.float32)
         kept = jnp.floor(network.coverage * real + 1e-3)  # type: ignore[attr-defined]
         chosen = jnp.zeros(len(scores), bool).at[order].set(jnp.arange(len(scores)) < real - kept)
-        return jax.lax.dynamic_slice_in_dim(chosen, first, own)
+        return jax.lax.dynamic_slice_in_dim(chosen, first, count)
 
 
 def _mask(batch: Batch) -> dict[str, Any]:

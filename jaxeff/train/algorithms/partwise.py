@@ -204,8 +204,8 @@ class PartwiseAlgorithm(Algorithm):
             grads = jax.grad(loss_fn, has_aux=True)(params)[0]
             return jax.lax.pmean(grads, axis_name) if axis_name else grads
 
-        (_, found), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        values, losses, carry, collected, outputs = found
+        (_, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        values, losses, carry, collected, outputs = aux
         end: Any = self.apply_gradients(state, grads, collected, axis_name, gradient=gradient)
         end = end.replace(carry=carry)
         if "mask" in part:

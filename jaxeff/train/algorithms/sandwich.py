@@ -71,8 +71,10 @@ class Sandwich(Algorithm):
         options: dict[str, Any] = {"mask": batch["mask"]} if "mask" in batch else {}
         if key is not None:
             options["rngs"] = {"dropout": key}
-        own = network.subnetwork(plan)
-        return own.apply({"params": params}, batch["inputs"], train=key is not None, **options)
+        subnetwork = network.subnetwork(plan)
+        return subnetwork.apply(
+            {"params": params}, batch["inputs"], train=key is not None, **options
+        )
 
     def update(
         self, state: TrainState, batch: Batch, axis_name: str | None = None
@@ -105,19 +107,19 @@ class Sandwich(Algorithm):
 
         branches = [followed(plan) for plan in self.pool]
         losses, more = followed(self.smallest)(keys[0])
-        found = jax.tree.map(jnp.add, grads, more)
+        grads = jax.tree.map(jnp.add, grads, more)
         if self.draws:
             # The same plans on every device, so that they stay in step.
             plan_key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
             chosen = jax.random.randint(plan_key, (self.draws,), 0, len(self.pool))
 
-            def draw(carry, own):
-                losses, more = jax.lax.switch(own[0], branches, own[1])
+            def draw(carry, drawn):
+                losses, more = jax.lax.switch(drawn[0], branches, drawn[1])
                 return jax.tree.map(jnp.add, carry, (losses, more)), None
 
             rest = (chosen, jnp.stack(keys[1:]))
-            (losses, found), _ = jax.lax.scan(draw, (losses, found), rest)
-        grads = jax.tree.map(lambda g: g / (2 + self.draws), found)
+            (losses, grads), _ = jax.lax.scan(draw, (losses, grads), rest)
+        grads = jax.tree.map(lambda g: g / (2 + self.draws), grads)
         new: Any = self.apply_gradients(state, grads, state.model_state, axis_name)
         shown = {**values, "distillation": losses / (1 + self.draws)}
         return new.replace(step=state.step + 1), weighted_means(shown, weight, axis_name)
