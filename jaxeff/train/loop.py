@@ -256,16 +256,6 @@ class Training:
             "resumed": self.values["resumed"],
         }
 
-    def selected(self) -> tuple[dict[str, Any], int]:
-        """Returns the parameters that the config selects for the test, and their step."""
-        selected = self.selection()
-        return jax.tree.map(jnp.copy, selected.chosen), selected.step
-
-    @property
-    def selected_weights(self) -> str:
-        """Which kind of weights `selected` returns, for example "live" or "running"."""
-        return self.selection().weights
-
     def selection(self) -> selection.Selection:
         """Returns the parameters that the config selects for the test, and which those are."""
         return selection.select(self.experiment, self.state, self.best, self.values)

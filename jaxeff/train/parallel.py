@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxeff.errors import ConfigError
+from jaxeff.train.values import AXIS
 
-AXIS = "data"
 METHODS = ("shard_map", "pmap")
 
 

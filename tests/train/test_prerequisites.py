@@ -145,7 +145,7 @@ def test_analyses_are_in_the_report(tiny_config, tmp_path):
     assert accuracy == int((tmp_path / "hits.txt").read_text()) / 150
     # Computed another way: by the evaluator, on all devices.
     training = train.loop.Training(built, tmp_path)
-    chosen, _ = training.selected()
+    chosen = training.selection().chosen
     training.close()
     found = training.evaluate(chosen["params"], chosen["model_state"], "calibration")
     assert accuracy == pytest.approx(found["accuracy"])
