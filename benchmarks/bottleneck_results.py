@@ -53,7 +53,7 @@ from jaxeff.search import run as searching
 from jaxeff.search.front import hypervolume
 from jaxeff.search.strategies import Evaluations
 from jaxeff.serving import TextModel
-from jaxeff.train import jobs
+from jaxeff.train import prerequisites
 
 SEEDS = (0, 1, 2)
 NONE = "search=none"
@@ -238,7 +238,7 @@ def _supernet(record: Record) -> Any:
     config = record.config(NONE, [], record.seeds[0])
     folder = folder_of(config, record.runs / "first")
     provide(config, folder)
-    return jobs.prerequisites(config, folder)["teacher"]
+    return prerequisites.trained(config, folder)["teacher"]
 
 
 def _dataset(record: Record) -> data.Dataset:
@@ -338,10 +338,10 @@ def serving(record: Record) -> None:
 def torch(record: Record) -> None:
     """Times the full encoder of MiniLM's sizes here and in PyTorch, in turns."""
     from jaxeff.models.encoder import Encoder, EncoderShape
-    from jaxeff.models.encoder_plan import Plan
+    from jaxeff.models.encoder_plan import EncoderPlan
 
     shapes = ["1x32", "1x128", "32x32"] + ([] if record.quick else ["32x128"])
-    encoder = Encoder(EncoderShape(30522, 384, 6, 12, 1536), Plan(6))
+    encoder = Encoder(EncoderShape(30522, 384, 6, 12, 1536), EncoderPlan(6))
     calls = {shape: measure.network_call(encoder, *map(int, shape.split("x"))) for shape in shapes}
     python = os.environ.get("TORCH_PYTHON", sys.executable)
     worker = Worker([python, str(HERE / "torch_encoder_worker.py"), *shapes])

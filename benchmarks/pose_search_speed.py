@@ -56,7 +56,7 @@ def trained(workdir: Path) -> tuple[Any, Any]:
     built = experiment.build(ml_collections.ConfigDict(fields))
     training = Training(built, workdir)
     try:
-        chosen, _ = training.selected()
+        chosen = training.selection().chosen
     finally:
         training.close()
     return built, {"params": chosen["params"], **chosen["model_state"]}

@@ -74,14 +74,14 @@ def train(config: Any, base: Path) -> dict[str, Any]:
 
 def train_in(config: Any, workdir: Path) -> dict[str, Any]:
     """Runs a training in the folder of its key."""
-    from jaxeff.train import jobs
+    from jaxeff.train import launch
 
     known = known_report(workdir)
     if known is not None:
         return known
     provide(config, workdir)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        report = jobs.run(config, workdir)
+        report = launch.run(config, workdir)
     if report is None:
         raise KeyboardInterrupt(f"the training in {workdir} was stopped; the same command goes on")
     return report

@@ -105,7 +105,7 @@ def train(
     }
 
 
-def rules(found: dict[str, np.ndarray]) -> dict[str, curves.Curve]:
+def rules(found: dict[str, np.ndarray]) -> dict[str, curves.AccuracyCoverageCurve]:
     """Returns the curve of every rule on the test inputs of one seed."""
     base, expert = found["base"].argmax(-1), found["expert"].argmax(-1)
     right = base == found["labels"], expert == found["labels"]

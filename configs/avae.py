@@ -10,9 +10,7 @@ against the VAE's L + 1. ``mnist_2020`` is the published training of Bidart's co
 final plots): 40 epochs, 32 starts of which 8 are refined by 15 steps of Adam.
 """
 
-import math
-
-from jaxeff.config import base_config, chosen, split_argument, whole_number
+from jaxeff.config import base_config, chosen, evaluate_at_shares, split_argument, whole_number
 
 SETTINGS: dict[str, dict] = {
     "digits": {
@@ -123,12 +121,12 @@ def get_config(arg: str = ""):
     config.train.batch_size = values["batch"]
     config.train.num_steps = values["steps"]
     config.train.log_every = 50
-    config.train.eval_every = config.checkpoint.every = math.ceil(values["steps"] / 2)
+    evaluate_at_shares(config, 1, 2)
     config.eval.batch_size = 128
     config.analyses = [{"name": "reconstructions"}, {"name": "loss_by_angle", "images": 64}]
     if not model.startswith("vae"):
         config.analyses.append({"name": "recovered_angles", "images": 300})
     if "quick" in given:
         config.train.num_steps = 40
-        config.train.eval_every = config.checkpoint.every = 40
+        evaluate_at_shares(config, 1, 1)
     return config

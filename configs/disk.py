@@ -17,7 +17,14 @@ the gate, after 5 of the gate alone. Unlike there a tenth of the training images
 select by, and images have crops, flips and cut-outs but no learned policy.
 """
 
-from jaxeff.config import base_config, chosen, follow, split_argument, whole_number
+from jaxeff.config import (
+    base_config,
+    chosen,
+    evaluate_at_shares,
+    follow,
+    split_argument,
+    whole_number,
+)
 
 SETTINGS: dict[str, dict] = {
     "digits": {
@@ -104,8 +111,7 @@ def _labels_only(setting: str, model: dict, epochs: int):
 def _set_epochs(config, setting: str, epochs: int) -> None:
     values = SETTINGS[setting]
     config.train.num_steps = epochs * (values["train"] // values["batch"])
-    every = max(1, epochs // 20) * (values["train"] // values["batch"])
-    config.train.eval_every = config.checkpoint.every = every
+    evaluate_at_shares(config, max(1, epochs // 20), epochs)
 
 
 def _models(setting: str, options: dict[str, str], method: str) -> tuple[dict, dict]:
@@ -171,4 +177,5 @@ def get_config(arg: str = ""):
     if "quick" in options:
         for one in (config, *config.prerequisites.values()):
             one.train.num_steps = 30
+            evaluate_at_shares(one, 1, 1)
     return follow(config)

@@ -24,7 +24,7 @@ MODELS = IMAGES["MODELS"]
 SETTINGS = {name: of for name, of in IMAGES["SETTINGS"].items() if name != "imagenet"}
 CIFAR_EXAMPLES, CIFAR_EPOCHS = 44_000, 200
 
-#: Objective and algorithm of a method; see `jaxeff.train.selective` for the numbers.
+#: Objective and algorithm of a method; see `jaxeff.train.selective_objectives` for the numbers.
 METHODS: dict[str, tuple[dict, dict]] = {
     "osp": ({"name": "one_sided", "alpha": 0.9}, {"name": "bptt"}),
     "softmax": ({"name": "cross_entropy"}, {"name": "bptt"}),

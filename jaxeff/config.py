@@ -124,16 +124,16 @@ def argument_items(arg: str, switches: Sequence[str] = ("quick",)) -> list[tuple
     Raises:
       ConfigError: an item stands there twice, has no value after ``=``, or is a switch with one.
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for item in filter(None, (item.strip() for item in arg.split(","))):
         name, equals, value = item.partition("=")
-        if name in found:
+        if name in values:
             raise ConfigError(f"'{name}' stands twice in the config's argument '{arg}'")
         if equals and (not value or name in switches):
-            wanted = f"'{name}' alone" if name in switches else f"a value after '{name}='"
-            raise ConfigError(f"the config's argument '{item}' must have {wanted}")
-        found[name] = value
-    return list(found.items())
+            form = f"'{name}' alone" if name in switches else f"a value after '{name}='"
+            raise ConfigError(f"the config's argument '{item}' must have {form}")
+        values[name] = value
+    return list(values.items())
 
 
 def split_argument(
@@ -158,24 +158,24 @@ def split_argument(
     Raises:
       ConfigError: an item is neither, is given twice, or misses its value.
     """
-    given: list[str] = []
-    found: dict[str, str] = {}
+    named: list[str] = []
+    values: dict[str, str] = {}
     for name, value in argument_items(arg, switches):
         if name in options:
             if not value and name not in switches:
                 raise ConfigError(f"the config's argument '{name}' needs a value: {name}=VALUE")
-            found[name] = value
+            values[name] = value
         elif name in settings and not value:
-            given.append(name)
+            named.append(name)
         else:
             item = f"{name}={value}" if value else name
             known = [*settings, *options]
             raise ConfigError(f"the config's argument '{item}' is unknown{closest(name, known)}")
-    if len(given) > 1:
+    if len(named) > 1:
         raise ConfigError(
-            f"the config's argument '{arg}' has the settings {' and '.join(given)}; give one"
+            f"the config's argument '{arg}' has the settings {' and '.join(named)}; give one"
         )
-    return given[0] if given else default, found
+    return named[0] if named else default, values
 
 
 def chosen(
@@ -234,6 +234,17 @@ def share_of_steps(config: Config, part: int, whole: int) -> config_dict.FieldRe
     return config.train.get_ref("num_steps") * part // whole
 
 
+def evaluate_at_shares(config: Config, part: int, whole: int) -> None:
+    """Validates and saves after every ``part / whole`` of the run's steps, rounded up.
+
+    Both intervals follow when the number of steps is set on the command line, and each can be set
+    there alone.
+    """
+    for section, field in (("train", "eval_every"), ("checkpoint", "every")):
+        steps = config.train.get_ref("num_steps")
+        config[section][field] = (steps * part + (whole - 1)) // whole
+
+
 def follow(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Ties the prerequisites' seed and data to the config's, where they say the same.
 
@@ -277,8 +288,8 @@ def first_difference(before: Any, now: Any, where: str = "config") -> str | None
     """Returns a phrase that names the first field that differs between two plain configs."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name in sorted({*before, *now}):
-            found = first_difference(before.get(name), now.get(name), f"{where}.{name}")
-            if found:
-                return found
+            phrase = first_difference(before.get(name), now.get(name), f"{where}.{name}")
+            if phrase:
+                return phrase
         return None
     return None if before == now else f"{where} was {before!r} and is now {now!r}"

@@ -86,11 +86,11 @@ def parse(
     return config, values.workdir, values.mode
 
 
-def main(asked: Any) -> None:
+def main(command: Any) -> None:
     """Runs the job that `parse` understood."""
-    config, workdir, mode = asked
+    config, workdir, mode = command
     from jaxeff.train import interrupt
-    from jaxeff.train.jobs import run
+    from jaxeff.train.launch import run
 
     run(config, workdir or default_workdir(config), mode)
     number = interrupt.stopped_by()
@@ -125,14 +125,14 @@ def cli() -> None:
 
     def parsed(argv: list[str]) -> Any:
         with _sentences():
-            found = parse(argv)
+            command = parse(argv)
         if not _FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
-        return found
+        return command
 
-    def guarded(asked: Any) -> None:
+    def guarded(command: Any) -> None:
         with _sentences():
-            main(asked)
+            main(command)
 
     @contextlib.contextmanager
     def _sentences():

@@ -38,7 +38,7 @@ class Override:
 
 def take(arguments: Sequence[str]) -> tuple[list[Override], list[str]]:
     """Splits arguments of the command line into overrides and the rest."""
-    found: dict[str, Override] = {}
+    overrides: dict[str, Override] = {}
     rest: list[str] = []
     left = list(arguments)
     while left:
@@ -53,9 +53,9 @@ def take(arguments: Sequence[str]) -> tuple[list[Override], list[str]]:
         negated, path, equals, text = bool(match[1]), match[2], match[3], match[4]
         if equals is None and not negated and left and not left[0].startswith("--"):
             equals, text = "=", left.pop(0)
-        texts = found[path].texts if path in found else ()
-        found[path] = Override(path, (*texts, text) if equals else texts, negated)
-    return list(found.values()), rest
+        texts = overrides[path].texts if path in overrides else ()
+        overrides[path] = Override(path, (*texts, text) if equals else texts, negated)
+    return list(overrides.values()), rest
 
 
 def apply(config: ml_collections.ConfigDict, override: Override) -> None:
@@ -133,13 +133,13 @@ def _value(where: str, old: Any, override: Override) -> Any:
 
 
 def _number(where: str, kind: type, text: str) -> Any:
-    wanted = "a whole number" if kind is int else "a number"
+    kind_in_words = "a whole number" if kind is int else "a number"
     prefixed = kind is int and re.match("[+-]?0[xob]", text.lower())
     try:
         return int(text, 0) if prefixed else kind(text)
     except ValueError as error:
         shown = text if len(text) <= 40 else f"{text[:40]}..."
-        raise ConfigError(f"{where} must be {wanted}, not '{shown}'") from error
+        raise ConfigError(f"{where} must be {kind_in_words}, not '{shown}'") from error
 
 
 def _literal(text: str) -> Any:

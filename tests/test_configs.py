@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from sweeps import swept
 
-from jaxeff import train
+from jaxeff import overrides, train
+from jaxeff.config import plain
 from jaxeff.errors import ConfigError
 from jaxeff.eval import read_history
 from jaxeff.files import packaged
-from jaxeff.train import check, jobs, optim, runtime
+from jaxeff.train import check, optim, prerequisites, runtime
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -97,7 +98,7 @@ def test_every_argument_makes_a_config_that_passes_the_checks(name, setting):
 def test_every_setting_builds(name, setting, data_dir):
     config = MODULES[name].get_config(setting)
     offline(config)
-    built = train.build(config, jobs.untrained(config))
+    built = train.build(config, prerequisites.untrained(config))
     assert built.dataset.name
     assert built.algorithm.updates_per_batch >= 1
 
@@ -268,6 +269,48 @@ def arguments(name):
         for option in taken.get(name, options):
             for value in keys(name, options[option]):
                 yield f"{setting},{option}={value}" if setting else f"{option}={value}"
+
+
+INTERVALS = {"train.eval_every", "checkpoint.every"}
+#: Fields that a file derives from the number of steps, beside arguments with which it does.
+DERIVED = {
+    "avae": {"": INTERVALS},
+    "bottleneck": {"": INTERVALS | {"optim.warmup_steps"}},
+    "dcl": {"": {"algorithm.period"}, "imagenet": {"algorithm.period", "optim.warmup_steps"}},
+    "disk": {"": INTERVALS},
+    "global_cnn": {"imagenet": {"optim.warmup_steps"}},
+    "hybrid": {"cifar10": {"optim.warmup_steps"}, "cifar100": {"optim.warmup_steps"}},
+    "images": {"imagenet": {"optim.warmup_steps"}},
+    "selective": {"digits,method=gamblers": {"algorithm.pretrain_steps"}},
+    "shared_conv": {"imagenet": {"optim.warmup_steps"}},
+    "si_cnn": {"imagenet": {"optim.warmup_steps"}},
+}
+
+
+def flat(fields, where=""):
+    """Values of a plain config by dotted path, its prerequisites left out."""
+    for name, value in fields.items():
+        if isinstance(value, dict) and name != "prerequisites":
+            yield from flat(value, f"{where}{name}.")
+        else:
+            yield f"{where}{name}", value
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_numbers_that_derive_from_the_steps_follow_an_override(name):
+    table = DERIVED.get(name, {})
+    for argument in {*(keys(name, *SETTINGS) or [""]), *filter(None, table)}:
+        config = MODULES[name].get_config(argument)
+        before, steps = dict(flat(plain(config))), 3 * config.train.num_steps
+        overrides.apply(config, overrides.Override("train.num_steps", (str(steps),)))
+        after = dict(flat(plain(config)))
+        changed = {field for field in before if before[field] != after[field]}
+        assert changed == {"train.num_steps", *table.get(argument, table.get("", ()))}, argument
+        for field in changed:
+            assert after[field] == pytest.approx(3 * before[field], abs=2), field
+        # What the command line says of a field itself counts for that field alone.
+        overrides.apply(config, overrides.Override("train.eval_every", ("7",)))
+        assert dict(flat(plain(config))) == {**after, "train.eval_every": 7}
 
 
 def everything(config):

@@ -301,3 +301,27 @@ def test_import_starts_no_device_and_leaves_the_process_alone(python, tmp_path):
     assert found["light"] == []
     assert not found["started"]
     assert found["unchanged"]
+
+
+COMMAND_LINE = """
+import sys
+from jaxeff import main
+try:
+    main.cli()
+finally:
+    print("loaded", sorted({"jax", "flax", "optax", "orbax"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("argument", "answer"),
+    [
+        ("--help", "USAGE"),
+        ("--config.train.num_stepz=3", "config.train has no field 'num_stepz'"),
+    ],
+)
+def test_help_and_misspelt_fields_are_answered_without_jax(python, tmp_path, argument, answer):
+    config = f"--config={REPOSITORY / 'configs' / 'irnn.py'}"
+    result = python("-c", COMMAND_LINE, config, argument, folder=tmp_path)
+    assert answer in result.stdout + result.stderr
+    assert result.stdout.splitlines()[-1] == "loaded []"

@@ -14,7 +14,7 @@ from jaxeff.data import DATASETS
 from jaxeff.errors import UserError
 from jaxeff.ode import CELLS
 from jaxeff.search import run as searching
-from jaxeff.train import check, jobs
+from jaxeff.train import check, prerequisites
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIGS = REPOSITORY / "configs"
@@ -584,7 +584,7 @@ def refusal(arguments):
     def refused():
         config, _, _ = jaxeff.main.parse(["main.py", *arguments], values)
         check.check(config)
-        zeros = jobs.untrained(config)
+        zeros = prerequisites.untrained(config)
         train.build(config, zeros)
         searching.check(config, zeros)
 

@@ -12,7 +12,7 @@ import pytest
 from jaxeff import data
 from jaxeff.errors import DataError
 from jaxeff.eval import write_report
-from jaxeff.train import jobs
+from jaxeff.train import launch
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("record_files", "record_keys", "recorded", "records")
@@ -40,7 +40,7 @@ def recorded(modules, monkeypatch, tmp_path):
         (workdir / "metrics.csv").write_text("step,validation/loss\n1,0.5\n")
         return write_report(workdir, {**REPORT, "metrics": dict.fromkeys(SPLITS, values)})
 
-    monkeypatch.setattr(jobs, "run", run)
+    monkeypatch.setattr(launch, "run", run)
     monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(module, "keep_compiled", lambda: None)

@@ -4,28 +4,30 @@ from jaxeff.analyses.base import (
     ANALYSES,
     Analysis,
     Findings,
+    TrainingResult,
     build,
     check,
     collect,
     require_split,
     run,
 )
-from jaxeff.analyses.hybrid import EarlyExits, Hybrid
+from jaxeff.analyses.hybrid import EarlyExitAnalysis, HybridAnalysis
 from jaxeff.analyses.poses import LossByAngle, Reconstructions, RecoveredAngles
-from jaxeff.analyses.selective import Selective
+from jaxeff.analyses.selective import SelectiveAnalysis
 from jaxeff.analyses.text import ExportedTextModel
 
 __all__ = [
     "ANALYSES",
     "Analysis",
-    "EarlyExits",
+    "EarlyExitAnalysis",
     "ExportedTextModel",
     "Findings",
-    "Hybrid",
+    "HybridAnalysis",
     "LossByAngle",
     "RecoveredAngles",
     "Reconstructions",
-    "Selective",
+    "SelectiveAnalysis",
+    "TrainingResult",
     "build",
     "check",
     "collect",

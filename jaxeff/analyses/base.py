@@ -9,17 +9,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import flax.linen as nn
 import jax
+import ml_collections
 import numpy as np
 
 from jaxeff import data
 from jaxeff.errors import ConfigError
 from jaxeff.registry import Registry
-
-if TYPE_CHECKING:
-    from jaxeff.train.experiment import Experiment
 
 ANALYSES = Registry("analysis")
 
@@ -37,9 +36,33 @@ class Findings:
     artifacts: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-#: ``analysis(experiment, chosen, workdir)``; ``chosen`` has ``params`` and ``model_state``. It may
-#: have a method ``check(experiment)``, which refuses before the training what it cannot look at.
-Analysis = Callable[["Experiment", Mapping[str, Any], Path], Findings]
+@dataclasses.dataclass(frozen=True)
+class TrainingResult:
+    """A trained model with what it was trained on and by.
+
+    Attributes:
+      config: the config of the training.
+      dataset: the data, with all its splits.
+      model: the Flax module.
+      algorithm: the training algorithm, which has ``objective`` and applies the model by
+        ``forward(variables, batch, train=False)``.
+      variables: ``params`` and the model's other collections.
+    """
+
+    config: ml_collections.ConfigDict
+    dataset: data.Dataset
+    model: nn.Module
+    algorithm: Any
+    variables: Mapping[str, Any]
+
+    def local_variables(self) -> Any:
+        """Returns the variables on the first of this process's devices."""
+        return jax.device_put(jax.device_get(dict(self.variables)), jax.local_devices()[0])
+
+
+#: ``analysis(trained, workdir)``. It may have a method ``check(model, dataset)``, which refuses
+#: before the training what it cannot look at.
+Analysis = Callable[[TrainingResult, Path], Findings]
 
 
 def build(specs: Sequence[Mapping[str, Any]]) -> dict[str, Analysis]:
@@ -60,31 +83,34 @@ def build(specs: Sequence[Mapping[str, Any]]) -> dict[str, Analysis]:
     return built
 
 
-def check(experiment: Experiment) -> None:
-    """Raises `ConfigError` if an analysis of an experiment will not be possible."""
-    for analysis in experiment.analyses.values():
-        refuse: Callable[[Experiment], None] | None = getattr(analysis, "check", None)
+def check(analyses: Mapping[str, Analysis], model: nn.Module, dataset: data.Dataset) -> None:
+    """Raises `ConfigError` if an analysis will not be possible."""
+    for analysis in analyses.values():
+        refuse: Callable[[nn.Module, data.Dataset], None] | None = getattr(analysis, "check", None)
         if refuse is not None:
-            refuse(experiment)
+            refuse(model, dataset)
 
 
-def require_split(experiment: Experiment, split: str) -> None:
+def require_split(dataset: data.Dataset, split: str) -> None:
     """Raises `ConfigError` if the data has no such split, or an empty one."""
-    splits = experiment.dataset.splits
-    if split not in splits or not len(splits[split]):
+    if split not in dataset.splits or not len(dataset.splits[split]):
         raise ConfigError(
-            f"data '{experiment.dataset.name}' has no {split} examples; set "
+            f"data '{dataset.name}' has no {split} examples; set "
             f"config.data.{split}_fraction above 0"
         )
 
 
-def collect(experiment: Experiment, chosen: Mapping[str, Any], split: str) -> dict[str, np.ndarray]:
+def collect(
+    trained: TrainingResult,
+    split: str,
+    apply: Callable[[Any, Mapping[str, Any]], Any] | None = None,
+) -> dict[str, np.ndarray]:
     """Applies a trained model to a whole split, on one device.
 
     Args:
-      experiment: whose model and data.
-      chosen: its ``params`` and ``model_state``.
+      trained: the model and its data.
       split: name of the split.
+      apply: maps variables and a batch to outputs; None is the model's evaluation.
 
     Returns:
       ``outputs`` ``[examples, ...]`` and ``labels`` ``[examples, ...]``, in the order of the split.
@@ -92,17 +118,18 @@ def collect(experiment: Experiment, chosen: Mapping[str, Any], split: str) -> di
     Raises:
       ConfigError: the data has no such split, or an empty one.
     """
-    require_split(experiment, split)
-    splits = experiment.dataset.splits
-    variables = {"params": chosen["params"], **chosen["model_state"]}
-    variables = jax.device_put(jax.device_get(variables), jax.local_devices()[0])
+    require_split(trained.dataset, split)
+    variables = trained.local_variables()
 
     @jax.jit
     def forward(variables, batch):
-        return experiment.algorithm.forward(variables, batch, train=False)[0]
+        if apply is not None:
+            return apply(variables, batch)
+        return trained.algorithm.forward(variables, batch, train=False)[0]
 
     outputs, labels = [], []
-    for batch in data.eval_batches(splits[split], experiment.config.eval.batch_size):
+    batches = data.eval_batches(trained.dataset.splits[split], trained.config.eval.batch_size)
+    for batch in batches:
         real = int(np.sum(batch["weight"]))  # padding comes last
         outputs.append(np.asarray(forward(variables, batch))[:real])
         labels.append(batch["labels"][:real])
@@ -110,13 +137,13 @@ def collect(experiment: Experiment, chosen: Mapping[str, Any], split: str) -> di
 
 
 def run(
-    experiment: Experiment, chosen: Mapping[str, Any], workdir: Path
+    analyses: Mapping[str, Analysis], trained: TrainingResult, workdir: Path
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Runs the analyses of an experiment; returns their extras by name, and all artifacts."""
+    """Runs analyses; returns their extras by name, and all artifacts."""
     extras: dict[str, Any] = {}
     artifacts: dict[str, str] = {}
-    for name, analysis in experiment.analyses.items():
-        found = analysis(experiment, chosen, workdir)
-        extras[name] = found.extras
-        artifacts |= found.artifacts
+    for name, analysis in analyses.items():
+        findings = analysis(trained, workdir)
+        extras[name] = findings.extras
+        artifacts |= findings.artifacts
     return extras, artifacts

@@ -5,25 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxeff import bench
-from jaxeff.analyses.base import ANALYSES, Findings, collect, require_split
+from jaxeff import bench, data
+from jaxeff.analyses.base import ANALYSES, Findings, TrainingResult, collect, require_split
 from jaxeff.arguments import require
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.eval.hybrid_plots import trade_offs
 from jaxeff.hybrid import cost, curves
-from jaxeff.hybrid.cascade import Table, follow
+from jaxeff.hybrid.cascade import ThresholdTable, follow
 from jaxeff.models.early_exit import EarlyExitNet, early_exits
 from jaxeff.models.hybrid import HybridModel, HybridNetwork, part
 from jaxeff.selective import confidence
-
-if TYPE_CHECKING:
-    from jaxeff.train.experiment import Experiment
 
 PICTURE = "accuracy_coverage.png"
 EXITS_PICTURE = "accuracy_cost.png"
@@ -31,32 +29,20 @@ LEARNED = "learned router"
 _ORACLES = ("agreement oracle", "label oracle")
 
 
-class _Outputs:
-    """Stands for an algorithm whose outputs are those of all stages, side by side."""
+def _all_outputs(trained: TrainingResult, split: str, apply: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the outputs of all stages, side by side, and the labels."""
 
-    def __init__(self, forward: Any):
-        self._forward = forward
+    def joined(variables: Any, batch: Any) -> Any:
+        return jnp.concatenate(apply(variables, batch), axis=-1)
 
-    def forward(self, variables: Any, batch: Any, *, train: bool) -> tuple[Any, Any, Any]:
-        del train
-        return jnp.concatenate(self._forward(variables, batch), axis=-1), (), {}
-
-
-def _all_outputs(experiment: Experiment, chosen: Any, split: str, forward: Any) -> Any:
-    stand_in: Any = dataclasses.replace(experiment, algorithm=_Outputs(forward))  # type: ignore
-    found = collect(stand_in, chosen, split)
-    return found["outputs"], found["labels"]
+    collected = collect(trained, split, joined)
+    return collected["outputs"], collected["labels"]
 
 
-def _first_test_batch(experiment: Experiment) -> np.ndarray:
-    split = experiment.dataset.splits["test"]
-    size = min(experiment.config.eval.batch_size, len(split))
+def _first_test_batch(trained: TrainingResult) -> np.ndarray:
+    split = trained.dataset.splits["test"]
+    size = min(trained.config.eval.batch_size, len(split))
     return split.take(np.arange(size))["inputs"]
-
-
-def _local(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    variables = {"params": chosen["params"], **chosen["model_state"]}
-    return jax.device_put(jax.device_get(variables), jax.local_devices()[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +53,13 @@ class _Split:
     expert: np.ndarray
     scores: dict[str, np.ndarray]
 
-    def curve(self, rule: str) -> curves.Curve:
+    def curve(self, rule: str) -> curves.AccuracyCoverageCurve:
         return curves.accuracy_coverage(self.scores[rule], self.base, self.expert)
 
 
 @ANALYSES.register("hybrid")
 @dataclasses.dataclass(frozen=True)
-class Hybrid:
+class HybridAnalysis:
     """Compares the router with confidences, oracles and the models alone, at measured cost.
 
     Thresholds are chosen on the calibration split and judged once on the test split, the power of
@@ -96,20 +82,17 @@ class Hybrid:
         require("accuracy_losses", self.accuracy_losses, "[0, 1]")
         require("rounds", self.rounds, "[1, inf)")
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, model: nn.Module, dataset: data.Dataset) -> None:
         """Raises `ConfigError` for another model, or data without a calibration split."""
-        if not isinstance(experiment.model, HybridNetwork):
+        if not isinstance(model, HybridNetwork):
             raise ConfigError("analysis 'hybrid' needs config.model.name='hybrid'")
-        require_split(experiment, "calibration")
+        require_split(dataset, "calibration")
 
-    def __call__(
-        self, experiment: Experiment, chosen: Mapping[str, Any], workdir: Path
-    ) -> Findings:
+    def __call__(self, trained: TrainingResult, workdir: Path) -> Findings:
         """Returns the tables, and writes the picture."""
-        network: Any = experiment.model
-        splits = self._splits(experiment, chosen)
+        splits = self._splits(trained)
         calibration, test = splits["calibration"], splits["test"]
-        static, measured = self._measure(experiment, network, _local(chosen))
+        static, measured = self._measure(trained)
         rules = {
             rule: self._of(rule, calibration, test, measured.get(rule, measured["confidence"]))
             for rule in test.scores
@@ -120,24 +103,24 @@ class Hybrid:
             "examples": {name: len(split.base) for name, split in splits.items()},
             "shares": curves.Shares.of(test.base, test.expert)._asdict(),
             "static": static,
-            "cost": {name: dataclasses.asdict(found) for name, found in measured.items()},
+            "cost": {name: dataclasses.asdict(cost_model) for name, cost_model in measured.items()},
             "rules": rules,
         }
-        self._draw(experiment, workdir, test, measured, static)
+        self._draw(trained, workdir, test, measured, static)
         return Findings(extras, {"accuracy_coverage": PICTURE})
 
-    def _splits(self, experiment: Experiment, chosen: Mapping[str, Any]) -> dict[str, _Split]:
-        algorithm: Any = experiment.algorithm
-        classes = experiment.dataset.num_classes
+    def _splits(self, trained: TrainingResult) -> dict[str, _Split]:
+        algorithm: Any = trained.algorithm
+        classes = trained.dataset.num_classes
 
-        def forward(variables: Any, batch: Any) -> Any:
+        def apply(variables: Any, batch: Any) -> Any:
             logits, scores, _ = algorithm.scored(variables, batch)
             return logits, algorithm.expert_logits(variables, batch), scores[:, None]
 
-        found, power = {}, None
-        validated = len(experiment.dataset.splits["validation"]) > 0
+        splits, power = {}, None
+        validated = len(trained.dataset.splits["validation"]) > 0
         for name in (*(["validation"] if validated else []), "calibration", "test"):
-            outputs, labels = _all_outputs(experiment, chosen, name, forward)
+            outputs, labels = _all_outputs(trained, name, apply)
             base, expert = np.split(outputs[:, :-1].astype(np.float64), [classes], axis=1)
             answers = base.argmax(-1), expert.argmax(-1)
             right = [answer == labels for answer in answers]
@@ -149,20 +132,22 @@ class Hybrid:
             scores["max-logit p-norm"] = -confidence.p_norm_or_response(base, power)
             scores[_ORACLES[0]] = (answers[0] != answers[1]).astype(float)
             scores[_ORACLES[1]] = right[1].astype(float) - right[0]
-            found[name] = _Split(right[0], right[1], scores)
-        return found
+            splits[name] = _Split(right[0], right[1], scores)
+        return splits
 
     def _measure(
-        self, experiment: Experiment, network: HybridNetwork, variables: Any
+        self, trained: TrainingResult
     ) -> tuple[dict[str, dict[str, float]], dict[str, cost.MeasuredCost]]:
         """Times the models alone and together; a confidence costs no more than the base does."""
-        inputs = jax.device_put(_first_test_batch(experiment))
+        network: Any = trained.model
+        variables = trained.local_variables()
+        inputs = jax.device_put(_first_test_batch(trained))
         model = HybridModel.of(network, variables)
         measured = model.measure(inputs, rounds=self.rounds)
         alone = {}
         for name in ("base", "expert"):
-            own: Any = getattr(network, name)
-            call = jax.jit(own.apply)
+            module: Any = getattr(network, name)
+            call = jax.jit(module.apply)
             of_part = part(variables, name)
             alone[name] = lambda call=call, of_part=of_part: call(of_part, inputs)
         times = bench.interleaved(alone, self.rounds, 1)
@@ -194,9 +179,9 @@ class Hybrid:
             return {"threshold": threshold, **reached._asdict(), "milliseconds": milliseconds}
 
         def cheapest(loss: float) -> dict[str, Any]:
-            wanted = max(float(np.mean(calibration.expert)) - loss, 0.0)
+            least = max(float(np.mean(calibration.expert)) - loss, 0.0)
             try:
-                return judged(float(known.threshold[cost.cheapest(known, measured, wanted)]))
+                return judged(float(known.threshold[cost.cheapest(known, measured, least)]))
             except DataError as error:
                 return {"unreachable": str(error)}
 
@@ -217,7 +202,7 @@ class Hybrid:
 
     def _draw(
         self,
-        experiment: Experiment,
+        trained: TrainingResult,
         workdir: Path,
         test: _Split,
         measured: Mapping[str, cost.MeasuredCost],
@@ -232,18 +217,18 @@ class Hybrid:
                 line = measured.get(rule, measured["confidence"])
                 by_cost[rule] = ([line.milliseconds(float(c)) for c in coverage], accuracy)
         axis = "milliseconds per input"
-        points = {n: (found["milliseconds"], found["accuracy"]) for n, found in static.items()}
+        points = {n: (of["milliseconds"], of["accuracy"]) for n, of in static.items()}
         trade_offs(
             {"coverage": by_coverage, axis: by_cost},
             {axis: points},
             workdir / PICTURE,
-            title=f"{experiment.config.name}, test split",
+            title=f"{trained.config.name}, test split",
         )
 
 
 @ANALYSES.register("early_exits")
 @dataclasses.dataclass(frozen=True)
-class EarlyExits:
+class EarlyExitAnalysis:
     """Plans the thresholds of a network's exits for several budgets, and measures the cost.
 
     Thresholds are chosen on the calibration split and judged once on the test split. A budget is a
@@ -263,35 +248,33 @@ class EarlyExits:
         require("budgets", self.budgets, "(0, inf]")
         require("candidates and rounds", (self.candidates, self.rounds), "[1, inf)")
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, model: nn.Module, dataset: data.Dataset) -> None:
         """Raises `ConfigError` for another model, or data without a calibration split."""
-        if not isinstance(experiment.model, EarlyExitNet):
+        if not isinstance(model, EarlyExitNet):
             raise ConfigError("analysis 'early_exits' needs config.model.name='early_exit'")
-        require_split(experiment, "calibration")
+        require_split(dataset, "calibration")
 
-    def __call__(
-        self, experiment: Experiment, chosen: Mapping[str, Any], workdir: Path
-    ) -> Findings:
+    def __call__(self, trained: TrainingResult, workdir: Path) -> Findings:
         """Returns the tables, and writes the picture."""
-        network: Any = experiment.model
+        network: Any = trained.model
         exits = len(network.exits) + 1
-        model = early_exits(network, _local(chosen))
-        example = _first_test_batch(experiment)
+        model = early_exits(network, trained.local_variables())
+        example = _first_test_batch(trained)
         prices = [float(macs) for macs in model.macs({"inputs": example})]
         total = sum(prices)
 
-        def forward(variables: Any, batch: Any) -> Any:
+        def apply(variables: Any, batch: Any) -> Any:
             return tuple(network.apply(variables, batch["inputs"], method="every_exit"))
 
         right, scores = {}, {}
         for name in ("calibration", "test"):
-            outputs, labels = _all_outputs(experiment, chosen, name, forward)
+            outputs, labels = _all_outputs(trained, name, apply)
             logits = np.stack(np.split(outputs.astype(np.float64), exits, axis=1))
             right[name] = logits.argmax(-1) == labels
             # As the model scores, so that the thresholds are its own.
             scores[name] = -confidence.softmax_response(logits[:-1].astype(np.float32))
         measured = model.measure(example, rounds=self.rounds)
-        table = Table(scores["calibration"], right["calibration"], prices, self.candidates)
+        table = ThresholdTable(scores["calibration"], right["calibration"], prices, self.candidates)
         plans: dict[str, Any] = {}
         for budget in self.budgets:
             try:
@@ -299,11 +282,11 @@ class EarlyExits:
             except DataError as error:
                 plans[f"{budget:g}"] = {"unreachable": str(error)}
                 continue
-            found = follow(scores["test"], right["test"], prices, plan.thresholds)
+            point = follow(scores["test"], right["test"], prices, plan.thresholds)
             plans[f"{budget:g}"] = {
-                **found._asdict(),
+                **point._asdict(),
                 "calibration_accuracy": plan.accuracy,
-                "milliseconds": measured.expected_ms(found.reached[1:]),
+                "milliseconds": measured.expected_ms(point.reached[1:]),
             }
         reachable = [plan for plan in plans.values() if "accuracy" in plan]
         lines = {
@@ -318,7 +301,7 @@ class EarlyExits:
                 ("milliseconds per input", "milliseconds"),
             )
         }
-        title = f"{experiment.config.name}, test split"
+        title = f"{trained.config.name}, test split"
         trade_offs(lines, {}, workdir / EXITS_PICTURE, title=title)
         extras = {
             "macs": prices,

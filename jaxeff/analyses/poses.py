@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +14,32 @@ import numpy as np
 from jaxeff.affine.losses import resampling_floor
 from jaxeff.affine.poses import angle_of, rotation_matrix
 from jaxeff.affine.resampling import Transform, resample
-from jaxeff.analyses.base import ANALYSES, Findings
+from jaxeff.analyses.base import ANALYSES, Findings, TrainingResult
 from jaxeff.errors import ConfigError
 from jaxeff.eval import pose_plots
 
 _CHUNK = 32
 
 
-class Trained:
-    """A trained autoencoder, ready to be asked on one device.
+class AutoencoderPredictor:
+    """Applies a trained autoencoder to images, on one device.
 
     Args:
-      experiment: what was trained.
-      chosen: its ``params`` and ``model_state``.
+      trained: the autoencoder, with poses or without.
+
+    Raises:
+      ConfigError: another kind of model.
     """
 
-    def __init__(self, experiment: Any, chosen: Mapping[str, Any]):
-        if experiment.dataset.task != "reconstruction":
+    def __init__(self, trained: TrainingResult):
+        if trained.dataset.task != "reconstruction":
             raise ConfigError(
                 "this analysis looks at autoencoders, but config.data.name="
-                f"'{experiment.dataset.name}' is for {experiment.dataset.task}; leave it out"
+                f"'{trained.dataset.name}' is for {trained.dataset.task}; leave it out"
             )
-        variables = {"params": chosen["params"], **chosen["model_state"]}
-        self.variables = jax.device_put(jax.device_get(variables), jax.local_devices()[0])
-        self.model, self.algorithm = experiment.model, experiment.algorithm
+        self.variables = trained.local_variables()
+        self.model: Any = trained.model
+        self.algorithm = trained.algorithm
         self.family = self.model.family
         self._find: Callable[..., Any] = jax.jit(self._found)
         self._look: Callable[..., Any] = jax.jit(self._looked)
@@ -46,8 +48,8 @@ class Trained:
         if hasattr(self.algorithm, "find"):
             return self.algorithm.find(variables, inputs)
         if self.model.proposals:
-            found: Any = self.model.apply(variables, inputs, method="propose")
-            return found[0][:, 0]
+            proposed: Any = self.model.apply(variables, inputs, method="propose")
+            return proposed[0][:, 0]
         return None
 
     def _looked(self, variables: Any, inputs: Any, pose: Any) -> dict[str, Any]:
@@ -66,8 +68,8 @@ class Trained:
             part = inputs[start : start + _CHUNK]
             real = len(part)
             part = np.pad(part, ((0, _CHUNK - real), *((0, 0),) * (part.ndim - 1)))
-            found = self._look(self.variables, part, self._find(self.variables, part))
-            parts.append({name: np.asarray(value)[:real] for name, value in found.items()})
+            outputs = self._look(self.variables, part, self._find(self.variables, part))
+            parts.append({name: np.asarray(value)[:real] for name, value in outputs.items()})
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
     def decoded(self, codes: np.ndarray) -> np.ndarray:
@@ -80,8 +82,8 @@ class Trained:
         return np.asarray(jax.jit(paint)(self.variables, codes))
 
 
-def _first(experiment: Any, count: int, split: str = "test") -> dict[str, np.ndarray]:
-    examples = experiment.dataset.splits[split]
+def _first(trained: TrainingResult, count: int, split: str = "test") -> dict[str, np.ndarray]:
+    examples = trained.dataset.splits[split]
     return examples.take(np.arange(min(count, len(examples))))
 
 
@@ -98,15 +100,15 @@ class Reconstructions:
     images: int = 10
     codes: int = 6
 
-    def __call__(self, experiment: Any, chosen: Mapping[str, Any], workdir: Path) -> Findings:
+    def __call__(self, trained: TrainingResult, workdir: Path) -> Findings:
         """See `jaxeff.analyses.Analysis`."""
-        trained, name = Trained(experiment, chosen), experiment.config.name
-        inputs = _first(experiment, self.images)["inputs"]
-        seen = trained(inputs)
+        predict, name = AutoencoderPredictor(trained), trained.config.name
+        inputs = _first(trained, self.images)["inputs"]
+        seen = predict(inputs)
         rows = {"input": inputs}
         if "canonical" in seen:
             rows["canonical pose"] = seen["canonical"]
-            rows["its reconstruction"] = trained.decoded(seen["mean"])
+            rows["its reconstruction"] = predict.decoded(seen["mean"])
         rows["reconstruction"] = seen["reconstruction"]
         pose_plots.image_grid(rows, workdir / "reconstructions.png", title=name)
         steps = np.linspace(-2, 2, 9, dtype=np.float32)
@@ -115,7 +117,7 @@ class Reconstructions:
         for number in wide:
             code = np.tile(seen["mean"][:1], (len(steps), 1))
             code[:, number] = steps
-            lines[f"z{number}"] = trained.decoded(code)
+            lines[f"z{number}"] = predict.decoded(code)
         pose_plots.image_grid(
             lines, workdir / "traversals.png", title=f"{name}: codes from -2 to 2"
         )
@@ -144,26 +146,26 @@ class RecoveredAngles:
 
     images: int = 500
 
-    def __call__(self, experiment: Any, chosen: Mapping[str, Any], workdir: Path) -> Findings:
+    def __call__(self, trained: TrainingResult, workdir: Path) -> Findings:
         """See `jaxeff.analyses.Analysis`."""
-        trained = Trained(experiment, chosen)
-        if trained.family is None or trained.family.dimensions != 2:
+        predict = AutoencoderPredictor(trained)
+        if predict.family is None or predict.family.dimensions != 2:
             raise ConfigError(
                 "the analysis 'recovered_angles' needs a model with poses in the plane; leave it "
                 "out"
             )
-        batch = _first(experiment, self.images)
-        seen = trained(batch["inputs"])
+        batch = _first(trained, self.images)
+        seen = predict(batch["inputs"])
         drawn = batch["pose"][:, :4].reshape(-1, 2, 2)
         kept = np.asarray(angle_of(jnp.asarray(drawn @ seen["matrix"])))
-        found = np.asarray(angle_of(jnp.asarray(seen["matrix"])))
-        names = experiment.dataset.class_names or tuple(map(str, range(10)))
+        angles = np.asarray(angle_of(jnp.asarray(seen["matrix"])))
+        names = trained.dataset.class_names or tuple(map(str, range(10)))
         by_class = {
             names[label]: kept[batch["labels"] == label] for label in np.unique(batch["labels"])
         }
         title = "Orientation in which a class is kept: angle of the data plus angle found"
         pose_plots.angle_histograms(by_class, workdir / "orientations.png", title=title)
-        pose_plots.angle_histograms({"all": found}, workdir / "angles.png", title="Angles found")
+        pose_plots.angle_histograms({"all": angles}, workdir / "angles.png", title="Angles found")
         return Findings(
             {
                 "circular_variance": {n: circular_variance(a) for n, a in by_class.items()},
@@ -192,11 +194,11 @@ class LossByAngle:
     images: int = 128
     step: int = 30
 
-    def __call__(self, experiment: Any, chosen: Mapping[str, Any], workdir: Path) -> Findings:
+    def __call__(self, trained: TrainingResult, workdir: Path) -> Findings:
         """See `jaxeff.analyses.Analysis`."""
-        trained = Trained(experiment, chosen)
-        split = experiment.dataset.splits["test"]
-        if len(experiment.dataset.input_shape) != 3 or not hasattr(split, "posed"):
+        predict = AutoencoderPredictor(trained)
+        split = trained.dataset.splits["test"]
+        if len(trained.dataset.input_shape) != 3 or not hasattr(split, "posed"):
             raise ConfigError(
                 "the analysis 'loss_by_angle' needs images that can be turned, such as data "
                 "'posed_images'; leave it out"
@@ -208,18 +210,18 @@ class LossByAngle:
             matrix = rotation_matrix(np.deg2rad(np.full(len(indices), angle)), np)
             turn = Transform(matrix.astype(np.float32), np.zeros((len(indices), 2), np.float32))
             inputs = split.posed(indices, turn)
-            seen = trained(inputs)
+            seen = predict(inputs)
             losses.append(float(seen["loss"].mean()))
-            floor = trained.algorithm.objective.floor(jnp.asarray(inputs))
+            floor = predict.algorithm.objective.floor(jnp.asarray(inputs))
             unavoidable.append(float(floor.mean()))
             if "matrix" in seen:
-                found = Transform(*(jnp.asarray(seen[part]) for part in ("matrix", "shift")))
-                twice.append(float(resampling_floor(jnp.asarray(inputs), found).mean()))
+                transform = Transform(*(jnp.asarray(seen[part]) for part in ("matrix", "shift")))
+                twice.append(float(resampling_floor(jnp.asarray(inputs), transform).mean()))
         curves = {"loss": losses}
         if twice:
             curves["of resampling there and back"] = twice
         pose_plots.loss_by_angle(
-            degrees, curves, workdir / "loss_by_angle.png", title=experiment.config.name
+            degrees, curves, workdir / "loss_by_angle.png", title=trained.config.name
         )
         reducible = [loss - floor for loss, floor in zip(losses, unavoidable, strict=True)]
         return Findings(

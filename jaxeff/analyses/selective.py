@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import flax.linen as nn
 import numpy as np
 
-from jaxeff.analyses.base import ANALYSES, Findings, collect, require_split
+from jaxeff import data
+from jaxeff.analyses.base import ANALYSES, Findings, TrainingResult, collect, require_split
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.eval.selective_plots import risk_coverage
 from jaxeff.selective import calibrate, confidence, metrics, rules
-from jaxeff.train import objectives
-
-if TYPE_CHECKING:
-    from jaxeff.train.experiment import Experiment
 
 PICTURE = "risk_coverage.png"
 _DECIMALS = {"coverage": 4, "joint_error": 5, "selective_risk": 5}
@@ -25,7 +23,7 @@ _P_NORM = "max-logit p-norm"
 
 @ANALYSES.register("selective")
 @dataclasses.dataclass(frozen=True)
-class Selective:
+class SelectiveAnalysis:
     """Chooses thresholds on the calibration split and judges them once on the test split.
 
     It compares the confidence that the objective trains with those of any classifier. Thresholds
@@ -55,46 +53,47 @@ class Selective:
             if not all(0 < e < 1 for e in getattr(self, name)):
                 raise ConfigError(f"{name} must be in (0, 1), not {tuple(getattr(self, name))}")
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, model: nn.Module, dataset: data.Dataset) -> None:
         """Raises `ConfigError` if the data is for something else, or has no calibration split."""
-        if experiment.dataset.task != "classification":
+        del model
+        if dataset.task != "classification":
             raise ConfigError(
                 f"config.analyses: 'selective' is for one class per example, and data "
-                f"'{experiment.dataset.name}' is for {experiment.dataset.task}; leave it out"
+                f"'{dataset.name}' is for {dataset.task}; leave it out"
             )
-        require_split(experiment, "calibration")
+        require_split(dataset, "calibration")
 
-    def __call__(
-        self, experiment: Experiment, chosen: Mapping[str, Any], workdir: Path
-    ) -> Findings:
+    def __call__(self, trained: TrainingResult, workdir: Path) -> Findings:
         """Returns the tables, and writes the picture of the risk-coverage curves.
 
         Raises:
           DataError: the calibration split lacks a class.
         """
-        objective = experiment.algorithm.objective
-        splits = {s: collect(experiment, chosen, s) for s in ("calibration", "test")}
-        if len(experiment.dataset.splits["validation"]):
-            splits["validation"] = collect(experiment, chosen, "validation")
-        rules.require_classes(splits["calibration"]["labels"], experiment.dataset.num_classes)
-        own: Callable[[Any], dict[str, Any]] = getattr(objective, "confidences", lambda _: {})
+        objective = trained.algorithm.objective
+        splits = {s: collect(trained, s) for s in ("calibration", "test")}
+        if len(trained.dataset.splits["validation"]):
+            splits["validation"] = collect(trained, "validation")
+        rules.require_classes(splits["calibration"]["labels"], trained.dataset.num_classes)
+        own_confidences: Callable[[Any], dict[str, Any]] = getattr(
+            objective, "confidences", lambda _: {}
+        )
         outputs = {name: split["outputs"].astype(np.float64) for name, split in splits.items()}
-        logits = {name: objectives.class_logits(objective, outputs[name]) for name in splits}
+        logits = {name: confidence.class_logits(objective, outputs[name]) for name in splits}
         wrong = {n: logits[n].argmax(-1) != split["labels"] for n, split in splits.items()}
         power = None
         if "validation" in splits:
             power = confidence.tune_p_norm(logits["validation"], wrong["validation"])
-        found = {
+        confidences = {
             name: {
-                **own(outputs[name]),
+                **own_confidences(outputs[name]),
                 **{label: function(z) for label, function in confidence.OF_LOGITS.items()},
                 _P_NORM: confidence.p_norm_or_response(z, power),
             }
             for name, z in logits.items()
         }
-        labels = list(found["test"])
-        curves = {c: metrics.risk_coverage(found["test"][c], wrong["test"]) for c in labels}
-        title = f"Selective classification with {experiment.config.name}, test split"
+        labels = list(confidences["test"])
+        curves = {c: metrics.risk_coverage(confidences["test"][c], wrong["test"]) for c in labels}
+        title = f"Selective classification with {trained.config.name}, test split"
         risk_coverage(curves, workdir / PICTURE, title=title)
         error = float(wrong["test"].mean())
         extras = {
@@ -110,7 +109,7 @@ class Selective:
             },
             "columns": ["threshold", "calibrated_coverage", *_DECIMALS],
             "confidences": {
-                c: self._of({name: found[name][c] for name in splits}, wrong) for c in labels
+                c: self._of({name: confidences[name][c] for name in splits}, wrong) for c in labels
             },
         }
         return Findings(extras, {"risk_coverage": PICTURE})
@@ -124,12 +123,12 @@ class Selective:
 
         def judged(choose, *arguments: Any, **options: Any) -> list[float] | str:
             try:
-                found = choose(calibration, *arguments, **options)
+                threshold = choose(calibration, *arguments, **options)
             except DataError as error:
                 return str(error)
-            reached = metrics.rates(test >= found.value, wrong["test"])
+            reached = metrics.rates(test >= threshold.value, wrong["test"])
             points = [round(getattr(reached, k), digits) for k, digits in _DECIMALS.items()]
-            return [found.value, round(found.rates.coverage, 4), *points]
+            return [threshold.value, round(threshold.rates.coverage, 4), *points]
 
         def within(kind: str, targets: Sequence[float]) -> dict[str, Any]:
             options = {"learn then test": {"delta": self.delta, "grid": grid}}

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import flax.linen as nn
 import numpy as np
 
-from jaxeff import bench
-from jaxeff.analyses.base import ANALYSES, Findings
+from jaxeff import bench, data
+from jaxeff.analyses.base import ANALYSES, Findings, TrainingResult
 from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.models.encoder import Encoder
-from jaxeff.models.encoder_plan import Plan
+from jaxeff.models.encoder_plan import EncoderPlan
 from jaxeff.models.text import TextClassifier
 from jaxeff.search.measure import network_call
 from jaxeff.serving import TextModel
-
-if TYPE_CHECKING:
-    from jaxeff.train.experiment import Experiment
 
 FOLDER = "model"
 
@@ -46,36 +44,34 @@ class ExportedTextModel:
         for batch in self.batches:
             require_whole("batches: each", batch, 1)
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, model: nn.Module, dataset: data.Dataset) -> None:
         """Raises `ConfigError` for another model, or for data that is no text."""
-        if not isinstance(experiment.model, TextClassifier):
+        if not isinstance(model, TextClassifier):
             raise ConfigError("analysis 'text_model' needs config.model.name='encoder'")
-        if getattr(experiment.dataset.splits["test"], "tokenizer", None) is None:
+        if getattr(dataset.splits["test"], "tokenizer", None) is None:
             raise ConfigError(
-                f"analysis 'text_model' needs texts, which data '{experiment.dataset.name}' is not"
+                f"analysis 'text_model' needs texts, which data '{dataset.name}' is not"
             )
 
-    def __call__(
-        self, experiment: Experiment, chosen: Mapping[str, Any], workdir: Path
-    ) -> Findings:
+    def __call__(self, trained: TrainingResult, workdir: Path) -> Findings:
         """See `jaxeff.analyses.Analysis`."""
-        network: Any = experiment.model
-        split: Any = experiment.dataset.splits["test"]
-        length = experiment.dataset.input_shape[0]
-        facts = split.tokenizer, experiment.dataset.class_names, length
-        model = TextModel(network, chosen["params"], *facts)
+        network: Any = trained.model
+        split: Any = trained.dataset.splits["test"]
+        length = trained.dataset.input_shape[0]
+        facts = split.tokenizer, trained.dataset.class_names, length
+        model = TextModel(network, trained.variables["params"], *facts)
         model.save(workdir / FOLDER)
         texts = [split.texts[row] for row in split.indices[: self.examples]]
         before, after = (m.logits(texts) for m in (model, TextModel.load(workdir / FOLDER)))
         encoder = network.encoder
-        full = Encoder(encoder.shape, Plan(encoder.shape.layers), encoder.dtype)
+        full = Encoder(encoder.shape, EncoderPlan(encoder.shape.layers), encoder.dtype)
         networks = {
             "network": network,
             "full": TextClassifier(full, network.num_outputs, network.dtype),
         }
         latency = {}
         for batch in self.batches:
-            calls = {name: network_call(own, batch, length) for name, own in networks.items()}
+            calls = {name: network_call(net, batch, length) for name, net in networks.items()}
             times = bench.interleaved(calls, self.rounds, 3)
             latency[f"batch_{batch}"] = {name: time.median_ms for name, time in times.items()}
         return Findings(

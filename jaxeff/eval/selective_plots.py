@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from jaxeff.eval import plots
-from jaxeff.selective.metrics import Curve
+from jaxeff.selective.metrics import RiskCoverageCurve
 
 _LEAST = 25  # accepted examples below which a selective risk is mostly chance
 
 
 def risk_coverage(
-    curves: Mapping[str, Curve], path: str | os.PathLike[str], *, title: str | None = None
+    curves: Mapping[str, RiskCoverageCurve],
+    path: str | os.PathLike[str],
+    *,
+    title: str | None = None,
 ) -> Path:
     """Draws selective risk and joint error over coverage, a line per confidence.
 

@@ -1,23 +1,28 @@
 """Hybrid models: a base answers what it can, and a router sends the rest to an expert."""
 
-from jaxeff.hybrid.cascade import Pair, Plan, Table, best_pairs
-from jaxeff.hybrid.cost import Affine, Cost, EdgeCloud, MeasuredCost, hybrid_macs
-from jaxeff.hybrid.curves import Curve, Shares, accuracy_coverage, calibrated_threshold
+from jaxeff.hybrid.cascade import OperatingPoint, Pair, ThresholdTable, best_pairs
+from jaxeff.hybrid.cost import AffineCost, CostModel, EdgeCloud, MeasuredCost, hybrid_macs
+from jaxeff.hybrid.curves import (
+    AccuracyCoverageCurve,
+    Shares,
+    accuracy_coverage,
+    calibrated_threshold,
+)
 from jaxeff.hybrid.route import Cascade, Routed, Stage, route
 
 __all__ = [
-    "Affine",
+    "AffineCost",
     "Cascade",
-    "Cost",
-    "Curve",
+    "CostModel",
+    "AccuracyCoverageCurve",
     "EdgeCloud",
     "MeasuredCost",
     "Pair",
-    "Plan",
+    "OperatingPoint",
     "Routed",
     "Shares",
     "Stage",
-    "Table",
+    "ThresholdTable",
     "accuracy_coverage",
     "best_pairs",
     "calibrated_threshold",

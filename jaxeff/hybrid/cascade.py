@@ -21,7 +21,7 @@ from jaxeff.hybrid.route import checked_thresholds
 LARGEST = 2**24
 
 
-class Plan(NamedTuple):
+class OperatingPoint(NamedTuple):
     """Thresholds of a cascade and what they give on the calibration data.
 
     Attributes:
@@ -42,7 +42,7 @@ def follow(
     correct: np.ndarray,
     prices: Sequence[float],
     thresholds: Sequence[float],
-) -> Plan:
+) -> OperatingPoint:
     """Returns what thresholds give, input by input.
 
     Args:
@@ -73,10 +73,10 @@ def follow(
         hits += int(np.sum(right & leave))
         here = here & ~leave
     price = float(np.dot(prices, reached))
-    return Plan(thresholds, hits / examples, price, tuple(reached))
+    return OperatingPoint(thresholds, hits / examples, price, tuple(reached))
 
 
-class Table:
+class ThresholdTable:
     """Accuracy and price of every combination of candidate thresholds.
 
     Counts of the examples by their bins at the stages, summed up along every stage's axis from the
@@ -148,7 +148,7 @@ class Table:
                 counts = np.cumsum(counts, axis)
         return counts
 
-    def best(self, *, price: float = 0.0, budget: float = np.inf) -> Plan:
+    def best(self, *, price: float = 0.0, budget: float = np.inf) -> OperatingPoint:
         """Returns the thresholds of the highest accuracy less ``price`` times the mean price.
 
         Args:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxeff import bench
 from jaxeff.arguments import require
 from jaxeff.errors import DataError
-from jaxeff.hybrid.curves import Curve
+from jaxeff.hybrid.curves import AccuracyCoverageCurve
 from jaxeff.hybrid.route import Cascade, bucket, bucket_sizes
 
 
@@ -28,7 +28,7 @@ def hybrid_macs(coverage: float, base: float, expert: float, router: float = 0.0
     return base + router + (1 - coverage) * expert
 
 
-class Cost(Protocol):
+class CostModel(Protocol):
     """What a hybrid answer costs."""
 
     def milliseconds(self, coverage: float) -> float:
@@ -60,12 +60,12 @@ class EdgeCloud:
         require("ms_per_mj", self.ms_per_mj, "(0, inf)")
 
     def milliseconds(self, coverage: float) -> float:
-        """See `Cost.milliseconds`."""
+        """See `CostModel.milliseconds`."""
         require("coverage", coverage, "[0, 1]")
         return self.device_ms + (1 - coverage) * self.query_ms
 
     def batch_ms(self, reached: Sequence[int]) -> float:
-        """See `Cost.batch_ms`; one input after the other."""
+        """See `CostModel.batch_ms`; one input after the other."""
         return self.device_ms * reached[0] + self.query_ms * sum(reached[1:])
 
     def millijoules(self, coverage: float) -> float:
@@ -74,14 +74,14 @@ class EdgeCloud:
 
 
 @dataclasses.dataclass(frozen=True)
-class Affine:
+class AffineCost:
     """``fixed + per_row * rows``, and nothing for no rows."""
 
     fixed: float
     per_row: float
 
     @classmethod
-    def fit(cls, rows: Sequence[float], values: Sequence[float]) -> Affine:
+    def fit(cls, rows: Sequence[float], values: Sequence[float]) -> AffineCost:
         """Returns the least-squares line whose two numbers are not negative."""
         x, y = np.asarray(rows, float), np.asarray(values, float)
         matrix = np.stack([np.ones_like(x), x], axis=1)
@@ -111,11 +111,11 @@ class MeasuredCost:
 
     batch: int
     base_ms: float
-    later: tuple[Affine, ...]
+    later: tuple[AffineCost, ...]
     query_ms: float = 0.0
 
     def batch_ms(self, reached: Sequence[int]) -> float:
-        """See `Cost.batch_ms`."""
+        """See `CostModel.batch_ms`."""
         sizes = bucket_sizes(self.batch)
         stages = zip(self.later, reached[1:], strict=True)
         queries = sum(reached[1:])
@@ -139,7 +139,7 @@ class MeasuredCost:
         return total / self.batch + self.query_ms * sum(shares)
 
     def milliseconds(self, coverage: float) -> float:
-        """See `Cost.milliseconds`; of a base and one expert."""
+        """See `CostModel.milliseconds`; of a base and one expert."""
         require("coverage", coverage, "[0, 1]")
         return self.expected_ms((1 - coverage,))
 
@@ -193,11 +193,11 @@ def measure(cascade: Cascade, inputs: Any, *, query_ms: float = 0.0, rounds: int
     base, lines = spent(0, 0), []
     for stage in range(later):
         before = spent(stage - 1, batch) if stage else base
-        lines.append(Affine.fit(sizes, [spent(stage, rows) - before for rows in sizes]))
+        lines.append(AffineCost.fit(sizes, [spent(stage, rows) - before for rows in sizes]))
     return MeasuredCost(batch, base, tuple(lines), query_ms)
 
 
-def cheapest(curve: Curve, cost: Cost, accuracy: float) -> int:
+def cheapest(curve: AccuracyCoverageCurve, cost: CostModel, accuracy: float) -> int:
     """Returns the number of the curve's point of least cost that reaches an accuracy.
 
     Raises:
@@ -217,7 +217,7 @@ def cheapest(curve: Curve, cost: Cost, accuracy: float) -> int:
     return int(reached[best])
 
 
-def within(curve: Curve, cost: Cost, budget_ms: float) -> int:
+def within(curve: AccuracyCoverageCurve, cost: CostModel, budget_ms: float) -> int:
     """Returns the number of the curve's most accurate point that costs at most the budget.
 
     Raises:

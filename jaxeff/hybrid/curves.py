@@ -16,7 +16,7 @@ from jaxeff.arguments import require
 from jaxeff.errors import DataError
 
 
-class Curve(NamedTuple):
+class AccuracyCoverageCurve(NamedTuple):
     """Points of a curve, from coverage 0 (threshold -inf) to coverage 1, one per distinct score.
 
     Attributes:
@@ -114,7 +114,7 @@ def checked_scores(scores: np.ndarray) -> np.ndarray:
 
 def accuracy_coverage(
     scores: np.ndarray, base_correct: np.ndarray, expert_correct: np.ndarray
-) -> Curve:
+) -> AccuracyCoverageCurve:
     """Returns the curve of query scores ``[examples]`` and who is right, ``[examples]``.
 
     Raises:
@@ -130,7 +130,7 @@ def accuracy_coverage(
     last = np.append(ranked[1:] != ranked[:-1], True)  # of every run of equal scores
     gain = base.astype(np.int64) - expert
     hits = np.sum(expert) + np.cumsum(gain[order])[last]
-    return Curve(
+    return AccuracyCoverageCurve(
         threshold=np.concatenate([[-np.inf], ranked[last]]),
         kept=np.concatenate([[0], np.flatnonzero(last) + 1]),
         hits=np.concatenate([[np.sum(expert)], hits]),

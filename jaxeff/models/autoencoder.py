@@ -61,7 +61,7 @@ class Outputs(NamedTuple):
     log_variance: Array
 
 
-class Dense(nn.Module):
+class TorchDense(nn.Module):
     """A linear layer initialised as in PyTorch.
 
     Attributes:
@@ -91,7 +91,7 @@ def _norm(train: bool, name: str, axis_name: str) -> nn.Module:
     )
 
 
-class Encoder(nn.Module):
+class ConvEncoder(nn.Module):
     """Convolutions and linear heads of mean and logarithm of the variance.
 
     Attributes:
@@ -114,10 +114,10 @@ class Encoder(nn.Module):
         x = StridedConv(*last, use_bias=True, name=f"conv{len(stages)}")(x)
         x = x.reshape(len(x), -1)
         self.sow("intermediates", "penultimate", x)
-        mean = Dense(self.latents, name="mean")(x)
+        mean = TorchDense(self.latents, name="mean")(x)
         if not self.with_variance:
             return mean, jnp.zeros_like(mean)
-        return mean, Dense(self.latents, name="log_variance")(x)
+        return mean, TorchDense(self.latents, name="log_variance")(x)
 
 
 class Decoder(nn.Module):
@@ -139,7 +139,7 @@ class Decoder(nn.Module):
         count = len(self.shape)
         small = [n // SHRINKS[count] for n in self.shape]
         features = ENCODERS[count][-1][0]
-        x = Dense(features * math.prod(small), name="linear")(z)
+        x = TorchDense(features * math.prod(small), name="linear")(z)
         x = x.reshape(len(x), *small, features)
         for i, stage in enumerate(DECODERS[count]):
             x = TransposedConv(*stage, name=f"conv{i}")(x)
@@ -170,7 +170,7 @@ class PoseHead(nn.Module):
         for i, features in enumerate(self.features):
             conv = StridedConv(features, 3, 2, 1, use_bias=True, name=f"conv{i}")
             x = nn.elu(conv(x))
-        x = nn.elu(Dense(self.hidden, name="hidden")(x.reshape(len(x), -1)))
+        x = nn.elu(TorchDense(self.hidden, name="hidden")(x.reshape(len(x), -1)))
         spread = self.family.to_raw(self.family.spread(self.proposals))
         raw = nn.Dense(
             spread.size,
@@ -213,7 +213,7 @@ class Autoencoder(nn.Module):
 
     def setup(self) -> None:
         """Makes the parts."""
-        self.encoder = Encoder(self.latents, self.with_variance, self.axis_name)
+        self.encoder = ConvEncoder(self.latents, self.with_variance, self.axis_name)
         if self.decoder == "coordinates":
             self.painter = CoordinateDecoder(self.channels)
         else:

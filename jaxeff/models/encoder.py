@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxeff.arguments import require
 from jaxeff.errors import ConfigError
 from jaxeff.layers.bottleneck import Bottleneck
-from jaxeff.models.encoder_plan import Plan
+from jaxeff.models.encoder_plan import EncoderPlan
 from jaxeff.typing import Array, Dtype
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -167,15 +167,16 @@ class Encoder(nn.Module):
       shape: sizes.
       plan: depth and cuts.
       dtype: of the computation.
-      spares: further pairs (l, k), as a plan's cuts, whose parameters exist without being used.
+      inactive_cuts: further pairs (l, k), as a plan's cuts, whose parameters exist without being
+        used.
       between: maps the number of a layer, the tokens behind it, their weights and the attention
         that it paid to the tokens and weights that the next layer gets, in place of cuts.
     """
 
     shape: EncoderShape
-    plan: Plan
+    plan: EncoderPlan
     dtype: Dtype = jnp.float32
-    spares: tuple[tuple[int, int], ...] = ()
+    inactive_cuts: tuple[tuple[int, int], ...] = ()
     between: Callable[[int, Array, Array, Array], tuple[Array, Array]] | None = None
 
     @nn.compact
@@ -224,7 +225,7 @@ class Encoder(nn.Module):
         for number in range(plan.depth):
             memory = None
             if self.is_initializing():
-                for place, factor in self.spares:
+                for place, factor in self.inactive_cuts:
                     if place == number:
                         self._cut(place, factor)(x, weight)
             if number and self.between is not None:

@@ -23,7 +23,7 @@ class Sizes(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class EncoderPlan:
     """How deep an encoder is and where its sequences are shortened.
 
     Attributes:

@@ -15,14 +15,14 @@ import numpy as np
 
 from jaxeff.arguments import is_whole, require_whole
 from jaxeff.errors import ConfigError
-from jaxeff.models.encoder_plan import Plan
+from jaxeff.models.encoder_plan import EncoderPlan
 
 #: Searches sort all plans by their cost and list them in memory: half a minute, hundreds of MB.
 MOST_PLANS = 500_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Space:
+class EncoderSpace:
     """All plans of the given depths with at most so many cuts.
 
     What all plans share are fields too, because they share one classifier: whether it reads the
@@ -32,7 +32,7 @@ class Space:
       depths: numbers of layers, ascending.
       factors: of a cut, above 1.
       max_cuts: cuts of a plan, at most.
-      keep_first: see `jaxeff.models.encoder_plan.Plan`, as are the next two.
+      keep_first: see `jaxeff.models.encoder_plan.EncoderPlan`, as are the next two.
       kind: of the bottlenecks.
       pooled_queries: whether the layer behind a cut has keys of the longer sequence.
     """
@@ -63,17 +63,17 @@ class Space:
         for factor in self.factors:
             self.plan(2, ((1, factor),))  # refuses what the kind cannot do
 
-    def plan(self, depth: int, cuts: Sequence[tuple[int, int]] = ()) -> Plan:
+    def plan(self, depth: int, cuts: Sequence[tuple[int, int]] = ()) -> EncoderPlan:
         """Returns a plan with what all plans share."""
-        return Plan(depth, tuple(cuts), self.keep_first, self.kind, self.pooled_queries)
+        return EncoderPlan(depth, tuple(cuts), self.keep_first, self.kind, self.pooled_queries)
 
     @property
-    def full(self) -> Plan:
+    def full(self) -> EncoderPlan:
         """The deepest plan, without cuts."""
         return self.plan(self.depths[-1])
 
     @property
-    def smallest(self) -> Plan:
+    def smallest(self) -> EncoderPlan:
         """The shallowest plan, with the largest cuts behind its first layers."""
         depth = self.depths[0]
         places = range(1, min(self.max_cuts, depth - 1) + 1)
@@ -93,31 +93,33 @@ class Space:
     def __len__(self) -> int:
         return sum(self._sizes())
 
-    def __iter__(self) -> Iterator[Plan]:
+    def __iter__(self) -> Iterator[EncoderPlan]:
         for depth, number in itertools.product(self.depths, range(self.max_cuts + 1)):
             for places in itertools.combinations(range(1, depth), number):
                 for factors in itertools.product(self.factors, repeat=number):
                     yield self.plan(depth, list(zip(places, factors, strict=True)))
 
     @functools.cached_property
-    def plans(self) -> tuple[Plan, ...]:
+    def plans(self) -> tuple[EncoderPlan, ...]:
         """All plans, shallow ones first."""
         return tuple(self)
 
     def __contains__(self, plan: object) -> bool:
         return (
-            isinstance(plan, Plan)
+            isinstance(plan, EncoderPlan)
             and plan == self.plan(plan.depth, plan.cuts)
             and plan.depth in self.depths
             and len(plan.cuts) <= self.max_cuts
             and all(factor in self.factors for _, factor in plan.cuts)
         )
 
-    def random(self, rng: np.random.Generator) -> Plan:
+    def random(self, rng: np.random.Generator) -> EncoderPlan:
         """Draws from all plans, each as likely as any other."""
         return self.plans[rng.integers(len(self.plans))]
 
-    def mutated(self, plan: Plan, rng: np.random.Generator, probability: float = 0.5) -> Plan:
+    def mutated(
+        self, plan: EncoderPlan, rng: np.random.Generator, probability: float = 0.5
+    ) -> EncoderPlan:
         """Redraws the depth with the given probability, and on average so many of the cuts."""
         depth = plan.depth
         if rng.random() < probability:
@@ -127,14 +129,16 @@ class Space:
             kept.append((int(rng.integers(1, max(depth, 2))), int(rng.choice(self.factors))))
         return self.repaired(depth, kept, rng)
 
-    def crossed(self, one: Plan, other: Plan, rng: np.random.Generator) -> Plan:
+    def crossed(
+        self, one: EncoderPlan, other: EncoderPlan, rng: np.random.Generator
+    ) -> EncoderPlan:
         """Takes the depth of either plan, and each of their cuts with probability one half."""
         depth = (one, other)[rng.integers(2)].depth
         return self.repaired(depth, [c for c in one.cuts + other.cuts if rng.random() < 0.5], rng)
 
     def repaired(
         self, depth: int, cuts: Sequence[tuple[int, int]], rng: np.random.Generator
-    ) -> Plan:
+    ) -> EncoderPlan:
         """Returns a plan of the space: cuts at places that it has, each once, not too many."""
         fitting = dict(cut for cut in cuts if 0 < cut[0] < depth)
         places = rng.permutation(sorted(fitting))[: self.max_cuts]
@@ -142,8 +146,8 @@ class Space:
 
 
 def stratified(
-    plans: Sequence[Plan], cost: Callable[[Plan], float], number: int, seed: int
-) -> list[Plan]:
+    plans: Sequence[EncoderPlan], cost: Callable[[EncoderPlan], float], number: int, seed: int
+) -> list[EncoderPlan]:
     """Draws plans evenly over their ranks by cost: one of each of so many strata, cheap first.
 
     Raises:

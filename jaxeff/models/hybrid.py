@@ -189,7 +189,9 @@ class HybridModel(StagedModel):
             answered_by=np.where(kept, 0, ABSTAINED),
         )
 
-    def curve(self, inputs: Any, labels: np.ndarray, mask: Any = None) -> curves.Curve:
+    def curve(
+        self, inputs: Any, labels: np.ndarray, mask: Any = None
+    ) -> curves.AccuracyCoverageCurve:
         """Returns accuracy against coverage; where the model abstains, it is not right.
 
         Raises:

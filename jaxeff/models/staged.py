@@ -14,7 +14,7 @@ from jaxeff import bench
 from jaxeff.arguments import checked_labels, require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.hybrid import cost
-from jaxeff.hybrid.cascade import Plan, Table
+from jaxeff.hybrid.cascade import OperatingPoint, ThresholdTable
 from jaxeff.hybrid.route import Cascade, Stage, checked_thresholds, require_same_outputs
 from jaxeff.layers.checks import require_linen
 from jaxeff.models.base import call_options
@@ -135,7 +135,7 @@ class StagedModel:
         require_whole("batch_size", 1 if batch_size is None else batch_size)
         self.stages, self.batch_size = list(stages), batch_size
         self.cascade = Cascade(stages, thresholds, limits)
-        self.cost: cost.Cost | None = None
+        self.cost: cost.CostModel | None = None
         self._macs: dict[tuple[int, ...], list[int]] = {}
         self._all = jax.jit(self._every_stage)
 
@@ -233,8 +233,8 @@ class StagedModel:
         price: float = 0.0,
         budget: float = np.inf,
         candidates: int = 64,
-    ) -> Plan:
-        """Chooses and sets the thresholds on calibration data; see `jaxeff.hybrid.cascade.Table`.
+    ) -> OperatingPoint:
+        """Chooses and sets the thresholds on calibration data; see `hybrid.ThresholdTable`.
 
         Args:
           inputs: examples that no stage was trained on.
@@ -258,7 +258,7 @@ class StagedModel:
         labels = checked_labels(labels, outputs.shape[1], outputs.shape[2])
         prices = self.macs(_payload(inputs, mask)) if prices is None else prices
         right = outputs.argmax(-1) == labels
-        table = Table(scores[:-1], right, prices, candidates)
+        table = ThresholdTable(scores[:-1], right, prices, candidates)
         found = table.best(price=price, budget=budget)
         self.thresholds = found.thresholds
         return found

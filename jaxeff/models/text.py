@@ -13,8 +13,8 @@ from jaxeff.errors import ConfigError
 from jaxeff.hub.model_folder import locate
 from jaxeff.models import pretrained
 from jaxeff.models.base import MODELS
-from jaxeff.models.encoder import Encoder, EncoderShape, Plan, masked_mean
-from jaxeff.models.encoder_space import Space
+from jaxeff.models.encoder import Encoder, EncoderPlan, EncoderShape, masked_mean
+from jaxeff.models.encoder_space import EncoderSpace
 from jaxeff.typing import Array, Dtype
 
 
@@ -76,10 +76,10 @@ class TextSupernet(TextClassifier):
       space: the plans whose parameters it holds.
     """
 
-    space: Space | None = None
+    space: EncoderSpace | None = None
 
     @nn.nowrap
-    def subnetwork(self, plan: Plan) -> TextClassifier:
+    def subnetwork(self, plan: EncoderPlan) -> TextClassifier:
         """Returns the network of a plan, which finds its parameters among this one's."""
         own = self.encoder
         return TextClassifier(Encoder(own.shape, plan, own.dtype), self.num_outputs, self.dtype)
@@ -157,10 +157,10 @@ def encoder(
       shape: fields of `EncoderShape`, for one that starts at random.
       pretrained: model to start from, see `jaxeff.hub.model_folder.locate`.
       depth: layers used; 0 is all.
-      cuts: see `Plan`, as are the next three.
+      cuts: see `EncoderPlan`, as are the next three.
       keep_first: tokens that pass.
       kind: of the bottlenecks.
-      pooled_queries: see `Plan`.
+      pooled_queries: see `EncoderPlan`.
       dtype: of the computation.
 
     Raises:
@@ -168,7 +168,7 @@ def encoder(
       DataError: there is no such pretrained model.
     """
     sizes, kinds = _shape(shape, pretrained), _floats(dtype)
-    plan = Plan(
+    plan = EncoderPlan(
         depth or sizes.layers,
         tuple(map(_cut, cuts)),
         keep_first,
@@ -200,12 +200,12 @@ def encoder_supernet(
       num_outputs: classes.
       shape: see `encoder`, as is the next.
       pretrained: model to start from.
-      depths: see `Space`, as are the next five; () is every depth from 2.
+      depths: see `EncoderSpace`, as are the next five; () is every depth from 2.
       factors: of cuts.
       max_cuts: of a plan.
       keep_first: tokens that pass.
       kind: of the bottlenecks.
-      pooled_queries: see `Plan`.
+      pooled_queries: see `EncoderPlan`.
       dtype: of the computation.
 
     Raises:
@@ -214,7 +214,7 @@ def encoder_supernet(
     """
     sizes, kinds = _shape(shape, pretrained), _floats(dtype)
     chosen = tuple(depths) or tuple(range(min(2, sizes.layers), sizes.layers + 1))
-    space = Space(chosen, tuple(factors), max_cuts, keep_first, kind, pooled_queries)
+    space = EncoderSpace(chosen, tuple(factors), max_cuts, keep_first, kind, pooled_queries)
     if chosen[-1] != sizes.layers:
         raise ConfigError(f"depths must end with the encoder's {sizes.layers} layers, not {chosen}")
     inner = Encoder(sizes, space.full, kinds, space.cuts)

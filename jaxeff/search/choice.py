@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
-from jaxeff.models.encoder_plan import Plan
+from jaxeff.models.encoder_plan import EncoderPlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Candidate:
       measured_ms: time of a call as measured; None if it was not.
     """
 
-    plan: Plan
+    plan: EncoderPlan
     accuracy: float
     predicted_ms: float
     measured_ms: float | None = None

@@ -17,20 +17,20 @@ import numpy as np
 from jaxeff.arguments import require, require_whole
 from jaxeff.errors import DataError
 from jaxeff.files.atomic import write_text_atomically
-from jaxeff.models.encoder_plan import Plan
+from jaxeff.models.encoder_plan import EncoderPlan
 
 #: Of a layer: queries and keys. Of a cut: tokens before it, and its factor.
 Shape = tuple[int, int]
 
 
-def parts(plan: Plan, length: int) -> tuple[list[Shape], list[Shape]]:
+def parts(plan: EncoderPlan, length: int) -> tuple[list[Shape], list[Shape]]:
     """Returns the shapes of a plan's layers and of its cuts, for sequences of ``length``."""
     layers = plan.lengths(length)
     cuts = [(layers[place - 1][0], factor) for place, factor in plan.cuts]
     return layers, cuts
 
 
-def needed(plans: Iterable[Plan], length: int) -> tuple[list[Shape], list[Shape]]:
+def needed(plans: Iterable[EncoderPlan], length: int) -> tuple[list[Shape], list[Shape]]:
     """Returns all shapes of layers and of cuts that some plan has, in order."""
     found: tuple[set[Shape], set[Shape]] = (set(), set())
     for plan in plans:
@@ -78,7 +78,7 @@ class LatencyTable:
     cuts: Mapping[Shape, float]
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def __call__(self, plan: Plan) -> float:
+    def __call__(self, plan: EncoderPlan) -> float:
         """Returns the predicted milliseconds of a plan's network.
 
         Raises:
@@ -96,7 +96,7 @@ class LatencyTable:
                 f"the table of latencies has no part of shape {error}; measure it for {plan}"
             ) from None
 
-    def fitted(self, measured: Mapping[Plan, float]) -> LatencyTable:
+    def fitted(self, measured: Mapping[EncoderPlan, float]) -> LatencyTable:
         """Returns the table with the constant that fits whole networks (median of what is left)."""
         rest = [time - (self(plan) - self.constant) for plan, time in measured.items()]
         return dataclasses.replace(self, constant=max(float(np.median(rest)), 0.0))

@@ -15,7 +15,7 @@ from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.layers.bottleneck import Bottleneck
 from jaxeff.models.encoder import EncoderShape, TransformerLayer
-from jaxeff.models.encoder_plan import Plan
+from jaxeff.models.encoder_plan import EncoderPlan
 from jaxeff.search.latency import LatencyTable, Shape, monotone, needed
 from jaxeff.typing import Array, Dtype
 
@@ -69,9 +69,9 @@ def network_call(network: nn.Module, batch: int, length: int) -> Callable[[], An
 
 
 def time_parts(
-    network_of: Callable[[Plan], nn.Module],
-    plans: Sequence[Plan],
-    whole: Sequence[Plan],
+    network_of: Callable[[EncoderPlan], nn.Module],
+    plans: Sequence[EncoderPlan],
+    whole: Sequence[EncoderPlan],
     batch: int,
     length: int,
     rounds: int = 10,
@@ -139,5 +139,5 @@ def table(times: Times, batch: int, length: int, statistic: str = STATISTIC) -> 
     made = LatencyTable(
         batch, length, 0.0, monotone(part("layer", STACK)), part("cut", 1), bench.environment()
     )
-    whole = {k: getattr(t, statistic) for k, t in times.items() if isinstance(k, Plan)}
+    whole = {k: getattr(t, statistic) for k, t in times.items() if isinstance(k, EncoderPlan)}
     return made.fitted(whole) if whole else made

@@ -9,8 +9,8 @@ from typing import Any
 
 from jaxeff.errors import DataError
 from jaxeff.files.atomic import write_text_atomically
-from jaxeff.models.encoder_plan import Plan
-from jaxeff.models.encoder_space import Space
+from jaxeff.models.encoder_plan import EncoderPlan
+from jaxeff.models.encoder_space import EncoderSpace
 
 FOLDER, RECORD, TABLE = "search", "search.json", "latency.json"
 #: Numbers and texts that a record must have for a run to go on with it.
@@ -32,7 +32,7 @@ def write(workdir: Path, record: Mapping[str, Any]) -> None:
     write_text_atomically(path_of(workdir), text + "\n")
 
 
-def read(workdir: Path, space: Space | None = None) -> dict[str, Any] | None:
+def read(workdir: Path, space: EncoderSpace | None = None) -> dict[str, Any] | None:
     """Returns the record of a run, or None where there is none.
 
     Args:
@@ -59,7 +59,7 @@ def read(workdir: Path, space: Space | None = None) -> dict[str, Any] | None:
     return found
 
 
-def plan_of(record: Mapping[str, Any]) -> Plan:
+def plan_of(record: Mapping[str, Any]) -> EncoderPlan:
     """Returns the plan that a record says was found.
 
     Raises:
@@ -71,4 +71,4 @@ def plan_of(record: Mapping[str, Any]) -> Plan:
     fields["cuts"] = tuple((int(place), int(factor)) for place, factor in fields["cuts"])
     if not isinstance(fields["pooled_queries"], bool):
         raise ValueError(f"pooled_queries is {fields['pooled_queries']!r}")
-    return Plan(**fields)
+    return EncoderPlan(**fields)

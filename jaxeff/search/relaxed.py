@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxeff.layers.bottleneck import shortened
-from jaxeff.models.encoder_plan import Plan
-from jaxeff.models.encoder_space import Space
+from jaxeff.models.encoder_plan import EncoderPlan
+from jaxeff.models.encoder_space import EncoderSpace
 from jaxeff.search.latency import LatencyTable
 from jaxeff.typing import Array, PRNGKey
 
@@ -30,7 +30,7 @@ from jaxeff.typing import Array, PRNGKey
 Choices = Mapping[str, Array]
 
 
-def initial_logits(space: Space) -> dict[str, Array]:
+def initial_logits(space: EncoderSpace) -> dict[str, Array]:
     """Returns logits of equal probabilities."""
     places = space.depths[-1] - 1
     return {
@@ -52,7 +52,7 @@ def drawn(logits: Choices, key: PRNGKey, temperature: float) -> dict[str, Array]
     return {n: draw(logits[n], k) for n, k in zip(sorted(logits), keys, strict=True)}
 
 
-def one_hot(space: Space, plan: Plan) -> dict[str, Array]:
+def one_hot(space: EncoderSpace, plan: EncoderPlan) -> dict[str, Array]:
     """Returns a plan as a draw."""
     places = dict(plan.cuts)
     rows = [places.get(place, 1) for place in range(1, space.depths[-1])]
@@ -116,7 +116,7 @@ def logits_of(
     return network.classified(params, mixed)
 
 
-def expected_latency(table: LatencyTable, space: Space, probabilities: Choices) -> Array:
+def expected_latency(table: LatencyTable, space: EncoderSpace, probabilities: Choices) -> Array:
     """Returns the mean of the table's latencies over independent draws, in milliseconds.
 
     Lengths that no plan of the space has, as too many cuts give them, are interpolated.
@@ -157,7 +157,7 @@ def interpolated(
     return lambda n: float(layer(n)), lambda n, f: float(cuts[f](n))
 
 
-def likeliest(space: Space, probabilities: Choices) -> Plan:
+def likeliest(space: EncoderSpace, probabilities: Choices) -> EncoderPlan:
     """Returns the likeliest plan; of too many cuts the likeliest stay."""
     factors = np.asarray(probabilities["factors"])
     depth = space.depths[int(np.argmax(probabilities["depth"]))]
@@ -170,7 +170,9 @@ def likeliest(space: Space, probabilities: Choices) -> Plan:
     return space.plan(depth, [(place, cuts[place][1]) for place in sorted(most)])
 
 
-def drawn_plan(space: Space, probabilities: Choices, rng: np.random.Generator) -> Plan:
+def drawn_plan(
+    space: EncoderSpace, probabilities: Choices, rng: np.random.Generator
+) -> EncoderPlan:
     """Draws a plan; of too many cuts some stay."""
     known = (1, *space.factors)
 

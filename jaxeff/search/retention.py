@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxeff.models.encoder_plan import Plan
-from jaxeff.models.encoder_space import Space
+from jaxeff.models.encoder_plan import EncoderPlan
+from jaxeff.models.encoder_space import EncoderSpace
 from jaxeff.typing import Array
 
 
-def full(space: Space, length: int) -> Array:
+def full(space: EncoderSpace, length: int) -> Array:
     """Returns vectors that keep everything, ``[places, length]``."""
     return jnp.ones((space.depths[-1] - 1, length))
 
@@ -81,7 +81,7 @@ def mass(retention: Array) -> Array:
     return jnp.sum(layer * jnp.mean(retention, axis=1)) / jnp.sum(layer)
 
 
-def plan_of(space: Space, retention: Any, depth: int) -> Plan:
+def plan_of(space: EncoderSpace, retention: Any, depth: int) -> EncoderPlan:
     """Returns the plan whose lengths are nearest to the vectors' masses, by their ratio.
 
     No length grows again. Of too many cuts the largest stay.

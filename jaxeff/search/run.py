@@ -24,14 +24,14 @@ from jaxeff import bench, data
 from jaxeff.config import first_difference, plain
 from jaxeff.errors import CheckpointError, ConfigError, DataError
 from jaxeff.eval.console import say
-from jaxeff.models.encoder_plan import Plan
+from jaxeff.models.encoder_plan import EncoderPlan
 from jaxeff.models.encoder_space import stratified
 from jaxeff.models.trained import Trained
 from jaxeff.search import measure, record
 from jaxeff.search.choice import Candidate, choose
 from jaxeff.search.front import pareto
 from jaxeff.search.record import TABLE
-from jaxeff.search.searches import SEARCHES, Known, Search
+from jaxeff.search.searches import SEARCHES, SearchContext, SearchStrategy
 from jaxeff.search.strategies import Evaluations
 
 SUPERNET = "teacher"
@@ -96,7 +96,7 @@ def resolved(
             )
         if record.path_of(workdir).exists():
             say(f"warning: {complaint}; the search is made again")
-        search: Search = SEARCHES.build(config.search, "search")
+        search: SearchStrategy = SEARCHES.build(config.search, "search")
         folder = record.path_of(workdir).parent
         record.write(workdir, run(search, trained[SUPERNET], dataset(), folder, config))
         known = record.read(workdir, space)
@@ -148,12 +148,12 @@ def _has_begun(workdir: Path) -> bool:
 
 def summary(workdir: Path) -> dict[str, Any]:
     """Returns what a run's report says of its search: ``{}`` if there was none."""
-    found = record.read(workdir)
-    return {"search": found} if found else {}
+    recorded = record.read(workdir)
+    return {"search": recorded} if recorded else {}
 
 
 def run(
-    search: Search,
+    search: SearchStrategy,
     supernet: Trained,
     dataset: data.Dataset,
     folder: Path,
@@ -183,22 +183,22 @@ def run(
     limit = requirement.max_ms or math.inf
     evaluations = Evaluations(space, score, table, search.budget, limit)
     say(f"search   evaluates {search.budget} networks for {requirement}")
-    known = Known(supernet, table, dataset.splits["train"], full_ms)
+    known = SearchContext(supernet, table, dataset.splits["train"], full_ms)
     search.explore(evaluations, np.random.default_rng(config.seed), known)
     if not evaluations.found:  # nothing is predicted to be fast enough
         fastest = evaluations.allowed[0]
         evaluations.found[fastest] = score(fastest)
     candidates = [Candidate(plan, value, table(plan)) for plan, value in evaluations.found.items()]
-    found = choose(candidates, requirement, _measurement(network, search, length))
-    met = requirement.met_by(found)
-    sentence = f"found {found}" if met else f"nothing meets {requirement}; the closest is {found}"
+    chosen = choose(candidates, requirement, _measurement(network, search, length))
+    met = requirement.met_by(chosen)
+    sentence = f"found {chosen}" if met else f"nothing meets {requirement}; the closest is {chosen}"
     say(f"search   {sentence}")
     front = pareto([c.predicted_ms for c in candidates], [c.accuracy for c in candidates])
     return {
         "requirement": str(requirement),
         "met": met,
         "sentence": sentence,
-        "found": described(found),
+        "found": described(chosen),
         "full": {"measured_ms": full_ms, "accuracy": score(space.full)},
         "front": [described(candidates[i]) for i in front],
         "evaluated": [described(candidate) for candidate in candidates],
@@ -222,7 +222,7 @@ def described(candidate: Candidate) -> dict[str, Any]:
 
 
 def _measurement(
-    network: Any, search: Search, length: int
+    network: Any, search: SearchStrategy, length: int
 ) -> Callable[[Sequence[Candidate]], list[Candidate]]:
     def measured(candidates: Sequence[Candidate]) -> list[Candidate]:
         calls = {
@@ -231,8 +231,8 @@ def _measurement(
         }
         times = bench.interleaved(calls, search.rounds, 3, warmup=2).values()
         return [
-            dataclasses.replace(candidate, measured_ms=getattr(found, measure.STATISTIC))
-            for candidate, found in zip(candidates, times, strict=True)
+            dataclasses.replace(candidate, measured_ms=getattr(timing, measure.STATISTIC))
+            for candidate, timing in zip(candidates, times, strict=True)
         ]
 
     return measured
@@ -263,19 +263,19 @@ class Scorer:
         size = min(batch_size, number)
         self._batches = [split.take(rows[first : first + size]) for first in range(0, number, size)]
 
-    def __call__(self, plan: Plan) -> float:
+    def __call__(self, plan: EncoderPlan) -> float:
         """Returns the accuracy of a plan's network."""
         network = self._network.subnetwork(plan)
 
         @jax.jit
         def answers(variables, inputs, options):
-            found = network.apply(variables, inputs, **options)
+            logits = network.apply(variables, inputs, **options)
             # An answer of NaN is none, and never the label.
-            return jnp.where(jnp.isfinite(found).all(-1), found.argmax(-1), -1)
+            return jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), -1)
 
         right, seen = 0, 0
         for batch in self._batches:
             options = {"mask": batch["mask"]} if "mask" in batch else {}
-            found = np.asarray(answers(self._variables, batch["inputs"], options))
-            right, seen = right + int((found == batch["labels"]).sum()), seen + len(found)
+            predicted = np.asarray(answers(self._variables, batch["inputs"], options))
+            right, seen = right + int((predicted == batch["labels"]).sum()), seen + len(predicted)
         return right / seen

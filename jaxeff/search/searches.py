@@ -15,7 +15,7 @@ import optax
 from jaxeff import data
 from jaxeff.arguments import require, require_whole
 from jaxeff.errors import ConfigError
-from jaxeff.models.encoder_space import Space
+from jaxeff.models.encoder_space import EncoderSpace
 from jaxeff.models.trained import Trained
 from jaxeff.registry import Registry
 from jaxeff.search import relaxed, retention, strategies
@@ -27,7 +27,7 @@ SEARCHES = Registry("search")
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
+class SearchContext:
     """What a search may use beside scores and costs.
 
     Attributes:
@@ -44,7 +44,7 @@ class Known:
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
+class SearchStrategy:
     """What every search has.
 
     Attributes:
@@ -80,14 +80,16 @@ class Search:
             return Requirement(self.max_latency_ms, self.min_accuracy)
         return Requirement(self.max_latency_share * full_ms)
 
-    def explore(self, evaluations: Evaluations, rng: np.random.Generator, known: Known) -> None:
+    def explore(
+        self, evaluations: Evaluations, rng: np.random.Generator, known: SearchContext
+    ) -> None:
         """Spends the budget."""
         raise NotImplementedError
 
 
 @SEARCHES.register("evolution")
 @dataclasses.dataclass(frozen=True)
-class Evolution(Search):
+class Evolution(SearchStrategy):
     """See `jaxeff.search.strategies.evolution`, as for the attributes.
 
     Attributes:
@@ -103,28 +105,34 @@ class Evolution(Search):
         require_whole("population", self.population, 1)
         require("mutation", self.mutation, "[0, 1]")
 
-    def explore(self, evaluations: Evaluations, rng: np.random.Generator, known: Known) -> None:
-        """See `Search.explore`."""
+    def explore(
+        self, evaluations: Evaluations, rng: np.random.Generator, known: SearchContext
+    ) -> None:
+        """See `SearchStrategy.explore`."""
         strategies.evolution(evaluations, rng, self.population, self.mutation)
 
 
 @SEARCHES.register("enumeration")
 @dataclasses.dataclass(frozen=True)
-class Enumeration(Search):
+class Enumeration(SearchStrategy):
     """See `jaxeff.search.strategies.enumeration`."""
 
-    def explore(self, evaluations: Evaluations, rng: np.random.Generator, known: Known) -> None:
-        """See `Search.explore`."""
+    def explore(
+        self, evaluations: Evaluations, rng: np.random.Generator, known: SearchContext
+    ) -> None:
+        """See `SearchStrategy.explore`."""
         strategies.enumeration(evaluations, rng)
 
 
 @SEARCHES.register("random")
 @dataclasses.dataclass(frozen=True)
-class Random(Search):
+class Random(SearchStrategy):
     """See `jaxeff.search.strategies.random_search`."""
 
-    def explore(self, evaluations: Evaluations, rng: np.random.Generator, known: Known) -> None:
-        """See `Search.explore`."""
+    def explore(
+        self, evaluations: Evaluations, rng: np.random.Generator, known: SearchContext
+    ) -> None:
+        """See `SearchStrategy.explore`."""
         strategies.random_search(evaluations, rng)
 
 
@@ -137,7 +145,7 @@ def _check_each(field: str, values: Any, interval: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class ByGradients(Search):
+class ByGradients(SearchStrategy):
     """What searches by gradients have in common; the supernet's weights stay as they are.
 
     Attributes:
@@ -156,7 +164,7 @@ class ByGradients(Search):
             require_whole(field, getattr(self, field), 1)
         require("learning_rate", self.learning_rate, "(0, inf)")
 
-    def _refuse(self, space: Space) -> None:
+    def _refuse(self, space: EncoderSpace) -> None:
         if space.pooled_queries:
             raise ConfigError("config.search: a gradient needs pooled_queries=False")
 
@@ -166,7 +174,7 @@ class ByGradients(Search):
         outputs: Callable[[Any, Any, Any, Any], Any],
         penalty: Callable[[Any], Any],
         rng: np.random.Generator,
-        known: Known,
+        known: SearchContext,
         project: Callable[[Any], Any] = lambda values: values,
     ) -> Any:
         """Returns what minimises cross entropy and penalty over batches of training examples.
@@ -183,8 +191,8 @@ class ByGradients(Search):
         optimizer = optax.adam(self.learning_rate)
 
         def loss(values, params, batch, key):
-            found = outputs(values, params, batch, key)
-            errors = optax.softmax_cross_entropy_with_integer_labels(found, batch["labels"])
+            logits = outputs(values, params, batch, key)
+            errors = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
             return errors.mean() + penalty(values)
 
         @jax.jit
@@ -225,8 +233,10 @@ class Gradient(ByGradients):
         require("temperature", self.temperature, "(0, inf)")
         require("penalty", self.penalty, "[0, inf)")
 
-    def explore(self, evaluations: Evaluations, rng: np.random.Generator, known: Known) -> None:
-        """See `Search.explore`."""
+    def explore(
+        self, evaluations: Evaluations, rng: np.random.Generator, known: SearchContext
+    ) -> None:
+        """See `SearchStrategy.explore`."""
         space = evaluations.space
         self._refuse(space)
         goal = evaluations.limit if math.isfinite(evaluations.limit) else known.full_ms
@@ -240,7 +250,7 @@ class Gradient(ByGradients):
                 evaluations.add(relaxed.drawn_plan(space, probabilities, rng))
 
     def _learned(
-        self, space: Space, aim: float, rng: np.random.Generator, known: Known
+        self, space: EncoderSpace, aim: float, rng: np.random.Generator, known: SearchContext
     ) -> dict[str, Any]:
         network, table = known.supernet.model, known.table
 
@@ -277,8 +287,10 @@ class Retention(ByGradients):
         _check_each("prices", self.prices, "[0, inf)")
         require("mutation", self.mutation, "[0, 1]")
 
-    def explore(self, evaluations: Evaluations, rng: np.random.Generator, known: Known) -> None:
-        """See `Search.explore`."""
+    def explore(
+        self, evaluations: Evaluations, rng: np.random.Generator, known: SearchContext
+    ) -> None:
+        """See `SearchStrategy.explore`."""
         space = evaluations.space
         self._refuse(space)
         vectors = [self._learned(space, price, rng, known) for price in self.prices]
@@ -292,7 +304,7 @@ class Retention(ByGradients):
             evaluations.add(changed)
 
     def _learned(
-        self, space: Space, price: float, rng: np.random.Generator, known: Known
+        self, space: EncoderSpace, price: float, rng: np.random.Generator, known: SearchContext
     ) -> np.ndarray:
         network = known.supernet.model
 
@@ -301,7 +313,7 @@ class Retention(ByGradients):
             mask = batch.get("mask")
             return retention.logits_of(network, params, vectors, batch["inputs"], mask)
 
-        found = self._descend(
+        vectors = self._descend(
             retention.full(space, known.table.length),
             outputs,
             lambda vectors: price * retention.mass(vectors),
@@ -309,4 +321,4 @@ class Retention(ByGradients):
             known,
             lambda vectors: jnp.clip(vectors, 0, 1),
         )
-        return np.asarray(found)
+        return np.asarray(vectors)

@@ -14,8 +14,8 @@ import numpy as np
 
 from jaxeff.arguments import require, require_whole
 from jaxeff.errors import ConfigError
-from jaxeff.models.encoder_plan import Plan
-from jaxeff.models.encoder_space import Space, stratified
+from jaxeff.models.encoder_plan import EncoderPlan
+from jaxeff.models.encoder_space import EncoderSpace, stratified
 from jaxeff.search.front import hull
 
 
@@ -35,12 +35,12 @@ class Evaluations:
       ConfigError: the budget is no whole number from 1, or the limit is not above 0.
     """
 
-    space: Space
-    score: Callable[[Plan], float]
-    cost: Callable[[Plan], float]
+    space: EncoderSpace
+    score: Callable[[EncoderPlan], float]
+    cost: Callable[[EncoderPlan], float]
     budget: int
     limit: float = math.inf
-    found: dict[Plan, float] = dataclasses.field(default_factory=dict)
+    found: dict[EncoderPlan, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_whole("the budget of a search", self.budget, 1)
@@ -48,7 +48,7 @@ class Evaluations:
             raise ConfigError(f"the limit of a search must be above 0, not {self.limit}")
 
     @property
-    def allowed(self) -> list[Plan]:
+    def allowed(self) -> list[EncoderPlan]:
         """Plans within the limit, cheapest first; the cheapest of all if there is none."""
         ordered = sorted(self.space.plans, key=self.cost)
         return [plan for plan in ordered if self.cost(plan) <= self.limit] or ordered[:1]
@@ -58,14 +58,14 @@ class Evaluations:
         """Whether the budget is spent."""
         return len(self.found) >= self.budget
 
-    def add(self, plan: Plan) -> bool:
+    def add(self, plan: EncoderPlan) -> bool:
         """Evaluates a plan unless it is known, useless or beyond the budget; says whether."""
         if plan in self.found or self.done or self.cost(plan) > self.limit:
             return False
         self.found[plan] = self.score(plan)
         return True
 
-    def corners(self) -> list[Plan]:
+    def corners(self) -> list[EncoderPlan]:
         """Returns the corners of the front's convex hull."""
         plans = list(self.found)
         costs = [self.cost(plan) for plan in plans]
@@ -112,7 +112,7 @@ def evolution(
       evaluations: what to spend, and where the result goes.
       rng: of all draws.
       population: plans evaluated at first, spread evenly over the costs.
-      mutation: probability of a change, see `Space.mutated`.
+      mutation: probability of a change, see `EncoderSpace.mutated`.
       patience: children in a row that are known or too expensive after which to give up.
 
     Raises:

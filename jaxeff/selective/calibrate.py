@@ -25,7 +25,7 @@ from scipy.special import bdtr, bdtri
 from jaxeff.arguments import require
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.selective import metrics
-from jaxeff.selective.metrics import Curve, Rates
+from jaxeff.selective.metrics import Rates, RiskCoverageCurve
 
 #: Fewest accepted examples of which a selective risk is tested, whatever the target.
 FEWEST = 25
@@ -277,7 +277,7 @@ def choose_model(
     return -number, threshold
 
 
-def _curve(confidence: np.ndarray, wrong: np.ndarray) -> Curve:
+def _curve(confidence: np.ndarray, wrong: np.ndarray) -> RiskCoverageCurve:
     if not np.size(confidence):
         raise DataError(
             "the calibration split is empty; set config.data.calibration_fraction to a share of "
@@ -286,14 +286,16 @@ def _curve(confidence: np.ndarray, wrong: np.ndarray) -> Curve:
     return metrics.risk_coverage(confidence, wrong)
 
 
-def _checked(confidence: np.ndarray, wrong: np.ndarray, target: float, kind: str) -> Curve:
+def _checked(
+    confidence: np.ndarray, wrong: np.ndarray, target: float, kind: str
+) -> RiskCoverageCurve:
     if kind not in metrics.ERRORS:
         raise ConfigError(f"kind must be one of {', '.join(metrics.ERRORS)}, not {kind!r}")
     require(f"a target {_NAMES[kind]}", target, "(0, 1)")
     return _curve(confidence, wrong)
 
 
-def _on_grid(curve: Curve, grid: np.ndarray, fewest: int) -> Curve:
+def _on_grid(curve: RiskCoverageCurve, grid: np.ndarray, fewest: int) -> RiskCoverageCurve:
     """Returns the curve at the thresholds of a grid that accept so many, by rising coverage."""
     require("a threshold of the grid", grid, "[-inf, inf]")
     thresholds = np.unique(np.asarray(grid, np.float64))[::-1]
@@ -302,7 +304,7 @@ def _on_grid(curve: Curve, grid: np.ndarray, fewest: int) -> Curve:
     accepted = np.r_[0, curve.accepted][reached]
     enough = accepted >= fewest
     errors = np.r_[0, curve.errors][reached]
-    return Curve(thresholds[enough], accepted[enough], errors[enough], curve.total)
+    return RiskCoverageCurve(thresholds[enough], accepted[enough], errors[enough], curve.total)
 
 
 def _upper(errors: np.ndarray, trials: np.ndarray, delta: float) -> np.ndarray:
@@ -312,7 +314,7 @@ def _upper(errors: np.ndarray, trials: np.ndarray, delta: float) -> np.ndarray:
 
 
 def _guaranteed(
-    curve: Curve,
+    curve: RiskCoverageCurve,
     point: int,
     confidence: np.ndarray,
     wrong: np.ndarray,
@@ -327,7 +329,7 @@ def _guaranteed(
 
 
 def _unreachable(
-    curve: Curve, target: float, kind: str, reached: np.ndarray, hint: str
+    curve: RiskCoverageCurve, target: float, kind: str, reached: np.ndarray, hint: str
 ) -> DataError:
     best = int(np.argmin(reached))
     rates = curve.at(best)

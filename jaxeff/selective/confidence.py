@@ -27,6 +27,21 @@ def _real(logits: Any) -> tuple[Any, Any]:
     return logits.__array_namespace__(), logits * 1.0 if whole else logits
 
 
+def class_logits(objective: Any, outputs: Any) -> Any:
+    """Returns the part of a model's outputs that predicts a class.
+
+    Args:
+      objective: what the model was trained by; where the outputs are more than the logits of the
+        classes, its method ``class_logits`` says which part these are.
+      outputs: ``[..., width]``.
+
+    Returns:
+      ``[..., classes]``.
+    """
+    select = getattr(objective, "class_logits", None)
+    return outputs if select is None else select(outputs)
+
+
 def log_softmax(logits: Any) -> Any:
     """Returns log probabilities of logits ``[..., classes]``."""
     xp, logits = _real(logits)

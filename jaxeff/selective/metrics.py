@@ -49,7 +49,7 @@ def rates(accepted: np.ndarray, wrong: np.ndarray) -> Rates:
 
 
 @dataclasses.dataclass(frozen=True)
-class Curve:
+class RiskCoverageCurve:
     """Risk and coverage at every threshold that makes a difference, by rising coverage.
 
     Attributes:
@@ -111,7 +111,7 @@ class Curve:
         return int(points[-1]) if points.size else None
 
 
-def risk_coverage(confidence: np.ndarray, wrong: np.ndarray) -> Curve:
+def risk_coverage(confidence: np.ndarray, wrong: np.ndarray) -> RiskCoverageCurve:
     """Returns the risk-coverage curve of confidences [examples] and mistakes, boolean [examples].
 
     Raises:
@@ -123,7 +123,7 @@ def risk_coverage(confidence: np.ndarray, wrong: np.ndarray) -> Curve:
     last = np.append(ranked[1:] != ranked[:-1], True)  # of its ties
     errors = np.cumsum(wrong[order] != 0)
     accepted = np.arange(1, len(ranked) + 1)
-    return Curve(ranked[last], accepted[last], errors[last], len(ranked))
+    return RiskCoverageCurve(ranked[last], accepted[last], errors[last], len(ranked))
 
 
 def aurc(confidence: np.ndarray, wrong: np.ndarray) -> float:

@@ -5,13 +5,13 @@
 
 from jaxeff.config import base_config
 from jaxeff.train.algorithms import ALGORITHMS, BPTT, FPTT, Task, TruncatedBPTT
-from jaxeff.train.dynamic import dynamic_regularizer
 from jaxeff.train.experiment import Experiment, build
-from jaxeff.train.jobs import run
+from jaxeff.train.fptt_optimizer import dynamic_regularizer
+from jaxeff.train.launch import run
 from jaxeff.train.objectives import OBJECTIVES
 from jaxeff.train.optim import OPTIMIZERS
 from jaxeff.train.parallel import DeviceMap
-from jaxeff.train.selective import DeepGamblers, OneSided, SelectiveNet, SelfAdaptive
+from jaxeff.train.selective_objectives import DeepGamblers, OneSided, SelectiveNet, SelfAdaptive
 from jaxeff.train.state import TrainState
 
 __all__ = [

@@ -96,11 +96,11 @@ def of_prerequisite(name: str) -> Iterator[None]:
         raise ConfigError(str(error).replace("config.", field, 1)) from error
 
 
-def _check_fields(given: Mapping[str, Any], known: Mapping[str, Any], where: str, is_open: bool):
+def _check_fields(fields: Mapping[str, Any], known: Mapping[str, Any], where: str, is_open: bool):
     for name in known:
-        if name not in given:
+        if name not in fields:
             raise ConfigError(f"{where}.{name} is missing; start from jaxeff.train.base_config()")
-    for name, value in given.items():
+    for name, value in fields.items():
         field = f"{where}.{name}"
         if name not in known:
             if is_open:
@@ -111,8 +111,8 @@ def _check_fields(given: Mapping[str, Any], known: Mapping[str, Any], where: str
                 raise ConfigError(f"{field} must be a section of fields, not {value!r}")
             _check_fields(value, known[name], field, is_open=name in OPEN_SECTIONS)
         elif not _fits(value, known[name]):
-            wanted = type(known[name]).__name__ if known[name] is not None else "text"
-            raise ConfigError(f"{field} must be of type {wanted}, not {value!r}")
+            expected = type(known[name]).__name__ if known[name] is not None else "text"
+            raise ConfigError(f"{field} must be of type {expected}, not {value!r}")
 
 
 def _fits(value: Any, like: Any) -> bool:

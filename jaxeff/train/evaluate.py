@@ -1,13 +1,17 @@
-"""Exact averages of an objective over a split."""
+"""Exact averages of an objective over a split, and the job that evaluates a trained run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 
-from jaxeff import data
+from jaxeff import analyses, data
+from jaxeff.eval.console import say
+from jaxeff.train import announce, check, prerequisites, run_report, selection
 from jaxeff.train.experiment import Experiment
 from jaxeff.typing import Params
 
@@ -47,3 +51,43 @@ class Evaluator:
                 totals[name] = totals.get(name, 0.0) + float(value)
         weight = totals.pop("weight", 0.0)
         return {name: total / weight for name, total in totals.items()}
+
+
+def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
+    """Evaluates the selected parameters of the newest checkpoint on validation and test.
+
+    The report goes into ``workdir/eval``.
+    """
+    selection.require_checkpoints(workdir)
+    check.check_workdir(workdir, config)
+    built = prerequisites.build(config, workdir)
+    selected = selection.read(built, workdir, say)
+    chosen, evaluator = selected.chosen, Evaluator(built)
+    metrics = {
+        split: evaluator(chosen["params"], chosen["model_state"], split)
+        for split in ("validation", "test")
+    }
+    if jax.process_index() != 0:
+        return None
+    cost = run_report.inference_cost(built, chosen["params"], chosen["model_state"])
+    folder = workdir / "eval"
+    folder.mkdir(exist_ok=True)
+    extras, artifacts = analyses.run(built.analyses, built.result(chosen), folder)
+    report = run_report.write(
+        built,
+        folder,
+        metrics=metrics,
+        cost=cost,
+        training={
+            "steps": selected.steps,
+            "seconds": 0.0,
+            "best_step": selected.step,
+            "weights": selected.weights,
+        },
+        params=chosen["params"],
+        curve=False,
+        extras=extras,
+        more_artifacts=artifacts,
+    )
+    announce.results(report, folder)
+    return report

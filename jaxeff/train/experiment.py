@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from jaxeff import analyses, data
+from jaxeff.analyses import Analysis, TrainingResult
 from jaxeff.annotations import check_types
 from jaxeff.arguments import checked_labels
 from jaxeff.errors import ConfigError, UserError, origin
@@ -24,6 +25,7 @@ from jaxeff.models.base import call_options, check_symbols
 from jaxeff.models.trained import Trained
 from jaxeff.train import check, leakage, objectives, optim, sizes
 from jaxeff.train.algorithms import ALGORITHMS, Algorithm, Task
+from jaxeff.train.datasets import DatasetCache
 from jaxeff.train.parallel import DeviceMap
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Carry
@@ -48,13 +50,18 @@ class Experiment:
     model: nn.Module
     algorithm: Algorithm
     devices: DeviceMap
-    analyses: Mapping[str, analyses.Analysis]
+    analyses: Mapping[str, Analysis]
     experience: tuple[leakage.Experience, ...] = ()
 
     @property
     def example(self) -> np.ndarray:
         """One zero input ``[1, ...]``, for shapes."""
         return np.zeros((1, *self.dataset.input_shape), self.dataset.input_dtype)
+
+    def result(self, chosen: Mapping[str, Any]) -> TrainingResult:
+        """Returns the model with its trained ``params`` and ``model_state``."""
+        variables = {"params": chosen["params"], **chosen["model_state"]}
+        return TrainingResult(self.config, self.dataset, self.model, self.algorithm, variables)
 
     def initial_carry(self, split: str, batch_size: int) -> Carry:
         """Returns the model's state before the first batch of a split.
@@ -67,6 +74,17 @@ class Experiment:
             (batch_size, *self.dataset.input_shape), self.dataset.input_dtype
         )
         return self.model.initial_carry(inputs)
+
+    def train_batches(self) -> Any:
+        """Returns this process's endless iterator over training batches, at its beginning."""
+        return data.make_train_iterator(
+            self.dataset.splits["train"],
+            batch_size=self.config.train.batch_size,
+            seed=self.config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            with_index=self.algorithm.needs_index,
+        )
 
     def _first_state(self, example: Any) -> TrainState:
         state: Any = self.algorithm.init_state(jax.random.key(self.config.seed), example)
@@ -85,23 +103,26 @@ class Experiment:
         # Weights from elsewhere are arguments of the program: constants in it would be slow.
         traced, shapes = jax.make_jaxpr(self._first_state, return_shape=True)(self.example)
 
-        def made(weights, example):
+        def first_state(weights, example):
             return jax.core.eval_jaxpr(traced.jaxpr, weights, example)
 
         # Made in place: an array of one process cannot be moved to the devices of all.
-        jitted = jax.jit(made, out_shardings=self.devices.replicated)
+        jitted = jax.jit(first_state, out_shardings=self.devices.replicated)
         weights = jax.device_get(traced.consts)
         return jax.tree.unflatten(jax.tree.structure(shapes), jitted(weights, self.example))
 
 
 def build(
-    config: ml_collections.ConfigDict, trained: Mapping[str, Trained] | None = None
+    config: ml_collections.ConfigDict,
+    trained: Mapping[str, Trained] | None = None,
+    datasets: DatasetCache | None = None,
 ) -> Experiment:
     """Builds an experiment; nothing is compiled yet.
 
     Args:
       config: the config.
       trained: the models of ``config.prerequisites``, by name.
+      datasets: what the run has loaded before.
 
     Raises:
       ConfigError: a field is unknown or impossible, or a prerequisite has seen what is to judge
@@ -112,34 +133,37 @@ def build(
     devices = DeviceMap(config.parallel)
     devices.check_batch(config.train.batch_size, "train.batch_size")
     check_types(optim.build, config.optim, "optim")
-    fields = config.data.to_dict()
     with _section("data"):
-        dataset = data.load(fields.pop("name"), **fields)
+        dataset = (datasets or DatasetCache()).load(config.data)
     sizes.check_batch(config.train.batch_size, dataset)
     _check_labels(dataset)
     objective = objectives.build(config.objective.to_dict(), dataset.task, config.algorithm.name)
     model = MODELS.build(config.model, "model", num_outputs=_width(objective, dataset))
     require_linen(model, "config.model")
+
+    def optimizer(updates_per_batch: int) -> optax.GradientTransformation:
+        # The schedule spans all updates of the run, whose number the algorithm alone knows.
+        updates = config.train.num_steps * updates_per_batch
+        return optim.build(**config.optim.to_dict(), num_steps=updates)
+
     algorithm = ALGORITHMS.build(
         config.algorithm,
         "algorithm",
         **_trained(config, trained),
         model=model,
         objective=objective,
-        optimizer=optax.identity(),
+        optimizer=optimizer,
         task=_task(dataset, config.train.batch_size),
     )
-    # The schedule spans all updates of the run, whose number the algorithm alone knows.
-    updates = config.train.num_steps * algorithm.updates_per_batch
     with _section("optim"):
-        algorithm.optimizer = optim.build(**config.optim.to_dict(), num_steps=updates)
+        algorithm.optimizer  # noqa: B018  (built now: its complaints are of this section)
     sizes.check_memory(config, _check_shapes(model, algorithm, dataset), dataset, devices)
-    looks = analyses.build(config.analyses)
-    built = Experiment(config, dataset, model, algorithm, devices, looks)
-    analyses.check(built)
-    before = {name: each.experience for name, each in (trained or {}).items()}
-    leakage.check(built, before)
-    return dataclasses.replace(built, experience=leakage.experience(built, before))
+    built_analyses = analyses.build(config.analyses)
+    analyses.check(built_analyses, model, dataset)
+    seen = {name: each.experience for name, each in (trained or {}).items()}
+    leakage.check(config.data, dataset, algorithm, seen)
+    experience = leakage.experience(config.data, dataset, algorithm, seen)
+    return Experiment(config, dataset, model, algorithm, devices, built_analyses, experience)
 
 
 @contextlib.contextmanager
@@ -193,9 +217,11 @@ def _check_labels(dataset: data.Dataset) -> None:
     for name, split in dataset.splits.items():
         labels, numbers = getattr(split, "labels", None), getattr(split, "indices", None)
         if isinstance(labels, np.ndarray):
-            own = labels if numbers is None else labels[numbers]
-            if len(own):
-                checked_labels(own, None, dataset.num_classes, f"{dataset.name}: {name} labels")
+            used_labels = labels if numbers is None else labels[numbers]
+            if len(used_labels):
+                checked_labels(
+                    used_labels, None, dataset.num_classes, f"{dataset.name}: {name} labels"
+                )
 
 
 def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset) -> TrainState:
@@ -226,21 +252,21 @@ def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset)
     if dataset.task == "reconstruction":
         _check_reconstruction(traced, dataset)
         return state
-    found = traced.shape
+    shape = traced.shape
     steps = dataset.input_shape[:1] if dataset.task == "tagging" else ()
-    wanted = (1, *steps, _width(algorithm.objective, dataset))
-    if found != wanted:
+    expected = (1, *steps, _width(algorithm.objective, dataset))
+    if shape != expected:
         readout = "every_step" if steps else "last"
         raise ConfigError(
-            f"config.model gives outputs {found[1:]}, but data '{dataset.name}' ({dataset.task}) "
-            f"needs {wanted[1:]}; a sequence model does so with config.model.readout='{readout}'"
+            f"config.model gives outputs {shape[1:]}, but data '{dataset.name}' ({dataset.task}) "
+            f"needs {expected[1:]}; a sequence model does so with config.model.readout='{readout}'"
         )
     return state
 
 
 def _check_reconstruction(outputs: Any, dataset: data.Dataset) -> None:
-    found = getattr(outputs, "reconstruction", None)
-    if found is None or found.shape != (1, *dataset.input_shape):
+    reconstruction = getattr(outputs, "reconstruction", None)
+    if reconstruction is None or reconstruction.shape != (1, *dataset.input_shape):
         raise ConfigError(
             f"config.model returns no reconstruction {dataset.input_shape} of data "
             f"'{dataset.name}'; choose a model such as 'autoencoder'"

@@ -9,22 +9,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import ml_collections
 import numpy as np
 
-from jaxeff.data.base import GeneratedSplit
+from jaxeff.data.base import Dataset, GeneratedSplit
 from jaxeff.errors import ConfigError
-
-if TYPE_CHECKING:
-    from jaxeff.train.experiment import Experiment
+from jaxeff.train.algorithms import Algorithm
 
 #: Fields of ``config.data`` that say which examples are in which split.
 SPLITTING = ("split_seed", "validation_fraction", "calibration_fraction")
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class ExampleRows:
     """Examples of an array.
 
     Attributes:
@@ -35,7 +34,7 @@ class Rows:
     source: tuple[str, ...]
     numbers: np.ndarray
 
-    def shared(self, other: Rows) -> int:
+    def shared(self, other: ExampleRows) -> int:
         """Returns the number of examples that are in both."""
         if self.source != other.source:
             return 0
@@ -55,98 +54,108 @@ class Experience:
 
     where: str
     data: Mapping[str, Any]
-    trained: Rows | None
-    chosen: Rows | None
+    trained: ExampleRows | None
+    chosen: ExampleRows | None
 
 
 def experience(
-    experiment: Experiment, prerequisites: Mapping[str, tuple[Experience, ...]]
+    fields: ml_collections.ConfigDict,
+    dataset: Dataset,
+    algorithm: Algorithm,
+    prerequisites: Mapping[str, tuple[Experience, ...]],
 ) -> tuple[Experience, ...]:
-    """Returns what an experiment sees, and what its prerequisites have seen."""
-    count = len(experiment.dataset.splits["train"])
-    learned = experiment.algorithm.learned_rows(count)
-    own = Experience(
-        "",
-        experiment.config.data.to_dict(),
-        rows(experiment, "train", learned),
-        rows(experiment, "validation"),
+    """Returns what a training sees, and what its prerequisites have seen.
+
+    Args:
+      fields: its ``config.data``.
+      dataset: what they load.
+      algorithm: learns from some or all of the training examples.
+      prerequisites: what each of them has seen, by name.
+    """
+    learned = algorithm.learned_rows(len(dataset.splits["train"]))
+    here = Experience(
+        "", fields.to_dict(), rows(dataset, "train", learned), rows(dataset, "validation")
     )
-    below = [
+    return here, *_below(prerequisites)
+
+
+def _below(prerequisites: Mapping[str, tuple[Experience, ...]]) -> list[Experience]:
+    return [
         dataclasses.replace(
             seen, where=f"{name}.prerequisites.{seen.where}" if seen.where else name
         )
         for name, each in prerequisites.items()
         for seen in each
     ]
-    return own, *below
 
 
-def rows(experiment: Experiment, split: str, chosen: np.ndarray | None = None) -> Rows | None:
+def rows(dataset: Dataset, name: str, numbers: np.ndarray | None = None) -> ExampleRows | None:
     """Returns the rows of a split, or of some of its examples; None if it does not show them."""
-    splits = experiment.dataset.splits
-    found: Any = splits.get(split)
-    numbers, labels = getattr(found, "indices", None), getattr(found, "labels", None)
-    if numbers is None or labels is None:
+    split: Any = dataset.splits.get(name)
+    indices, labels = getattr(split, "indices", None), getattr(split, "labels", None)
+    if indices is None or labels is None:
         return None
-    part = "train" if labels is getattr(splits["train"], "labels", None) else split
+    part = "train" if labels is getattr(dataset.splits["train"], "labels", None) else name
     digest = hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest()
-    source = experiment.dataset.name, part, digest
-    return Rows(source, numbers if chosen is None else numbers[chosen])
+    return ExampleRows(
+        (dataset.name, part, digest), indices if numbers is None else indices[numbers]
+    )
 
 
-def check(experiment: Experiment, prerequisites: Mapping[str, tuple[Experience, ...]]) -> None:
-    """Refuses prerequisites that have seen what the experiment is judged or calibrated by.
+def check(
+    fields: ml_collections.ConfigDict,
+    dataset: Dataset,
+    algorithm: Algorithm,
+    prerequisites: Mapping[str, tuple[Experience, ...]],
+) -> None:
+    """Refuses prerequisites that have seen what a training is judged or calibrated by.
 
     These are its test and calibration examples, which no choice may depend on either, its
-    validation examples, and what its algorithm needs to be new.
+    validation examples, and what its algorithm needs to be new. Arguments are those of
+    `experience`.
 
     Raises:
       ConfigError: an example is in both, or splits that do not show their examples differ.
     """
-    if not prerequisites:
-        return
-    seen = [each for each in experience(experiment, prerequisites) if each.where]
-    new = experiment.algorithm.unseen_rows(len(experiment.dataset.splits["train"]))
-    for each in seen:
+    unseen = algorithm.unseen_rows(len(dataset.splits["train"]))
+    for each in _below(prerequisites):
         field = f"config.prerequisites.{each.where}"
-        for split, known in _judged(experiment, each):
-            shared = known[0].shared(known[1])
+        for split, seen, judged in _judged(dataset, each):
+            shared = seen.shared(judged)
             if shared:
                 raise ConfigError(
-                    f"{field} would see {shared} of the {len(known[1].numbers)} {split} examples "
+                    f"{field} would see {shared} of the {len(judged.numbers)} {split} examples "
                     f"of this training; give its data the same {', '.join(SPLITTING)}"
                 )
-        if _unknown(experiment, each):
+        if _may_overlap(fields, dataset, each):
             raise ConfigError(
-                f"{field}.data splits '{experiment.dataset.name}' in another way than config.data; "
+                f"{field}.data splits '{dataset.name}' in another way than config.data; "
                 f"give both the same {', '.join(SPLITTING)}"
             )
-        if each.trained is None or not len(new):
+        if each.trained is None or not len(unseen):
             continue
-        kept = rows(experiment, "train", new)
+        kept = rows(dataset, "train", unseen)
         shared = kept.shared(each.trained) if kept is not None else 0
         if shared:
             raise ConfigError(
-                f"{field} learns from {shared} of the {len(new)} training examples that "
+                f"{field} learns from {shared} of the {len(unseen)} training examples that "
                 "config.algorithm needs to be new; set its algorithm to 'bptt_without_fold' with "
                 "folds equal to config.algorithm.router_folds and fold=0"
             )
 
 
-def _judged(experiment: Experiment, seen: Experience) -> Iterator[tuple[str, tuple[Rows, Rows]]]:
-    """Yields splits with what a prerequisite must not have seen of them, and them."""
+def _judged(dataset: Dataset, each: Experience) -> Iterator[tuple[str, ExampleRows, ExampleRows]]:
+    """Yields splits, what a prerequisite has seen that must be none of theirs, and their rows."""
     for split in ("test", "calibration", "validation"):
-        own = rows(experiment, split)
-        for known in (seen.trained, None if split == "validation" else seen.chosen):
-            if own is not None and known is not None:
-                yield split, (known, own)
+        judged = rows(dataset, split)
+        for seen in (each.trained, None if split == "validation" else each.chosen):
+            if judged is not None and seen is not None:
+                yield split, seen, judged
 
 
-def _unknown(experiment: Experiment, seen: Experience) -> bool:
+def _may_overlap(fields: ml_collections.ConfigDict, dataset: Dataset, each: Experience) -> bool:
     """Whether splits of one data set may overlap without showing it."""
-    own = experiment.config.data
-    split = experiment.dataset.splits["train"]
-    if seen.trained is not None or isinstance(split, GeneratedSplit):
+    if each.trained is not None or isinstance(dataset.splits["train"], GeneratedSplit):
         return False  # compared, or drawn by streams of their own
-    same = all(own.get(name) == seen.data.get(name) for name in ("name", "dir"))
-    return same and any(own.get(name) != seen.data.get(name) for name in SPLITTING)
+    same = all(fields.get(name) == each.data.get(name) for name in ("name", "dir"))
+    return same and any(fields.get(name) != each.data.get(name) for name in SPLITTING)

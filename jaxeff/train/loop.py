@@ -1,4 +1,9 @@
-"""The training loop: steps, logs, evaluations, checkpoints, and an exact resume of all of them."""
+"""The training loop: steps, logs, evaluations, checkpoints, and an exact resume of all of them.
+
+From the command line to an update: `jaxeff.main.main` calls `launch.run`, which sets up the
+process; `launch.train` builds the experiment; `Training.run` loops over batches; and the
+algorithm's ``update``, mapped over the devices, makes a step.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxeff import data
 from jaxeff.bench import compiled_memory
 from jaxeff.errors import TrainingError
 from jaxeff.eval import MetricsWriter
 from jaxeff.eval.console import Progress, say
-from jaxeff.train import report, selection
+from jaxeff.train import run_report, selection
 from jaxeff.train.checkpoint import Checkpoints
 from jaxeff.train.evaluate import Evaluator
 from jaxeff.train.experiment import Experiment
@@ -101,10 +105,10 @@ class Training:
         """Takes everything from the newest whole checkpoint; returns whether there is one."""
         shapes = self.experiment.state_shapes()
         like = {"train": shapes, "best": selection.shapes(self.experiment, shapes)}
-        found = self.checkpoints.restore(like, set_aside=True)
-        if found is None:
+        restored = self.checkpoints.restore(like, set_aside=True)
+        if restored is None:
             return False
-        step, tree, values = found
+        step, tree, values = restored
         self.state, self.best, self.values = tree["train"], tree["best"], {"cost": {}, **values}
         if step < self.config.train.num_steps:
             self.values["resumed"] += 1
@@ -157,14 +161,7 @@ class Training:
 
     def _batches(self) -> Any:
         """Returns the iterator over batches, at the position of the restored run."""
-        batches = data.make_train_iterator(
-            self.experiment.dataset.splits["train"],
-            batch_size=self.config.train.batch_size,
-            seed=self.config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            with_index=self.experiment.algorithm.needs_index,
-        )
+        batches = self.experiment.train_batches()
         if self.values["data"] is not None:
             batches.set_state(self.values["data"])
         return batches
@@ -175,7 +172,7 @@ class Training:
         compiled = mapped.lower(self.state, self.devices.shard(batch)).compile()
         self.values["cost"] = {
             "compile_seconds": time.monotonic() - began,
-            "step_memory_bytes": report.memory_section(compiled_memory(compiled)),
+            "step_memory_bytes": run_report.memory_section(compiled_memory(compiled)),
         }
         return compiled
 
@@ -216,25 +213,25 @@ class Training:
         """
         algorithm = self.experiment.algorithm
         named = algorithm.candidates(self.state)
-        found = {
+        results = {
             name: self.evaluate(params, algorithm.statistics(self.state, name), "validation")
             for name, params in named.items()
         }
-        chosen = next(iter(found))
-        for name, values in found.items():
-            if values and better(values, found[chosen], self.by):
+        chosen = next(iter(results))
+        for name, values in results.items():
+            if values and better(values, results[chosen], self.by):
                 chosen = name
-        metrics, self.values["weights"] = found[chosen], chosen
+        metrics, self.values["weights"] = results[chosen], chosen
         if not metrics or better(metrics, self.values["best_metrics"], self.by):
             self.best, self.values["best_step"] = self._snapshot(chosen), step
             self.values["best_metrics"], self.values["best_weights"] = metrics, chosen
         progress.show(step, {f"validation {name}": value for name, value in metrics.items()})
         if writer is not None and metrics:
             rows = {f"validation/{name}": value for name, value in metrics.items()}
-            if len(found) > 1:
+            if len(results) > 1:
                 rows |= {
                     f"validation/{metric}_{name}": value
-                    for name, values in found.items()
+                    for name, values in results.items()
                     for metric, value in values.items()
                 }
             writer.write(step, rows)
@@ -258,16 +255,6 @@ class Training:
             "examples_per_second": examples / max(seconds, 1e-9),
             "resumed": self.values["resumed"],
         }
-
-    def selected(self) -> tuple[dict[str, Any], int]:
-        """Returns the parameters that the config selects for the test, and their step."""
-        found = self.selection()
-        return jax.tree.map(jnp.copy, found.chosen), found.step
-
-    @property
-    def selected_weights(self) -> str:
-        """Which kind of weights `selected` returns, for example "live" or "running"."""
-        return self.selection().weights
 
     def selection(self) -> selection.Selection:
         """Returns the parameters that the config selects for the test, and which those are."""

@@ -79,12 +79,6 @@ def num_outputs(objective: Objective, num_classes: int) -> int:
     return num_classes if needs is None else needs(num_classes)
 
 
-def class_logits(objective: Objective, outputs: Any) -> Any:
-    """Returns the part of outputs ``[..., width]`` that predicts a class, ``[..., classes]``."""
-    select = getattr(objective, "class_logits", None)
-    return outputs if select is None else select(outputs)
-
-
 def over_devices(objective: Objective, axis_name: str | None) -> Objective:
     """Returns an objective for one device's part of a batch, whose averages are those of all."""
     if axis_name is None or not getattr(objective, "joins_devices", False):

@@ -13,6 +13,7 @@ import optax
 from jaxeff.errors import ConfigError
 from jaxeff.registry import Registry
 from jaxeff.train.values import check_share
+from jaxeff.typing import Params
 
 OPTIMIZERS = Registry("optimizer")
 #: Fields of optax's optimisers that are decays of running averages.
@@ -100,6 +101,29 @@ def schedule(
         return main
     warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
     return optax.join_schedules([warmup, main], [warmup_steps])
+
+
+def descend(
+    optimizer: optax.GradientTransformation,
+    grads: Any,
+    opt_state: Any,
+    params: Any,
+    **extra: Any,
+) -> tuple[Any, Any]:
+    """Returns parameters and optimiser state after an update; ``extra`` is for the optimiser."""
+    wrapped = optax.with_extra_args_support(optimizer)
+    updates, opt_state = wrapped.update(grads, opt_state, params, **extra)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def scaled(optimizer: optax.GradientTransformation, factor: float) -> optax.GradientTransformation:
+    """Returns an optimiser whose updates are ``factor`` times as large, with the same state."""
+
+    def update(grads: Params, state: Any, params: Params | None = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(grads, state, params)
+        return jax.tree.map(lambda u: factor * u, updates), state
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def at_step(opt_state: Any, step: jax.Array) -> Any:

@@ -16,8 +16,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxeff.errors import ConfigError
 from jaxeff.ops import platform
+from jaxeff.train.values import AXIS
 
-AXIS = "data"
 METHODS = ("shard_map", "pmap")
 
 

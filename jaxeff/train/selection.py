@@ -66,6 +66,14 @@ def select(
     return Selection(named(experiment, state, values["weights"]), steps, values["weights"], steps)
 
 
+def require_checkpoints(workdir: Path) -> None:
+    """Raises `CheckpointError` if a run has no finished checkpoint."""
+    if not Checkpoints(workdir / CHECKPOINTS).steps:
+        raise CheckpointError(
+            f"{workdir} holds no checkpoints to evaluate; run --mode=train with it first"
+        )
+
+
 def read(experiment: Experiment, workdir: Path, warn: Callable[[str], None]) -> Selection:
     """Returns what the newest whole checkpoint of a run holds, and changes nothing in its folder.
 
@@ -75,14 +83,12 @@ def read(experiment: Experiment, workdir: Path, warn: Callable[[str], None]) -> 
     Raises:
       CheckpointError: there is none, or it does not fit the experiment.
     """
+    require_checkpoints(workdir)
     state: Any = experiment.state_shapes()
     best = shapes(experiment, state)
     used = {name: getattr(state, name) for name in ("step", "params", "algo_state", "model_state")}
     like = {"train": used, "best": best}
-    found = Checkpoints(workdir / CHECKPOINTS, warn=warn).restore(like, part=True)
-    if found is None:
-        raise CheckpointError(
-            f"{workdir} holds no checkpoints to evaluate; run --mode=train with it first"
-        )
-    _, tree, values = found
+    restored = Checkpoints(workdir / CHECKPOINTS, warn=warn).restore(like, part=True)
+    assert restored is not None
+    _, tree, values = restored
     return select(experiment, state.replace(**tree["train"]), tree["best"], values)

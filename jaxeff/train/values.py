@@ -21,7 +21,7 @@ MAX_INNER_STEPS = 100_000
 #: Fields of a model that are shares of what is dropped.
 RATES = frozenset({"dropout", "drop_path"})
 SEEDS = 2**32
-AXIS = "data"  # that `jaxeff.train.parallel` maps over
+AXIS = "data"  # of the devices, that `jaxeff.train.parallel` maps over
 #: Least and largest values of fields that several sections have.
 RANGES: dict[str, tuple[float, float]] = {
     "crop": (0, 1000),

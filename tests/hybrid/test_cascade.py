@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxeff.errors import ConfigError, DataError
-from jaxeff.hybrid.cascade import Table, best_pairs, follow
+from jaxeff.hybrid.cascade import ThresholdTable, best_pairs, follow
 from jaxeff.hybrid.curves import accuracy_coverage
 
 
@@ -32,7 +32,7 @@ def by_hand(scores, correct, prices, thresholds):
 @pytest.mark.parametrize("stages", [2, 3, 4])
 def test_every_entry_of_the_table_is_what_its_thresholds_give(stages):
     scores, correct, prices = case(stages, stages)
-    table = Table(scores, correct, prices)
+    table = ThresholdTable(scores, correct, prices)
     assert table.hits.shape == (6,) * (stages - 1)
     for chosen in itertools.product(*(range(n) for n in table.hits.shape)):
         thresholds = [t[i] for t, i in zip(table.thresholds, chosen, strict=True)]
@@ -46,7 +46,7 @@ def test_every_entry_of_the_table_is_what_its_thresholds_give(stages):
 @pytest.mark.parametrize("seed", range(4))
 def test_best_plan_is_that_of_a_search(seed):
     scores, correct, prices = case(seed, 3)
-    table = Table(scores, correct, prices)
+    table = ThresholdTable(scores, correct, prices)
     options = [(-np.inf, 0, 1, 2, 3, np.inf)] * 2
     found = {t: by_hand(scores, correct, prices, t) for t in itertools.product(*options)}
     for price in (0.0, 0.01, 0.05, 1.0):
@@ -64,7 +64,7 @@ def test_best_plan_is_that_of_a_search(seed):
 
 def test_two_stages_are_the_accuracy_coverage_curve():
     scores, correct, _ = case(0, 2, examples=300, values=40)
-    table = Table(scores, correct, (0.0, 1.0))
+    table = ThresholdTable(scores, correct, (0.0, 1.0))
     curve = accuracy_coverage(scores[0], *correct)
     np.testing.assert_array_equal(table.hits, curve.hits)
     np.testing.assert_allclose(table.price, 1 - curve.coverage, atol=1e-12)
@@ -72,23 +72,23 @@ def test_two_stages_are_the_accuracy_coverage_curve():
 
 def test_few_candidates_are_quantiles():
     scores, correct, prices = case(0, 3, examples=2000, values=1000)
-    table = Table(scores, correct, prices, candidates=16)
+    table = ThresholdTable(scores, correct, prices, candidates=16)
     assert all(len(t) <= 17 for t in table.thresholds)
     reached = [np.mean(scores[0] > t) for t in table.thresholds[0]]
     assert np.abs(np.diff(reached)).max() < 0.1
-    coarse, fine = table.best(), Table(scores, correct, prices, candidates=128).best()
+    coarse, fine = table.best(), ThresholdTable(scores, correct, prices, candidates=128).best()
     assert coarse.accuracy <= fine.accuracy < coarse.accuracy + 0.02
 
 
 def test_impossible_plans_are_one_sentence():
     scores, correct, prices = case(0, 3)
     with pytest.raises(ConfigError, match="do not fit"):
-        Table(scores[:1], correct, prices)
+        ThresholdTable(scores[:1], correct, prices)
     with pytest.raises(DataError, match="below the first stage's price"):
-        Table(scores, correct, prices).best(budget=0.5)
+        ThresholdTable(scores, correct, prices).best(budget=0.5)
     many = np.random.default_rng(0).random((4, 300))
     with pytest.raises(ConfigError, match="too many"):
-        Table(many, np.ones((5, 300), bool), (1.0,) * 5, candidates=300)
+        ThresholdTable(many, np.ones((5, 300), bool), (1.0,) * 5, candidates=300)
 
 
 def pool(seed=0):

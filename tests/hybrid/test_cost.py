@@ -5,7 +5,7 @@ import pytest
 
 from jaxeff.errors import DataError
 from jaxeff.hybrid import cost
-from jaxeff.hybrid.cost import Affine, EdgeCloud, MeasuredCost
+from jaxeff.hybrid.cost import AffineCost, EdgeCloud, MeasuredCost
 from jaxeff.hybrid.curves import accuracy_coverage
 from jaxeff.hybrid.route import Cascade, Stage, bucket, bucket_sizes
 
@@ -36,7 +36,7 @@ def test_edge_cloud_gives_the_points_of_the_figure():
     ],
 )
 def test_lines_have_no_negative_numbers(values, expected):
-    line = Affine.fit([1, 2, 3, 4], values)
+    line = AffineCost.fit([1, 2, 3, 4], values)
     if expected[0] == 0:
         x, y = np.arange(1, 5), np.asarray(values)
         expected = (0, x @ y / (x @ x))
@@ -44,12 +44,12 @@ def test_lines_have_no_negative_numbers(values, expected):
 
 
 def test_nothing_costs_nothing():
-    np.testing.assert_array_equal(Affine(5.0, 1.0)(np.array([0, 1, 10])), [0, 6, 15])
+    np.testing.assert_array_equal(AffineCost(5.0, 1.0)(np.array([0, 1, 10])), [0, 6, 15])
 
 
 def test_expected_time_is_the_mean_over_random_batches():
     batch, share = 64, 0.3
-    model = MeasuredCost(batch, 2.0, (Affine(1.0, 0.5),), query_ms=0.25)
+    model = MeasuredCost(batch, 2.0, (AffineCost(1.0, 0.5),), query_ms=0.25)
     rng = np.random.default_rng(0)
     queries = rng.binomial(batch, share, 20_000)
     times = [model.batch_ms((batch, n)) / batch for n in queries]
@@ -64,7 +64,7 @@ def test_expected_time_is_the_mean_over_random_batches():
 
 
 def test_expected_time_of_three_stages_adds_up():
-    model = MeasuredCost(8, 1.0, (Affine(0.0, 1.0), Affine(0.0, 10.0)))
+    model = MeasuredCost(8, 1.0, (AffineCost(0.0, 1.0), AffineCost(0.0, 10.0)))
     assert model.expected_ms((0.5, 0.1)) == pytest.approx(1 / 8 + 0.5 + 1.0)
 
 
@@ -85,7 +85,7 @@ def case(seed=0):
 @pytest.mark.parametrize("seed", range(3))
 def test_cheapest_threshold_is_that_of_a_search(seed):
     curve = case(seed)
-    model = MeasuredCost(32, 1.0, (Affine(0.3, 0.1),))
+    model = MeasuredCost(32, 1.0, (AffineCost(0.3, 0.1),))
     costs = np.array([model.milliseconds(c) for c in curve.coverage])
     for accuracy in (0.7, 0.8, 0.85):
         point = cost.cheapest(curve, model, accuracy)

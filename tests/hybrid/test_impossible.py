@@ -14,8 +14,8 @@ RIGHT = np.array([[1, 0, 1, 0], [1, 1, 1, 0]], bool)
 SCORES = np.array([[0.1, 0.7, 0.2, 0.9]])
 CURVE = curves.accuracy_coverage(SCORES[0], *RIGHT)
 SHARES = curves.Shares.of(*RIGHT)
-TABLE = cascade.Table(SCORES, RIGHT, (1.0, 4.0))
-MEASURED = cost.MeasuredCost(4, 1.0, (cost.Affine(0.0, 1.0),))
+TABLE = cascade.ThresholdTable(SCORES, RIGHT, (1.0, 4.0))
+MEASURED = cost.MeasuredCost(4, 1.0, (cost.AffineCost(0.0, 1.0),))
 
 OF_COVERAGE = {
     "accuracy_at": CURVE.accuracy_at,
@@ -58,8 +58,8 @@ def test_both_ends_of_the_interval_are_shares(name):
         lambda: TABLE.best(price=NAN),
         lambda: cascade.best_pairs(RIGHT, (1.0, 2.0), NAN),
         lambda: cascade.best_pairs(RIGHT, (1.0, 0.0), 2.0),
-        lambda: cascade.Table(SCORES, RIGHT, (1.0, NAN)),
-        lambda: cascade.Table(SCORES, RIGHT, (1.0, 4.0), candidates=0),
+        lambda: cascade.ThresholdTable(SCORES, RIGHT, (1.0, NAN)),
+        lambda: cascade.ThresholdTable(SCORES, RIGHT, (1.0, 4.0), candidates=0),
         lambda: cascade.follow(SCORES, RIGHT, (1.0, 4.0), (NAN,)),
     ],
 )
@@ -82,7 +82,7 @@ def test_a_threshold_for_more_than_everything_warns():
     [
         lambda scores: curves.calibrated_threshold(scores, 0.5),
         lambda scores: curves.accuracy_coverage(scores, *RIGHT),
-        lambda scores: cascade.Table(scores[None], RIGHT, (1.0, 4.0)),
+        lambda scores: cascade.ThresholdTable(scores[None], RIGHT, (1.0, 4.0)),
         lambda scores: cascade.best_pairs(RIGHT, (1.0, 2.0), 2.0, np.stack([scores, scores])),
     ],
 )

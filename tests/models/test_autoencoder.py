@@ -13,7 +13,7 @@ from jaxeff.affine import inverse, resample
 from jaxeff.errors import ConfigError
 from jaxeff.layers.strided import StridedConv, TransposedConv
 from jaxeff.models import MODELS
-from jaxeff.models.autoencoder import Encoder
+from jaxeff.models.autoencoder import ConvEncoder
 from jaxeff.models.coordinates import with_waves
 
 SMALL = {"name": "autoencoder", "size": 8, "latents": 3}
@@ -216,7 +216,7 @@ def test_code_lengths():
 
 def test_a_variance_of_one_is_a_logarithm_of_zero():
     images = np.ones((1, 8, 8, 1), np.float32)
-    encoder = Encoder(2, with_variance=False)
+    encoder = ConvEncoder(2, with_variance=False)
     (_, log_variance), _ = jax.jit(encoder.init_with_output)(KEY, images)
     np.testing.assert_array_equal(log_variance, 0.0)
 

@@ -14,7 +14,7 @@ from jaxeff import bench
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.files import packaged
 from jaxeff.models import MODELS, pretrained
-from jaxeff.models.encoder import Encoder, EncoderShape, Plan, masked_mean
+from jaxeff.models.encoder import Encoder, EncoderPlan, EncoderShape, masked_mean
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECORDED = np.load(GOLDEN / "encoders.npz")
@@ -52,7 +52,7 @@ def run(shape, plan, params, tokens=TOKENS, mask=MASK):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hidden_states_are_pytorchs(folder, family):
     loaded = pretrained.load(str(folder(family)))
-    found, weight = run(loaded.shape, Plan(2), loaded.params)
+    found, weight = run(loaded.shape, EncoderPlan(2), loaded.params)
     expected = RECORDED[f"{family}/hidden"]
     found = np.asarray(found)
     np.testing.assert_allclose(np.where(MASK[..., None], found - expected, 0), 0, atol=2e-6)
@@ -68,7 +68,7 @@ def test_minilm_is_pytorchs():
     loaded = pretrained.load(str(place))
     assert sum(x.size for x in jax.tree.leaves(loaded.params)) == 22_565_376
     mask = recorded["mask"]
-    found, _ = run(loaded.shape, Plan(6), loaded.params, recorded["tokens"], mask)
+    found, _ = run(loaded.shape, EncoderPlan(6), loaded.params, recorded["tokens"], mask)
     np.testing.assert_allclose(
         np.where(mask[..., None], found - recorded["hidden"], 0), 0, atol=1e-5
     )
@@ -89,23 +89,23 @@ def initial(plan, seed=0, noise=0.0, shape=SMALL):
 
 @pytest.mark.slow
 def test_a_network_starts_as_the_shortened_pretrained_one():
-    base, plan = initial(Plan(3), noise=0.3), Plan(3, ((1, 2), (2, 3)), keep_first=1)
+    base, plan = initial(EncoderPlan(3), noise=0.3), EncoderPlan(3, ((1, 2), (2, 3)), keep_first=1)
     params = pretrained.overlaid(initial(plan), base)
     assert set(params) == {*base, "cut_1_2", "cut_2_3"}
     np.testing.assert_array_equal(
         params["layer_2"]["out"]["kernel"], base["layer_2"]["out"]["kernel"]
     )
     found, weight = run(SMALL, plan, params)
-    expected, means = run(SMALL, Plan(3, plan.cuts, 1, "mean"), base)
+    expected, means = run(SMALL, EncoderPlan(3, plan.cuts, 1, "mean"), base)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_array_equal(weight, means)
     # Cut by one, it is the pretrained network itself.
-    ones = Plan(3, ((1, 1), (2, 1)))
+    ones = EncoderPlan(3, ((1, 1), (2, 1)))
     same, _ = run(SMALL, ones, pretrained.overlaid(initial(ones), base))
-    whole, _ = run(SMALL, Plan(3), base)
+    whole, _ = run(SMALL, EncoderPlan(3), base)
     np.testing.assert_allclose(np.where(MASK[..., None], same - whole, 0), 0, atol=2e-6)
     # Less deep, it is the pretrained one's first layers.
-    short = pretrained.overlaid(initial(Plan(1)), base)
+    short = pretrained.overlaid(initial(EncoderPlan(1)), base)
     assert "layer_1" not in short
 
 
@@ -118,7 +118,7 @@ def test_a_network_starts_as_the_shortened_pretrained_one():
     ],
 )
 def test_padding_makes_no_difference(kind, keep, pooled):
-    plan = Plan(3, ((1, 2), (2, 4)), keep, kind, pooled)
+    plan = EncoderPlan(3, ((1, 2), (2, 4)), keep, kind, pooled)
     params = initial(plan, noise=0.3)
     rng = np.random.default_rng(3)
     tokens = rng.integers(0, 40, (2, 37)).astype(np.int32)
@@ -135,16 +135,16 @@ def test_padding_makes_no_difference(kind, keep, pooled):
 
 def test_equal_tokens_stay_what_they_are():
     """Behind a cut every token of a constant sequence is that constant."""
-    flat = initial(Plan(2, ((1, 3),)), noise=0.3)
+    flat = initial(EncoderPlan(2, ((1, 3),)), noise=0.3)
     flat["positions"] = np.zeros_like(flat["positions"])
-    flat["cut_1_3"] = initial(Plan(2, ((1, 3),)))["cut_1_3"]
+    flat["cut_1_3"] = initial(EncoderPlan(2, ((1, 3),)))["cut_1_3"]
     tokens = np.full((1, 10), 5, np.int32)
     mask = (np.arange(10) < 8)[None].astype(np.int32)
 
     @jax.jit
     def both(params):
         plain = {name: value for name, value in params.items() if name != "cut_1_3"}
-        cut, whole = Encoder(SMALL, Plan(2, ((1, 3),))), Encoder(SMALL, Plan(2))
+        cut, whole = Encoder(SMALL, EncoderPlan(2, ((1, 3),))), Encoder(SMALL, EncoderPlan(2))
         shortened = cut.apply({"params": params}, tokens, mask=mask)
         return *shortened, whole.apply({"params": plain}, tokens, mask=mask)[0]
 
@@ -165,15 +165,15 @@ def test_equal_tokens_stay_what_they_are():
 )
 def test_multiply_adds_of_bert(length, cuts, pooled, ratio):
     base = EncoderShape(30522, 768, 12, 12, 3072)
-    whole = Plan(12).macs(base, length)
+    whole = EncoderPlan(12).macs(base, length)
     assert whole == {128: 11_173_625_856, 512: 48_318_382_080}[length]
-    cut = Plan(12, cuts, pooled_queries=pooled)
+    cut = EncoderPlan(12, cuts, pooled_queries=pooled)
     assert cut.macs(base, length) / whole == pytest.approx(ratio, abs=6e-6)
 
 
 @pytest.mark.parametrize("pooled", [False, True])
 def test_multiply_adds_are_those_of_the_program(pooled):
-    plan = Plan(3, ((1, 2),), 1, "mean", pooled)
+    plan = EncoderPlan(3, ((1, 2),), 1, "mean", pooled)
     tokens = np.zeros((1, 33), np.int32)
     params = jax.eval_shape(Encoder(SMALL, plan).init, jax.random.key(0), tokens)["params"]
     counted = bench.cost_per_example(Encoder(SMALL, plan).apply, {"params": params}, tokens).macs
@@ -235,9 +235,9 @@ def test_impossible_encoders(fields, message):
 
 def test_impossible_inputs():
     with pytest.raises(ValueError, match="more than the encoder's 140"):
-        run(SMALL, Plan(1), {}, np.zeros((1, 141), np.int32), None)
+        run(SMALL, EncoderPlan(1), {}, np.zeros((1, 141), np.int32), None)
     with pytest.raises(ValueError, match="takes integers"):
-        run(SMALL, Plan(1), {}, np.zeros((1, 3), np.float32), None)
+        run(SMALL, EncoderPlan(1), {}, np.zeros((1, 3), np.float32), None)
 
 
 def without(name):
@@ -284,11 +284,11 @@ def test_folders_that_hold_no_encoder(folder, tmp_path):
 
 @pytest.mark.parametrize("types", [2, 1])
 def test_types_beside_the_tokens_are_those_given_apart(types):
-    network = Encoder(dataclasses.replace(SMALL, layers=1, types=types), Plan(1))
+    network = Encoder(dataclasses.replace(SMALL, layers=1, types=types), EncoderPlan(1))
     rng = np.random.default_rng(0)
     tokens = np.tile(rng.integers(0, 40, (1, 6), np.int32), (2, 1))
     kinds = np.array([[0, 0, 0, 1, 1, 1], [0] * 6], np.int32)
-    params = initial(Plan(1), shape=network.shape)
+    params = initial(EncoderPlan(1), shape=network.shape)
     apart, beside = jax.jit(
         lambda p: [
             network.apply({"params": p}, tokens, types=kinds)[0],

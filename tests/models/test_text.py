@@ -11,7 +11,7 @@ from jaxeff import data, train
 from jaxeff.errors import ConfigError
 from jaxeff.models import MODELS, pretrained
 from jaxeff.models.encoder import Encoder, masked_mean
-from jaxeff.models.encoder_plan import Plan
+from jaxeff.models.encoder_plan import EncoderPlan
 
 RECORDED = np.load(Path(__file__).parents[1] / "golden" / "encoders.npz")
 TOKENS, MASK = RECORDED["tokens"], RECORDED["mask"]
@@ -42,7 +42,7 @@ def test_a_supernet_holds_every_cut_and_is_the_full_network():
     names = {name for name in params["encoder"] if name.startswith("cut")}
     assert names == {"cut_1_2", "cut_1_4", "cut_2_2", "cut_2_4"}
     whole = jax.jit(lambda p: model.apply({"params": p}, TOKENS, mask=MASK))(params)
-    for plan in (Plan(3), Plan(3, ((1, 4), (2, 2)))):
+    for plan in (EncoderPlan(3), EncoderPlan(3, ((1, 4), (2, 2)))):
         network = model.subnetwork(plan)
         found = jax.jit(lambda p, n=network: n.apply({"params": p}, TOKENS, mask=MASK))(params)
         # The same as one that has the plan's parameters alone.
@@ -74,7 +74,7 @@ def test_training_starts_from_the_pretrained_weights(folder, name):
         ):
             np.testing.assert_array_equal(found, wanted)
     run = jax.jit(lambda p: model.apply({"params": p}, TOKENS, mask=MASK))
-    encoder = Encoder(loaded.shape, Plan(loaded.shape.layers))
+    encoder = Encoder(loaded.shape, EncoderPlan(loaded.shape.layers))
 
     def by_hand(params):
         states, weight = encoder.apply({"params": loaded.params}, TOKENS, mask=MASK)

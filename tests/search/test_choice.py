@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 
 from jaxeff.errors import ConfigError
-from jaxeff.models.encoder_plan import Plan
+from jaxeff.models.encoder_plan import EncoderPlan
 from jaxeff.search.choice import Candidate, Requirement, choose
 
 CANDIDATES = [
-    Candidate(Plan(depth), accuracy, ms)
+    Candidate(EncoderPlan(depth), accuracy, ms)
     for depth, accuracy, ms in ((1, 0.6, 1.0), (2, 0.7, 2.0), (3, 0.8, 3.0), (4, 0.9, 4.0))
 ]
 
@@ -50,12 +50,12 @@ def test_as_few_as_possible_are_measured():
 
 
 def test_a_tie_goes_to_the_cheaper():
-    same = [Candidate(Plan(2), 0.7, 2.0), Candidate(Plan(1), 0.7, 1.0)]
+    same = [Candidate(EncoderPlan(2), 0.7, 2.0), Candidate(EncoderPlan(1), 0.7, 1.0)]
     assert choose(same, Requirement(max_ms=3.0), slower(1.0)).plan.depth == 1
 
 
 def test_words():
-    candidate = Candidate(Plan(4, ((1, 2), (3, 4))), 0.8125, 1.5)
+    candidate = Candidate(EncoderPlan(4, ((1, 2), (3, 4))), 0.8125, 1.5)
     wanted = (
         "depth 4, lengths divided by 2 behind layer 1, 4 behind layer 3: 1.5 ms, accuracy 0.8125"
     )

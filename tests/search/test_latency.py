@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from jaxeff.errors import ConfigError, DataError
-from jaxeff.models.encoder_plan import Plan
-from jaxeff.models.encoder_space import Space
+from jaxeff.models.encoder_plan import EncoderPlan
+from jaxeff.models.encoder_space import EncoderSpace
 from jaxeff.search import measure
 from jaxeff.search.latency import LatencyTable, monotone, needed, parts
 
-SPACE = Space((2, 3, 4), (2, 3), 2)
+SPACE = EncoderSpace((2, 3, 4), (2, 3), 2)
 
 
 def table(space=SPACE, length=24):
@@ -23,23 +23,23 @@ def table(space=SPACE, length=24):
 
 
 def test_parts_by_hand():
-    layers, cuts = parts(Plan(4, ((1, 2), (3, 3))), 10)
+    layers, cuts = parts(EncoderPlan(4, ((1, 2), (3, 3))), 10)
     assert layers == [(10, 10), (5, 5), (5, 5), (2, 2)]
     assert cuts == [(10, 2), (5, 3)]
-    layers, _ = parts(Plan(3, ((1, 2),), 1, pooled_queries=True), 10)
+    layers, _ = parts(EncoderPlan(3, ((1, 2),), 1, pooled_queries=True), 10)
     assert layers == [(10, 10), (6, 10), (6, 6)]
 
 
 def test_a_network_is_the_sum_of_its_parts():
-    plan = Plan(3, ((1, 2),))
+    plan = EncoderPlan(3, ((1, 2),))
     assert table()(plan) == pytest.approx(0.5 + 0.11 * (24 + 12 + 12) + 0.03)
     assert max(table()(p) for p in SPACE.plans) == table()(SPACE.full)
     with pytest.raises(DataError, match=r"no part of shape \(5, 5\)"):
-        table()(Plan(3, ((1, 5),)))
+        table()(EncoderPlan(3, ((1, 5),)))
 
 
 def test_every_plan_has_its_parts():
-    for space in (SPACE, Space((3,), (2, 3), 2, 1, "mean", True)):
+    for space in (SPACE, EncoderSpace((3,), (2, 3), 2, 1, "mean", True)):
         found = table(space, 23)
         assert all(found(plan) > 0 for plan in space.plans)
 

@@ -9,7 +9,7 @@ import pytest
 from encoder_cases import SHAPE
 
 from jaxeff.models import MODELS
-from jaxeff.models.encoder_space import Space
+from jaxeff.models.encoder_space import EncoderSpace
 from jaxeff.search import relaxed
 from jaxeff.search.latency import LatencyTable, needed
 
@@ -48,7 +48,7 @@ def test_a_draw_is_the_short_network(keep):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-5)
 
 
-SPACE = Space((1, 2, 3), (2, 3), 2)
+SPACE = EncoderSpace((1, 2, 3), (2, 3), 2)
 
 
 def table():
@@ -92,7 +92,7 @@ def test_plans_of_distributions():
     factors = np.array([[0.1, 0.6, 0.3], [0.0, 0.1, 0.9]])
     shares = {"factors": factors, "depth": np.array([0.1, 0.2, 0.7])}
     assert relaxed.likeliest(SPACE, shares) == SPACE.plan(3, ((1, 2), (2, 3)))
-    few = Space((1, 2, 3), (2, 3), 1)
+    few = EncoderSpace((1, 2, 3), (2, 3), 1)
     assert relaxed.likeliest(few, shares) == few.plan(3, ((2, 3),))
     shallow = {**shares, "depth": np.array([0.1, 0.9, 0.0])}
     assert relaxed.likeliest(SPACE, shallow) == SPACE.plan(2, ((1, 2),))

@@ -7,7 +7,7 @@ import pytest
 from encoder_cases import SHAPE
 
 from jaxeff.models import MODELS
-from jaxeff.models.encoder_space import Space
+from jaxeff.models.encoder_space import EncoderSpace
 from jaxeff.search import retention
 
 RNG = np.random.default_rng(0)
@@ -111,12 +111,12 @@ def vectors(*lengths, full=24):
     ],
 )
 def test_plans_have_the_nearest_lengths(lengths, depth, cuts):
-    space = Space((2, 3, 4), (2, 3, 4), 3)
+    space = EncoderSpace((2, 3, 4), (2, 3, 4), 3)
     kept = vectors(*lengths)
     kept[0] = lengths[0] / 24  # a mass need not be of whole entries
     assert retention.plan_of(space, kept, depth) == space.plan(depth, cuts)
 
 
 def test_of_too_many_cuts_the_largest_stay():
-    space = Space((4,), (2, 4), 1)
+    space = EncoderSpace((4,), (2, 4), 1)
     assert retention.plan_of(space, vectors(12, 12, 3), 4) == space.plan(4, ((3, 4),))

@@ -5,32 +5,34 @@ import pytest
 
 from jaxeff.errors import ConfigError
 from jaxeff.layers.bottleneck import shortened
-from jaxeff.models.encoder_plan import Plan
-from jaxeff.models.encoder_space import Space, stratified
+from jaxeff.models.encoder_plan import EncoderPlan
+from jaxeff.models.encoder_space import EncoderSpace, stratified
 
-SMALL = Space((2, 3, 5), (2, 4), 2, keep_first=1, kind="mean")
+SMALL = EncoderSpace((2, 3, 5), (2, 4), 2, keep_first=1, kind="mean")
 
 
 def test_sizes():
     """With depth 12: 1 + 11 * 3 + 55 * 9 + 165 * 27 plans."""
-    assert len(Space((12,))) == len(Space((12,)).plans) == 4984
+    assert len(EncoderSpace((12,))) == len(EncoderSpace((12,)).plans) == 4984
     assert len(SMALL) == len(set(SMALL.plans)) == (1 + 2) + (1 + 4 + 4) + (1 + 8 + 24)
 
 
 def test_ends():
-    assert SMALL.full == Plan(5, (), 1, "mean")
-    assert SMALL.smallest == Plan(2, ((1, 4),), 1, "mean")
+    assert SMALL.full == EncoderPlan(5, (), 1, "mean")
+    assert SMALL.smallest == EncoderPlan(2, ((1, 4),), 1, "mean")
     costs = {plan: sum(q for q, _ in plan.lengths(64)) for plan in SMALL.plans}
     assert max(costs, key=costs.get) == SMALL.full
     assert costs[SMALL.smallest] == min(costs.values())
     assert set(SMALL.cuts) == {(place, factor) for place in range(1, 5) for factor in (2, 4)}
 
 
-@pytest.mark.parametrize("plan", [Plan(4, (), 1, "mean"), Plan(5, (), 0, "mean"), "full", Plan(5)])
+@pytest.mark.parametrize(
+    "plan", [EncoderPlan(4, (), 1, "mean"), EncoderPlan(5, (), 0, "mean"), "full", EncoderPlan(5)]
+)
 def test_what_is_not_in_it(plan):
     assert plan not in SMALL
-    assert Plan(5, ((1, 3),), 1, "mean") not in SMALL
-    assert Plan(5, ((1, 2), (2, 2), (3, 2)), 1, "mean") not in SMALL
+    assert EncoderPlan(5, ((1, 3),), 1, "mean") not in SMALL
+    assert EncoderPlan(5, ((1, 2), (2, 2), (3, 2)), 1, "mean") not in SMALL
 
 
 def test_changes_stay_inside():
@@ -42,7 +44,7 @@ def test_changes_stay_inside():
         assert plan in SMALL
         seen.add(plan)
     assert len(seen) == len(SMALL)  # every plan can be come to
-    one, other = Plan(5, ((1, 2), (3, 4)), 1, "mean"), Plan(3, ((2, 2),), 1, "mean")
+    one, other = EncoderPlan(5, ((1, 2), (3, 4)), 1, "mean"), EncoderPlan(3, ((2, 2),), 1, "mean")
     for _ in range(100):
         child = SMALL.crossed(one, other, rng)
         assert child in SMALL
@@ -59,7 +61,7 @@ def test_plans_are_drawn_alike():
 
 def test_strata():
     """One of each tenth by cost, cheap ones first."""
-    plans = [Plan(n) for n in range(1, 101)]
+    plans = [EncoderPlan(n) for n in range(1, 101)]
     found = stratified(plans[::-1], lambda plan: plan.depth, 10, seed=3)
     assert [(plan.depth - 1) // 10 for plan in found] == list(range(10))
     assert stratified(plans[:3], lambda plan: plan.depth, 10, seed=3) == plans[:3]
@@ -67,7 +69,7 @@ def test_strata():
 
 @pytest.mark.parametrize("length", [1, 2, 7, 37, 130])
 def test_lengths(length):
-    plan = Plan(4, ((1, 2), (3, 3)), 1)
+    plan = EncoderPlan(4, ((1, 2), (3, 3)), 1)
     lengths = [queries for queries, _ in plan.lengths(length)]
     second = 1 + -(-(length - 1) // 2)
     assert lengths == [length, second, second, 1 + -(-(second - 1) // 3)]
@@ -96,4 +98,4 @@ def test_lengths(length):
 )
 def test_impossible_spaces(fields, message):
     with pytest.raises(ConfigError, match=message):
-        Space(**fields)
+        EncoderSpace(**fields)

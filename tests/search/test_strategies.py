@@ -7,12 +7,12 @@ import pytest
 
 from jaxeff.errors import ConfigError
 from jaxeff.models.encoder import EncoderShape
-from jaxeff.models.encoder_space import Space
+from jaxeff.models.encoder_space import EncoderSpace
 from jaxeff.search import strategies
 from jaxeff.search.front import hypervolume
 from jaxeff.search.strategies import Evaluations
 
-SPACE = Space((2, 3, 4, 6), (2, 3, 4), 2)
+SPACE = EncoderSpace((2, 3, 4, 6), (2, 3, 4), 2)
 SHAPE = EncoderShape(100, 384, 6, 12, 1536)
 BUDGET = 60
 

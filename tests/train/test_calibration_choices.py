@@ -14,7 +14,7 @@ from jaxeff.train import objectives
 SIZES = {"calibration": 40, "validation": 30, "test": 50}
 
 
-def experiment(validation):
+def trained(validation):
     sizes = SIZES | {"validation": validation}
     return SimpleNamespace(
         config=SimpleNamespace(name="stub"),
@@ -50,8 +50,8 @@ def powers(monkeypatch):
 
 @pytest.mark.parametrize(("validation", "power"), [(30, 30), (0, None)])
 def test_a_hybrids_power_is_that_of_the_validation_split(validation, power, powers, monkeypatch):
-    monkeypatch.setattr(hybrid, "_all_outputs", lambda e, c, split, f: draw(split, 7))
-    found = hybrid.Hybrid()._splits(experiment(validation), {})
+    monkeypatch.setattr(hybrid, "_all_outputs", lambda trained, split, apply: draw(split, 7))
+    found = hybrid.HybridAnalysis()._splits(trained(validation))
     assert set(found) == {"calibration", "test"}
     assert powers == [power, power]
 
@@ -60,13 +60,13 @@ def test_a_hybrids_power_is_that_of_the_validation_split(validation, power, powe
 def test_a_selective_power_is_that_of_the_validation_split(
     validation, power, powers, monkeypatch, tmp_path
 ):
-    def collect(experiment, chosen, split):
+    def collect(trained, split):
         outputs, labels = draw(split, 3)
         return {"outputs": outputs, "labels": labels}
 
     monkeypatch.setattr(selective, "collect", collect)
     monkeypatch.setattr(selective, "risk_coverage", lambda *args, **options: None)
-    found = selective.Selective()(experiment(validation), {}, tmp_path)
+    found = selective.SelectiveAnalysis()(trained(validation), tmp_path)
     assert found.extras["p_norm_power"] == power
     assert set(powers) == {power}
 

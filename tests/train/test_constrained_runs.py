@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxeff import train
-from jaxeff.train import check, report
+from jaxeff.train import check, run_report
 from jaxeff.train.loop import Training
 
 DCL = (
@@ -93,7 +93,7 @@ def test_report_asks_the_algorithm_and_the_model(image_config):
     duals = state.algo_state["duals"]._replace(multiplier=full)
     state = state.replace(algo_state={**state.algo_state, "duals": duals})
     chosen = {"params": state.params, "model_state": state.model_state}
-    assert len(report.warnings(built, chosen, state)) == 2
+    assert len(run_report.warnings(built, chosen, state)) == 2
 
 
 def test_config_is_plain_json(image_config):

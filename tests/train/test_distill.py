@@ -11,7 +11,7 @@ from jaxeff.distill import kd, variant
 from jaxeff.errors import ConfigError
 from jaxeff.models import MODELS
 from jaxeff.models.trained import Trained
-from jaxeff.train import jobs, objectives
+from jaxeff.train import launch, objectives
 from jaxeff.train.algorithms import ALGORITHMS, Task
 
 CLASSES = 4
@@ -125,7 +125,9 @@ def test_student_and_gate_descend_on_one_sum_of_which_each_sees_its_part(name):
 
     def parts(params, gate_params):
         logits = answers(algorithm.model, params, batch)
-        gate = algorithm.helper.gate.apply({"params": gate_params}, teacher.seen(batch["inputs"]))
+        gate = algorithm.disk_loss.gate.apply(
+            {"params": gate_params}, teacher.seen(batch["inputs"])
+        )
         own = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         lifted = made.loss(logits, goal, labels, gate) + made.cost(logits, gate)
         counted = jnp.sum(weight * made.counted(logits, labels))
@@ -406,5 +408,5 @@ def test_a_run_reports_the_student_alone(tmp_path):
     assert report["model"]["macs_per_example"] == 64 * 8 + 8 * 10
     assert report["metrics"]["test"]["accuracy"] > 0.6
     assert set(report["metrics"]["test"]) == {"accuracy", "loss"}
-    again = jobs.run(made, tmp_path, "eval")
+    again = launch.run(made, tmp_path, "eval")
     assert again["metrics"]["test"] == report["metrics"]["test"]

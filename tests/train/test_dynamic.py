@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from jaxeff.errors import ConfigError
-from jaxeff.train.dynamic import DynamicState, dynamic_penalty, dynamic_regularizer, restart
+from jaxeff.train.fptt_optimizer import DynamicState, dynamic_penalty, dynamic_regularizer, restart
 
 # Five losses a/2 (W - c)^2 of three weights, one after the other, again and again.
 CYCLE, WEIGHTS, RATE = 5, 3, 0.05

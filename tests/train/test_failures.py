@@ -11,7 +11,7 @@ import jaxeff.train.experiment
 from jaxeff import train
 from jaxeff.data import Split
 from jaxeff.errors import CheckpointError, ConfigError, DataError, TrainingError
-from jaxeff.train import check, jobs, report
+from jaxeff.train import check, evaluate, launch, run_report
 from jaxeff.train.loop import CHECKPOINTS, Training
 
 
@@ -94,7 +94,7 @@ def test_impossible_field_is_named_before_anything_is_compiled(
 ):
     change(tiny_config, field, value)
     with pytest.raises(ConfigError) as caught:
-        jobs.train(tiny_config, tmp_path / "run")
+        launch.train(tiny_config, tmp_path / "run")
     assert_is_a_sentence(caught.value, ConfigError)
     assert re.search(sentence, str(caught.value)), str(caught.value)
     assert not (tmp_path / "run").exists()
@@ -108,7 +108,7 @@ def test_missing_name_is_named(tiny_config, tmp_path, no_compilation, section):
     with part.unlocked():
         del part["name"]
     with pytest.raises(ConfigError, match=rf"config\.{section}.*name") as caught:
-        jobs.train(tiny_config, tmp_path / "run")
+        launch.train(tiny_config, tmp_path / "run")
     assert_is_a_sentence(caught.value, ConfigError)
 
 
@@ -116,7 +116,7 @@ def test_missing_cell_is_a_sentence(tiny_config, tmp_path, no_compilation):
     with tiny_config.model.unlocked():
         del tiny_config.model["cell"]
     with pytest.raises(ConfigError, match=r"config\.model.*cell") as caught:
-        jobs.train(tiny_config, tmp_path / "run")
+        launch.train(tiny_config, tmp_path / "run")
     assert_is_a_sentence(caught.value, ConfigError)
 
 
@@ -141,7 +141,7 @@ def test_missing_data_set_is_named_with_where_it_was_looked_for(
     change(tiny_config, "data.name", "fashion_mnist")
     change(tiny_config, "data.dir", str(tmp_path / "nothing_here"))
     with pytest.raises(DataError, match="fashion_mnist") as caught:
-        jobs.train(tiny_config, tmp_path / "run")
+        launch.train(tiny_config, tmp_path / "run")
     assert str(tmp_path / "nothing_here") in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -151,7 +151,7 @@ def test_folder_of_another_config_is_refused_and_left_alone(tiny_config, tmp_pat
     before = (tmp_path / "config.json").read_text()
     tiny_config.optim.learning_rate = 0.5
     with pytest.raises(CheckpointError) as caught:
-        jobs.train(tiny_config, tmp_path)
+        launch.train(tiny_config, tmp_path)
     assert_is_a_sentence(caught.value, CheckpointError)
     assert "config.optim.learning_rate was 0.01 and is now 0.5" in str(caught.value)
     assert (tmp_path / "config.json").read_text() == before
@@ -167,7 +167,7 @@ def test_folder_whose_config_was_cut_off_by_a_kill_is_claimed(tiny_config, tmp_p
 
 def test_evaluation_without_checkpoints_is_refused(tiny_config, tmp_path, no_compilation):
     with pytest.raises(CheckpointError, match=r"holds no checkpoints.*--mode=train") as caught:
-        jobs.evaluate(tiny_config, tmp_path)
+        evaluate.evaluate(tiny_config, tmp_path)
     assert_is_a_sentence(caught.value, CheckpointError)
 
 
@@ -175,7 +175,7 @@ def test_evaluation_with_an_empty_checkpoint_folder_is_refused(tiny_config, tmp_
     """A run that was killed before its first save leaves a folder without a checkpoint."""
     (tmp_path / CHECKPOINTS).mkdir()
     with pytest.raises(CheckpointError, match="holds no checkpoints"):
-        jobs.evaluate(tiny_config, tmp_path)
+        evaluate.evaluate(tiny_config, tmp_path)
 
 
 class SpoiledSplit(Split):
@@ -304,5 +304,5 @@ def test_model_speaks_of_itself_on_however_few_test_examples(number):
     experiment = types.SimpleNamespace(
         model=Model(), algorithm=Algorithm(), dataset=types.SimpleNamespace(splits={"test": split})
     )
-    found = report.warnings(experiment, {"params": {}, "model_state": {}}, None)
+    found = run_report.warnings(experiment, {"params": {}, "model_state": {}}, None)
     assert found == ["trained", *([f"seen {min(number, 16)}"] if number else [])]

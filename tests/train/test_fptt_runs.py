@@ -176,14 +176,15 @@ def test_run_picks_the_best_of_the_weights(fptt_config, tmp_path):
         assert len({values["loss"] for values in found.values()}) == 3
         best = max(found, key=lambda name: (found[name]["accuracy"], -found[name]["loss"]))
         assert training.values["weights"] == best
-        chosen, _ = training.selected()
+        chosen = training.selection().chosen
         values = evaluate(chosen["params"])
         assert values == training.values["best_metrics"]
         assert values["accuracy"] >= found[best]["accuracy"]
-        assert training.selected_weights == training.values["best_weights"]
+        assert training.selection().weights == training.values["best_weights"]
         training.config.eval.select = "last"
-        chosen, step = training.selected()
-        assert (step, training.selected_weights) == (12, best)
+        selection = training.selection()
+        chosen, step = selection.chosen, selection.step
+        assert (step, training.selection().weights) == (12, best)
         assert evaluate(chosen["params"]) == found[best]
         # The optimiser's count is that of the updates, and with it the schedule's.
         counts = [int(c) for _, c in optax.tree.get_all_with_path(training.state, "count")]
@@ -207,8 +208,8 @@ def test_choice_of_weights_is_the_validation_not_their_order(fptt_config, tmp_pa
             results = iter([good if name == best else bad for name in named])
             training.evaluate = lambda *args, results=results: next(results)
             training._validate(1, None, Progress(1, 0, False))
-            assert training.values["weights"] == training.selected_weights == best
-            chex.assert_trees_all_equal(training.selected()[0]["params"], named[best])
+            assert training.values["weights"] == training.selection().weights == best
+            chex.assert_trees_all_equal(training.selection().chosen["params"], named[best])
     finally:
         training.close()
 

@@ -31,7 +31,7 @@ from sweeps import swept
 
 from jaxeff import ode
 from jaxeff.train.algorithms import BPTT, FPTT, Task, TruncatedBPTT
-from jaxeff.train.dynamic import dynamic_penalty
+from jaxeff.train.fptt_optimizer import dynamic_penalty
 
 # Recorded updates.
 
@@ -65,11 +65,11 @@ class Recorded(nn.Module):
 class Witness(FPTT):
     """Keeps every part's loss, regulariser included, and what its update left."""
 
-    def step_optimizer(self, grads, opt_state, params, gradient):
+    def descend(self, grads, opt_state, params, **extra):
         penalty = dynamic_penalty(
             params, opt_state, self.options["alpha"], quadratic=self.options["quadratic"]
         )
-        params, opt_state = super().step_optimizer(grads, opt_state, params, gradient)
+        params, opt_state = super().descend(grads, opt_state, params, **extra)
         self.left = penalty, params, opt_state.running, opt_state.multiplier
         return params, opt_state
 

@@ -100,7 +100,7 @@ def test_a_run_evaluates_with_the_running_statistics_of_its_best_weights(tmp_pat
     built = train.build(made)
     training = Training(built, tmp_path)
     try:
-        chosen, _ = training.selected()
+        chosen = training.selection().chosen
         again = Evaluator(built)(chosen["params"], chosen["model_state"], "test")
     finally:
         training.close()

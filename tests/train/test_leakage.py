@@ -8,10 +8,12 @@ import ml_collections
 import numpy as np
 import pytest
 
+from jaxeff import data
 from jaxeff.config import follow
 from jaxeff.errors import ConfigError, DataError
-from jaxeff.train import experiment, jobs, leakage
+from jaxeff.train import experiment, leakage, prerequisites
 from jaxeff.train.check import identity
+from jaxeff.train.datasets import DatasetCache
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -39,7 +41,11 @@ def hybrid():
 @pytest.fixture(scope="module")
 def built():
     config = small_hybrid()
-    return experiment.build(config, jobs.untrained(config))
+    return experiment.build(config, prerequisites.untrained(config))
+
+
+def check_leakage(built, seen):
+    leakage.check(built.config.data, built.dataset, built.algorithm, seen)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +93,7 @@ def test_what_differs_at_first_does_not_follow():
 def test_splits_and_folds_of_the_natural_command_do_not_meet(hybrid):
     hybrid.data.split_seed, hybrid.data.calibration_fraction = 1, 0.3
     hybrid.algorithm.router_folds = 3
-    built = experiment.build(hybrid, jobs.untrained(hybrid))
+    built = experiment.build(hybrid, prerequisites.untrained(hybrid))
     own, *below = built.experience
     assert [each.where for each in below] == ["base", "expert"]
     train = built.dataset.splits["train"].indices
@@ -117,39 +123,39 @@ def test_prerequisites_that_see_what_judges_are_refused(built, hybrid, field, va
     base[section][name] = value
     seen = {"base": experiment.build(base).experience}
     with pytest.raises(ConfigError, match=rf"^config\.prerequisites\.{sentence}"):
-        leakage.check(built, seen)
+        check_leakage(built, seen)
 
 
 def test_what_prerequisites_build_on_is_compared_too(built, hybrid):
     hybrid.prerequisites.base.data.split_seed = 1
     first = experiment.build(hybrid.prerequisites.base).experience
     base = dataclasses.replace(built.experience[1], where="")
-    leakage.check(built, {"base": (base,)})
+    check_leakage(built, {"base": (base,)})
     below = dataclasses.replace(first[0], where="first")
     with pytest.raises(ConfigError, match=r"prerequisites\.base\.prerequisites\.first would see"):
-        leakage.check(built, {"base": (base, below)})
+        check_leakage(built, {"base": (base, below)})
 
 
 def test_a_training_checks_its_prerequisites(hybrid):
     hybrid.prerequisites.expert.data.split_seed = 1
     with pytest.raises(ConfigError, match=r"config\.prerequisites\.expert would see"):
-        experiment.build(hybrid, jobs.untrained(hybrid))
+        experiment.build(hybrid, prerequisites.untrained(hybrid))
 
 
 def test_other_data_may_be_learned_from(built):
-    others = leakage.Rows(("tiny", "train", "x"), np.arange(2000))
+    others = leakage.ExampleRows(("tiny", "train", "x"), np.arange(2000))
     seen = leakage.Experience("", {"name": "tiny"}, others, others)
-    leakage.check(built, {"teacher": (seen,)})
+    check_leakage(built, {"teacher": (seen,)})
     unknown = leakage.Experience("", built.config.data.to_dict() | {"split_seed": 1}, None, None)
     with pytest.raises(ConfigError, match=r"teacher\.data splits 'digits' in another way"):
-        leakage.check(built, {"teacher": (unknown,)})
+        check_leakage(built, {"teacher": (unknown,)})
 
 
 def test_rows_of_other_arrays_are_others():
-    one = leakage.Rows(("digits", "train", "a"), np.arange(5))
-    assert one.shared(leakage.Rows(("digits", "train", "a"), np.arange(3, 9))) == 2
-    assert one.shared(leakage.Rows(("digits", "test", "a"), np.arange(3, 9))) == 0
-    assert one.shared(leakage.Rows(("digits", "train", "b"), np.arange(3, 9))) == 0
+    one = leakage.ExampleRows(("digits", "train", "a"), np.arange(5))
+    assert one.shared(leakage.ExampleRows(("digits", "train", "a"), np.arange(3, 9))) == 2
+    assert one.shared(leakage.ExampleRows(("digits", "test", "a"), np.arange(3, 9))) == 0
+    assert one.shared(leakage.ExampleRows(("digits", "train", "b"), np.arange(3, 9))) == 0
 
 
 def test_labels_of_no_class_in_a_users_data_are_one_sentence(hybrid, monkeypatch):
@@ -166,3 +172,18 @@ def test_labels_of_no_class_in_a_users_data_are_one_sentence(hybrid, monkeypatch
         DataError, match=r"digits: validation labels .* 0 to 9, but example 2 has 77"
     ):
         experiment.build(hybrid.prerequisites.base)
+
+
+def test_data_of_one_config_is_loaded_once(hybrid, monkeypatch):
+    loaded, load = [], data.load
+    monkeypatch.setattr(
+        data, "load", lambda *args, **fields: loaded.append(1) or load(*args, **fields)
+    )
+    datasets = DatasetCache()
+    with hybrid.unlocked():
+        hybrid.prerequisites.base.data.augment = {"crop": 1, "flip": False}
+    models = prerequisites.untrained(hybrid, datasets)
+    for _ in range(2):
+        built = experiment.build(hybrid, models, datasets)
+    assert len(loaded) == 2  # the base's own, and that of expert and run
+    assert built.dataset is datasets.load(hybrid.prerequisites.expert.data)

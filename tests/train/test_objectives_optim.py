@@ -289,7 +289,8 @@ def test_untrained_validation_selects_the_last_parameters(tiny_config, tmp_path)
     tiny_config.train.update({"num_steps": 4, "eval_every": 2})
     training = Training(train.build(tiny_config), tmp_path)
     assert training.run()
-    chosen, step = training.selected()
+    selection = training.selection()
+    chosen, step = selection.chosen, selection.step
     training.close()
     assert step == 4
     for a, b in zip(

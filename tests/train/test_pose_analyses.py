@@ -9,8 +9,8 @@ import pytest
 
 from jaxeff.affine import Transform
 from jaxeff.affine.poses import rotation_matrix
-from jaxeff.analyses import ANALYSES
-from jaxeff.analyses.poses import Trained, circular_variance
+from jaxeff.analyses import ANALYSES, TrainingResult
+from jaxeff.analyses.poses import AutoencoderPredictor, circular_variance
 from jaxeff.data.posed import PosedSplit
 from jaxeff.errors import ConfigError
 from jaxeff.eval import pose_plots
@@ -25,7 +25,7 @@ def plane(drawn):
     return rotation_matrix((2 * np.pi * drawn[:, 0]).astype(np.float32), np)
 
 
-def experiment_of(pose, task="reconstruction", targets="unit"):
+def trained_on(pose, task="reconstruction", targets="unit"):
     spec = {"name": "autoencoder", "size": 8, "latents": 2, "pose": pose}
     model = MODELS.build(spec, num_outputs=1)
     objective, kind = elbo(targets=targets), Task("reconstruction")
@@ -40,37 +40,35 @@ def experiment_of(pose, task="reconstruction", targets="unit"):
         task=task, splits={"test": split}, input_shape=(8, 8, 1), class_names=(), name="toy"
     )
     state = jax.jit(algorithm.init_state)(jax.random.key(0), split.take(np.arange(1))["inputs"])
-    chosen = {"params": state.params, "model_state": state.model_state}
     config = types.SimpleNamespace(name="toy")
-    built = types.SimpleNamespace(dataset=dataset, model=model, algorithm=algorithm, config=config)
-    return built, chosen
+    variables = {"params": state.params, **state.model_state}
+    return TrainingResult(config, dataset, model, algorithm, variables)
 
 
 @pytest.fixture(scope="module")
 def posed():
-    return experiment_of({"name": "rotation"})
+    return trained_on({"name": "rotation"})
 
 
 @pytest.mark.slow
 def test_what_is_seen_is_what_the_search_found(posed):
-    built, chosen = posed
-    trained = Trained(*posed)
+    built = posed
+    predict = AutoencoderPredictor(posed)
     inputs = built.dataset.splits["test"].take(np.arange(5))["inputs"]
-    seen = trained(inputs)
-    variables = {"params": chosen["params"], **chosen["model_state"]}
+    seen = predict(inputs)
     outputs, _, _ = jax.jit(lambda v, x: built.algorithm.forward(v, {"inputs": x}, train=False))(
-        variables, inputs
+        built.variables, inputs
     )
     np.testing.assert_allclose(seen["reconstruction"], outputs.reconstruction, atol=1e-5)
     np.testing.assert_allclose(seen["loss"], elbo()(outputs, {"inputs": inputs})["loss"], rtol=1e-5)
-    canonical = trained.decoded(seen["mean"])
+    canonical = predict.decoded(seen["mean"])
     assert canonical.shape == (5, 8, 8, 1)
 
 
 @pytest.fixture
 def found_as_told(posed, monkeypatch):
     """The experiment with poses that are told instead of searched, and what it draws."""
-    built, chosen = posed
+    built = posed
     drawn = {}
 
     def tell(angles):
@@ -83,7 +81,7 @@ def found_as_told(posed, monkeypatch):
 
     monkeypatch.setattr(pose_plots, "image_grid", keep)
     monkeypatch.setattr(pose_plots, "angle_histograms", keep)
-    return built, chosen, tell, drawn
+    return built, tell, drawn
 
 
 def angles_of(batch):
@@ -92,14 +90,14 @@ def angles_of(batch):
 
 
 def test_angles_of_the_data_and_found_ones_add_up_to_the_orientation(found_as_told, tmp_path):
-    built, chosen, tell, drawn = found_as_told
+    built, tell, drawn = found_as_told
     batch = built.dataset.splits["test"].take(np.arange(9))
     labels = batch["labels"]
     # The second class is kept in two opposite orientations, the third at random.
     kept = np.where(labels == 0, 0.3, np.where(np.arange(9) % 2, 0.4 - np.pi, 0.4))
     kept = np.where(labels == 2, np.linspace(-3, 3, 9), kept)
     tell(kept - angles_of(batch))
-    found = ANALYSES.build({"name": "recovered_angles"}, "a")(built, chosen, tmp_path).extras
+    found = ANALYSES.build({"name": "recovered_angles"}, "a")(built, tmp_path).extras
     wanted = {name: circular_variance(kept[labels == int(name)]) for name in "012"}
     assert found["circular_variance"] == pytest.approx(wanted, abs=1e-5)
     assert wanted["0"] == pytest.approx(0)
@@ -113,37 +111,37 @@ def test_angles_of_the_data_and_found_ones_add_up_to_the_orientation(found_as_to
 
 @pytest.mark.slow
 def test_pictures_are_of_canonical_poses_and_of_the_codes_that_vary_most(found_as_told, tmp_path):
-    built, chosen, tell, drawn = found_as_told
+    built, tell, drawn = found_as_told
     tell(np.full(9, np.pi / 2))
     inputs = built.dataset.splits["test"].take(np.arange(9))["inputs"]
-    ANALYSES.build({"name": "reconstructions", "images": 9}, "a")(built, chosen, tmp_path)
+    ANALYSES.build({"name": "reconstructions", "images": 9}, "a")(built, tmp_path)
     quarter = drawn["reconstructions"]["canonical pose"]
     turns = [np.abs(quarter - np.rot90(inputs, k, (1, 2))).max() for k in (1, 3)]
     assert min(turns) < 1e-5 < max(turns)
-    trained = Trained(built, chosen)
-    seen = trained(inputs)
+    predict = AutoencoderPredictor(built)
+    seen = predict(inputs)
     order = np.argsort(-seen["mean"].var(0))
     assert list(drawn["traversals"]) == [f"z{number}" for number in order]
     for number in order:
         code = seen["mean"][:1].copy()
         code[0, number] = -2
         images = drawn["traversals"][f"z{number}"]
-        np.testing.assert_allclose(images[:1], trained.decoded(code), atol=1e-5)
+        np.testing.assert_allclose(images[:1], predict.decoded(code), atol=1e-5)
 
 
 @pytest.mark.slow
 def test_losses_by_angle_are_those_of_turned_images(found_as_told, tmp_path):
-    built, chosen, tell, _ = found_as_told
+    built, tell, _ = found_as_told
     tell(np.full(9, 0.2))
-    trained, split = Trained(built, chosen), built.dataset.splits["test"]
-    found = ANALYSES.build({"name": "loss_by_angle", "step": 45}, "a")(built, chosen, tmp_path)
+    predict, split = AutoencoderPredictor(built), built.dataset.splits["test"]
+    found = ANALYSES.build({"name": "loss_by_angle", "step": 45}, "a")(built, tmp_path)
 
     def turned(angle):
         turn = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
         matrix = np.tile(np.array(turn, np.float32), (9, 1, 1))
         return split.posed(np.arange(9), Transform(matrix, np.zeros((9, 2), np.float32)))
 
-    losses = [trained(turned(np.deg2rad(d)))["loss"].mean() for d in range(0, 360, 45)]
+    losses = [predict(turned(np.deg2rad(d)))["loss"].mean() for d in range(0, 360, 45)]
     assert np.ptp(losses) > 0.1  # corners are lost on the diagonal
     assert found.extras["loss"] == pytest.approx(losses, rel=1e-5)
 
@@ -152,7 +150,7 @@ def test_losses_by_angle_are_those_of_turned_images(found_as_told, tmp_path):
 @pytest.mark.parametrize("name", ["reconstructions", "recovered_angles", "loss_by_angle"])
 def test_every_analysis_draws_its_pictures(name, posed, tmp_path):
     analysis = ANALYSES.build({"name": name}, "analyses")
-    found = analysis(*posed, tmp_path)
+    found = analysis(posed, tmp_path)
     assert found.artifacts
     for file in found.artifacts.values():
         assert (tmp_path / file).read_bytes()[:4] == b"\x89PNG"
@@ -167,21 +165,21 @@ def test_every_analysis_draws_its_pictures(name, posed, tmp_path):
 
 
 def test_a_plain_autoencoder_has_no_poses_to_look_at(tmp_path):
-    built, chosen = experiment_of(None, targets="code2019")
-    found = ANALYSES.build({"name": "loss_by_angle", "step": 90}, "a")(built, chosen, tmp_path)
+    built = trained_on(None, targets="code2019")
+    found = ANALYSES.build({"name": "loss_by_angle", "step": 90}, "a")(built, tmp_path)
     assert found.extras["resampling_floor"] == []
     assert (np.array(found.extras["output_floor"]) > 10).all()
     np.testing.assert_allclose(
         np.add(found.extras["output_floor"], found.extras["reducible_loss"]), found.extras["loss"]
     )
     with pytest.raises(ConfigError, match="'recovered_angles' needs a model with poses"):
-        ANALYSES.build({"name": "recovered_angles"}, "a")(built, chosen, tmp_path)
+        ANALYSES.build({"name": "recovered_angles"}, "a")(built, tmp_path)
 
 
 def test_other_data_is_one_sentence(tmp_path):
-    built, chosen = experiment_of(None, task="classification")
+    built = trained_on(None, task="classification")
     with pytest.raises(ConfigError, match="looks at autoencoders, but"):
-        ANALYSES.build({"name": "reconstructions"}, "a")(built, chosen, tmp_path)
+        ANALYSES.build({"name": "reconstructions"}, "a")(built, tmp_path)
 
 
 def test_spread_of_angles():

@@ -16,7 +16,7 @@ from jaxeff.eval import read_report
 from jaxeff.models import MODELS
 from jaxeff.models.base import apply_with_features
 from jaxeff.models.trained import Trained
-from jaxeff.train import jobs, report
+from jaxeff.train import launch, prerequisites, run_report
 from jaxeff.train.algorithms import ALGORITHMS, BPTT
 from jaxeff.train.checkpoint import Checkpoints
 from jaxeff.train.loop import CHECKPOINTS
@@ -36,8 +36,8 @@ def registered(monkeypatch):
             return state.replace(params=self.trained["first"].variables["params"])
 
     def counting(split="test"):
-        def analysis(experiment, chosen, workdir):
-            found = analyses.collect(experiment, chosen, split)
+        def analysis(trained, workdir):
+            found = analyses.collect(trained, split)
             hits = np.argmax(found["outputs"], axis=1) == found["labels"]
             (workdir / "hits.txt").write_text(str(hits.sum()))
             return analyses.Findings({"accuracy": float(hits.mean())}, {"hits": "hits.txt"})
@@ -61,17 +61,17 @@ def continued(tiny_config):
 
 @pytest.mark.slow
 def test_what_is_required_is_trained_first_and_handed_over(continued, tmp_path, monkeypatch):
-    report = jobs.run(continued, tmp_path)
+    report = launch.run(continued, tmp_path)
     required = json.loads((tmp_path / "first" / "report.json").read_text())
     assert required["training"]["steps"] == 30
-    handed = jobs.prerequisites(continued, tmp_path)["first"]
+    handed = prerequisites.trained(continued, tmp_path)["first"]
     assert isinstance(handed, Trained)
     # The second training went on from there, and learns next to nothing of its own.
     assert report["metrics"]["test"] == pytest.approx(required["metrics"]["test"], rel=1e-5)
     # The same command trains nothing again.
-    monkeypatch.setattr(jobs, "Training", _only_restores(jobs.Training))
-    assert jobs.run(continued, tmp_path)["metrics"]["test"] == report["metrics"]["test"]
-    assert jobs.run(continued, tmp_path, "eval")["metrics"]["test"] == report["metrics"]["test"]
+    monkeypatch.setattr(launch, "Training", _only_restores(launch.Training))
+    assert launch.run(continued, tmp_path)["metrics"]["test"] == report["metrics"]["test"]
+    assert launch.run(continued, tmp_path, "eval")["metrics"]["test"] == report["metrics"]["test"]
 
 
 def _only_restores(training):
@@ -85,7 +85,7 @@ def _only_restores(training):
 def test_a_mistake_shows_before_anything_is_trained(continued, tmp_path):
     continued.model.cell.features = -1
     with pytest.raises(ConfigError, match="features"):
-        jobs.run(continued, tmp_path / "run")
+        launch.run(continued, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -109,7 +109,7 @@ def test_impossible_requirements(continued, tmp_path, change, message):
             with continued.prerequisites.unlocked():
                 del continued.prerequisites["first"]
     with pytest.raises(ConfigError, match=message):
-        jobs.run(continued, tmp_path)
+        launch.run(continued, tmp_path)
 
 
 def test_an_evaluation_needs_what_was_trained_before(continued, tmp_path):
@@ -119,25 +119,25 @@ def test_an_evaluation_needs_what_was_trained_before(continued, tmp_path):
     checkpoints.save(5, {"params": np.ones(3, np.float32)}, {}, wait=True)
     checkpoints.close()
     with pytest.raises(CheckpointError, match="first holds no checkpoints"):
-        jobs.prerequisites(continued, tmp_path / "whole")
+        prerequisites.trained(continued, tmp_path / "whole")
 
 
 def test_stop_of_what_is_required_is_a_stop_of_the_run(continued, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxeff.train.interrupt.Interrupt.requested", lambda _, step: step == 6)
-    assert jobs.run(continued, tmp_path) is None
+    assert launch.run(continued, tmp_path) is None
     required, whole = read_report(tmp_path / "first"), read_report(tmp_path)
     assert (required["status"], required["training"]["steps"]) == ("interrupted", 6)
     assert (whole["status"], whole["training"]["steps"]) == ("interrupted", 0)
     assert required["artifacts"] == {"config": "config.json", "metrics": "metrics.csv"}
     assert required["model"]["parameter_table"].splitlines()[-1].split()[0] == "total"
-    assert not report.is_complete(tmp_path / "first")  # the next start goes on with it
+    assert not run_report.is_complete(tmp_path / "first")  # the next start goes on with it
 
 
 @pytest.mark.slow
 def test_analyses_are_in_the_report(tiny_config, tmp_path):
     tiny_config.analyses = [{"name": "counting", "split": "calibration"}]
     tiny_config.data.calibration_fraction = 0.1
-    report = jobs.run(tiny_config, tmp_path)
+    report = launch.run(tiny_config, tmp_path)
     built = train.build(tiny_config)
     assert report["data"]["sizes"]["calibration"] == 150
     assert report["artifacts"]["hits"] == "hits.txt"
@@ -145,7 +145,7 @@ def test_analyses_are_in_the_report(tiny_config, tmp_path):
     assert accuracy == int((tmp_path / "hits.txt").read_text()) / 150
     # Computed another way: by the evaluator, on all devices.
     training = train.loop.Training(built, tmp_path)
-    chosen, _ = training.selected()
+    chosen = training.selection().chosen
     training.close()
     found = training.evaluate(chosen["params"], chosen["model_state"], "calibration")
     assert accuracy == pytest.approx(found["accuracy"])
@@ -154,7 +154,7 @@ def test_analyses_are_in_the_report(tiny_config, tmp_path):
 def test_an_analysis_of_a_split_that_is_not_there(tiny_config):
     built = train.build(tiny_config)
     with pytest.raises(ConfigError, match="calibration_fraction above 0"):
-        analyses.collect(built, {}, "calibration")
+        analyses.collect(built.result({"params": {}, "model_state": {}}), "calibration")
     # One that says beforehand what it needs is refused before the training.
     tiny_config.analyses = [{"name": "selective"}]
     with pytest.raises(ConfigError, match="calibration_fraction above 0"):

@@ -11,14 +11,14 @@ from encoder_cases import SHAPE
 from jaxeff import analyses, data, serving, train
 from jaxeff.errors import CheckpointError, ConfigError, DataError
 from jaxeff.models import MODELS
-from jaxeff.models.encoder_plan import Plan
+from jaxeff.models.encoder_plan import EncoderPlan
 from jaxeff.models.trained import Trained
 from jaxeff.search import record as records
 from jaxeff.search import run as searching
 from jaxeff.search import searches
 from jaxeff.search.latency import LatencyTable, needed
 from jaxeff.search.relaxed import expected_latency
-from jaxeff.train import jobs
+from jaxeff.train import check, experiment, launch, prerequisites
 
 #: What a search may find, as its record says it.
 FOUND = {
@@ -106,7 +106,7 @@ def test_what_cannot_be_met_is_answered_with_the_nearest(supernet, dataset, tmp_
 
 @pytest.mark.slow
 def test_scores_are_accuracies_of_a_part_of_all(supernet, dataset):
-    plan = Plan(2, ((1, 2),))
+    plan = EncoderPlan(2, ((1, 2),))
     whole = searching.Scorer(supernet, dataset, 16, 0)(plan)
     batch = dataset.splits["validation"].take(np.arange(40))
     network = supernet.model.subnetwork(plan)
@@ -216,7 +216,7 @@ def test_from_supernet_to_network(tmp_path):
     losses = {"kd": {"temperature": 1.0}}
     made.algorithm = {"name": "distill", "losses": losses, "inherit": True}
     made.analyses = [{"name": "text_model", "batches": (1,), "rounds": 1}]
-    report = jobs.run(made, tmp_path / "run")
+    report = launch.run(made, tmp_path / "run")
     found = report["extras"]["search"]["found"]["plan"]
     assert report["config"]["model"]["depth"] == found["depth"]
     assert report["metrics"]["test"]["accuracy"] > 0.9
@@ -226,9 +226,9 @@ def test_from_supernet_to_network(tmp_path):
     exported = report["extras"]["text_model"]
     assert exported["difference_after_reading"] == 0
     assert exported["latency_ms"]["batch_1"].keys() == {"network", "full"}
-    again = jobs.run(made, tmp_path / "run", "eval")
+    again = launch.run(made, tmp_path / "run", "eval")
     assert again["metrics"]["test"] == report["metrics"]["test"]
-    measured = jobs.run(made, tmp_path / "run", "bench")
+    measured = launch.run(made, tmp_path / "run", "bench")
     assert measured["config"]["model"] == report["config"]["model"]
     same = ("parameters", "macs_per_example")
     assert [measured["cost"][n] for n in same] == [report["cost"][n] for n in same]
@@ -240,7 +240,7 @@ def test_a_gradient_keeps_to_its_aim(supernet, dataset):
     space = supernet.model.space
     layers, cuts = needed(space.plans, 8)
     table = LatencyTable(1, 8, 0.0, {s: float(s[0]) for s in layers}, dict.fromkeys(cuts, 0.0))
-    known = searches.Known(supernet, table, dataset.splits["train"], table(space.full))
+    known = searches.SearchContext(supernet, table, dataset.splits["train"], table(space.full))
     search = searches.Gradient(steps=60, learning_rate=0.2)
     found = search._learned(space, 8.0, np.random.default_rng(0), known)
     expected = expected_latency(table, space, found)
@@ -255,7 +255,7 @@ def test_dear_tokens_are_kept_less(supernet, dataset):
     space = supernet.model.space
     layers, cuts = needed(space.plans, 8)
     table = LatencyTable(1, 8, 0.0, {s: float(s[0]) for s in layers}, dict.fromkeys(cuts, 0.0))
-    known = searches.Known(supernet, table, dataset.splits["train"], table(space.full))
+    known = searches.SearchContext(supernet, table, dataset.splits["train"], table(space.full))
     search = searches.Retention(steps=40, learning_rate=0.1)
     free, dear = (
         search._learned(space, price, np.random.default_rng(0), known) for price in (0.0, 30.0)
@@ -385,32 +385,32 @@ def test_what_is_measured_is_the_network_found(supernet, tmp_path, monkeypatch, 
     class Built(Exception):
         pass
 
-    def build(config, trained):
+    def build(config, trained, datasets):
         assert trained == {"teacher": supernet}
         raise Built(config.model.depth, config.model.cuts)
 
-    monkeypatch.setattr(jobs, "untrained", lambda _: {"teacher": supernet})
-    monkeypatch.setattr(jobs.experiment, "build", build)
+    monkeypatch.setattr(prerequisites, "untrained", lambda *_: {"teacher": supernet})
+    monkeypatch.setattr(experiment, "build", build)
     workdir, cuts = tmp_path / "run", [[1, 2]] if depth == 2 else []
     with pytest.raises(CheckpointError, match=r"no network that config\.search has found"):
-        jobs.run(config(), workdir, "bench")
+        launch.run(config(), workdir, "bench")
     assert not workdir.exists()
     records.write(workdir, {"found": {"plan": {**FOUND, "depth": depth, "cuts": cuts}}})
     with pytest.raises(Built) as caught:
-        jobs.run(config(), workdir, "bench")
+        launch.run(config(), workdir, "bench")
     assert caught.value.args == (depth, cuts)
     assert [path.name for path in workdir.iterdir()] == ["search"]
     records.path_of(workdir).write_text("{")
     with pytest.raises(DataError, match="no record of a search"):
-        jobs.run(config(), workdir, "bench")
+        launch.run(config(), workdir, "bench")
 
 
 def test_the_network_of_another_run_is_not_measured(supernet, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "untrained", lambda _: {"teacher": supernet})
-    jobs.check.claim_workdir(tmp_path, config(budget=5))
+    monkeypatch.setattr(prerequisites, "untrained", lambda *_: {"teacher": supernet})
+    check.claim_workdir(tmp_path, config(budget=5))
     records.write(tmp_path, {"found": {"plan": FOUND}})
     with pytest.raises(CheckpointError, match="written by another config"):
-        jobs.run(config(), tmp_path, "bench")
+        launch.run(config(), tmp_path, "bench")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from jaxeff.errors import ConfigError
 from jaxeff.selective import one_sided
+from jaxeff.selective.confidence import class_logits
 from jaxeff.train import ALGORITHMS, Task, objectives
 
 CLASSES = 3
@@ -48,7 +49,7 @@ def test_width_and_the_head_whose_accuracy_is_reported(name):
     z = outputs(WIDTHS[name])
     z[:, CLASSES:] += 10  # no other output must count
     found = value(name, z)
-    logits = objectives.class_logits(made, z)
+    logits = class_logits(made, z)
     np.testing.assert_array_equal(logits, z[:, :CLASSES])
     np.testing.assert_array_equal(found["accuracy"], z[:, :CLASSES].argmax(1) == LABELS)
     assert set(found) <= {"loss", "accuracy", "coverage"}
@@ -60,7 +61,7 @@ def test_width_and_the_head_whose_accuracy_is_reported(name):
 def test_other_objectives_are_as_wide_as_the_classes():
     plain = objectives.build({"name": "auto"}, "classification")
     assert objectives.num_outputs(plain, CLASSES) == CLASSES
-    assert objectives.class_logits(plain, outputs(CLASSES)).shape == (6, CLASSES)
+    assert class_logits(plain, outputs(CLASSES)).shape == (6, CLASSES)
 
 
 def test_one_sided_is_the_closed_form_plus_auxiliary_cross_entropy():

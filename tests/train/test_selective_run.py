@@ -32,7 +32,7 @@ def draw(name, classes=3, width=4):
 
 @pytest.fixture
 def found(monkeypatch, tmp_path):
-    monkeypatch.setattr(selective, "collect", lambda experiment, chosen, split: draw(split))
+    monkeypatch.setattr(selective, "collect", lambda trained, split: draw(split))
     # A power that says which split it was tuned on.
     monkeypatch.setattr(confidence, "tune_p_norm", lambda logits, wrong: len(wrong))
     objective = objectives.build({"name": "deep_gamblers"}, "classification")
@@ -45,7 +45,7 @@ def found(monkeypatch, tmp_path):
     analysis = analyses.build(
         [{"name": "selective", "joint_errors": (0.05, 0.0001), "selective_risks": (0.1,)}]
     )
-    return analysis["selective"](stub, {}, tmp_path), tmp_path
+    return analysis["selective"](stub, tmp_path), tmp_path
 
 
 def test_thresholds_are_chosen_on_calibration_and_judged_on_test(found):
@@ -101,7 +101,7 @@ def test_all_confidences_are_compared(found):
 def test_data_without_one_class_per_example_is_refused():
     dataset = SimpleNamespace(name="adding", task="regression")
     with pytest.raises(ConfigError, match="data 'adding' is for regression; leave it out"):
-        selective.Selective().check(SimpleNamespace(dataset=dataset))
+        selective.SelectiveAnalysis().check(None, dataset)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from jaxeff import train
 from jaxeff.errors import CheckpointError
-from jaxeff.train import check, jobs, workdir
+from jaxeff.train import check, launch, workdir
 
 
 @pytest.fixture
@@ -98,14 +98,14 @@ def test_owner_removes_what_killed_saves_left(config, tmp_path):
 @pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket/run"])
 def test_url_is_refused(config, mode, url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "mount the storage" in complaint(jobs.run, config, url, mode)
+    assert "mount the storage" in complaint(launch.run, config, url, mode)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_file_in_the_place_of_the_folder_is_refused(config, tmp_path):
     path = tmp_path / "file"
     path.write_text("mine")
-    assert complaint(jobs.run, config, path) == f"--workdir={path} is a file; give a folder"
+    assert complaint(launch.run, config, path) == f"--workdir={path} is a file; give a folder"
     assert complaint(enter, path / "run", config).startswith(f"Not a directory ({path / 'run'});")
     assert path.read_text() == "mine"
 

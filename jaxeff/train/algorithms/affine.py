@@ -22,7 +22,8 @@ import optax
 
 from jaxeff.affine import Problem, Search, Transform, search
 from jaxeff.errors import ConfigError
-from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, divisor, step_key
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm
+from jaxeff.train.algorithms.device_share import divisor, step_key
 from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Carry, Params, PRNGKey
@@ -106,16 +107,16 @@ class AffineVAE(Algorithm):
         return Problem(code, place, criterion, self.family.valid)
 
     def _apply(self, variables: Any, *args: Any, method: str) -> Any:
-        found: Any = self.model.apply(variables, *args, method=method)
-        return found
+        result: Any = self.model.apply(variables, *args, method=method)
+        return result
 
     def starts(self, variables: Any, inputs: Array, settings: Search, key: PRNGKey | None) -> Array:
         """Returns ``[batch, starts, size]``: drawn or spread ones, and the head's proposals."""
         if settings.spread:
             starts = self.family.spread(settings.starts)
         else:
-            own = jax.random.key(0) if key is None else key
-            starts = self.family.starts(own, settings.starts)
+            start_key = jax.random.key(0) if key is None else key
+            starts = self.family.starts(start_key, settings.starts)
         tiled = jnp.broadcast_to(starts, (len(inputs), *starts.shape))
         if not settings.proposals or not self.model.proposals:
             return tiled
@@ -161,8 +162,8 @@ class AffineVAE(Algorithm):
         if self.cache:
             known = state.algo_state["poses"][batch["index"]]
             starts = jnp.concatenate([starts, known[:, None]], 1)
-        found = search(self.problem(variables), {"inputs": inputs}, starts, self.search)
-        pose = jax.lax.stop_gradient(found.pose)
+        result = search(self.problem(variables), {"inputs": inputs}, starts, self.search)
+        pose = jax.lax.stop_gradient(result.pose)
         total = divisor(weight, axis_name)
 
         def loss_fn(params: Params) -> tuple[Array, tuple[dict[str, Array], Any]]:
@@ -176,19 +177,9 @@ class AffineVAE(Algorithm):
             return jnp.sum(loss * weight) / total, (values, collected)
 
         (_, (values, collected)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        if axis_name is not None:
-            grads, collected = jax.lax.pmean((grads, collected), axis_name)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        new = state.replace(  # type: ignore[attr-defined]
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            model_state=collected,
-            algo_state=self._remember(
-                self.averaged(state.algo_state, params, collected), batch, pose, axis_name
-            ),
-        )
+        new: Any = self.apply_gradients(state, grads, collected, axis_name)
+        algo_state = self._remember(new.algo_state, batch, pose, axis_name)
+        new = new.replace(step=state.step + 1, algo_state=algo_state)
         return new, weighted_means(values, weight, axis_name)
 
     def _remember(

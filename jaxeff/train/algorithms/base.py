@@ -9,7 +9,9 @@ Averaging inside the differentiated function gives wrong gradients without an er
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -20,12 +22,14 @@ import optax
 from jaxeff.errors import ConfigError
 from jaxeff.models.base import call_options
 from jaxeff.registry import Registry, closest
-from jaxeff.train import example_keys
+from jaxeff.train import optim
+from jaxeff.train.algorithms.device_share import starting_carry, whole_carry
 from jaxeff.train.objectives import Objective, over_devices
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Carry, Params, PRNGKey
 
 ALGORITHMS = Registry("algorithm")
+Optimizer: TypeAlias = optax.GradientTransformation | Callable[[int], optax.GradientTransformation]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +63,8 @@ class Algorithm:
         parts of a sequence it also has ``initial_carry(inputs)`` and takes ``carry=...,
         return_carry=True``.
       objective: see `jaxeff.train.objectives`.
-      optimizer: an optax transformation.
+      optimizer: an optax transformation; or a function that returns one for a number of updates
+        per batch, over which a schedule may span.
       task: what to know of the data.
       average_decay: keeps an exponential average of the weights with this decay per update, as a
         candidate for evaluation; 0 keeps none.
@@ -81,7 +86,7 @@ class Algorithm:
         self,
         model: nn.Module,
         objective: Objective,
-        optimizer: optax.GradientTransformation,
+        optimizer: Optimizer,
         task: Task | None = None,
         average_decay: float = 0.0,
         evaluate_at: str = "best",
@@ -93,9 +98,15 @@ class Algorithm:
             unset = evaluate_at == "average" and "; set average_decay"
             hint = unset or closest(evaluate_at, choices)
             raise ConfigError(f"evaluate_at: unknown choice '{evaluate_at}'{hint}")
-        self.model, self.objective, self.optimizer = model, objective, optimizer
+        self.model, self.objective, self._optimizer = model, objective, optimizer
         self.task = task or Task()
         self.average_decay, self.evaluate_at = average_decay, evaluate_at
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimiser."""
+        optimizer = self._optimizer
+        return optimizer(self.updates_per_batch) if callable(optimizer) else optimizer
 
     def init(self, params: Params) -> dict[str, Any]:
         """Returns the algorithm's own state."""
@@ -114,6 +125,40 @@ class Algorithm:
     ) -> tuple[TrainState, dict[str, Array]]:
         """Makes one step of training; returns the new state and the batch's average metrics."""
         raise NotImplementedError
+
+    def descend(self, grads: Any, opt_state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+        """Returns parameters and optimiser state after an update, see `optim.descend`."""
+        return optim.descend(self.optimizer, grads, opt_state, params, **extra)
+
+    def apply_gradients(
+        self,
+        state: TrainState,
+        grads: Params,
+        model_state: Any,
+        axis_name: str | None = None,
+        **extra: Any,
+    ) -> TrainState:
+        """Returns the state after an update of the parameters; the step is not counted.
+
+        Gradients and collections are averaged over the devices, the optimiser makes its update, and
+        the running averages of the weights follow.
+
+        Args:
+          state: the state before.
+          grads: gradient of this device's loss.
+          model_state: the model's other collections after this device's forward pass.
+          axis_name: of the devices.
+          **extra: further arguments of the optimiser's update.
+        """
+        if axis_name is not None:
+            grads, model_state = jax.lax.pmean((grads, model_state), axis_name)
+        params, opt_state = self.descend(grads, state.opt_state, state.params, **extra)
+        return state.replace(  # type: ignore[attr-defined]
+            params=params,
+            opt_state=opt_state,
+            model_state=model_state,
+            algo_state=self.averaged(state.algo_state, params, model_state),
+        )
 
     def candidates(self, state: TrainState) -> dict[str, Params]:
         """Returns the weights that evaluation may use, by name, as ``evaluate_at`` allows."""
@@ -187,14 +232,14 @@ class Algorithm:
         if stateful:
             options |= {"carry": carry, "return_carry": True}
         if not train:
-            found: Any = self.model.apply(variables, batch["inputs"], **options)
-            return (*found, {}) if stateful else (found, (), {})
+            result: Any = self.model.apply(variables, batch["inputs"], **options)
+            return (*result, {}) if stateful else (result, (), {})
         rngs: Any = {"dropout": key}
         collections = [name for name in variables if name != "params"]
-        found, collected = self.model.apply(
+        result, collected = self.model.apply(
             variables, batch["inputs"], rngs=rngs, mutable=collections, **options
         )
-        return (*found, collected) if stateful else (found, (), collected)
+        return (*result, collected) if stateful else (result, (), collected)
 
     def evaluate(
         self, params: Params, model_state: Any, batch: Batch, axis_name: str | None = None
@@ -212,13 +257,13 @@ class Algorithm:
     ) -> tuple[dict[str, Array], Carry]:
         """Evaluates a batch that goes on from ``carry``; returns the sums and the next carry."""
         variables = {"params": params, **model_state}
-        own = starting_carry(self.model, carry, batch, axis_name)
-        outputs, own, _ = self.forward(variables, batch, own, train=False)
+        local_carry = starting_carry(self.model, carry, batch, axis_name)
+        outputs, local_carry, _ = self.forward(variables, batch, local_carry, train=False)
         values = over_devices(self.objective, axis_name)(outputs, batch)
         sums = {name: jnp.sum(value * batch["weight"]) for name, value in values.items()}
         sums["weight"] = jnp.sum(batch["weight"])
         sums = jax.lax.psum(sums, axis_name) if axis_name else sums
-        return sums, whole_carry(own, axis_name)
+        return sums, whole_carry(local_carry, axis_name)
 
     def averaged(
         self, algo_state: dict[str, Any], params: Params, model_state: Any
@@ -234,53 +279,3 @@ class Algorithm:
             new["average_state"] = model_state
         old = {name: algo_state[name] for name in new}
         return {**algo_state, **optax.incremental_update(new, old, 1 - self.average_decay)}
-
-
-def starting_carry(model: Any, carry: Carry, batch: Batch, axis_name: str | None = None) -> Carry:
-    """Returns this device's part of ``carry``, anew where the batch says that a sequence starts.
-
-    The carry of a training state is whole on every device, because what is replicated can be saved,
-    restored and moved to another number of devices like everything else.
-    """
-    if not jax.tree.leaves(carry):
-        return carry
-    size = batch["inputs"].shape[0]
-    first = jax.lax.axis_index(axis_name) * size if axis_name else 0
-    own = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, size), carry)
-    fresh = model.initial_carry(batch["inputs"])
-
-    def choose(new: Array, old: Array) -> Array:
-        starts = batch["start"].reshape(-1, *(1,) * (old.ndim - 1))
-        return jnp.where(starts > 0, new, old)
-
-    return jax.tree.map(choose, fresh, own)
-
-
-def whole_carry(own: Carry, axis_name: str | None) -> Carry:
-    """Returns the carry of the whole batch from the parts of all devices."""
-    if axis_name is None or not jax.tree.leaves(own):
-        return own
-    return jax.tree.map(lambda a: jax.lax.all_gather(a, axis_name, tiled=True), own)
-
-
-def step_key(state: TrainState, axis_name: str | None) -> PRNGKey:
-    """Returns this step's key, with which every device draws its part of a draw for the batch."""
-    key = jax.random.fold_in(state.key, state.step)
-    return example_keys.of_part(key, jax.lax.axis_index(axis_name)) if axis_name else key
-
-
-def total_weight(weight: Array, axis_name: str | None) -> Array:
-    """Returns the mean total weight of a device's part of the batch."""
-    total = jnp.sum(weight)
-    return total if axis_name is None else jax.lax.pmean(total, axis_name)
-
-
-def divisor(weight: Array, axis_name: str | None) -> Array:
-    """Returns what each device divides its weighted sum of losses by.
-
-    It is the mean total weight over the devices, so that averaging the devices' gradients gives the
-    gradient of the global weighted mean; 1 for a batch of which no example counts, whose loss and
-    gradient are then 0.
-    """
-    total = total_weight(weight, axis_name)
-    return jnp.where(total > 0, total, 1)

@@ -6,17 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxeff.errors import ConfigError
-from jaxeff.train.algorithms.base import (
-    ALGORITHMS,
-    Algorithm,
-    divisor,
-    starting_carry,
-    step_key,
-    whole_carry,
-)
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm
+from jaxeff.train.algorithms.device_share import divisor, starting_carry, step_key, whole_carry
 from jaxeff.train.objectives import over_devices, weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch
@@ -68,44 +61,29 @@ class BPTT(Algorithm):
         start = starting_carry(self.model, state.carry, batch, axis_name)
         objective = over_devices(self.objective, axis_name)
 
-        def one(loop, number):
-            params, opt_state, model_state, algo_state = loop
+        def one(state: TrainState, number: Array | int):
             # The first repeat's key is the step's own.
             own_key = key if self.updates_per_batch == 1 else jax.random.fold_in(key, number)
 
             def loss_fn(params):
-                variables = {"params": params, **model_state}
+                variables = {"params": params, **state.model_state}
                 outputs, carry, collected = self.forward(
                     variables, batch, start, train=True, key=own_key
                 )
                 values = objective(outputs, batch)
                 return jnp.sum(values["loss"] * weight) / total, (values, carry, collected)
 
-            (_, (values, carry, collected)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-                params
-            )
-            if axis_name is not None:
-                grads, collected = jax.lax.pmean((grads, collected), axis_name)
-            updates, opt_state = self.optimizer.update(grads, opt_state, params)
-            params = optax.apply_updates(params, updates)
-            algo_state = self.track(algo_state, batch, values, axis_name)
-            loop = params, opt_state, collected, self.averaged(algo_state, params, collected)
-            return loop, (values, carry)
+            gradient = jax.value_and_grad(loss_fn, has_aux=True)
+            (_, (values, carry, collected)), grads = gradient(state.params)
+            new: Any = self.apply_gradients(state, grads, collected, axis_name)
+            algo_state = self.track(new.algo_state, batch, values, axis_name)
+            return new.replace(algo_state=algo_state), (values, carry)
 
-        loop = state.params, state.opt_state, state.model_state, state.algo_state
         if self.updates_per_batch == 1:
-            loop, (values, carry) = one(loop, 0)
+            new, (values, carry) = one(state, 0)
         else:
-            loop, seen = jax.lax.scan(one, loop, jnp.arange(self.updates_per_batch))
+            new, seen = jax.lax.scan(one, state, jnp.arange(self.updates_per_batch))
             values, carry = jax.tree.map(lambda a: a[0], seen)
-        params, opt_state, model_state, algo_state = loop
-        new = state.replace(  # type: ignore[attr-defined]
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            model_state=model_state,
-            algo_state=algo_state,
-            carry=whole_carry(carry, axis_name),
-        )
+        new = new.replace(step=state.step + 1, carry=whole_carry(carry, axis_name))
         shown = {name: value for name, value in values.items() if name not in self.tracked}
         return new, weighted_means(shown, weight, axis_name)

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxeff.constraints import (
     CONSTRAINTS,
@@ -32,15 +31,10 @@ from jaxeff.constraints import (
 from jaxeff.constraints.statistics import ascend
 from jaxeff.errors import ConfigError
 from jaxeff.registry import closest
-from jaxeff.train.algorithms.base import (
-    ALGORITHMS,
-    Algorithm,
-    divisor,
-    starting_carry,
-    step_key,
-    whole_carry,
-)
-from jaxeff.train.objectives import Objective, class_logits, per_example, weighted_means
+from jaxeff.selective.confidence import class_logits
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm
+from jaxeff.train.algorithms.device_share import divisor, starting_carry, step_key, whole_carry
+from jaxeff.train.objectives import Objective, per_example, weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Params
 
@@ -139,8 +133,8 @@ class Constrained(Algorithm):
         def apply(params, batch):
             # An empty collection is one that the model may write: what it reports of itself.
             variables = {"params": params, **state.model_state, "intermediates": {}}
-            found = self.forward(variables, batch, start, train=True, key=key)
-            return (*found, self.objective(found[0], batch))
+            result = self.forward(variables, batch, start, train=True, key=key)
+            return (*result, self.objective(result[0], batch))
 
         def loss_fn(params):
             outputs, carry, collected, values = apply(params, batch)
@@ -169,30 +163,20 @@ class Constrained(Algorithm):
             loss = jnp.sum(losses * risk_weight) / total
             return (loss, forward), (values, carry, collected, shares)
 
-        own, dual_update = constrained(
+        gradient, dual_update = constrained(
             loss_fn, self.constraints, self.settings, axis_name=axis_name, has_aux=True
         )
 
-        def gradient(params):
-            evaluation, grads = own(params, duals)
-            return evaluation, grads if axis_name is None else jax.lax.pmean(grads, axis_name)
-
-        evaluation, grads = gradient(state.params)
+        evaluation, grads = gradient(state.params, duals)
         values, carry, collected, shares = evaluation.aux
-        if axis_name is not None:
-            collected = jax.lax.pmean(collected, axis_name)
         if self.sharpness_radius:
-            _, grads = gradient(ascend(state.params, grads, self.sharpness_radius))
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+            uphill = grads if axis_name is None else jax.lax.pmean(grads, axis_name)
+            _, grads = gradient(ascend(state.params, uphill, self.sharpness_radius), duals)
         duals, metrics = dual_update(duals, evaluation.statistics)
-        algo_state = self.averaged({**state.algo_state, "duals": duals}, params, collected)
-        new = state.replace(  # type: ignore[attr-defined]
+        new: Any = self.apply_gradients(state, grads, collected, axis_name)
+        new = new.replace(
             step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            model_state=collected,
-            algo_state=algo_state,
+            algo_state={**new.algo_state, "duals": duals},
             carry=whole_carry(carry, axis_name),
         )
         return new, {**weighted_means(values, weight, axis_name), **metrics, **shares}

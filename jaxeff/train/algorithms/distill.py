@@ -1,4 +1,4 @@
-"""Distillation: a student learns from labels and from a frozen teacher, perhaps with a helper."""
+"""Distillation: a student learns from labels and from a frozen teacher, perhaps through a gate."""
 
 from __future__ import annotations
 
@@ -9,19 +9,14 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxeff.distill import LOSSES, Seen
 from jaxeff.errors import ConfigError
 from jaxeff.models.trained import Trained
 from jaxeff.train import optim
-from jaxeff.train.algorithms.base import (
-    ALGORITHMS,
-    Algorithm,
-    divisor,
-    step_key,
-)
-from jaxeff.train.algorithms.helper import helper
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm
+from jaxeff.train.algorithms.device_share import divisor, step_key
+from jaxeff.train.algorithms.disk_gate import disk_loss
 from jaxeff.train.algorithms.teacher import Teacher, see
 from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
@@ -89,8 +84,8 @@ class Distillation(Algorithm):
             raise ConfigError(f"distillation is of classifiers, not of {self.task.kind} data")
         self.label_weight = label_weight
         self.losses, self.loss_weights = _losses(losses or {})
-        self.helper = helper(disk, gate, self.task.num_classes)
-        self.learns_gate = self.helper is not None and self.helper.gate is not None
+        self.disk_loss = disk_loss(disk, gate, self.task.num_classes)
+        self.learns_gate = self.disk_loss is not None and self.disk_loss.gate is not None
         self.student_epochs, self.gate_epochs = student_epochs, gate_epochs
         self.gate_init_epochs = gate_init_epochs
         if student_epochs < 1 or min(gate_epochs, gate_init_epochs) < 0:
@@ -127,11 +122,11 @@ class Distillation(Algorithm):
         labels = jnp.zeros(len(example), jnp.int32)
         adapters = {}
         for own_key, (name, loss) in zip(keys[1:], self.losses.items(), strict=True):
-            made: Any = loss.init(own_key, student, teacher, labels)
-            adapters[name] = made.get("params", {})
+            variables: Any = loss.init(own_key, student, teacher, labels)
+            adapters[name] = variables.get("params", {})
         algo_state = {"adapters": adapters, "teacher": self.teacher.init()}
-        if self.helper is not None:
-            algo_state["helper"] = self.helper.init(keys[0], teacher)
+        if self.disk_loss is not None:
+            algo_state["helper"] = self.disk_loss.init(keys[0], teacher)
             gate_params = algo_state["helper"]["gate"]["params"]
             algo_state["gate_opt_state"] = self.optimizer.init(gate_params)
         return state.replace(  # type: ignore[attr-defined]
@@ -176,13 +171,17 @@ class Distillation(Algorithm):
         trains_student: bool,
         trains_gate: bool,
     ) -> tuple[TrainState, dict[str, Array]]:
-        """Makes a step of whoever is trained; the other is applied as in evaluation."""
+        """Makes a step of whoever is trained; the other is applied as in evaluation.
+
+        Both have the learning rate of the run's step, because one who takes turns makes fewer
+        updates than the run has steps.
+        """
         algo_state, weight, labels = dict(state.algo_state), batch["weight"], batch["labels"]
         total, key = divisor(weight, axis_name), step_key(state, axis_name)
-        helper_state = algo_state.get("helper", {"gate": {"params": {}}})
+        disk_state = algo_state.get("helper", {"gate": {"params": {}}})
 
-        def loss_fn(own, gate_params):
-            params, adapters = own
+        def loss_fn(student_params, gate_params):
+            params, adapters = student_params
             variables = {"params": params, **state.model_state}
             outputs, student, collected = see(
                 self.model, variables, batch, train=trains_student, key=key
@@ -192,51 +191,40 @@ class Distillation(Algorithm):
             for name, distil in self.losses.items():
                 values[name] = distil.apply({"params": adapters[name]}, student, teacher, labels)
                 loss += self.loss_weights[name] * jnp.sum(values[name] * weight) / total
-            helped: Any = {}
-            if self.helper is not None:
+            new_disk_state: Any = {}
+            if self.disk_loss is not None:
                 number = jnp.maximum(self._rounds(state.step)[0], 0)
                 seen = student, teacher, labels, weight
-                term, more, helped = self.helper(
-                    gate_params, helper_state, *seen, number, axis_name, trains_gate
+                term, more, new_disk_state = self.disk_loss(
+                    gate_params, disk_state, *seen, number, axis_name, trains_gate
                 )
                 loss, values = loss + term, values | more
-            return loss, (values, collected, helped)
+            return loss, (values, collected, new_disk_state)
 
-        players = (state.params, algo_state["adapters"]), helper_state["gate"]["params"]
+        learners = (state.params, algo_state["adapters"]), disk_state["gate"]["params"]
         who = tuple(n for n, trained in enumerate((trains_student, trains_gate)) if trained)
         grad_fn = jax.value_and_grad(loss_fn, argnums=who, has_aux=True)
-        (_, (values, *changed)), grads = grad_fn(*players)
+        (_, (values, *changed)), grads = grad_fn(*learners)
         if axis_name is not None:
             grads, changed = jax.lax.pmean((grads, changed), axis_name)
-        collected, helped = changed
+        collected, new_disk_state = changed
         new: dict[str, Any] = {}
         if trains_student:
-            (params, adapters), opt_state = self._descend(
-                grads[0], state.opt_state, players[0], state
-            )
+            opt_state = optim.at_step(state.opt_state, state.step)
+            (params, adapters), opt_state = self.descend(grads[0], opt_state, learners[0])
             if self.keep_classifier:
                 params = self.teacher.keep_classifier(params, state.params)
             new = {"params": params, "opt_state": opt_state, "model_state": collected}
             algo_state = self.averaged({**algo_state, "adapters": adapters}, params, collected)
         if trains_gate:
-            params, algo_state["gate_opt_state"] = self._descend(
-                grads[-1], algo_state["gate_opt_state"], players[1], state
-            )
-            algo_state["helper"] = {**helped, "gate": {**helped["gate"], "params": params}}
+            opt_state = optim.at_step(algo_state["gate_opt_state"], state.step)
+            params, algo_state["gate_opt_state"] = self.descend(grads[-1], opt_state, learners[1])
+            algo_state["helper"] = {
+                **new_disk_state,
+                "gate": {**new_disk_state["gate"], "params": params},
+            }
         new |= {"step": state.step + 1, "algo_state": algo_state}
         return state.replace(**new), weighted_means(values, weight, axis_name)  # type: ignore
-
-    def _descend(
-        self, grads: Any, opt_state: Any, params: Any, state: TrainState
-    ) -> tuple[Any, Any]:
-        """Returns a player's updated parameters and optimiser state.
-
-        Its learning rate is that of the run's step, because one who takes turns makes fewer updates
-        than the run has steps.
-        """
-        opt_state = optim.at_step(opt_state, state.step)
-        updates, opt_state = self.optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
 
 
 def _losses(
@@ -251,27 +239,27 @@ def _losses(
     return losses, weights
 
 
-def _inherited(params: Any, given: Any) -> Any:
-    """Returns a student's parameters with the given ones of the same names in their places.
+def _inherited(params: Any, teacher: Any) -> Any:
+    """Returns a student's parameters with the teacher's of the same names in their places.
 
     Raises:
       ConfigError: one of them has another shape, or none has its name.
     """
-    own, others = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (params, given))
-    shared = {name: others[name] for name in own if name in others}
-    misfits = [name for name, value in shared.items() if value.shape != own[name].shape]
+    student, source = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (params, teacher))
+    shared = {name: source[name] for name in student if name in source}
+    misfits = [name for name, value in shared.items() if value.shape != student[name].shape]
     if misfits or not shared:
         what = f"{misfits[0]} has another shape" if misfits else "none of its names are the same"
         raise ConfigError(
             f"inherit: the student's parameters are no part of the teacher's ({what})"
         )
-    return flax.traverse_util.unflatten_dict({**own, **shared}, sep="/")
+    return flax.traverse_util.unflatten_dict({**student, **shared}, sep="/")
 
 
-def _check_same(wanted: Any, given: Any) -> None:
+def _check_same(expected: Any, trained: Any) -> None:
     """Raises `ConfigError` if trained variables are not those of the student."""
-    wanted, given = (jax.tree.map(jnp.shape, dict(tree)) for tree in (wanted, given))
-    if wanted != given:
+    expected, trained = (jax.tree.map(jnp.shape, dict(tree)) for tree in (expected, trained))
+    if expected != trained:
         raise ConfigError(
             "config.prerequisites.student has other parameters than config.model; give both the "
             "same model"

@@ -16,9 +16,10 @@ import optax
 
 from jaxeff.errors import ConfigError
 from jaxeff.registry import closest
-from jaxeff.train.algorithms.base import ALGORITHMS, Task
-from jaxeff.train.algorithms.parts import PartwiseAlgorithm
-from jaxeff.train.dynamic import DynamicState, dynamic_regularizer, restart
+from jaxeff.train import optim
+from jaxeff.train.algorithms.base import ALGORITHMS, Optimizer, Task
+from jaxeff.train.algorithms.partwise import PartwiseAlgorithm
+from jaxeff.train.fptt_optimizer import DynamicState, dynamic_regularizer, restart
 from jaxeff.train.objectives import Objective
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Params
@@ -43,8 +44,8 @@ class FPTT(PartwiseAlgorithm):
     """Forward propagation through time with local objectives.
 
     Each part's local loss is the task's loss plus the dynamic regulariser, see
-    `jaxeff.train.dynamic`. With a label at every step the task's loss is that of the part's steps.
-    With one label per sequence it is, at the end of part p of P (from 1), with w = p / P,
+    `jaxeff.train.fptt_optimizer`. With a label at every step the task's loss is that of the part's
+    steps. With one label per sequence it is, at the end of part p of P (from 1), with w = p / P,
 
         w * loss(label) + (1 - w) * cross_entropy(Q, prediction),
 
@@ -84,7 +85,7 @@ class FPTT(PartwiseAlgorithm):
         self,
         model: nn.Module,
         objective: Objective,
-        optimizer: optax.GradientTransformation,
+        optimizer: Optimizer,
         task: Task | None = None,
         *,
         parts: int = 10,
@@ -150,12 +151,9 @@ class FPTT(PartwiseAlgorithm):
         """Returns the running, the live and perhaps the average weights."""
         return {"running": state.opt_state.running, **super().all_weights(state)}
 
-    def step_optimizer(
-        self, grads: Params, opt_state: Any, params: Params, gradient: Any
-    ) -> tuple[Params, Any]:
+    def descend(self, grads: Any, opt_state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
         """Returns parameters and optimiser state after an update with the regulariser."""
-        updates, opt_state = self.regularized.update(grads, opt_state, params, gradient=gradient)
-        return optax.apply_updates(params, updates), opt_state
+        return optim.descend(self.regularized, grads, opt_state, params, **extra)
 
     def local_objective(
         self, outputs: Array, batch: Batch, algo_state: Any, number: Array | int, count: int

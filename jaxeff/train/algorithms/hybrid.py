@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxeff.errors import ConfigError
 from jaxeff.hybrid import proxy
@@ -23,8 +22,9 @@ from jaxeff.models.base import apply_with_features, call_options
 from jaxeff.models.hybrid import PARTS, HybridNetwork, part
 from jaxeff.registry import closest
 from jaxeff.train import optim
-from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, divisor, step_key
-from jaxeff.train.algorithms.bptt import BPTT
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm
+from jaxeff.train.algorithms.device_share import divisor, step_key
+from jaxeff.train.algorithms.folds import held_out
 from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Carry, Params, PRNGKey
@@ -32,42 +32,6 @@ from jaxeff.typing import Array, Batch, Carry, Params, PRNGKey
 TARGETS = ("query", "difference")
 #: In the order of a cycle.
 PHASES = ("router", "base", "expert")
-
-
-def held_out(index: Any, folds: int, fold: int = 0) -> Any:
-    """Returns which examples ``[batch]``, by their numbers, belong to one of several folds."""
-    return index % folds == fold
-
-
-@ALGORITHMS.register("bptt_without_fold")
-class BPTTWithoutFold(BPTT):
-    """`BPTT` on all examples but those of one fold, which are left for a router to learn from.
-
-    Args:
-      folds: number of folds.
-      fold: number of the one left out.
-      **options: of `BPTT`.
-    """
-
-    needs_index = True
-
-    def __init__(self, *, folds: int = 5, fold: int = 0, **options: Any):
-        if not 0 <= fold < folds or folds < 2:
-            raise ConfigError(f"fold must be in [0, folds={folds}) and folds above 1, not {fold}")
-        super().__init__(**options)
-        self.folds, self.fold = folds, fold
-
-    def learned_rows(self, count: int) -> np.ndarray:
-        """See `Algorithm.learned_rows`."""
-        numbers = np.arange(count)
-        return numbers[~held_out(numbers, self.folds, self.fold)]
-
-    def update(
-        self, state: TrainState, batch: Batch, axis_name: str | None = None
-    ) -> tuple[TrainState, dict[str, Array]]:
-        """See `Algorithm.update`."""
-        kept = ~held_out(batch["index"], self.folds, self.fold)
-        return super().update(state, {**batch, "weight": batch["weight"] * kept}, axis_name)
 
 
 @ALGORITHMS.register("hybrid")
@@ -157,14 +121,14 @@ class Hybrid(Algorithm):
         state = super().init_state(key, example)
         params, model_state = dict(state.params), {**state.model_state}
         for name, trained in self.trained.items():
-            own = part({"params": params, **model_state}, name)
-            found = {kind: tree for kind, tree in trained.variables.items() if tree}
-            if jax.tree.map(jnp.shape, own) != jax.tree.map(jnp.shape, found):
+            initial = part({"params": params, **model_state}, name)
+            taken = {kind: tree for kind, tree in trained.variables.items() if tree}
+            if jax.tree.map(jnp.shape, initial) != jax.tree.map(jnp.shape, taken):
                 raise ConfigError(
                     f"config.prerequisites.{name} trains another network than config.model.{name}"
                 )
-            params[name] = jax.tree.map(jnp.asarray, found.pop("params"))
-            for kind, tree in found.items():
+            params[name] = jax.tree.map(jnp.asarray, taken.pop("params"))
+            for kind, tree in taken.items():
                 model_state[kind] = {**model_state[kind], name: jax.tree.map(jnp.asarray, tree)}
         return state.replace(  # type: ignore[attr-defined]
             params=params,
@@ -190,9 +154,9 @@ class Hybrid(Algorithm):
 
     def expert_logits(self, variables: Any, batch: Batch) -> Array:
         """Returns the expert's logits in evaluation."""
-        own, network = part(variables, "expert"), self.model
+        variables, network = part(variables, "expert"), self.model
         options = call_options(network.expert, train=False, **_mask(batch))  # type: ignore
-        return network.expert.apply(own, batch["inputs"], **options)  # type: ignore
+        return network.expert.apply(variables, batch["inputs"], **options)  # type: ignore
 
     def probability(self, scores: Array) -> Array:
         """Returns how much scores speak for a query, in [0, 1]."""
@@ -203,9 +167,9 @@ class Hybrid(Algorithm):
         del key  # a router draws nothing
         network: Any = self.model
         logits, seen, _ = self.seen(variables, batch)
-        own = part(variables, "router")
-        mutable = [kind for kind in own if kind != "params"]
-        scores, changed = network.router.apply(own, *seen, train=True, mutable=mutable)
+        router = part(variables, "router")
+        mutable = [kind for kind in router if kind != "params"]
+        scores, changed = network.router.apply(router, *seen, train=True, mutable=mutable)
         labels = batch["labels"]
         right = (
             proxy.correct(logits, labels),
@@ -220,35 +184,43 @@ class Hybrid(Algorithm):
             coverage = network.coverage
             excess = proxy.coverage_penalty(scores, coverage, form=self.penalty)
             losses += self.penalty_weight * excess
-        asked = self.probability(scores)
-        hits = ((asked > 0.5) == queried).astype(jnp.float32)
-        return {"loss": losses, "accuracy": hits}, changed, asked
+        query_share = self.probability(scores)
+        hits = ((query_share > 0.5) == queried).astype(jnp.float32)
+        return {"loss": losses, "accuracy": hits}, changed, query_share
 
     def loss_of_base(self, variables: Any, batch: Batch, key: PRNGKey) -> tuple[Any, Any, Array]:
         """Returns the weighted losses and the hits of the base, its collections, and r."""
         mutable = [kind for kind in part(variables, "base") if kind != "params"]
         options: Any = {"train": True, "mutable": mutable, "rngs": {"dropout": key}}
         logits, scores, changed = self.scored(variables, batch, **options)
-        asked = self.probability(scores)
+        query_share = self.probability(scores)
         values = dict(self.objective(logits, batch))
-        return {**values, "loss": proxy.base_weights(asked) * values["loss"]}, changed, asked
+        return (
+            {**values, "loss": proxy.base_weights(query_share) * values["loss"]},
+            changed,
+            query_share,
+        )
 
     def loss_of_expert(self, variables: Any, batch: Batch, key: PRNGKey) -> tuple[Any, Any, Array]:
         """Returns the weighted losses and the hits of the expert, its collections, and r."""
-        asked = self.probability(self.scored(variables, batch)[1])
-        own, network = part(variables, "expert"), self.model
-        mutable = [kind for kind in own if kind != "params"]
+        query_share = self.probability(self.scored(variables, batch)[1])
+        expert, network = part(variables, "expert"), self.model
+        mutable = [kind for kind in expert if kind != "params"]
         rngs: Any = {"dropout": key}
         options: Any = call_options(network.expert, train=True, **_mask(batch))  # type: ignore
         logits, changed = network.expert.apply(  # type: ignore
-            own, batch["inputs"], mutable=mutable, rngs=rngs, **options
+            expert, batch["inputs"], mutable=mutable, rngs=rngs, **options
         )
         values = dict(self.objective(logits, batch))
-        return {**values, "loss": proxy.expert_weights(asked) * values["loss"]}, changed, asked
+        return (
+            {**values, "loss": proxy.expert_weights(query_share) * values["loss"]},
+            changed,
+            query_share,
+        )
 
     def part_loss(
         self,
-        own: Params,
+        part_params: Params,
         name: str,
         variables: Any,
         batch: Batch,
@@ -259,15 +231,15 @@ class Hybrid(Algorithm):
 
         Beside it the metrics ``[batch]``, the part's changed collections, and the weights used.
         """
-        whole = {**variables, "params": {**variables["params"], name: own}}
-        values, changed, asked = getattr(self, f"loss_of_{name}")(whole, batch, key)
+        whole = {**variables, "params": {**variables["params"], name: part_params}}
+        values, changed, query_share = getattr(self, f"loss_of_{name}")(whole, batch, key)
         weight = batch["weight"]
         if self.router_folds:
             held = held_out(batch["index"], self.router_folds)
             weight = weight * (held if name == "router" else ~held)
         total = divisor(weight, axis_name)
         loss = jnp.sum(values["loss"] * weight) / total
-        metrics = {name: values[name] for name in ("loss", "accuracy")} | {"queries": asked}
+        metrics = {name: values[name] for name in ("loss", "accuracy")} | {"queries": query_share}
         return loss, (metrics, changed, weight)
 
     def update(
@@ -288,16 +260,15 @@ class Hybrid(Algorithm):
                 if axis_name is not None:
                     grads, changed = jax.lax.pmean((grads, changed), axis_name)
                 # The schedule counts the steps of the run, also those of the other parts.
-                before = optim.at_step(state.opt_state[name], state.step)
-                own = state.params[name]
-                updates, opt_state = self.optimizer.update(grads, before, own)
-                updates = jax.tree.map(lambda u: self.rates[name] * u, updates)
+                opt_state = optim.at_step(state.opt_state[name], state.step)
+                optimizer = optim.scaled(self.optimizer, self.rates[name])
+                params, opt_state = optim.descend(optimizer, grads, opt_state, state.params[name])
                 model_state = {
                     kind: {**tree, name: changed[kind]} if kind in changed else tree
                     for kind, tree in state.model_state.items()
                 }
                 new = state.replace(  # type: ignore[attr-defined]
-                    params={**state.params, name: optax.apply_updates(own, updates)},
+                    params={**state.params, name: params},
                     opt_state={**state.opt_state, name: opt_state},
                     model_state=model_state,
                 )
@@ -335,16 +306,16 @@ class Hybrid(Algorithm):
 
     def queried(self, scores: Array, weight: Array, axis_name: str | None = None) -> Array:
         """Returns which of this device's examples are among the batch's queries, ``[batch]``."""
-        own, network = len(scores), self.model
+        count, network = len(scores), self.model
         first: Any = 0
         if axis_name is not None:
             scores, weight = jax.lax.all_gather((scores, weight), axis_name, tiled=True)
-            first = jax.lax.axis_index(axis_name) * own
+            first = jax.lax.axis_index(axis_name) * count
         order = by_priority(scores, weight > 0)
         real = jnp.sum(weight > 0).astype(jnp.float32)
         kept = jnp.floor(network.coverage * real + 1e-3)  # type: ignore[attr-defined]
         chosen = jnp.zeros(len(scores), bool).at[order].set(jnp.arange(len(scores)) < real - kept)
-        return jax.lax.dynamic_slice_in_dim(chosen, first, own)
+        return jax.lax.dynamic_slice_in_dim(chosen, first, count)
 
 
 def _mask(batch: Batch) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxeff.distill.classic import kd
 from jaxeff.errors import ConfigError
 from jaxeff.models.encoder_space import stratified
-from jaxeff.train import objectives
-from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm, divisor, step_key
+from jaxeff.selective.confidence import class_logits
+from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm
+from jaxeff.train.algorithms.device_share import divisor, step_key
 from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Carry, Params, PRNGKey
@@ -71,8 +71,10 @@ class Sandwich(Algorithm):
         options: dict[str, Any] = {"mask": batch["mask"]} if "mask" in batch else {}
         if key is not None:
             options["rngs"] = {"dropout": key}
-        own = network.subnetwork(plan)
-        return own.apply({"params": params}, batch["inputs"], train=key is not None, **options)
+        subnetwork = network.subnetwork(plan)
+        return subnetwork.apply(
+            {"params": params}, batch["inputs"], train=key is not None, **options
+        )
 
     def update(
         self, state: TrainState, batch: Batch, axis_name: str | None = None
@@ -88,13 +90,13 @@ class Sandwich(Algorithm):
             return jnp.sum(values["loss"] * weight) / total, (values, outputs)
 
         (_, (values, outputs)), grads = jax.value_and_grad(task_loss, has_aux=True)(params)
-        targets = objectives.class_logits(self.objective, outputs).astype(jnp.float32)
+        targets = class_logits(self.objective, outputs).astype(jnp.float32)
 
         def followed(plan):
             def step(key):
                 def loss(params):
                     answers = self._logits(params, plan, batch, key)
-                    answers = objectives.class_logits(self.objective, answers)
+                    answers = class_logits(self.objective, answers)
                     losses = kd(answers.astype(jnp.float32), targets, self.temperature)
                     return jnp.sum(losses * weight) / total, losses
 
@@ -105,31 +107,22 @@ class Sandwich(Algorithm):
 
         branches = [followed(plan) for plan in self.pool]
         losses, more = followed(self.smallest)(keys[0])
-        found = jax.tree.map(jnp.add, grads, more)
+        grads = jax.tree.map(jnp.add, grads, more)
         if self.draws:
             # The same plans on every device, so that they stay in step.
             plan_key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
             chosen = jax.random.randint(plan_key, (self.draws,), 0, len(self.pool))
 
-            def draw(carry, own):
-                losses, more = jax.lax.switch(own[0], branches, own[1])
+            def draw(carry, drawn):
+                losses, more = jax.lax.switch(drawn[0], branches, drawn[1])
                 return jax.tree.map(jnp.add, carry, (losses, more)), None
 
             rest = (chosen, jnp.stack(keys[1:]))
-            (losses, found), _ = jax.lax.scan(draw, (losses, found), rest)
-        grads = jax.tree.map(lambda g: g / (2 + self.draws), found)
-        if axis_name is not None:
-            grads = jax.lax.pmean(grads, axis_name)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, params)
-        params = optax.apply_updates(params, updates)
-        new = state.replace(  # type: ignore[attr-defined]
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            algo_state=self.averaged(state.algo_state, params, state.model_state),
-        )
+            (losses, grads), _ = jax.lax.scan(draw, (losses, grads), rest)
+        grads = jax.tree.map(lambda g: g / (2 + self.draws), grads)
+        new: Any = self.apply_gradients(state, grads, state.model_state, axis_name)
         shown = {**values, "distillation": losses / (1 + self.draws)}
-        return new, weighted_means(shown, weight, axis_name)
+        return new.replace(step=state.step + 1), weighted_means(shown, weight, axis_name)
 
     def evaluate_window(
         self,

@@ -85,8 +85,8 @@ class Teacher:
 
     def seen(self, inputs: Array) -> Seen:
         """Returns what a student may see of the teacher, for shapes."""
-        found = see(self.model, self.variables, {"inputs": inputs})[1]
-        return Seen(found.logits, {} if self.cache else found.features)
+        teacher = see(self.model, self.variables, {"inputs": inputs})[1]
+        return Seen(teacher.logits, {} if self.cache else teacher.features)
 
     def __call__(
         self, state: dict[str, Any], batch: Batch, axis_name: str | None = None
@@ -103,12 +103,12 @@ class Teacher:
         logits = jax.lax.cond(
             table["known"][rows].all(), lambda: table["logits"][rows], lambda: compute().logits
         )
-        found = rows, logits
+        answers = rows, logits
         if axis_name is not None:  # the table is whole on every device, as is all of the state
-            found = jax.lax.all_gather(found, axis_name, tiled=True)
+            answers = jax.lax.all_gather(answers, axis_name, tiled=True)
         table = {
-            "logits": table["logits"].at[found[0]].set(found[1]),
-            "known": table["known"].at[found[0]].set(True),
+            "logits": table["logits"].at[answers[0]].set(answers[1]),
+            "known": table["known"].at[answers[0]].set(True),
         }
         return Seen(logits, {}), {**state, "table": table}
 
@@ -121,7 +121,7 @@ class Teacher:
         seen = see(self.model, self.variables, {"inputs": inputs})[1]
         shape = seen.read("penultimate").shape[-1], seen.logits.shape[-1]
         self.classifier = _linear_layer(params, shape, "config.model")
-        own, others = (
+        student, others = (
             flax.traverse_util.flatten_dict(tree) for tree in (params, self.variables["params"])
         )
         source = _linear_layer(
@@ -132,7 +132,7 @@ class Teacher:
             for path, leaf in others.items()
             if path[:-1] == source
         }
-        return flax.traverse_util.unflatten_dict(own | taken)
+        return flax.traverse_util.unflatten_dict(student | taken)
 
     def keep_classifier(self, params: Any, before: Any) -> Any:
         """Returns a student's new parameters, but with its last linear layer as it was."""
@@ -144,12 +144,12 @@ class Teacher:
 def _linear_layer(params: Any, shape: tuple[int, int], where: str) -> tuple[str, ...]:
     """Returns the path of the one layer with a kernel of this shape ``[width, classes]``."""
     flat = flax.traverse_util.flatten_dict(params)
-    found = [
+    layers = [
         path[:-1] for path, leaf in flat.items() if path[-1] == "kernel" and leaf.shape == shape
     ]
-    if len(found) != 1:
+    if len(layers) != 1:
         raise ConfigError(
-            f"keep_classifier: {where} has {len(found)} layers with a kernel of the shape {shape} "
+            f"keep_classifier: {where} has {len(layers)} layers with a kernel of the shape {shape} "
             "of the teacher's classifier, not one; give the student's last features its width"
         )
-    return found[0]
+    return layers[0]

@@ -21,7 +21,7 @@ from jaxeff.typing import Array, Batch, Params
 
 
 @ALGORITHMS.register("pretrained")
-class Tracking(BPTT):
+class PretrainedObjective(BPTT):
     """One gradient per batch of a loss with a state; this one knows only whether it pretrains.
 
     Args:
@@ -49,7 +49,7 @@ class Tracking(BPTT):
 
 
 @ALGORITHMS.register("one_sided_saddle")
-class OneSidedSaddle(Tracking):
+class OneSidedSaddle(PretrainedObjective):
     """The min-max problem of one-sided prediction, with its multipliers and slacks as state.
 
     The network follows its optimiser; multipliers and slacks make an extragradient step at the C of
@@ -60,7 +60,7 @@ class OneSidedSaddle(Tracking):
       *shared: model, objective, optimizer and task, see `Algorithm`; the objective is
         "one_sided".
       multiplier_rate: step size of multipliers and slacks.
-      **options: of `Tracking`.
+      **options: of `PretrainedObjective`.
 
     Raises:
       ConfigError: another objective, or a rate that is not positive.
@@ -83,7 +83,7 @@ class OneSidedSaddle(Tracking):
         return {**super().init(params), "slacks": slacks, "multipliers": multipliers}
 
     def hints(self, state: TrainState, batch: Batch) -> dict[str, Array]:
-        """See `Tracking.hints`."""
+        """See `PretrainedObjective.hints`."""
         return {"multipliers": state.algo_state["multipliers"]}
 
     def track(
@@ -102,11 +102,11 @@ class OneSidedSaddle(Tracking):
 
 
 @ALGORITHMS.register("self_adaptive")
-class SelfAdaptiveTraining(Tracking):
+class SelfAdaptiveTraining(PretrainedObjective):
     """Self-adaptive training: a target per training example that follows the network.
 
-    For the objective "self_adaptive"; arguments are those of `Tracking`. The state holds one number
-    per example, the target of its label: the abstention has the rest.
+    For the objective "self_adaptive"; arguments are those of `PretrainedObjective`. The state holds
+    one number per example, the target of its label: the abstention has the rest.
 
     Raises:
       ConfigError: another objective, or an unknown number of training examples.
@@ -127,7 +127,7 @@ class SelfAdaptiveTraining(Tracking):
         return {**super().init(params), "targets": jnp.ones(self.task.num_examples)}
 
     def hints(self, state: TrainState, batch: Batch) -> dict[str, Array]:
-        """See `Tracking.hints`."""
+        """See `PretrainedObjective.hints`."""
         targets = state.algo_state["targets"][batch["index"]]
         return {**super().hints(state, batch), "targets": targets}
 

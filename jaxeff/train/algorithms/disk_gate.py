@@ -1,4 +1,4 @@
-"""The helper of selective distillation: a gate, the loss that it lifts, and the budget it keeps."""
+"""The loss of selective distillation (DiSK): its gate, and the budget that the gate keeps."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jaxeff.distill import Disk, Seen, gate_at, variant, water_price
 from jaxeff.errors import ConfigError
 from jaxeff.layers.gates import GATES
-from jaxeff.train.algorithms.base import divisor
+from jaxeff.train.algorithms.device_share import divisor
 from jaxeff.typing import Array, PRNGKey
 
 CLOSED_FORM = "closed_form"
 
 
-class Helper:
+class DiskLoss:
     """A variant of DiSK with its gate.
 
     Args:
@@ -56,7 +56,7 @@ class Helper:
         axis_name: str | None,
         train: bool,
     ) -> tuple[Array, dict[str, Array], dict[str, Any]]:
-        """Returns what the helper adds to a device's loss.
+        """Returns what DiSK adds to a device's loss.
 
         The budget's term is its price, a constant of the whole batch, times this device's help: so
         its gradient is the device's part of that of the whole batch's penalty.
@@ -128,12 +128,12 @@ class Helper:
         return gate_at(water_price(*whole, allowed, all_weight), *terms)
 
 
-def helper(
+def disk_loss(
     fields: Mapping[str, Any] | None, gate: Mapping[str, Any] | None, num_classes: int
-) -> Helper | None:
-    """Returns the helper of a config's fields ``disk`` and ``gate``, or None without ``disk``."""
+) -> DiskLoss | None:
+    """Returns the loss of a config's fields ``disk`` and ``gate``, or None without ``disk``."""
     if fields is None:
         if gate is not None:
             raise ConfigError("a gate helps only the loss of DiSK; give the fields of disk too")
         return None
-    return Helper(fields, gate or {"name": "auto"}, num_classes)
+    return DiskLoss(fields, gate or {"name": "auto"}, num_classes)

@@ -85,12 +85,12 @@ def pictures(experiment: Experiment, workdir: Path, params: Params) -> dict[str,
         return {}
     example = experiment.dataset.splits["test"].take(np.arange(1))
     params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
-    found = model.time_constants(params, example["inputs"], example.get("mask"))
-    length = int(example["mask"].sum()) if "mask" in example else found.shape[1]
+    constants = model.time_constants(params, example["inputs"], example.get("mask"))
+    length = int(example["mask"].sum()) if "mask" in example else constants.shape[1]
     title = f"Time constants of {experiment.config.name} on a test example"
     time_constants(
         example["inputs"][0, :length],
-        found[0, :length],
+        constants[0, :length],
         workdir / TIME_CONSTANTS,
         title=title,
     )
@@ -102,17 +102,17 @@ def warnings(experiment: Experiment, chosen: dict[str, Any], state: TrainState) 
 
     The model speaks of itself on the first test examples.
     """
-    found = experiment.algorithm.warnings(state)
+    sentences = experiment.algorithm.warnings(state)
     model: Any = experiment.model
     if not hasattr(model, "warnings"):
-        return found
+        return sentences
     split = experiment.dataset.splits["test"]
     if not len(split):
-        return found
+        return sentences
     examples = split.take(np.arange(min(_EXAMPLES, len(split))))["inputs"]
     variables = {"params": chosen["params"], **chosen["model_state"]}
     variables = jax.device_put(jax.device_get(variables), jax.local_devices()[0])
-    return found + model.warnings(variables, examples)
+    return sentences + model.warnings(variables, examples)
 
 
 def is_complete(workdir: Path) -> bool:

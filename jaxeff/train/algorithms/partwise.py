@@ -6,35 +6,19 @@ part, whatever the length of the sequence.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxeff.errors import ConfigError
-from jaxeff.train.algorithms.base import (
-    Algorithm,
-    starting_carry,
-    step_key,
-    total_weight,
-    whole_carry,
-)
+from jaxeff.train.algorithms.base import Algorithm
+from jaxeff.train.algorithms.device_share import starting_carry, step_key, total_weight, whole_carry
 from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
-from jaxeff.typing import Array, Batch, Carry, Params
+from jaxeff.typing import Array, Batch, Params
 
 PER_STEP = ("tagging",)
-
-
-class Sweep(NamedTuple):
-    """What a sweep over the parts of a sequence carries from part to part."""
-
-    params: Params
-    opt_state: Any
-    model_state: Any
-    algo_state: Any
-    carry: Carry
 
 
 class PartwiseAlgorithm(Algorithm):
@@ -123,14 +107,6 @@ class PartwiseAlgorithm(Algorithm):
         del observed, axis_name
         return algo_state
 
-    def step_optimizer(
-        self, grads: Params, opt_state: Any, params: Params, gradient: Any
-    ) -> tuple[Params, Any]:
-        """Returns parameters and optimiser state after an update; ``gradient`` is the function."""
-        del gradient
-        updates, opt_state = self.optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
     def end_batch(self, state: TrainState) -> TrainState:
         """Returns the state after a batch, for what happens between batches or epochs."""
         return state
@@ -148,10 +124,10 @@ class PartwiseAlgorithm(Algorithm):
         carry = starting_carry(self.model, state.carry, batch, axis_name)
         if not jax.tree.leaves(carry):
             carry = self.model.initial_carry(batch["inputs"])  # type: ignore[operator]
-        start = Sweep(state.params, state.opt_state, state.model_state, state.algo_state, carry)
+        start: TrainState = state.replace(carry=carry)  # type: ignore[attr-defined]
         key = step_key(state, axis_name)
 
-        def sweep(loop: Sweep, number: Array | int, steps: int):
+        def sweep(loop: TrainState, number: Array | int, steps: int):
             part = self._part(batch, number * size, steps)
             rng = jax.random.fold_in(key, number)
             return self._update_part(loop, part, number, count, rng, axis_name)
@@ -164,12 +140,9 @@ class PartwiseAlgorithm(Algorithm):
             end, last = sweep(end, whole, length - whole * size)
             seen = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), seen, last)
         metrics, observed = seen
-        new = state.replace(  # type: ignore[attr-defined]
+        new = end.replace(  # type: ignore[attr-defined]
             step=state.step + 1,
-            params=end.params,
-            opt_state=end.opt_state,
             algo_state=self.absorb(end.algo_state, observed, axis_name),
-            model_state=end.model_state,
             carry=whole_carry(end.carry, axis_name) if jax.tree.leaves(state.carry) else (),
         )
         return self.end_batch(new), self._summary(metrics, batch, size)
@@ -203,40 +176,40 @@ class PartwiseAlgorithm(Algorithm):
 
     def _update_part(
         self,
-        loop: Sweep,
+        state: TrainState,
         part: dict[str, Array],
         number: Array | int,
         count: int,
         rng: Array,
         axis_name: str | None,
-    ) -> tuple[Sweep, Any]:
-        """Makes the update of one part; returns the loop's state, metrics and observations."""
+    ) -> tuple[TrainState, Any]:
+        """Makes the update of one part; returns the new state, metrics and observations.
+
+        The state's carry is this device's own.
+        """
         weight = part["weight"]
         total = total_weight(weight, axis_name)
         # A part in which no example has a step divides nothing by nothing.
         safe = jnp.maximum(total, jnp.finfo(total.dtype).tiny)
 
         def loss_fn(params: Params):
-            variables = {"params": params, **loop.model_state}
+            variables = {"params": params, **state.model_state}
             outputs, carry, collected = self.forward(
-                variables, part, loop.carry, train=True, key=rng
+                variables, part, state.carry, train=True, key=rng
             )
-            values, losses = self.local_objective(outputs, part, loop.algo_state, number, count)
+            values, losses = self.local_objective(outputs, part, state.algo_state, number, count)
             return jnp.sum(losses * weight) / safe, (values, losses, carry, collected, outputs)
 
         def gradient(params: Params) -> Params:
             grads = jax.grad(loss_fn, has_aux=True)(params)[0]
             return jax.lax.pmean(grads, axis_name) if axis_name else grads
 
-        (_, found), grads = jax.value_and_grad(loss_fn, has_aux=True)(loop.params)
-        values, losses, carry, collected, outputs = found
-        if axis_name is not None:
-            grads, collected = jax.lax.pmean((grads, collected), axis_name)
-        params, opt_state = self.step_optimizer(grads, loop.opt_state, loop.params, gradient)
-        algo_state = self.averaged(loop.algo_state, params, collected)
-        end = Sweep(params, opt_state, collected, algo_state, carry)
+        (_, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        values, losses, carry, collected, outputs = aux
+        end: Any = self.apply_gradients(state, grads, collected, axis_name, gradient=gradient)
+        end = end.replace(carry=carry)
         if "mask" in part:
-            end = jax.tree.map(lambda new, old: jnp.where(total > 0, new, old), end, loop)
+            end = jax.tree.map(lambda new, old: jnp.where(total > 0, new, old), end, state)
         judged = weight
         if self.per_step:
             judged = weight * part.get("share", part["inputs"].shape[1])

@@ -1,0 +1,49 @@
+"""Training that leaves out a fold of the examples, from which a router learns later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jaxeff.errors import ConfigError
+from jaxeff.train.algorithms.base import ALGORITHMS
+from jaxeff.train.algorithms.bptt import BPTT
+from jaxeff.train.state import TrainState
+from jaxeff.typing import Array, Batch
+
+
+def held_out(index: Any, folds: int, fold: int = 0) -> Any:
+    """Returns which examples ``[batch]``, by their numbers, belong to one of several folds."""
+    return index % folds == fold
+
+
+@ALGORITHMS.register("bptt_without_fold")
+class BPTTWithoutFold(BPTT):
+    """`BPTT` on all examples but those of one fold, which are left for a router to learn from.
+
+    Args:
+      folds: number of folds.
+      fold: number of the one left out.
+      **options: of `BPTT`.
+    """
+
+    needs_index = True
+
+    def __init__(self, *, folds: int = 5, fold: int = 0, **options: Any):
+        if not 0 <= fold < folds or folds < 2:
+            raise ConfigError(f"fold must be in [0, folds={folds}) and folds above 1, not {fold}")
+        super().__init__(**options)
+        self.folds, self.fold = folds, fold
+
+    def learned_rows(self, count: int) -> np.ndarray:
+        """See `Algorithm.learned_rows`."""
+        numbers = np.arange(count)
+        return numbers[~held_out(numbers, self.folds, self.fold)]
+
+    def update(
+        self, state: TrainState, batch: Batch, axis_name: str | None = None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """See `Algorithm.update`."""
+        kept = ~held_out(batch["index"], self.folds, self.fold)
+        return super().update(state, {**batch, "weight": batch["weight"] * kept}, axis_name)
