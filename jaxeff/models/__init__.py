@@ -18,6 +18,7 @@ from jaxeff.models import (
 from jaxeff.models.base import MODELS
 from jaxeff.models.convnet import ConvNet
 from jaxeff.models.designs import DESIGNS
+from jaxeff.models.factory import create_model, list_models
 from jaxeff.models.hybrid import HybridModel, HybridNetwork
 from jaxeff.models.sequence import SequenceModel
 
@@ -29,6 +30,7 @@ __all__ = [
     "HybridNetwork",
     "SequenceModel",
     "autoencoder",
+    "create_model",
     "densenet",
     "encoder",
     "mlp",
@@ -37,6 +39,7 @@ __all__ = [
     "hybrid",
     "early_exit",
     "mobilenet",
+    "list_models",
     "projected",
     "resnet",
     "selecting",

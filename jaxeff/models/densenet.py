@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
@@ -14,6 +15,7 @@ from jaxeff.layers.residual import Dense, DenseBody, Transition
 from jaxeff.models import designs
 from jaxeff.models.base import MODELS
 from jaxeff.models.convnet import ConvNet, Head, Host, Place, Stem
+from jaxeff.typing import Dtype
 
 
 class DenseNetHost(Host):
@@ -78,8 +80,8 @@ def densenet(
     stem_width: int = 24,
     compression: float = 0.5,
     design: Mapping[str, Any] | None = None,
-    axis_name: str = "",
-    dtype: str = "float32",
+    axis_name: str | None = None,
+    dtype: Dtype = jnp.float32,
 ) -> ConvNet:
     """Builds a DenseNet-BC for small images.
 

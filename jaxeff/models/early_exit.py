@@ -20,7 +20,7 @@ from jaxeff.layers.conv import Ops
 from jaxeff.models.base import MODELS
 from jaxeff.models.convnet import ConvNet, Head
 from jaxeff.models.staged import StagedModel, require_confidence
-from jaxeff.typing import Array
+from jaxeff.typing import Array, Dtype
 
 
 class EarlyExitNet(ConvNet):
@@ -78,8 +78,8 @@ def early_exit(
     num_outputs: int,
     backbone: Mapping[str, Any],
     exits: Sequence[int] = (0, 1),
-    axis_name: str = "",
-    dtype: str = "float32",
+    axis_name: str | None = None,
+    dtype: Dtype = jnp.float32,
 ) -> EarlyExitNet:
     """Builds an `EarlyExitNet`.
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from jaxeff.arguments import require
 from jaxeff.errors import ConfigError
@@ -17,13 +18,14 @@ from jaxeff.layers.residual import InvertedBody, Residual
 from jaxeff.models import designs
 from jaxeff.models.base import MODELS
 from jaxeff.models.convnet import ConvNet, Head, Host, Place, Stem
+from jaxeff.typing import Dtype
 
 
 class Row(NamedTuple):
     """Blocks of a stage that are alike.
 
     ``expansion`` 0 has no expansion at all; ``squeeze`` is the share of the channels inside the
-    squeeze-excitation; ``activation`` "" is the network's.
+    squeeze-excitation; ``activation`` None is the network's.
     """
 
     expansion: float
@@ -32,7 +34,7 @@ class Row(NamedTuple):
     strides: int
     kernel_size: int = 3
     squeeze: float = 0.0
-    activation: str = ""
+    activation: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,8 +223,8 @@ def mobile(
     drop_path: float = 0.0,
     project_skip: bool = False,
     design: Mapping[str, Any] | None = None,
-    axis_name: str = "",
-    dtype: str = "float32",
+    axis_name: str | None = None,
+    dtype: Dtype = jnp.float32,
 ) -> ConvNet:
     """Builds a network of inverted residuals; a config names the table as the model.
 

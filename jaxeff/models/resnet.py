@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
@@ -14,6 +15,7 @@ from jaxeff.layers.residual import BasicBody, BottleneckBody, Residual
 from jaxeff.models import designs
 from jaxeff.models.base import MODELS
 from jaxeff.models.convnet import ConvNet, Head, Host, Place, Stem
+from jaxeff.typing import Dtype
 
 #: Blocks of the ImageNet networks by depth, and whether they are bottlenecks.
 LARGE = {
@@ -97,8 +99,8 @@ def resnet(
     design: Mapping[str, Any] | None = None,
     activation: str = "relu",
     drop_path: float = 0.0,
-    axis_name: str = "",
-    dtype: str = "float32",
+    axis_name: str | None = None,
+    dtype: Dtype = jnp.float32,
 ) -> ConvNet:
     """Builds a ResNet.
 
@@ -115,8 +117,8 @@ def resnet(
       design: see `jaxeff.models.designs`.
       activation: name in `jaxeff.layers.conv.ACTIVATIONS`.
       drop_path: rate at which residual branches are left out in training.
-      axis_name: mapped axis over which batch statistics are averaged, "data" in training; "" keeps
-        each device's own.
+      axis_name: mapped axis over which batch statistics are averaged, "data" in training; None
+        keeps each device's own.
       dtype: of the computation.
 
     Raises:
@@ -145,8 +147,8 @@ def wide_resnet(
     depth: int = 40,
     width: int = 4,
     design: Mapping[str, Any] | None = None,
-    axis_name: str = "",
-    dtype: str = "float32",
+    axis_name: str | None = None,
+    dtype: Dtype = jnp.float32,
 ) -> ConvNet:
     """Builds a WRN-depth-width with post-activation blocks, as the Global layer's authors use it.
 

@@ -26,13 +26,13 @@ class TextClassifier(nn.Module):
       num_outputs: width of the output.
       dtype: of the computation.
       pretrained: model whose weights the encoder starts with, see
-        `jaxeff.hub.model_folder.locate`; "" starts at random.
+        `jaxeff.hub.model_folder.locate`; None starts at random.
     """
 
     encoder: Encoder
     num_outputs: int
     dtype: Dtype = jnp.float32
-    pretrained: str = ""
+    pretrained: str | None = None
 
     @property
     def num_symbols(self) -> int:
@@ -107,7 +107,7 @@ class TextSupernet(TextClassifier):
         return pooled @ layer["kernel"] + layer["bias"]
 
 
-def _shape(shape: Mapping[str, Any] | None, name: str) -> EncoderShape:
+def _shape(shape: Mapping[str, Any] | None, name: str | None) -> EncoderShape:
     """Returns the sizes given by a config, or else those of the pretrained encoder."""
     if bool(shape) == bool(name):
         raise ConfigError(
@@ -129,11 +129,11 @@ def _cut(cut: Any) -> tuple[int, int]:
     return int(cut[0]), int(cut[1])
 
 
-def _floats(dtype: str) -> Dtype:
+def _floats(dtype: Dtype) -> Dtype:
     """Returns the type of a computation, which is one of floats."""
     kind = jnp.dtype(dtype)
     if not jnp.issubdtype(kind, jnp.floating):
-        raise ConfigError(f"dtype must be one of floats, such as float32, not {dtype}")
+        raise ConfigError(f"dtype must be one of floats, such as float32, not {kind}")
     return kind
 
 
@@ -142,13 +142,13 @@ def encoder(
     *,
     num_outputs: int,
     shape: Mapping[str, Any] | None = None,
-    pretrained: str = "",
+    pretrained: str | None = None,
     depth: int = 0,
     cuts: Sequence[Sequence[int]] = (),
     keep_first: int = 0,
     kind: str = "linear",
     pooled_queries: bool = False,
-    dtype: str = "float32",
+    dtype: Dtype = jnp.float32,
 ) -> TextClassifier:
     """Builds a `TextClassifier`.
 
@@ -177,7 +177,7 @@ def encoder(
     )
     if plan.depth > sizes.layers:
         raise ConfigError(f"depth must be at most the {sizes.layers} layers, not {plan.depth}")
-    return TextClassifier(Encoder(sizes, plan, kinds), num_outputs, kinds, pretrained)
+    return TextClassifier(Encoder(sizes, plan, kinds), num_outputs, kinds, pretrained or None)
 
 
 @MODELS.register("encoder_supernet")
@@ -185,14 +185,14 @@ def encoder_supernet(
     *,
     num_outputs: int,
     shape: Mapping[str, Any] | None = None,
-    pretrained: str = "",
+    pretrained: str | None = None,
     depths: Sequence[int] = (),
     factors: Sequence[int] = (2, 3, 4),
     max_cuts: int = 3,
     keep_first: int = 0,
     kind: str = "linear",
     pooled_queries: bool = False,
-    dtype: str = "float32",
+    dtype: Dtype = jnp.float32,
 ) -> TextSupernet:
     """Builds a `TextSupernet`.
 
@@ -218,4 +218,4 @@ def encoder_supernet(
     if chosen[-1] != sizes.layers:
         raise ConfigError(f"depths must end with the encoder's {sizes.layers} layers, not {chosen}")
     inner = Encoder(sizes, space.full, kinds, space.cuts)
-    return TextSupernet(inner, num_outputs, kinds, pretrained, space=space)
+    return TextSupernet(inner, num_outputs, kinds, pretrained or None, space=space)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
 from jaxeff.layers.conv import Ops
@@ -13,7 +14,7 @@ from jaxeff.layers.residual import Residual, SeparableBody
 from jaxeff.models import designs
 from jaxeff.models.base import MODELS
 from jaxeff.models.convnet import ConvNet, Head, Host, Place, Stem
-from jaxeff.typing import Array
+from jaxeff.typing import Array, Dtype
 
 
 class _Block(NamedTuple):
@@ -124,8 +125,8 @@ def xception(
     small: bool = False,
     divide: int = 1,
     design: Mapping[str, Any] | None = None,
-    axis_name: str = "",
-    dtype: str = "float32",
+    axis_name: str | None = None,
+    dtype: Dtype = jnp.float32,
 ) -> ConvNet:
     """Builds an Xception for small images.
 
