@@ -154,7 +154,7 @@ def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 def _specs() -> dict[str, Spec]:
     """Returns the fields of every model that has a name."""
-    specs = {
+    specs: dict[str, Spec] = {
         cell: {"name": "sequence", "cell": {"name": cell, "features": CELL_FEATURES}}
         for cell in CELLS
     }
