@@ -65,6 +65,17 @@ class TokenSplit(SeriesSplit):
     tokenizer: tokens.Tokenizer | None = None
     texts: Sequence[tokens.Texts] = ()
 
+    def preprocess(self, inputs: Any) -> dict[str, np.ndarray]:
+        """See ``Split.preprocess``: texts, pairs as tuples."""
+        if isinstance(inputs, str) or self.tokenizer is None:
+            raise DataError("the model takes a list of texts; write [text]")
+        length = self.values.shape[1]
+        texts = tokens.checked(inputs, "the inputs")
+        values, lengths = tokens.padded_typed(self.tokenizer.typed(texts, length), length)
+        if values.ndim < self.values.ndim:  # none of these texts is a pair
+            values = np.stack([values, np.zeros_like(values)], -1)
+        return {"inputs": values, "mask": (np.arange(length) < lengths[:, None]).astype(np.float32)}
+
 
 def _dataset(
     name: str,
