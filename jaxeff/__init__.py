@@ -54,6 +54,7 @@ _NAMES = {
     "jaxeff.ode": ("unroll", "unroll_parallel"),
     "jaxeff.train": ("BPTT", "FPTT", "TruncatedBPTT", "dynamic_regularizer"),
     "jaxeff.train.algorithms": ("Constrained", "Distillation"),
+    "jaxeff.train.trained_model": ("load",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
