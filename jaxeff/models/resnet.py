@@ -14,7 +14,7 @@ from jaxeff.layers.conv import Ops
 from jaxeff.layers.residual import BasicBody, BottleneckBody, Residual
 from jaxeff.models import designs
 from jaxeff.models.base import MODELS
-from jaxeff.models.convnet import ConvNet, Head, Host, Place, Stem
+from jaxeff.models.convnet import BlockSpec, ConvNet, Head, Host, Stem
 from jaxeff.typing import Dtype
 
 #: Blocks of the ImageNet networks by depth, and whether they are bottlenecks.
@@ -27,7 +27,7 @@ LARGE = {
 STEMS = ("small", "large")
 
 
-class ResNetHost(Host):
+class ResNetHost(Host[BlockSpec]):
     """Residual stages after a stem of 3x3 ("small") or 7x7 and pooling ("large")."""
 
     def __init__(
@@ -50,18 +50,18 @@ class ResNetHost(Host):
         require_whole("stem_width", stem_width, 0)
         self.ops, self.stem_kind, self.bottleneck = ops, stem, bottleneck
         self.stem_width = stem_width or widths[0]
-        self.places = []
+        self.specs = []
         before = self.stem_width
         for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
             features = width * 4 if bottleneck else width
-            places = []
+            specs = []
             for index in range(count):
                 strides = 2 if stage and not index else 1
-                places.append(
-                    Place(stage, index, before, features, strides, activation=ops.activation)
+                specs.append(
+                    BlockSpec(stage, index, before, features, strides, activation=ops.activation)
                 )
                 before = features
-            self.places.append(places)
+            self.specs.append(specs)
 
     def stem(self) -> nn.Module:
         """See `Host.stem`."""
@@ -69,16 +69,16 @@ class ResNetHost(Host):
             return Stem(self.ops, (self.stem_width,))
         return Stem(self.ops, (self.stem_width,), 7, (2,), pool=True)
 
-    def body(self, place: Place, ops: Ops) -> nn.Module:
+    def body(self, spec: BlockSpec, ops: Ops) -> nn.Module:
         """See `Host.body`."""
         kind = BottleneckBody if self.bottleneck else BasicBody
-        return kind(ops, place.features, place.strides)
+        return kind(ops, spec.features, spec.strides)
 
-    def joined(self, place: Place, body: nn.Module, shortcut_ops: Ops) -> nn.Module:
-        """See `Host.joined`."""
+    def residual_block(self, spec: BlockSpec, body: nn.Module, shortcut_ops: Ops) -> nn.Module:
+        """See `Host.residual_block`."""
         shortcut = None
-        if not place.keeps_shape:
-            shortcut = shortcut_ops.conv_norm(place.features, 1, place.strides)
+        if not spec.keeps_shape:
+            shortcut = shortcut_ops.conv_norm(spec.features, 1, spec.strides)
         return Residual(body, shortcut, self.ops.activation, self.ops.drop_path)
 
     def head(self, num_outputs: int) -> nn.Module:
