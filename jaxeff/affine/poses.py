@@ -103,7 +103,7 @@ class Poses:
         return self.starts(jax.random.key(0), count).at[0].set(self.identity())
 
     def valid(self, pose: Array) -> Array:
-        """Says of poses ``[..., size]`` whether they may be used, ``[...]``."""
+        """Returns for poses ``[..., size]`` whether they are admissible, ``[...]``."""
         return jnp.ones(pose.shape[:-1], bool)
 
     @property

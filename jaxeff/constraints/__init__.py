@@ -7,8 +7,8 @@ from jaxeff.constraints.lagrangian import (
     Evaluation,
     Mean,
     Settings,
-    acting,
     constrained,
+    effective_multiplier,
     init_duals,
 )
 from jaxeff.constraints.library import CONSTRAINTS, Forward, Reweighting
@@ -25,7 +25,7 @@ __all__ = [
     "Mean",
     "Reweighting",
     "Settings",
-    "acting",
+    "effective_multiplier",
     "constrained",
     "init_duals",
     "level_schedule",

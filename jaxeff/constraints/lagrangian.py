@@ -164,7 +164,7 @@ GradientFunction = Callable[..., tuple[Evaluation, Params]]
 DualUpdate = Callable[[DualState, Mapping[str, Mean]], tuple[DualState, dict[str, Array]]]
 
 
-def acting(multiplier: Array, violation: Array, rho: float) -> Array:
+def effective_multiplier(multiplier: Array, violation: Array, rho: float) -> Array:
     r"""Returns :math:`[\lambda + \rho c]_+`, as which a multiplier acts in the gradient.
 
     It is the slope of the augmented Lagrangian's :math:`([\lambda + \rho c]_+^2 - \lambda^2) /
@@ -305,7 +305,7 @@ def constrained(
             # are above zero on average where the constraint is met.
             seen = with_batch(state.seen[constraint.name], statistic)
             excess = averaged(constraint, state, seen, scale)
-            factor = acting(state.multiplier[constraint.name], excess, rho)
+            factor = effective_multiplier(state.multiplier[constraint.name], excess, rho)
             own = violation(constraint, state, own_gradient(surrogate, axis_name), scale)
             total += jnp.sum(jax.lax.stop_gradient(factor) * own)
         return total, Evaluation(value, aux, statistics)

@@ -222,10 +222,13 @@ def find(archive_name: str, request: Request) -> tuple[Path, Path, str]:
     """
     names = [f"{archive_name}_{part}.ts" for part in ("TRAIN", "TEST")]
     shipped = f"{PACKAGE_FOLDER}/{archive_name}"
-    found = packaged.find(PACKAGE, shipped)
-    for folder in [*paths.folders(request.dir, archive_name), *([found] if found else [])]:
+    packaged_folder = packaged.find(PACKAGE, shipped)
+    for folder in [
+        *paths.folders(request.dir, archive_name),
+        *([packaged_folder] if packaged_folder else []),
+    ]:
         if all((folder / name).is_file() for name in names):
-            origin = f"the package {PACKAGE}" if folder == found else str(folder)
+            origin = f"the package {PACKAGE}" if folder == packaged_folder else str(folder)
             return folder / names[0], folder / names[1], origin
     place = paths.data_dir(request.dir) / archive_name
     if not request.download:

@@ -93,6 +93,13 @@ class Global(Design):
     def check(self, host: Host) -> None:
         """See `Design.check`."""
         _check_stages(host, None if self.usual_stages else self.kept)
+        for stage, count in self.kept.items():
+            blocks = len(host.specs[stage]) if stage < len(host.specs) else count + 1
+            if self.initial == "next" and count >= blocks:
+                raise ConfigError(
+                    f"stage {stage} has {blocks} blocks; kept={count} leaves none for the Global "
+                    "layer's initial field"
+                )
 
     def _layer(self, host: Host, stage: int, spec: BlockSpec | None) -> nn.Module:
         fields: dict[str, Any] = {
@@ -110,11 +117,6 @@ class Global(Design):
 
     def _kept(self, specs: Sequence[BlockSpec]) -> int:
         count = self.kept.get(specs[0].stage, -1)
-        if self.initial == "next" and count >= len(specs):
-            raise ConfigError(
-                f"stage {specs[0].stage} has {len(specs)} blocks; kept={count} leaves none for "
-                f"the Global layer's initial field"
-            )
         return len(specs) if count < 0 else count
 
     def blocks(self, host: Host, specs: Sequence[BlockSpec]) -> Sequence[nn.Module]:

@@ -59,11 +59,11 @@ class EarlyExitNet(ConvNet):
 
     def every_exit(self, inputs: Array, *, train: bool = False) -> Array:
         """Returns the logits of all exits, ``[exits + 1, batch, outputs]``."""
-        x, found = inputs, []
+        x, exits = inputs, []
         for number in range(len(self.exits) + 1):
             logits, x = self.segment(x, number, train=train)
-            found.append(logits)
-        return jnp.stack(found)
+            exits.append(logits)
+        return jnp.stack(exits)
 
     def __call__(self, inputs: Array, *, train: bool = False) -> Array:
         """See `ConvNet`; an initialising call makes the exits' parameters too."""
@@ -137,8 +137,8 @@ def early_exits(
     def stage(number: int) -> Stage:
         def call(variables: Any, payload: Any) -> tuple[Array, Array, Any]:
             x = payload["inputs"]
-            found: Any = model.apply(variables, x, number, method="segment")
-            logits, x = found
+            segment: Any = model.apply(variables, x, number, method="segment")
+            logits, x = segment
             return logits, -confident(logits.astype(jnp.float32)), {"inputs": x}
 
         return Stage(call, variables)

@@ -81,8 +81,10 @@ class TextSupernet(TextClassifier):
     @nn.nowrap
     def subnetwork(self, plan: Plan) -> TextClassifier:
         """Returns the network of a plan, which finds its parameters among this one's."""
-        own = self.encoder
-        return TextClassifier(Encoder(own.shape, plan, own.dtype), self.num_outputs, self.dtype)
+        encoder = self.encoder
+        return TextClassifier(
+            Encoder(encoder.shape, plan, encoder.dtype), self.num_outputs, self.dtype
+        )
 
     @nn.nowrap
     def encoded(
@@ -97,8 +99,8 @@ class TextSupernet(TextClassifier):
           mask: as in the network's call.
         """
         inner = self.encoder.clone(between=between, parent=None)
-        found: Any = inner.apply({"params": params["encoder"]}, inputs, mask=mask)
-        return found
+        encoded: Any = inner.apply({"params": params["encoder"]}, inputs, mask=mask)
+        return encoded
 
     @nn.nowrap
     def classified(self, params: Any, pooled: Array) -> Array:

@@ -13,8 +13,8 @@ from jaxeff.constraints import (
     DualStep,
     Mean,
     Settings,
-    acting,
     constrained,
+    effective_multiplier,
     init_duals,
     level_schedule,
 )
@@ -57,10 +57,10 @@ def test_acting_multiplier_is_the_slope_of_the_augmented_lagrangian(violation, m
     def best(c):  # over a slack s >= 0, with which the bound is an equality
         return np.min(multiplier * (c + slacks) + rho / 2 * (c + slacks) ** 2)
 
-    found = acting(jnp.asarray(multiplier), jnp.asarray(violation), rho)
+    found = effective_multiplier(jnp.asarray(multiplier), jnp.asarray(violation), rho)
     slope = (best(violation + 1e-4) - best(violation - 1e-4)) / 2e-4
     assert found == pytest.approx(slope, abs=1e-6)
-    assert acting(multiplier, violation, 0.0) == multiplier
+    assert effective_multiplier(multiplier, violation, 0.0) == multiplier
 
 
 def test_noise_of_batches_does_not_act_where_their_mean_is_allowed():
