@@ -40,7 +40,7 @@ class Predictions:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TrainedModel:
+class LoadedModel:
     """A model with what a run made of it.
 
     Attributes:
@@ -100,7 +100,7 @@ class TrainedModel:
         return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:examples], *parts)
 
 
-def load(workdir: str | os.PathLike[str]) -> TrainedModel:
+def load(workdir: str | os.PathLike[str]) -> LoadedModel:
     """Returns what a training made, with the parameters that its config selects.
 
     The data of the run is loaded too, for its preprocessing. What a config file of one's own
@@ -132,7 +132,7 @@ def load(workdir: str | os.PathLike[str]) -> TrainedModel:
     def forward(variables, batch):
         return algorithm.forward(variables, batch, train=False)[0]
 
-    return TrainedModel(
+    return LoadedModel(
         experiment.model,
         jax.device_put(jax.device_get(variables), device),
         config,
