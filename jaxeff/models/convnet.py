@@ -20,6 +20,9 @@ from jaxeff.layers.conv import Ops, activation, uniform_fan_in
 from jaxeff.layers.global_layer import unstable_layers
 from jaxeff.typing import Array, Dtype
 
+#: What a network may compute again in the backward pass.
+REMAT = ("none", "stage", "block")
+
 Wrap = Callable[[nn.Module], nn.Module]
 
 
@@ -122,17 +125,36 @@ class ConvNet(nn.Module):
       stages: blocks, called with ``(x, train=train)``.
       head: called like a block; returns ``[batch, outputs]``.
       dtype: of the computation.
+      remat: what is computed again in the backward pass instead of being kept, "stage" or "block";
+        "none" keeps all. Parameters and gradients do not depend on it.
     """
 
     stem: nn.Module
     stages: tuple[tuple[nn.Module, ...], ...]
     head: nn.Module
     dtype: Dtype = jnp.float32
+    remat: str = "none"
 
     @nn.nowrap
     def warnings(self, variables: Mapping[str, Any], inputs: Array) -> list[str]:
         """Returns a sentence for everything about a trained network that should worry its user."""
         return unstable_layers(self, variables, inputs)
+
+    def stage(self, number: int, x: Array, *, train: bool = False) -> Array:
+        """Applies the blocks of a stage to its input."""
+
+        def blocks(network: ConvNet, x: Array) -> Array:
+            for index in range(len(network.stages[number])):
+                x = run_block(network, x, index)
+            return x
+
+        def block(network: ConvNet, x: Array, index: int) -> Array:
+            return network.stages[number][index](x, train=train)
+
+        run_block: Any = block
+        if self.remat == "block":
+            run_block = nn.remat(block, static_argnums=2)
+        return nn.remat(blocks)(self, x) if self.remat == "stage" else blocks(self, x)
 
     def __call__(self, inputs: Array, *, train: bool = False) -> Array:
         """Maps images ``[batch, rows, columns, channels]`` to ``[batch, outputs]``.
@@ -146,9 +168,8 @@ class ConvNet(nn.Module):
                 f"{inputs.shape}; leave config.data.view empty"
             )
         x = self.stem(jnp.asarray(inputs, self.dtype), train=train)
-        for stage in self.stages:
-            for block in stage:
-                x = block(x, train=train)
+        for number in range(len(self.stages)):
+            x = self.stage(number, x, train=train)
         self.sow("intermediates", "map", x)
         return self.head(x, train=train)
 

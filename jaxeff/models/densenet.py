@@ -82,6 +82,7 @@ def densenet(
     design: Mapping[str, Any] | None = None,
     axis_name: str | None = None,
     dtype: Dtype = jnp.float32,
+    remat: str = "none",
 ) -> ConvNet:
     """Builds a DenseNet-BC for small images.
 
@@ -95,6 +96,7 @@ def densenet(
         "looped" need.
       axis_name: see `jaxeff.models.resnet.resnet`.
       dtype: of the computation.
+      remat: see `jaxeff.models.convnet.ConvNet`.
 
     Raises:
       ConfigError: impossible numbers.
@@ -106,4 +108,4 @@ def densenet(
             require_whole(name, size)
     ops = Ops.of(dtype, axis_name)
     host = DenseNetHost(ops, blocks, growth, stem_width, compression)
-    return designs.assemble(host, design, num_outputs)
+    return designs.assemble(host, design, num_outputs, remat)

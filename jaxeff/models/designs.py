@@ -20,7 +20,7 @@ from jaxeff.layers.global_layer import GlobalLayer
 from jaxeff.layers.interpolated import Interpolated
 from jaxeff.layers.residual import GlobalBlock, Loop
 from jaxeff.layers.shared_conv import MODES, TILED, SharedOps
-from jaxeff.models.convnet import BlockSpec, ConvNet, Host
+from jaxeff.models.convnet import REMAT, BlockSpec, ConvNet, Host
 from jaxeff.registry import Registry
 
 DESIGNS = Registry("design")
@@ -310,17 +310,22 @@ def _differ(block: nn.Module, plain: nn.Module, in_features: int) -> bool:
     return bool(one != other)
 
 
-def assemble(host: Host, spec: Mapping[str, Any] | None, num_outputs: int) -> ConvNet:
+def assemble(
+    host: Host, spec: Mapping[str, Any] | None, num_outputs: int, remat: str = "none"
+) -> ConvNet:
     """Returns a host's network in the design of a config's section ``model.design``.
 
     Args:
       host: the host.
       spec: name and fields of the design; None is the plain host.
       num_outputs: width of the output.
+      remat: see `ConvNet`.
 
     Raises:
-      ConfigError: the design is unknown or impossible.
+      ConfigError: the design is unknown or impossible, or ``remat`` is.
     """
+    if remat not in REMAT:
+        raise ConfigError(f"remat must be one of {', '.join(REMAT)}, not {remat!r}")
     design = DESIGNS.build(spec or {"name": "plain"}, "model.design")
     try:
         design.check(host)
@@ -332,4 +337,4 @@ def assemble(host: Host, spec: Mapping[str, Any] | None, num_outputs: int) -> Co
         transitions = () if transition is None else (transition,)
         stages.append((*design.blocks(host, specs), *transitions, *design.behind(host, number)))
     dtype = host.ops.dtype or jnp.float32
-    return ConvNet(host.stem(), tuple(stages), host.head(num_outputs), dtype)
+    return ConvNet(host.stem(), tuple(stages), host.head(num_outputs), dtype, remat)

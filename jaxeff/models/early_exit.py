@@ -51,9 +51,8 @@ class EarlyExitNet(ConvNet):
             x = self.stem(jnp.asarray(x, self.dtype), train=train)
         ends = (*self.exits, len(self.stages) - 1)
         first = ends[number - 1] + 1 if number else 0
-        for stage in self.stages[first : ends[number] + 1]:
-            for block in stage:
-                x = block(x, train=train)
+        for stage in range(first, ends[number] + 1):
+            x = self.stage(stage, x, train=train)
         head = (*self.exit_heads, self.head)[number]
         return head(x, train=train), x
 
@@ -105,7 +104,7 @@ def early_exit(
             f"exits {exits} must stand before the last of the backbone's {len(body.stages)} stages"
         )
     heads = tuple(Head(Ops.of(dtype, axis_name), num_outputs) for _ in exits)
-    return EarlyExitNet(body.stem, body.stages, body.head, body.dtype, exits, heads)
+    return EarlyExitNet(body.stem, body.stages, body.head, body.dtype, body.remat, exits, heads)
 
 
 def early_exits(

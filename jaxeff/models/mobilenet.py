@@ -233,6 +233,7 @@ def mobile(
     design: Mapping[str, Any] | None = None,
     axis_name: str | None = None,
     dtype: Dtype = jnp.float32,
+    remat: str = "none",
 ) -> ConvNet:
     """Builds a network of inverted residuals; a config names the table as the model.
 
@@ -247,6 +248,7 @@ def mobile(
       design: see `jaxeff.models.designs`.
       axis_name: see `jaxeff.models.resnet.resnet`.
       dtype: of the computation.
+      remat: see `jaxeff.models.convnet.ConvNet`.
 
     Raises:
       ConfigError: impossible numbers.
@@ -263,7 +265,7 @@ def mobile(
         dropout=dropout,
         project_skip=project_skip,
     )
-    return designs.assemble(host, design, num_outputs)
+    return designs.assemble(host, design, num_outputs, remat)
 
 
 for _name in TABLES:

@@ -101,6 +101,7 @@ def resnet(
     drop_path: float = 0.0,
     axis_name: str | None = None,
     dtype: Dtype = jnp.float32,
+    remat: str = "none",
 ) -> ConvNet:
     """Builds a ResNet.
 
@@ -120,6 +121,7 @@ def resnet(
       axis_name: mapped axis over which batch statistics are averaged, "data" in training; None
         keeps each device's own.
       dtype: of the computation.
+      remat: see `jaxeff.models.convnet.ConvNet`.
 
     Raises:
       ConfigError: fields that make no network.
@@ -137,7 +139,7 @@ def resnet(
         raise ConfigError("a resnet needs depth, or blocks and widths")
     ops = Ops.of(dtype, axis_name, activation=activation, drop_path=drop_path)
     host = ResNetHost(ops, blocks, widths, bottleneck=bottleneck, stem=stem, stem_width=stem_width)
-    return designs.assemble(host, design, num_outputs)
+    return designs.assemble(host, design, num_outputs, remat)
 
 
 @MODELS.register("wide_resnet")
@@ -149,6 +151,7 @@ def wide_resnet(
     design: Mapping[str, Any] | None = None,
     axis_name: str | None = None,
     dtype: Dtype = jnp.float32,
+    remat: str = "none",
 ) -> ConvNet:
     """Builds a WRN-depth-width with post-activation blocks, as the Global layer's authors use it.
 
@@ -159,6 +162,7 @@ def wide_resnet(
       design: see `resnet`, as are the next two.
       axis_name: mapped axis.
       dtype: of the computation.
+      remat: see `jaxeff.models.convnet.ConvNet`.
 
     Raises:
       ConfigError: an impossible depth or width.
@@ -168,4 +172,4 @@ def wide_resnet(
     host = ResNetHost(
         Ops.of(dtype, axis_name), ((depth - 4) // 6,) * 3, tuple(width * n for n in (16, 32, 64))
     )
-    return designs.assemble(host, design, num_outputs)
+    return designs.assemble(host, design, num_outputs, remat)

@@ -83,7 +83,9 @@ class TextSupernet(TextClassifier):
         """Returns the network of a plan, which finds its parameters among this one's."""
         encoder = self.encoder
         return TextClassifier(
-            Encoder(encoder.shape, plan, encoder.dtype), self.num_outputs, self.dtype
+            Encoder(encoder.shape, plan, encoder.dtype, remat=encoder.remat),
+            self.num_outputs,
+            self.dtype,
         )
 
     @nn.nowrap
@@ -151,6 +153,7 @@ def encoder(
     kind: str = "linear",
     pooled_queries: bool = False,
     dtype: Dtype = jnp.float32,
+    remat: str = "none",
 ) -> TextClassifier:
     """Builds a `TextClassifier`.
 
@@ -164,6 +167,7 @@ def encoder(
       kind: of the bottlenecks.
       pooled_queries: see `Plan`.
       dtype: of the computation.
+      remat: see `jaxeff.models.encoder.Encoder`.
 
     Raises:
       ConfigError: sizes that do not fit each other.
@@ -179,7 +183,8 @@ def encoder(
     )
     if plan.depth > sizes.layers:
         raise ConfigError(f"depth must be at most the {sizes.layers} layers, not {plan.depth}")
-    return TextClassifier(Encoder(sizes, plan, kinds), num_outputs, kinds, pretrained or None)
+    inner = Encoder(sizes, plan, kinds, remat=remat)
+    return TextClassifier(inner, num_outputs, kinds, pretrained or None)
 
 
 @MODELS.register("encoder_supernet")
@@ -195,6 +200,7 @@ def encoder_supernet(
     kind: str = "linear",
     pooled_queries: bool = False,
     dtype: Dtype = jnp.float32,
+    remat: str = "none",
 ) -> TextSupernet:
     """Builds a `TextSupernet`.
 
@@ -209,6 +215,7 @@ def encoder_supernet(
       kind: of the bottlenecks.
       pooled_queries: see `Plan`.
       dtype: of the computation.
+      remat: see `jaxeff.models.encoder.Encoder`.
 
     Raises:
       ConfigError: a space that the encoder does not have.
@@ -219,5 +226,5 @@ def encoder_supernet(
     space = Space(chosen, tuple(factors), max_cuts, keep_first, kind, pooled_queries)
     if chosen[-1] != sizes.layers:
         raise ConfigError(f"depths must end with the encoder's {sizes.layers} layers, not {chosen}")
-    inner = Encoder(sizes, space.full, kinds, space.cuts)
+    inner = Encoder(sizes, space.full, kinds, space.cuts, remat=remat)
     return TextSupernet(inner, num_outputs, kinds, pretrained or None, space=space)

@@ -127,6 +127,7 @@ def xception(
     design: Mapping[str, Any] | None = None,
     axis_name: str | None = None,
     dtype: Dtype = jnp.float32,
+    remat: str = "none",
 ) -> ConvNet:
     """Builds an Xception for small images.
 
@@ -137,6 +138,7 @@ def xception(
       design: see `jaxeff.models.designs`; sharing applies to stage 1 (0 if ``small``).
       axis_name: see `jaxeff.models.resnet.resnet`.
       dtype: of the computation.
+      remat: see `jaxeff.models.convnet.ConvNet`.
 
     Raises:
       ConfigError: the divisor does not divide the widths.
@@ -145,4 +147,4 @@ def xception(
         raise ConfigError(f"divide must divide 256, not be {divide}")
     ops = Ops.of(dtype, axis_name)
     host = XceptionHost(ops, small=small, divide=divide)
-    return designs.assemble(host, design, num_outputs)
+    return designs.assemble(host, design, num_outputs, remat)
