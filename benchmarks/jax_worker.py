@@ -12,6 +12,7 @@ def jaxeff_variants(batch: int, time: int, inputs: int, features: int):
     """Forward and backward of the package's cells, mapped over the devices as training does."""
     from jaxeff.train import runtime
 
+    runtime.keep_freed_memory()
     runtime.prepare(batch_size=batch)
     import jax
     import jax.numpy as jnp

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import hardness
+import headlines
 import poses
 import texts
 from records import mebibytes, read, score, table, told
@@ -41,23 +42,6 @@ def accuracy(prefix: str = "") -> str:
             )
     header = ["data, cell", "test accuracy, %", "parameters", "MACs", "steps", "seconds", "command"]
     return table(header, rows)
-
-
-def short_accuracy() -> str:
-    lines = read("rnn_accuracy")["lines"]
-    rows = []
-    for cell, label in (("irnn", "**iRNN**"), ("lstm", "LSTM"), ("gru", "GRU"), ("rnn", "RNN")):
-        line = lines[f"digits rows, {cell}"]
-        rows.append(
-            [
-                label,
-                f"{100 * line['test_accuracy_mean']:.1f} ± "
-                f"{100 * line['test_accuracy_deviation']:.1f}",
-                f"{line['parameters']:,}",
-                f"{line['macs_per_example']:,}",
-            ]
-        )
-    return table(["64 units", "test accuracy, %", "parameters", "MACs per image"], rows)
 
 
 ALGORITHMS = {
@@ -318,7 +302,7 @@ def conditions(name: str, *parts: str) -> str:
 
 
 TABLES = {
-    "digits": short_accuracy,
+    "headlines": headlines.headlines,
     "accuracy": accuracy,
     "accuracy conditions": lambda: conditions("rnn_accuracy"),
     **{

@@ -13,19 +13,25 @@ from jaxeff.version import __version__
 
 _MODULES = (
     "affine",
+    "analyses",
     "bench",
     "constraints",
     "data",
     "distill",
     "eval",
+    "hub",
     "hybrid",
     "layers",
     "models",
     "ode",
+    "ops",
+    "search",
     "selective",
+    "serving",
     "train",
 )
 _NAMES = {
+    "jaxeff.data": ("from_arrays",),
     "jaxeff.errors": ("UserError",),
     "jaxeff.layers": (
         "RNN",
@@ -40,10 +46,15 @@ _NAMES = {
         "Interpolated",
         "LSTMCell",
         "RNNCell",
+        "SharedConv",
         "TARNNCell",
     ),
-    "jaxeff.models": ("SequenceModel",),
-    "jaxeff.ode": ("unroll",),
+    "jaxeff.layers.bottleneck": ("Bottleneck",),
+    "jaxeff.models": ("HybridModel", "SequenceModel", "create_model", "list_models"),
+    "jaxeff.ode": ("unroll", "unroll_parallel"),
+    "jaxeff.train": ("BPTT", "FPTT", "TruncatedBPTT", "dynamic_regularizer"),
+    "jaxeff.train.algorithms": ("Constrained", "Distillation"),
+    "jaxeff.train.trained_model": ("load",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

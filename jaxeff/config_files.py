@@ -1,7 +1,8 @@
 """Reads a config file, ``configs/irnn.py:ARGUMENT``, and tells what is wrong with it.
 
 A config file is a Python file with a function ``get_config()`` that returns a config, started from
-`jaxeff.config.base_config`. It may take one argument, the text after the colon.
+`jaxeff.config.base_config`. It may take one argument, the text after the colon, and import modules
+that lie beside it, which may register what the config names (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -109,6 +110,9 @@ def _get_config(file: Path) -> Callable[..., Any]:
     module = types.ModuleType("config_config")
     module.__file__ = str(file)
     sys.modules[module.__name__] = module  # where dataclasses look for theirs
+    folder = str(file.resolve().parent)
+    if folder not in sys.path:  # behind all others, so that modules beside it shadow none
+        sys.path.append(folder)
     _run(file, lambda: exec(code, module.__dict__))
     found = getattr(module, "get_config", None)
     if not callable(found):

@@ -89,8 +89,11 @@ def parse(
 def main(command: Any) -> None:
     """Runs the job that `parse` understood."""
     config, workdir, mode = command
-    from jaxeff.train import interrupt
+    from jaxeff.train import interrupt, runtime
     from jaxeff.train.launch import run
+
+    if runtime.only_cpus():  # a setting of the whole process, which is this command's own
+        runtime.keep_freed_memory()
 
     run(config, workdir or default_workdir(config), mode)
     number = interrupt.stopped_by()

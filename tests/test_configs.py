@@ -325,7 +325,6 @@ def devices_of(monkeypatch):
     """How many devices a config gets on a machine of some cores."""
     made = {}
     monkeypatch.setattr(jax.config, "update", made.__setitem__)
-    monkeypatch.setattr(runtime, "keep_freed_memory", lambda: None)
 
     def count(config, cores):
         monkeypatch.setattr(runtime, "cpu_cores", lambda: cores)

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 
+import jaxeff
+from jaxeff import main, train
 from jaxeff.errors import ConfigError
 from jaxeff.train.check import check
 
@@ -19,19 +22,67 @@ def load(path):
     return module
 
 
+def blocks(language):
+    """The code of README.md in a language, in order."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def commands():
+    """The trainings of README.md, as lists of arguments."""
+    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    return [line.split()[3:] for line in lines if line.startswith("python -m jaxeff.main")]
+
+
 @pytest.mark.slow
-def test_the_snippets_of_the_readme_run():
-    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert snippets
-    scope = {}  # a reader goes on from the snippet before
-    for snippet in snippets:
+def test_the_snippets_and_commands_of_the_readme_run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAXEFF_DATA_DIR", str(tmp_path / "data"))
+    trainings, scope = commands(), {}  # a reader goes on from the snippet before
+    for number, snippet in enumerate(blocks("python")):
+        if number == 1:  # what the snippet before has written is trained on
+            for arguments in trainings:
+                config, workdir, mode = parsed(arguments)
+                config.train.num_steps = config.train.eval_every = 20
+                train.run(config, workdir, mode)
+            assert (tmp_path / "runs" / "small" / "report.md").exists()
         exec(snippet, scope)
+        if number == 1:
+            assert scope["answers"].labels.shape == (100,)
+    assert scope["scores"].shape == (2, 10)
     assert scope["logits"].shape == (8, 10)
     assert scope["outputs"].shape == (28, 8, 64)
     assert scope["fptt"].updates_per_batch == 4
     assert np.isfinite(scope["metrics"]["loss"])
     assert scope["answers"].labels.shape == (2,)
     assert scope["answers"].milliseconds > 0
+
+
+def parsed(arguments):
+    values = flags.FlagValues()
+    main.define(values)
+    return main.parse(["main", *arguments], values)
+
+
+def test_the_commands_of_the_readme_are_understood():
+    assert len(commands()) == 2
+    for arguments in commands():
+        config, workdir, mode = parsed(arguments)
+        check(config)
+        assert workdir.startswith("runs/")
+        assert mode == "train"
+
+
+def test_what_the_readme_names_is_there():
+    """Names in the column of cells and functions are found at the top level."""
+    named = [
+        row.split("|")[2]
+        for row in (ROOT / "README.md").read_text().splitlines()
+        if "](" not in row and row.count("|") == 5
+    ]
+    for name in re.findall(r"`([\w.]+)`", " ".join(named)):
+        found = jaxeff
+        for part in name.split("."):
+            found = getattr(found, part)
 
 
 def test_the_links_of_the_pages_lead_somewhere():
@@ -56,7 +107,7 @@ def test_tables_have_a_maker_and_the_check_sees_a_stale_one(monkeypatch):
     for page in tables.PAGES:
         for name in re.findall(r"<!-- table ([a-z ]+) -->", (ROOT / page).read_text()):
             assert name in tables.TABLES
-    stale = "<!-- table digits -->\n| old |\n<!-- end -->"
+    stale = "<!-- table headlines -->\n| old |\n<!-- end -->"
     assert tables.fill(stale) != stale
 
 

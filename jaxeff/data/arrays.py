@@ -1,4 +1,4 @@
-"""Data sets of a user's own arrays.
+"""Data sets of one's own arrays: of an .npz file, or of a registered function.
 
 @DATASETS.register("mine")
 def mine(request):
@@ -7,26 +7,111 @@ def mine(request):
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from jaxeff.data.base import STREAMS, Dataset, Request, sizes
-from jaxeff.data.images import ImageArrays, check_labels, image_dataset
-from jaxeff.data.series import SeriesSplit, stratified_indices
-from jaxeff.errors import DataError
+from jaxeff.data.base import DATASETS, STREAMS, Dataset, Request, Split, sizes
+from jaxeff.data.images import NORMALIZERS, ImageArrays, check_labels, image_dataset
+from jaxeff.data.series import (
+    SeriesSplit,
+    measured_scaling,
+    pad,
+    scaled,
+    series_rows,
+    stratified_indices,
+)
+from jaxeff.errors import ConfigError, DataError
+from jaxeff.files import paths, reading
 
 #: Classes that labels without names may number; more are identifiers, not labels.
 MAX_CLASSES = 1 << 20
 
-Pair = tuple[np.ndarray, np.ndarray]
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Part:
+    """The examples of a part, see `from_arrays`.
+
+    Attributes:
+      where: the part in words.
+      inputs: images, or what `series_rows` takes.
+      labels: integers [examples].
+      padding: numbers of real steps or a mask of them, or None.
+    """
+
+    where: str
+    inputs: Any
+    labels: np.ndarray
+    padding: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for what, value in (("inputs", self.inputs), ("labels", self.labels)):
+            if isinstance(value, np.ma.MaskedArray):
+                raise DataError(
+                    f"{self.where} has {what} in a masked array, whose mask says nothing of "
+                    "padding; fill it, and give the steps that are real as a third array"
+                )
+        if not isinstance(self.labels, np.ndarray):
+            raise DataError(
+                f"{self.where} has labels of {type(self.labels).__name__}, not a numpy array"
+            )
+        if isinstance(self.inputs, np.ndarray):
+            if not self.inputs.ndim or not len(self.inputs):
+                raise DataError(f"{self.where} has no examples")
+            if not self.inputs.size:
+                raise DataError(
+                    f"{self.where} has inputs of shape {self.inputs.shape}, which hold no values"
+                )
+        elif not isinstance(self.inputs, (list, tuple)):
+            raise DataError(
+                f"{self.where} has inputs of {type(self.inputs).__name__}, neither a numpy array "
+                "nor a list of them"
+            )
+        elif not self.inputs:
+            raise DataError(f"{self.where} has no examples")
+        check_labels(self.where, self.labels, len(self.inputs))
+
+    @property
+    def images(self) -> np.ndarray | None:
+        """The inputs as ``[examples, height, width, channels]``, if they are images."""
+        if not isinstance(self.inputs, np.ndarray):
+            return None
+        grey = self.inputs.ndim == 3 and self.inputs.dtype == np.uint8
+        return self.inputs[..., None] if grey else self.inputs if self.inputs.ndim == 4 else None
+
+    def series(self) -> list[np.ndarray]:
+        """Returns the series without their padding."""
+        rows = series_rows(self.where, self.inputs)
+        if self.padding is None:
+            return rows
+        return [row[:n] for row, n in zip(rows, self._lengths(rows), strict=True)]
+
+    def _lengths(self, rows: list[np.ndarray]) -> np.ndarray:
+        steps = len(rows[0])
+        padding = np.asarray(self.padding)
+        lengths = padding if padding.ndim == 1 else (padding != 0).sum(-1)
+        mask = np.arange(steps) < lengths[..., None]
+        if padding.ndim > 1 and (padding.shape != mask.shape or ((padding != 0) != mask).any()):
+            raise DataError(
+                f"{self.where} has a mask {padding.shape} that is not ones and then zeros "
+                f"{mask.shape}; only steps at the end of a series can be padding"
+            )
+        whole = lengths.dtype.kind in "iu" and lengths.shape == (len(rows),)
+        if not whole or lengths.min() < 1 or lengths.max() > steps:
+            raise DataError(
+                f"{self.where} needs as lengths whole numbers from 1 to {steps}, one for each of "
+                f"its {len(rows)} examples"
+            )
+        return lengths
 
 
 def from_arrays(
     name: str,
     request: Request,
-    train: Pair,
-    test: Pair,
+    train: tuple[Any, ...],
+    test: tuple[Any, ...],
     *,
     class_names: Sequence[str] = (),
     normalize: str = "unit",
@@ -36,95 +121,147 @@ def from_arrays(
     Args:
       name: of the data set.
       request: what was asked for.
-      train: inputs and labels. Inputs are images, uint8 ``[examples, height, width, channels]``, or
-        series, floats ``[examples, time, features]`` or integers ``[examples, time]`` (symbols).
-        Labels are integers ``[examples]`` from 0 on.
+      train: inputs, labels and, for padded series, their lengths or mask. Inputs are images, uint8
+        ``[examples, height, width(, channels)]``, or series, floats ``[examples, time, features]``
+        or integers ``[examples, time]`` (symbols), or a list of such series of different lengths.
+        Labels are integers ``[examples]`` from 0 on. Lengths are integers ``[examples]``, a mask is
+        non-zero where a step is real ``[examples, time]``.
       test: as ``train``.
       class_names: of the labels; () numbers the classes up to the largest label of the train part.
-      normalize: of images, see `jaxeff.data.images.affine`; series are left as they are.
+      normalize: of images, see `jaxeff.data.images.affine`. Series are left as they are by "unit",
+        and have mean 0 and deviation 1 of each feature over the train part by "standard".
 
     Raises:
       ConfigError: an impossible field.
       DataError: arrays of another type or shape, without examples, or with values that are not
         finite; the part and the first such row are named.
     """
-    parts = {"train": train, "test": test}
-    for part, (inputs, labels) in parts.items():
-        where = f"{name}: the {part} part"
-        for what, value in (("inputs", inputs), ("labels", labels)):
-            if not isinstance(value, np.ndarray):
-                raise DataError(f"{where} has {what} of {type(value).__name__}, not a numpy array")
-        if not inputs.ndim or not len(inputs):
-            raise DataError(f"{where} has no examples")
-        if not inputs.size:
-            raise DataError(f"{where} has inputs of shape {inputs.shape}, which hold no values")
-        check_labels(where, labels, len(inputs))
-    largest = int(train[1].max())
-    if not len(class_names) and largest >= MAX_CLASSES:
-        raise DataError(
-            f"{name}: the train part has label {largest} in row {train[1].argmax()}, too large to "
-            "be the number of a class; number the classes from 0 on"
-        )
-    names = tuple(class_names) or tuple(map(str, range(largest + 1)))
-    for part, (_, labels) in parts.items():
-        wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
-        if len(wrong):
-            raise DataError(
-                f"{name}: the {part} part has label {labels[wrong[0]]} in row {wrong[0]}, outside "
-                f"0..{len(names) - 1}"
-            )
-    if train[0].ndim == 4:
-        arrays = ImageArrays(*train, *test, origin="arrays")
-        return image_dataset(
-            name,
-            arrays,
-            request,
-            num_classes=len(names),
-            normalize=normalize,
-            class_names=names,
-        )
-    request.refuse_view(name)
-    series = [_series(f"{name}: the {part} part", x) for part, (x, _) in parts.items()]
-    if series[0].shape[1:] != series[1].shape[1:]:
-        raise DataError(
-            f"{name}: the test part has inputs of shape {series[1].shape[1:]}, but the train part "
-            f"of {series[0].shape[1:]}; pad or cut all series to one length"
-        )
-    values = np.concatenate(series)
-    labels = np.concatenate([train[1], test[1]]).astype(np.int32)
-    rows, held_out = stratified_indices(train[1], request.validation_fraction, request.split_seed)
-    request.require_parts(name, len(train[1]), train=len(rows), validation=len(held_out))
-    members = {"train": rows, "validation": held_out, "test": np.arange(len(train[1]), len(labels))}
-    splits = {p: SeriesSplit(values, labels, i, None, STREAMS[p]) for p, i in members.items()}
-    symbols = int(values.max()) + 1 if values.dtype == np.int32 else 0
-    return Dataset(
-        *(name, "classification", len(names), len(names), values.shape[1:]),
-        splits,  # type: ignore[arg-type]
-        f"{name} from arrays: {sizes(splits)}; {len(names)} classes; inputs {values.shape[1:]}",
-        names,
-        input_dtype=values.dtype.name,
-        vocabulary=symbols,
+    parts = {p: _Part(f"{name}: the {p} part", *a) for p, a in (("train", train), ("test", test))}
+    names = _class_names(name, parts, class_names)
+    images = [part.images for part in parts.values()]
+    if images[0] is None:
+        return _series_dataset(name, request, parts, names, normalize)
+    if any(part.padding is not None for part in parts.values()):
+        raise DataError(f"{name}: images have no lengths; leave them out, or give series of floats")
+    if images[1] is None:
+        raise DataError(f"{name}: the train part has images, but the test part has none")
+    arrays = ImageArrays(
+        images[0], parts["train"].labels, images[1], parts["test"].labels, origin="arrays"
+    )
+    return image_dataset(
+        name, arrays, request, num_classes=len(names), normalize=normalize, class_names=names
     )
 
 
-def _series(where: str, inputs: np.ndarray) -> np.ndarray:
-    """Returns series as float32 or, symbols, int32."""
-    if inputs.dtype.kind in "iu" and inputs.ndim == 2:
-        if inputs.min() < 0 or inputs.max() >= 1 << 31:
-            raise DataError(f"{where} has symbols from {inputs.min()} to {inputs.max()}")
-        return inputs.astype(np.int32)
-    if inputs.dtype.kind not in "fiub" or inputs.ndim != 3:
+def _class_names(name: str, parts: dict[str, _Part], class_names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names of the classes, after a look at all labels."""
+    labels = parts["train"].labels
+    largest = int(labels.max())
+    if not len(class_names) and largest >= MAX_CLASSES:
         raise DataError(
-            f"{where} has inputs of {inputs.dtype}, shape {inputs.shape}; give uint8 [examples, "
-            "height, width, channels], floats [examples, time, features] or integers [examples, "
-            "time]"
+            f"{name}: the train part has label {largest} in row {labels.argmax()}, too large to "
+            "be the number of a class; number the classes from 0 on"
         )
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is named
-        found = inputs.astype(np.float32)
-    wrong = np.flatnonzero(~np.isfinite(found).all((1, 2)))
-    if len(wrong):
+    names = tuple(map(str, class_names)) or tuple(map(str, range(largest + 1)))
+    for part in parts.values():
+        wrong = np.flatnonzero((part.labels < 0) | (part.labels >= len(names)))
+        if len(wrong):
+            raise DataError(
+                f"{part.where} has label {part.labels[wrong[0]]} in row {wrong[0]}, outside "
+                f"0..{len(names) - 1}"
+            )
+    return names
+
+
+def _series_dataset(
+    name: str,
+    request: Request,
+    parts: dict[str, _Part],
+    names: tuple[str, ...],
+    normalize: str,
+) -> Dataset:
+    request.refuse_view(name)
+    if normalize not in NORMALIZERS:
+        raise ConfigError(
+            f"config.data.normalize must be one of {', '.join(NORMALIZERS)}, not '{normalize}'"
+        )
+    train, test = (part.series() for part in parts.values())
+    ragged = any(
+        p.padding is not None or not isinstance(p.inputs, np.ndarray) for p in parts.values()
+    )
+    first, second = (rows[0].shape[ragged:] for rows in (train, test))
+    if first != second:
         raise DataError(
-            f"{where} has NaN or infinite inputs, first in row {wrong[0]}; clean the data before "
-            "training on it"
+            f"{name}: the test part has inputs of shape {second}, but the train part of {first}; "
+            "pad or cut all series to one length, or give their lengths"
         )
-    return found
+    labels = np.concatenate([part.labels for part in parts.values()]).astype(np.int32)
+    rows, held_out = stratified_indices(
+        parts["train"].labels, request.validation_fraction, request.split_seed
+    )
+    request.require_parts(name, len(train), train=len(rows), validation=len(held_out))
+    symbols = train[0].ndim == 1
+    standard = normalize == "standard" and not symbols
+    scaling = measured_scaling([train[i] for i in rows], "standard" if standard else "none")
+    lengths = np.array([len(one) for one in (*train, *test)], np.int32)
+    values = pad([scaled(one, scaling) for one in (*train, *test)], int(lengths.max()))
+    real = None if (lengths == lengths.max()).all() else lengths
+    members = {"train": rows, "validation": held_out, "test": np.arange(len(train), len(labels))}
+    splits: dict[str, Split] = {
+        part: SeriesSplit(values, labels, indices, real, STREAMS[part], scaling)
+        for part, indices in members.items()
+    }
+    padded = "" if real is None else f", {lengths.min()} to {lengths.max()} steps and padding"
+    return Dataset(
+        *(name, "classification", len(names), len(names), values.shape[1:]),
+        splits,
+        f"{name} from arrays: {sizes(splits)}; {len(names)} classes; inputs {values.shape[1:]}"
+        f"{padded}",
+        names,
+        input_dtype=values.dtype.name,
+        vocabulary=int(values.max()) + 1 if symbols else 0,
+    )
+
+
+@DATASETS.register("arrays")
+def arrays(
+    request: Request, *, normalize: str = "unit", class_names: Sequence[str] = ()
+) -> Dataset:
+    """Arrays of an .npz file: ``x_train``, ``y_train``, ``x_test`` and ``y_test``.
+
+    ``lengths_train`` and ``lengths_test``, or ``mask_train`` and ``mask_test``, tell padding, and
+    ``class_names`` may be in the file too. `numpy.savez` writes such a file.
+
+    Args:
+      request: see ``Request``; its ``dir`` is the file.
+      normalize: see `from_arrays`.
+      class_names: of the labels; () takes the file's, or numbers the classes.
+
+    Raises:
+      ConfigError: no file is named, or a field is impossible.
+      DataError: the file is missing or damaged, or what it holds is no such data set.
+    """
+    path = paths.expanded(request.dir)
+    if not request.dir or path.suffix != ".npz":
+        raise ConfigError(
+            f"config.data.dir must be the .npz file of data set 'arrays', not '{request.dir}'"
+        )
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file; write it with numpy.savez")
+    held = reading.read_npz(path, reading.memory_bytes())
+    missing = [name for name in ("x_train", "y_train", "x_test", "y_test") if name not in held]
+    if missing:
+        raise DataError(
+            f"{path}: has no array {missing[0]}, but {', '.join(sorted(held)) or 'none at all'}"
+        )
+    parts = []
+    for part in ("train", "test"):
+        padding = [held[n] for n in (f"lengths_{part}", f"mask_{part}") if n in held]
+        if len(padding) > 1:
+            raise DataError(f"{path}: has lengths and a mask of the {part} part; leave one out")
+        parts.append((held[f"x_{part}"], held[f"y_{part}"], *padding))
+    names = class_names if len(class_names) else held.get("class_names", np.array(()))
+    dataset = from_arrays(
+        str(path), request, parts[0], parts[1], class_names=list(names), normalize=normalize
+    )
+    return dataclasses.replace(dataset, name="arrays")

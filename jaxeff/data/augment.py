@@ -104,10 +104,10 @@ class Augmentation:
 
     def partners(self, keys: np.ndarray, examples: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns which example is blended into each, and its share, for mix-up."""
-        own = _stream(keys, _MIXUP)
-        rows = counter_rng.integers(own, 1, 0, examples)[:, 0]
+        mixup_keys = _stream(keys, _MIXUP)
+        rows = counter_rng.integers(mixup_keys, 1, 0, examples)[:, 0]
         # A generator per example: Beta numbers need an unknown number of uniform ones.
-        seeds = counter_rng.words(own, 2)[:, 1]
+        seeds = counter_rng.words(mixup_keys, 2)[:, 1]
         generators = [np.random.Generator(np.random.PCG64(int(seed))) for seed in seeds]
         shares = [generator.beta(self.mixup, self.mixup) for generator in generators]
         return rows, np.asarray(shares, np.float32)

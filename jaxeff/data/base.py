@@ -136,6 +136,19 @@ class Split(abc.ABC):
         """How many versions of an example training sees, over and over; 0 if always a new one."""
         return 1
 
+    def preprocess(self, inputs: Any) -> dict[str, np.ndarray]:
+        """Returns a batch, without labels, of inputs as they come from outside.
+
+        Args:
+          inputs: several examples in the form of the data's source: bytes of images, series that
+            are not normalised yet, texts. Where a data set says nothing else, they are inputs of
+            its ``input_shape`` already.
+
+        Raises:
+          DataError: they are of another form.
+        """
+        return {"inputs": np.asarray(inputs)}
+
     @abc.abstractmethod
     def take(
         self, indices: np.ndarray, rng: np.random.Generator | None = None
@@ -209,6 +222,20 @@ class ArraySplit(Split):
         if self.view is not None:
             inputs = self.view(inputs, self._keys(np.asarray(indices), rng))
         return {"inputs": inputs, "labels": self.labels[rows]}
+
+    def preprocess(self, inputs: Any) -> dict[str, np.ndarray]:
+        """See ``Split.preprocess``: uint8 [examples, height, width(, channels)]."""
+        images, shape = np.asarray(inputs), tuple(self.images.shape[1:])
+        images = images[..., None] if images.ndim == 3 else images
+        if images.dtype != np.uint8 or images.shape[1:] != shape:
+            raise DataError(
+                f"the model takes images uint8 {('examples', *shape)}, not {images.dtype} "
+                f"{images.shape}"
+            )
+        rows = np.arange(len(images))
+        labels = np.zeros(len(images), np.int32)
+        raw = dataclasses.replace(self, images=images, labels=labels, indices=rows, training=False)
+        return {"inputs": raw.take(rows)["inputs"]}
 
     def _augmented(
         self, augment: Augmentation, rows: np.ndarray, keys: np.ndarray

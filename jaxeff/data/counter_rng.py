@@ -36,11 +36,11 @@ def entropy(*words: int) -> np.random.SeedSequence:
 
 def _spread(high: list[int]) -> list[int]:
     """Returns numbers as words of 32 bits, each after their count."""
-    found = []
+    words_of_parts = []
     for word in high:
         parts = [(word >> shift) & 0xFFFFFFFF for shift in range(0, word.bit_length(), 32)]
-        found += [len(parts), *parts]
-    return found
+        words_of_parts += [len(parts), *parts]
+    return words_of_parts
 
 
 def example_keys(seed: int, stream: int, indices: np.ndarray) -> np.ndarray:

@@ -71,18 +71,22 @@ def _read(path: Path, file: Any, dimensions: int, header: int) -> np.ndarray:
     if len(start) < header:
         raise DataError(f"{path}: truncated in its header of {header} bytes")
     shape = tuple(int(n) for n in np.frombuffer(start, ">u4", dimensions, 4))
-    expected, shown = math.prod(shape), "x".join(map(str, shape))
+    expected, shape_text = math.prod(shape), "x".join(map(str, shape))
     # Deflate makes nothing smaller than by a factor of 1032.
     size = path.stat().st_size
     most = 1032 * size if path.suffix == ".gz" else size - header
     if expected > most:
-        raise DataError(f"{path}: truncated, {most} bytes of data for {shown} = {expected}")
+        raise DataError(f"{path}: truncated, {most} bytes of data for {shape_text} = {expected}")
     if expected > memory_bytes():
-        raise DataError(f"{path}: {shown} = {expected} bytes are more than the machine's memory")
+        raise DataError(
+            f"{path}: {shape_text} = {expected} bytes are more than the machine's memory"
+        )
     content = file.read(expected + 1)
     if len(content) != expected:
         fault = "truncated" if len(content) < expected else "too long"
-        raise DataError(f"{path}: {fault}, {len(content)} bytes of data for {shown} = {expected}")
+        raise DataError(
+            f"{path}: {fault}, {len(content)} bytes of data for {shape_text} = {expected}"
+        )
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
@@ -93,7 +97,7 @@ def find_idx(folders: list[Path]) -> dict[str, Path] | None:
       DataError: a folder has some of the files but not all.
     """
     for folder in folders:
-        found = {
+        files = {
             part: path
             for part, stem in FILES.items()
             # The last that is there is taken; some copies have a dot before "idx".
@@ -101,11 +105,11 @@ def find_idx(folders: list[Path]) -> dict[str, Path] | None:
             for path in (folder / f"{name}.gz", folder / name)
             if path.is_file()
         }
-        if found and len(found) < len(FILES):
-            missing = next(stem for part, stem in FILES.items() if part not in found)
+        if files and len(files) < len(FILES):
+            missing = next(stem for part, stem in FILES.items() if part not in files)
             raise DataError(f"{folder}: has IDX files but neither {missing} nor {missing}.gz")
-        if found:
-            return found
+        if files:
+            return files
     return None
 
 

@@ -131,11 +131,11 @@ def list_images(folder: Path, classes: Sequence[str] = ()) -> tuple[list[str], n
     """
     try:
         entries = [entry for entry in folder.iterdir() if not is_companion(entry.name)]
-        found = sorted(entry.name for entry in entries if entry.is_dir())
+        folders = sorted(entry.name for entry in entries if entry.is_dir())
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({error.strerror})") from None
-    names = list(classes) or found
-    unknown = sorted(set(found) - set(names))
+    names = list(classes) or folders
+    unknown = sorted(set(folders) - set(names))
     if unknown:
         raise DataError(
             f"{folder}: class '{unknown[0]}' is not among the {len(names)} of the training images; "

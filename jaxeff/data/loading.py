@@ -69,9 +69,9 @@ def load(
     for field in options:
         if field not in factory | viewer:
             known = sorted(common | factory | viewer)
-            shown = f"data set '{name}'" + (f" with view '{view}'" if view else "")
+            described = f"data set '{name}'" + (f" with view '{view}'" if view else "")
             raise ConfigError(
-                f"config.data.{field}: {shown} has no such field{closest(field, known)}"
+                f"config.data.{field}: {described} has no such field{closest(field, known)}"
             )
     check_types(DATASETS[name], options, "data")
     if view:
@@ -116,18 +116,18 @@ def _check(name: str, dataset: Dataset) -> None:
             f"data set '{name}' gives inputs of {inputs.dtype}, shape {inputs.shape[1:]}, but says "
             f"{dataset.input_dtype}, shape {tuple(dataset.input_shape)}"
         )
-    wanted: tuple[str, tuple[int, ...]] | None = {
+    expected: tuple[str, tuple[int, ...]] | None = {
         "classification": ("integers", (1,)),
         "tagging": ("integers", (1, dataset.input_shape[0])),
         "regression": ("floats", (1, dataset.num_outputs)),
     }.get(dataset.task)
-    if wanted is None:
+    if expected is None:
         return
-    kinds = "iu" if wanted[0] == "integers" else "f"
-    if labels.dtype.kind not in kinds or labels.shape != wanted[1]:
+    kinds = "iu" if expected[0] == "integers" else "f"
+    if labels.dtype.kind not in kinds or labels.shape != expected[1]:
         raise DataError(
             f"data set '{name}' ({dataset.task}) gives labels of {labels.dtype}, shape "
-            f"{labels.shape[1:]}, for an example, but needs {wanted[0]}, shape {wanted[1][1:]}"
+            f"{labels.shape[1:]}, for an example, but needs {expected[0]}, shape {expected[1][1:]}"
         )
 
 

@@ -140,8 +140,8 @@ class PosedSplit(Split):
         )
         # From half sides of the canvas to half sides of the image, components in reverse order.
         ratio = self.size / (self.scale * np.asarray(images.shape[-2:0:-1], np.float32))
-        found = resampling.sample(images, points * ratio, np)
-        return found.reshape(len(images), *canvas, images.shape[-1])
+        sampled = resampling.sample(images, points * ratio, np)
+        return sampled.reshape(len(images), *canvas, images.shape[-1])
 
 
 def posed_dataset(
@@ -248,10 +248,10 @@ def posed_images(
         raise ConfigError(f"config.data.test_examples must not be negative, not {test_examples}")
     if base not in DATASETS:
         raise ConfigError(f"config.data.base: unknown data set '{base}'")
-    found = DATASETS[base](request)
-    if len(found.input_shape) != 3:
+    source = DATASETS[base](request)
+    if len(source.input_shape) != 3:
         raise ConfigError(f"config.data.base: data set '{base}' has no images to turn")
-    parts = {name: whole(split) for name, split in found.splits.items()}
+    parts = {name: whole(split) for name, split in source.splits.items()}
     if test_examples:
         parts["test"] = tuple(a[:test_examples] for a in parts["test"])  # type: ignore[assignment]
     return posed_dataset(
@@ -263,6 +263,6 @@ def posed_images(
         translation=translation,
         redraw=redraw,
         seed=request.split_seed,
-        origin=found.description.split(":")[0],
-        class_names=found.class_names,
+        origin=source.description.split(":")[0],
+        class_names=source.class_names,
     )

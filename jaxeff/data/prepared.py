@@ -22,9 +22,9 @@ from jaxeff.files import paths
 
 def find(name: str, root: Path) -> Path | None:
     """Returns the folder of the newest prepared version of ``name`` under ``root``, or None."""
-    found = [path.parent for path in (root / name).glob("*/dataset_info.json")]
+    candidates = [path.parent for path in (root / name).glob("*/dataset_info.json")]
     # A folder being prepared, "1.0.0.incompleteX", is not a version.
-    versions = [path for path in found if re.fullmatch(r"\d+(\.\d+)*", path.name)]
+    versions = [path for path in candidates if re.fullmatch(r"\d+(\.\d+)*", path.name)]
     return max(versions, key=lambda path: tuple(map(int, path.name.split("."))), default=None)
 
 

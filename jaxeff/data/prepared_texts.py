@@ -99,7 +99,7 @@ def _read(builder: Any, part: str, fields: tuple[str, ...]) -> tuple[list[Any], 
     if labels.min(initial=0) < 0:
         raise DataError(f"{Path(builder.data_dir)}: part '{part}' has examples without a label")
     texts = [tuple(_text(example[field]) for field in fields) for example in examples]
-    return [own if len(own) > 1 else own[0] for own in texts], labels
+    return [parts if len(parts) > 1 else parts[0] for parts in texts], labels
 
 
 def _text(value: Any) -> str:

@@ -9,7 +9,9 @@ References:
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +31,9 @@ from jaxeff.files import packaged, paths
 
 NORMALIZERS = ("standard", "none")
 
+#: Mean and factor of each channel: what is read becomes ``(value - mean) * factor``.
+Scaling = tuple[np.ndarray, np.ndarray]
+
 #: The package that ships some sets of the archives, and where they are in it.
 REQUIREMENT = "aeon==1.6.0"
 PACKAGE, PACKAGE_FOLDER = "aeon", "datasets/data"
@@ -44,6 +49,7 @@ class SeriesSplit(Split):
       indices: rows of ``values`` that belong to this split, int64 [examples].
       lengths: number of real steps, int32 [all examples], or None if all steps are real.
       stream: see ``Split``.
+      scaling: mean and factor by which ``values`` were normalised, or None.
     """
 
     values: np.ndarray
@@ -51,9 +57,26 @@ class SeriesSplit(Split):
     indices: np.ndarray
     lengths: np.ndarray | None = None
     stream: int = 0
+    scaling: Scaling | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def preprocess(self, inputs: Any) -> dict[str, np.ndarray]:
+        """See ``Split.preprocess``: series as `series_rows` takes them, not longer than these."""
+        series = series_rows("the inputs", inputs)
+        length, features = self.values.shape[1], self.values.shape[2:]
+        longest = max(map(len, series))
+        if series[0].shape[1:] != features or longest > length:
+            raise DataError(
+                f"the model takes series of {features} features and at most {length} steps, not "
+                f"{series[0].shape[1:]} and {longest}"
+            )
+        batch = {"inputs": pad([scaled(one, self.scaling) for one in series], length)}
+        lengths = np.array([len(one) for one in series])
+        if self.lengths is not None or lengths.min() < length:
+            batch["mask"] = (np.arange(length) < lengths[:, None]).astype(np.float32)
+        return batch
 
     def take(
         self, indices: np.ndarray, rng: np.random.Generator | None = None
@@ -101,26 +124,74 @@ def stratified_indices(
     return np.setdiff1d(np.arange(len(labels)), validation), validation
 
 
-def standardize(
-    parts: list[list[np.ndarray]], train: list[np.ndarray], normalize: str
-) -> list[list[np.ndarray]]:
-    """Returns the series of every part with the mean and deviation of ``train`` taken out.
+def series_rows(where: str, inputs: Any) -> list[np.ndarray]:
+    """Returns series as arrays float32 [time, features] or, symbols, int32 [time].
 
     Args:
-      parts: lists of series [time, channels].
-      train: the series to measure, per channel over all their steps; never validation or test.
-      normalize: "standard" or "none" (unchanged).
+      where: whose they are, for messages.
+      inputs: an array [examples, time, features] of numbers or [examples, time] of integers, or a
+        sequence of arrays without the first axis, which may differ in length.
+
+    Raises:
+      DataError: none of these, or values that are not finite or not the numbers of symbols.
+    """
+    if isinstance(inputs, np.ndarray) and (inputs.dtype != object or inputs.ndim != 1):
+        rows: Any = inputs
+        form: tuple[Any, tuple[Any, ...]] = inputs.dtype, inputs.shape
+    else:
+        rows = [np.asarray(row) for row in inputs]
+        different = [row for row in rows if row.shape[1:] != rows[0].shape[1:] or not row.ndim]
+        form = (rows[0].dtype, (len(rows), "time", *(different or rows)[0].shape[1:]))
+        if different:
+            raise DataError(
+                f"{where} has series of {rows[0].shape[1:]} and of {different[0].shape[1:]} "
+                "features; give all the same ones"
+            )
+    dtype, shape = form
+    symbols = dtype.kind in "iu" and len(shape) == 2
+    if not symbols and (dtype.kind not in "fiub" or len(shape) != 3):
+        raise DataError(
+            f"{where} has inputs of {dtype}, shape {shape}; give uint8 [examples, height, width, "
+            "channels], floats [examples, time, features] or integers [examples, time]"
+        )
+    if any(not len(row) for row in rows):
+        raise DataError(f"{where} has a series without steps")
+    if symbols:
+        least, largest = min(row.min() for row in rows), max(row.max() for row in rows)
+        if least < 0 or largest >= 1 << 31:
+            raise DataError(f"{where} has symbols from {least} to {largest}")
+        return [row.astype(np.int32) for row in rows]
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is named
+        series = [row.astype(np.float32) for row in rows]
+    wrong = [number for number, row in enumerate(series) if not np.isfinite(row).all()]
+    if wrong:
+        raise DataError(
+            f"{where} has NaN or infinite inputs, first in row {wrong[0]}; clean the data before "
+            "training on it"
+        )
+    return series
+
+
+def measured_scaling(series: list[np.ndarray], normalize: str) -> Scaling | None:
+    """Returns mean and inverse deviation of each channel over all steps of some series.
+
+    Args:
+      series: arrays [time, channels], of the train part; never validation or test.
+      normalize: "standard", or "none" for None.
 
     Raises:
       ConfigError: another ``normalize``.
     """
     check_normalize(normalize)
     if normalize == "none":
-        return parts
-    steps = np.concatenate(train)
-    mean = steps.mean(0)
-    scale = 1 / np.maximum(steps.std(0), 1e-6)  # a constant channel stays finite
-    return [[(one - mean) * scale for one in part] for part in parts]
+        return None
+    steps = np.concatenate(series)
+    return steps.mean(0), 1 / np.maximum(steps.std(0), 1e-6)  # a constant channel stays finite
+
+
+def scaled(series: np.ndarray, scaling: Scaling | None) -> np.ndarray:
+    """Returns series [..., channels] with a mean taken out, times a factor."""
+    return series if scaling is None else (series - scaling[0]) * scaling[1]
 
 
 def check_normalize(normalize: str) -> None:
@@ -132,9 +203,10 @@ def check_normalize(normalize: str) -> None:
 
 
 def pad(series: list[np.ndarray], length: int) -> np.ndarray:
-    """Returns series [time, channels] filled with zeros, float32 [examples, length, channels]."""
-    require_memory("length", len(series) * length * series[0].shape[1] * 4)
-    padded = np.zeros((len(series), length, series[0].shape[1]), np.float32)
+    """Returns series filled with zeros: [time, channels] as float32, symbols [time] as int32."""
+    shape = (len(series), length, *series[0].shape[1:])
+    require_memory("length", 4 * math.prod(shape))
+    padded = np.zeros(shape, np.int32 if series[0].ndim == 1 else np.float32)
     for row, one in zip(padded, series, strict=True):
         row[: len(one)] = one
     return padded
@@ -150,10 +222,13 @@ def find(archive_name: str, request: Request) -> tuple[Path, Path, str]:
     """
     names = [f"{archive_name}_{part}.ts" for part in ("TRAIN", "TEST")]
     shipped = f"{PACKAGE_FOLDER}/{archive_name}"
-    found = packaged.find(PACKAGE, shipped)
-    for folder in [*paths.folders(request.dir, archive_name), *([found] if found else [])]:
+    packaged_folder = packaged.find(PACKAGE, shipped)
+    for folder in [
+        *paths.folders(request.dir, archive_name),
+        *([packaged_folder] if packaged_folder else []),
+    ]:
         if all((folder / name).is_file() for name in names):
-            origin = f"the package {PACKAGE}" if folder == found else str(folder)
+            origin = f"the package {PACKAGE}" if folder == packaged_folder else str(folder)
             return folder / names[0], folder / names[1], origin
     place = paths.data_dir(request.dir) / archive_name
     if not request.download:
@@ -187,9 +262,9 @@ def _dataset(
         train.labels, request.validation_fraction, request.split_seed
     )
     request.require_parts(name, len(train.labels), train=len(rows), validation=len(held_out))
-    parts = standardize([train.series, test.series], [train.series[i] for i in rows], normalize)
+    scaling = measured_scaling([train.series[i] for i in rows], normalize)
     lengths = np.concatenate([train.lengths, test.lengths])
-    values = pad([*parts[0], *parts[1]], length)
+    values = pad([scaled(one, scaling) for one in (*train.series, *test.series)], length)
     labels = np.concatenate([train.labels, test.labels])
     real = None if (lengths == length).all() else lengths
     members = {
@@ -198,7 +273,7 @@ def _dataset(
         "test": len(train.labels) + np.arange(len(test.labels)),
     }
     splits: dict[str, Split] = {
-        part: SeriesSplit(values, labels, indices, real, STREAMS[part])
+        part: SeriesSplit(values, labels, indices, real, STREAMS[part], scaling)
         for part, indices in members.items()
     }
     classes = len(train.class_names)

@@ -71,8 +71,8 @@ def read_ts(path: Path) -> SeriesFile:
         *values, label = line.strip().split(":")
         where = f"{path}: line {number}"
         if label.strip() not in codes or not values:
-            shown = label.strip() if len(label) <= 20 else f"{label.strip()[:20]}..."
-            raise DataError(f"{where} ends with '{shown}', not with a class of the header")
+            shortened = label.strip() if len(label) <= 20 else f"{label.strip()[:20]}..."
+            raise DataError(f"{where} ends with '{shortened}', not with a class of the header")
         example = _read_channels(where, values)
         channels = channels or example.shape[1]
         if example.shape[1] != channels:

@@ -65,6 +65,17 @@ class TokenSplit(SeriesSplit):
     tokenizer: tokens.Tokenizer | None = None
     texts: Sequence[tokens.Texts] = ()
 
+    def preprocess(self, inputs: Any) -> dict[str, np.ndarray]:
+        """See ``Split.preprocess``: texts, pairs as tuples."""
+        if isinstance(inputs, str) or self.tokenizer is None:
+            raise DataError("the model takes a list of texts; write [text]")
+        length = self.values.shape[1]
+        texts = tokens.checked(inputs, "the inputs")
+        values, lengths = tokens.padded_typed(self.tokenizer.typed(texts, length), length)
+        if values.ndim < self.values.ndim:  # none of these texts is a pair
+            values = np.stack([values, np.zeros_like(values)], -1)
+        return {"inputs": values, "mask": (np.arange(length) < lengths[:, None]).astype(np.float32)}
+
 
 def _dataset(
     name: str,
@@ -88,7 +99,7 @@ def _dataset(
 def _copies(texts: Sequence[tokens.Texts]) -> np.ndarray:
     """Returns a number of each text, int64 [texts], which equal ones share."""
     numbers: dict[tokens.Texts, int] = {}
-    return np.array([numbers.setdefault(own, len(numbers)) for own in texts], np.int64)
+    return np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int64)
 
 
 def tokenised(
@@ -130,8 +141,8 @@ def tokenised(
     require_memory("length", len(texts) * length * 8)
     texts = tokens.checked(texts, f"{name} from {origin}")
     copies = _copies(texts)
-    (rest, test), given = parts, len(parts[0])
-    require_examples(name, {"train": given, "test": len(test)})
+    (rest, test), all_examples = parts, len(parts[0])
+    require_examples(name, {"train": all_examples, "test": len(test)})
     rest = rest[~np.isin(copies[rest], copies[test])]
     if not len(rest):
         raise DataError(
@@ -152,7 +163,7 @@ def tokenised(
                 "padding and of unknown words"
             )
         known = (texts[i] for i in members["train"])
-        words = (part for own in known for part in ((own,) if isinstance(own, str) else own))
+        words = (part for text in known for part in ((text,) if isinstance(text, str) else text))
         encoder = tokens.Words.of(words, vocabulary)
     try:
         values, lengths = tokens.padded_typed(encoder.typed(texts, length), length)
@@ -170,8 +181,10 @@ def tokenised(
         f"{len(encoder)} tokens, {np.median(lengths):.0f} in a text (median), at most {length}, "
         f"which {full:.1%} reach"
     )
-    if len(rest) < given:
-        description += f"; {given - len(rest)} texts that are in the test part too are left out"
+    if len(rest) < all_examples:
+        description += (
+            f"; {all_examples - len(rest)} texts that are in the test part too are left out"
+        )
     classes = len(class_names)
     return Dataset(
         *(name, "classification", classes, classes, values.shape[1:]),
@@ -307,7 +320,7 @@ def read_reviews(path: Path) -> tuple[list[str], np.ndarray]:
         rows = [(row["text"], row["category"]) for row in csv.DictReader(lines)]
     except (OSError, EOFError, ValueError, KeyError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
-    found = {text: kinds[kind] for text, kind in rows if kind in kinds and text is not None}
-    if not found:
+    labelled = {text: kinds[kind] for text, kind in rows if kind in kinds and text is not None}
+    if not labelled:
         raise DataError(f"{path}: holds no reviews")
-    return list(found), np.array(list(found.values()), np.int32)
+    return list(labelled), np.array(list(labelled.values()), np.int32)

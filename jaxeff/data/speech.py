@@ -141,13 +141,16 @@ def speech_commands(
     log_mel = LogMel(min_frequency=min_frequency, max_frequency=max_frequency)
     folder = _find(request)
     parts, class_names = read(folder, log_mel)
+    scaling = None
     if normalize == "standard":
         mean, deviation = moments(parts["train"][0])
+        deviation = np.maximum(deviation, 1e-6).astype(np.float32)
+        scaling = mean.astype(np.float32), 1 / deviation
         for features, _ in parts.values():
-            features -= mean.astype(np.float32)
-            features /= np.maximum(deviation, 1e-6).astype(np.float32)
+            features -= scaling[0]
+            features /= deviation
     splits: dict[str, Split] = {
-        part: SeriesSplit(features, labels, np.arange(len(labels)), None, STREAMS[part])
+        part: SeriesSplit(features, labels, np.arange(len(labels)), None, STREAMS[part], scaling)
         for part, (features, labels) in parts.items()
     }
     shape = parts["train"][0].shape[1:]

@@ -66,12 +66,12 @@ def copy_batch(keys: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
       one-hot inputs float32 [batch, length, 10] and targets int32 [batch, length].
     """
     symbols = counter_rng.integers(keys, COPY_SYMBOLS, 1, COPY_MARKER)
-    shown = np.zeros((len(keys), length), np.int32)
-    shown[:, :COPY_SYMBOLS] = symbols
-    shown[:, length - COPY_SYMBOLS - 1] = COPY_MARKER
+    sequence = np.zeros((len(keys), length), np.int32)
+    sequence[:, :COPY_SYMBOLS] = symbols
+    sequence[:, length - COPY_SYMBOLS - 1] = COPY_MARKER
     targets = np.zeros((len(keys), length), np.int32)
     targets[:, -COPY_SYMBOLS:] = symbols
-    return np.eye(COPY_MARKER + 1, dtype=np.float32)[shown], targets
+    return np.eye(COPY_MARKER + 1, dtype=np.float32)[sequence], targets
 
 
 def _splits(

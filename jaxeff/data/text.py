@@ -197,9 +197,9 @@ def text(
         part: used[stop - size : stop]
         for (part, size), stop in zip(lengths.items(), stops, strict=True)
     }
-    wanted = {"train": 1.0, "validation": fraction, "test": test_fraction}
+    fractions = {"train": 1.0, "validation": fraction, "test": test_fraction}
     for part, size in lengths.items():
-        if wanted[part] and size <= window:
+        if fractions[part] and size <= window:
             raise DataError(
                 f"{origin}: too short, its {part} part has {size} of {len(used)} characters and a"
                 f" window needs {window + 1}"

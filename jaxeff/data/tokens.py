@@ -76,9 +76,9 @@ def checked(texts: Iterable[Any], where: str) -> list[Texts]:
     Raises:
       DataError: a row is something else; it is named.
     """
-    found: list[Texts] = []
-    for row, own in enumerate(texts):
-        parts = tuple(own) if isinstance(own, (tuple, list)) else (own,)
+    rows: list[Texts] = []
+    for row, text in enumerate(texts):
+        parts = tuple(text) if isinstance(text, (tuple, list)) else (text,)
         wrong: Any = next((part for part in parts if not isinstance(part, str)), parts)
         if wrong is not parts or not parts:
             kind = f"{wrong!r:.40} ({type(wrong).__name__})" if parts else "without a text"
@@ -92,8 +92,8 @@ def checked(texts: Iterable[Any], where: str) -> list[Texts]:
                 f"{where}: row {row} holds half a character ({error.object[error.start]!r}); "
                 "decode the texts with errors='replace'"
             ) from None
-        found.append(parts if len(parts) > 1 else parts[0])
-    return found
+        rows.append(parts if len(parts) > 1 else parts[0])
+    return rows
 
 
 def shortened(lengths: Sequence[int], total: int) -> list[int]:
@@ -142,21 +142,21 @@ class Words:
     def typed(self, texts: Sequence[Texts], length: int) -> list[Tokens]:
         """See `Tokenizer.typed`; a text without words is one unknown word, and all have type 0."""
         numbers: dict[str, int] = self._numbers  # type: ignore[attr-defined]
-        found = []
-        for own in checked(texts, "texts"):
-            parts = [split_words(part) for part in ((own,) if isinstance(own, str) else own)]
+        encoded = []
+        for text in checked(texts, "texts"):
+            parts = [split_words(part) for part in ((text,) if isinstance(text, str) else text)]
             kept = shortened([len(words) for words in parts], length)
             ids = [
                 numbers.get(word, 1)
                 for words, count in zip(parts, kept, strict=True)
                 for word in words[:count]
             ]
-            found.append(Tokens(ids or [1], [0] * max(len(ids), 1)))
-        return found
+            encoded.append(Tokens(ids or [1], [0] * max(len(ids), 1)))
+        return encoded
 
     def encode(self, texts: Sequence[Texts], length: int) -> list[list[int]]:
         """See `Tokenizer.encode`."""
-        return [own.ids for own in self.typed(texts, length)]
+        return [tokens.ids for tokens in self.typed(texts, length)]
 
     @property
     def json(self) -> str:
@@ -252,8 +252,8 @@ class Pieces:
         Raises:
           UserError: a row is no text, or there is no room beside the special tokens.
         """
-        given = [self._parts(own) for own in checked(texts, "texts")]
-        special = self._library.num_special_tokens_to_add(any(isinstance(g, tuple) for g in given))
+        inputs = [self._parts(text) for text in checked(texts, "texts")]
+        special = self._library.num_special_tokens_to_add(any(isinstance(g, tuple) for g in inputs))
         if length <= special:
             raise ConfigError(
                 f"config.data.length={length} leaves no room for a text beside the tokeniser's "
@@ -261,25 +261,25 @@ class Pieces:
             )
         self._library.enable_truncation(length)
         try:
-            encoded = self._library.encode_batch(given)
+            encoded = self._library.encode_batch(inputs)
         except Exception as error:  # such as a word that it does not know, and no unknown word
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise DataError(f"the tokeniser cannot read the texts ({reason})") from None
-        return [Tokens(own.ids or [0], own.type_ids or [0]) for own in encoded]
+        return [Tokens(code.ids or [0], code.type_ids or [0]) for code in encoded]
 
-    def _parts(self, own: Texts) -> str | tuple[str, str]:
+    def _parts(self, text: Texts) -> str | tuple[str, str]:
         """Returns one text, or two that are given as two or joined by the separator."""
         separator = self.separator
-        if isinstance(own, str):
-            if separator not in SEPARATORS or separator not in own:
-                return own
-            first, _, second = own.partition(separator)
+        if isinstance(text, str):
+            if separator not in SEPARATORS or separator not in text:
+                return text
+            first, _, second = text.partition(separator)
             return first, second
-        return own[0], separator.join(own[1:])
+        return text[0], separator.join(text[1:])
 
     def encode(self, texts: Sequence[Texts], length: int) -> list[list[int]]:
         """See `Tokenizer.encode`."""
-        return [own.ids for own in self.typed(texts, length)]
+        return [tokens.ids for tokens in self.typed(texts, length)]
 
 
 def load(path: Path) -> Tokenizer:
@@ -308,9 +308,9 @@ def load(path: Path) -> Tokenizer:
 def padded(codes: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns tokens ``[texts, length]`` filled up with zeros, and their numbers ``[texts]``."""
     tokens = np.zeros((len(codes), length), np.int32)
-    for row, own in zip(tokens, codes, strict=True):
-        row[: len(own)] = own
-    return tokens, np.array([len(own) for own in codes], np.int32)
+    for row, code in zip(tokens, codes, strict=True):
+        row[: len(code)] = code
+    return tokens, np.array([len(code) for code in codes], np.int32)
 
 
 def padded_typed(encoded: Sequence[Tokens], length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -322,10 +322,10 @@ def padded_typed(encoded: Sequence[Tokens], length: int) -> tuple[np.ndarray, np
     Raises:
       DataError: there are other types than 0 and 1.
     """
-    ids, lengths = padded([own.ids for own in encoded], length)
-    if not any(any(own.types) for own in encoded):
+    ids, lengths = padded([tokens.ids for tokens in encoded], length)
+    if not any(any(tokens.types) for tokens in encoded):
         return ids, lengths
-    types, _ = padded([own.types for own in encoded], length)
+    types, _ = padded([tokens.types for tokens in encoded], length)
     if types.max() > 1:
         raise DataError("the tokeniser has more than two types of tokens; take one of BERT's kind")
     return np.stack([ids, types], -1), lengths

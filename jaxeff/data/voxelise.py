@@ -70,14 +70,14 @@ def _off(path: Path) -> str:
     vertices, faces = map(int, header.groups())
     lines = [line for line in text[header.end() :].split("\n") if line.strip()]
     polygons = [line.split() for line in lines[vertices : vertices + faces]]
-    if len(polygons) < faces or any(len(own) <= int(own[0]) for own in polygons):
+    if len(polygons) < faces or any(len(polygon) <= int(polygon[0]) for polygon in polygons):
         raise DataError(
             f"{path}: {vertices} corners and {faces} faces do not fit its {len(text)} characters; "
             "fetch it again"
         )
     kept = []
-    for own in polygons:
-        count, *corners = own[: int(own[0]) + 1]
+    for polygon in polygons:
+        count, *corners = polygon[: int(polygon[0]) + 1]
         if int(count) <= 4:
             kept.append([count, *corners])
             continue

@@ -65,9 +65,9 @@ def digit_voxels(
     if thickness < 1:
         raise ConfigError(f"config.data.thickness must be at least 1, not {thickness}")
     turn = _turn(rotation)
-    found = DATASETS["digits"](request)
+    source = DATASETS["digits"](request)
     parts = {}
-    for name, split in found.splits.items():
+    for name, split in source.splits.items():
         images, labels = whole(split)
         parts[name] = (np.repeat(images[:, None], thickness, 1), labels)
     return posed_dataset(
@@ -79,8 +79,8 @@ def digit_voxels(
         translation=translation,
         redraw=redraw,
         seed=request.split_seed,
-        origin=found.description.split(":")[0],
-        class_names=found.class_names,
+        origin=source.description.split(":")[0],
+        class_names=source.class_names,
     )
 
 
@@ -119,13 +119,13 @@ def _kept(archive: Path, files: list[Path], fill: str, resolution: int) -> np.nd
             kept = read_npz(archive, len(files) * resolution**3 + len(key) * 4)
             if str(kept.get("key", "")) == key and "voxels" in kept:
                 return kept["voxels"]
-    found = []
+    volumes = []
     for path in files:
         try:
-            found.append(voxelise(*read_mesh(path), resolution, fill))
+            volumes.append(voxelise(*read_mesh(path), resolution, fill))
         except DataError as error:
             raise DataError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    voxels = np.stack(found)
+    voxels = np.stack(volumes)
     with contextlib.suppress(OSError):  # a folder that cannot be written is read again next time
         content = npz_bytes(key=np.array(key), voxels=voxels)
         replace(archive, lambda file: file.write(content))

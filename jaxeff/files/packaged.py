@@ -25,8 +25,8 @@ def find(package: str, folder: str) -> Path | None:
     except ValueError:  # a module of this name is loaded that has no spec
         return None
     locations = (spec.submodule_search_locations if spec else None) or ()
-    found = (Path(location) / folder for location in locations)
-    return next((path for path in found if path.is_dir()), None)
+    folders = (Path(location) / folder for location in locations)
+    return next((path for path in folders if path.is_dir()), None)
 
 
 def fetch(requirement: str, members: list[str], folder: Path) -> Path:

@@ -53,7 +53,7 @@ def walk(folder: Path) -> Iterator[Path]:
         if not isinstance(error, FileNotFoundError):
             raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from None
 
-    found, seen = [], {os.path.realpath(folder)}
+    files, seen = [], {os.path.realpath(folder)}
     for place, inside, names in os.walk(folder, onerror=refuse, followlinks=True):
         entered = []
         for name in sorted(inside):
@@ -62,8 +62,8 @@ def walk(folder: Path) -> Iterator[Path]:
                 seen.add(target)
                 entered.append(name)
         inside[:] = entered
-        found += [Path(place, name) for name in names if not is_companion(name)]
-    yield from sorted(found)
+        files += [Path(place, name) for name in names if not is_companion(name)]
+    yield from sorted(files)
 
 
 def read_text(path: Path, errors: str = "strict", limit: int = MAX_TEXT_BYTES) -> str:
@@ -119,7 +119,7 @@ def read_npz(path: Path, limit: int) -> dict[str, np.ndarray]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            found, total = {}, 0
+            arrays, total = {}, 0
             for entry in archive.infolist():
                 with archive.open(entry) as file:
                     shape, dtype = _npy_header(file)
@@ -132,8 +132,8 @@ def read_npz(path: Path, limit: int) -> dict[str, np.ndarray]:
                     )
                 with archive.open(entry) as file:
                     value = np.lib.format.read_array(file, allow_pickle=False)
-                found[entry.filename.removesuffix(".npy")] = value
-            return found
+                arrays[entry.filename.removesuffix(".npy")] = value
+            return arrays
     except Exception as error:  # whatever a damaged archive makes its readers raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path}: cannot be read ({reason})") from None

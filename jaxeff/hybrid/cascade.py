@@ -213,15 +213,15 @@ def best_pairs(
 
     Raises:
       ConfigError: a budget that is no number of at least 0, or a price that is not above 0.
-      DataError: every model is more expensive than the budget.
+      DataError: every model costs more than the budget.
     """
     require("budget", budget, "[0, inf]")
     require("a price", prices, "(0, inf)")
-    found = []
+    pairs = []
     for base, right in enumerate(correct):
         if prices[base] > budget:
             continue
-        found.append(Pair(base, base, float(np.mean(right)), 1.0))
+        pairs.append(Pair(base, base, float(np.mean(right)), 1.0))
         for expert, expert_right in enumerate(correct):
             if expert == base:
                 continue
@@ -230,13 +230,13 @@ def best_pairs(
                 shares = Shares.of(right, expert_right)
                 queries = min(share, shares.only_expert)
                 accuracy = float(label_oracle(queries, shares))
-                found.append(Pair(base, expert, accuracy, 1 - queries))
+                pairs.append(Pair(base, expert, accuracy, 1 - queries))
             else:
                 curve = accuracy_coverage(scores[base], right, expert_right)
                 allowed = np.flatnonzero(1 - curve.coverage <= share + 1e-12)
                 point = allowed[np.argmax(curve.accuracy[allowed])]
                 accuracy = float(curve.accuracy[point])
-                found.append(Pair(base, expert, accuracy, float(curve.coverage[point])))
-    if not found:
+                pairs.append(Pair(base, expert, accuracy, float(curve.coverage[point])))
+    if not pairs:
         raise DataError(f"no model of the pool has a price within the budget {budget:.4g}")
-    return sorted(found, key=lambda pair: -pair.accuracy)
+    return sorted(pairs, key=lambda pair: -pair.accuracy)

@@ -84,16 +84,16 @@ class Shares(NamedTuple):
 
 def _booleans(*arrays: np.ndarray) -> list[np.ndarray]:
     """Returns arrays as booleans ``[examples]``; raises `DataError` for what is none."""
-    found = [np.asarray(each) for each in arrays]
-    shapes = {each.shape for each in found}
-    if len(shapes) > 1 or found[0].ndim != 1 or not found[0].size:
+    converted = [np.asarray(each) for each in arrays]
+    shapes = {each.shape for each in converted}
+    if len(shapes) > 1 or converted[0].ndim != 1 or not converted[0].size:
         raise DataError(
             "who is right, and what is queried, must be given for each of the same examples, not "
-            f"as {', '.join(str(each.shape) for each in found)}"
+            f"as {', '.join(str(each.shape) for each in converted)}"
         )
-    if not all(np.isin(each, (0, 1)).all() for each in found):
+    if not all(np.isin(each, (0, 1)).all() for each in converted):
         raise DataError("who is right, and what is queried, must be true or false for each example")
-    return [each.astype(bool) for each in found]
+    return [each.astype(bool) for each in converted]
 
 
 def checked_scores(scores: np.ndarray) -> np.ndarray:

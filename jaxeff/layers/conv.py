@@ -118,8 +118,8 @@ class Ops:
         require("drop_path", self.drop_path, "[0, 1)")
 
     @classmethod
-    def of(cls, dtype: str, axis_name: str, **fields: Any) -> Ops:
-        """Returns the operations of a config's fields; an empty ``axis_name`` is none."""
+    def of(cls, dtype: Dtype, axis_name: str | None, **fields: Any) -> Ops:
+        """Returns the operations of a model's fields; an empty ``axis_name`` is none."""
         return cls(axis_name=axis_name or None, dtype=jnp.dtype(dtype), **fields)
 
     def act(self, x: Array) -> Array:

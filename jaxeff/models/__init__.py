@@ -5,6 +5,7 @@ from jaxeff.models import (
     densenet,
     early_exit,
     encoder,
+    folding,
     hybrid,
     mlp,
     mobilenet,
@@ -18,6 +19,7 @@ from jaxeff.models import (
 from jaxeff.models.base import MODELS
 from jaxeff.models.convnet import ConvNet
 from jaxeff.models.designs import DESIGNS
+from jaxeff.models.factory import create_model, list_models
 from jaxeff.models.hybrid import HybridModel, HybridNetwork
 from jaxeff.models.sequence import SequenceModel
 
@@ -29,14 +31,17 @@ __all__ = [
     "HybridNetwork",
     "SequenceModel",
     "autoencoder",
+    "create_model",
     "densenet",
     "encoder",
+    "folding",
     "mlp",
     "staged",
     "text",
     "hybrid",
     "early_exit",
     "mobilenet",
+    "list_models",
     "projected",
     "resnet",
     "selecting",

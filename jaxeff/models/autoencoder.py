@@ -81,12 +81,12 @@ class TorchDense(nn.Module):
         )(x)
 
 
-def _norm(train: bool, name: str, axis_name: str) -> nn.Module:
+def _norm(train: bool, name: str, axis_name: str | None) -> nn.Module:
     return nn.BatchNorm(
         use_running_average=not train,
         momentum=0.9,
         epsilon=1e-5,
-        axis_name=axis_name or None,
+        axis_name=axis_name,
         name=name,
     )
 
@@ -102,7 +102,7 @@ class ConvEncoder(nn.Module):
 
     latents: int
     with_variance: bool = True
-    axis_name: str = ""
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> tuple[Array, Array]:
@@ -131,7 +131,7 @@ class Decoder(nn.Module):
 
     shape: tuple[int, ...]
     channels: int = 1
-    axis_name: str = ""
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, z: Array, *, train: bool = False) -> Array:
@@ -198,7 +198,7 @@ class Autoencoder(nn.Module):
         paints it there.
       sampled: whether training draws the code, or takes its mean.
       with_variance: whether the variance of the code depends on the image, or is 1.
-      axis_name: mapped axis over which batch statistics are averaged; "" keeps each device's own.
+      axis_name: mapped axis over which batch statistics are averaged; None keeps each device's own.
     """
 
     shape: tuple[int, ...]
@@ -209,7 +209,7 @@ class Autoencoder(nn.Module):
     decoder: str = "convolutional"
     sampled: bool = True
     with_variance: bool = True
-    axis_name: str = ""
+    axis_name: str | None = None
 
     def setup(self) -> None:
         """Makes the parts."""
@@ -300,6 +300,7 @@ def _build(
     pose: Mapping[str, Any] | None,
     proposals: int,
     decoder: str,
+    axis_name: str | None,
     **fields: Any,
 ) -> Autoencoder:
     step = SHRINKS[dimensions]
@@ -319,8 +320,8 @@ def _build(
         )
     if proposals and (family is None or family.elements):
         raise ConfigError("proposals needs a continuous pose, such as {'name': 'rotation'}")
-    shape = (size,) * dimensions
-    return Autoencoder(shape, latents, 1, family, proposals, decoder, **fields)
+    shape, axis_name = (size,) * dimensions, axis_name or None
+    return Autoencoder(shape, latents, 1, family, proposals, decoder, axis_name=axis_name, **fields)
 
 
 @MODELS.register("autoencoder")
@@ -333,7 +334,7 @@ def autoencoder(
     proposals: int = 0,
     decoder: str = "convolutional",
     sampled: bool = True,
-    axis_name: str = "",
+    axis_name: str | None = None,
 ) -> Autoencoder:
     """A VAE of grey images, plain, with poses (AVAE), or with proposals (also as an STN).
 
@@ -347,7 +348,7 @@ def autoencoder(
       sampled: whether codes are drawn in training.
       axis_name: mapped axis.
     """
-    return _build(2, size, latents, pose, proposals, decoder, sampled=sampled, axis_name=axis_name)
+    return _build(2, size, latents, pose, proposals, decoder, axis_name, sampled=sampled)
 
 
 @MODELS.register("voxel_autoencoder")
@@ -361,7 +362,7 @@ def voxel_autoencoder(
     decoder: str = "convolutional",
     sampled: bool = False,
     with_variance: bool = False,
-    axis_name: str = "",
+    axis_name: str | None = None,
 ) -> Autoencoder:
     """A VAE of voxels; as published, the variance of the code is 1 and training takes its mean.
 
@@ -376,5 +377,5 @@ def voxel_autoencoder(
       with_variance: whether there is a head of the variance.
       axis_name: mapped axis.
     """
-    fields = {"sampled": sampled, "with_variance": with_variance, "axis_name": axis_name}
-    return _build(3, size, latents, pose, proposals, decoder, **fields)
+    fields = {"sampled": sampled, "with_variance": with_variance}
+    return _build(3, size, latents, pose, proposals, decoder, axis_name, **fields)

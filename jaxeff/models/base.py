@@ -122,16 +122,16 @@ def apply_with_features(
     )
     collections = dict(changed)
     sown = flax.traverse_util.flatten_dict(collections.pop("intermediates", {}))
-    shown: dict[str, list[Array]] = {name: [] for name in FEATURES}
+    sown_values: dict[str, list[Array]] = {name: [] for name in FEATURES}
     for path, values in sown.items():
-        if path[-1] in shown:
-            shown[path[-1]].extend(values)
+        if path[-1] in sown_values:
+            sown_values[path[-1]].extend(values)
     for name in needs:
-        if len(shown[name]) != 1:
+        if len(sown_values[name]) != 1:
             what = {"penultimate": "the input of its last linear layer"}.get(name, "it")
             raise ConfigError(
-                f"{type(model).__name__} shows {len(shown[name])} {name} features, not one; sow "
-                f'{what} as "{name}" into "intermediates"'
+                f"{type(model).__name__} shows {len(sown_values[name])} {name} features, not one; "
+                f'sow {what} as "{name}" into "intermediates"'
             )
-    features = {name: values[0] for name, values in shown.items() if len(values) == 1}
+    features = {name: values[0] for name, values in sown_values.items() if len(values) == 1}
     return outputs, features, collections

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,12 +20,15 @@ from jaxeff.layers.conv import Ops, activation, uniform_fan_in
 from jaxeff.layers.global_layer import unstable_layers
 from jaxeff.typing import Array, Dtype
 
+#: What a network may compute again in the backward pass.
+REMAT = ("none", "stage", "block")
+
 Wrap = Callable[[nn.Module], nn.Module]
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a block stands in its host.
+class BlockSpec:
+    """A residual block of a host: where it stands and what it maps; hosts subclass it.
 
     Attributes:
       stage: number of the stage, from 0.
@@ -35,7 +38,6 @@ class Place:
       strides: of both axes.
       kernel_size: of the block's main convolution.
       activation: of the block.
-      more: what else the host's blocks need to know.
     """
 
     stage: int
@@ -45,7 +47,6 @@ class Place:
     strides: int = 1
     kernel_size: int = 3
     activation: str = "relu"
-    more: Any = None
 
     @property
     def keeps_shape(self) -> bool:
@@ -53,32 +54,35 @@ class Place:
         return self.strides == 1 and self.in_features == self.features
 
 
-class Host(abc.ABC):
+Spec = TypeVar("Spec", bound=BlockSpec)
+
+
+class Host(abc.ABC, Generic[Spec]):
     """A family of networks.
 
     Attributes:
       ops: how its convolutions are made.
-      places: its blocks, stage by stage.
+      specs: its blocks, stage by stage.
     """
 
     ops: Ops
-    places: list[list[Place]]
+    specs: list[list[Spec]]
 
     @abc.abstractmethod
     def stem(self) -> nn.Module:
         """Returns what stands before the first stage."""
 
     @abc.abstractmethod
-    def body(self, place: Place, ops: Ops) -> nn.Module:
+    def body(self, spec: Spec, ops: Ops) -> nn.Module:
         """Returns the body of a block, made by ``ops``."""
 
     @abc.abstractmethod
-    def joined(self, place: Place, body: nn.Module, shortcut_ops: Ops) -> nn.Module:
-        """Returns the block of a body: with its skip, whose convolution ``shortcut_ops`` make."""
+    def residual_block(self, spec: Spec, body: nn.Module, shortcut_ops: Ops) -> nn.Module:
+        """Returns a body with its skip, whose convolution, if it has one, ``shortcut_ops`` make."""
 
     def block(
         self,
-        place: Place,
+        spec: Spec,
         *,
         ops: Ops | None = None,
         shortcut_ops: Ops | None = None,
@@ -87,31 +91,26 @@ class Host(abc.ABC):
         """Returns a block.
 
         Args:
-          place: where it stands.
+          spec: the block.
           ops: how its body's convolutions are made, if not as elsewhere in the host.
           shortcut_ops: the same for the shortcut.
           wrap: maps the body to the body that is used.
         """
-        body = self.body(place, ops or self.ops)
-        return self.joined(place, wrap(body) if wrap else body, shortcut_ops or self.ops)
+        body = self.body(spec, ops or self.ops)
+        return self.residual_block(spec, wrap(body) if wrap else body, shortcut_ops or self.ops)
 
-    def field(self, stage: int) -> nn.Module:
-        """Returns a block that keeps its shape, to compute the initial field of a Global layer.
+    def shape_keeping_block(self, stage: int) -> nn.Module:
+        """Returns a block like the last of a stage that keeps the shape of the stage's output."""
+        width, last = self.out_channels(stage), self.specs[stage][-1]
+        return self.block(dataclasses.replace(last, in_features=width, features=width, strides=1))
 
-        Args:
-          stage: the stage behind which the layer stands; the block is like the last of that.
-        """
-        width = self.after(stage)
-        alike = self.places[stage][-1]
-        return self.block(dataclasses.replace(alike, in_features=width, features=width, strides=1))
-
-    def between(self, stage: int) -> nn.Module | None:
-        """Returns what stands after a stage, if anything does."""
+    def transition(self, stage: int) -> nn.Module | None:
+        """Returns what stands between a stage and the next, if anything does."""
         return None
 
-    def after(self, stage: int) -> int:
-        """Returns the number of channels after a stage and what stands behind it."""
-        return self.places[stage][-1].features
+    def out_channels(self, stage: int) -> int:
+        """Returns the number of channels after a stage and its transition."""
+        return self.specs[stage][-1].features
 
     @abc.abstractmethod
     def head(self, num_outputs: int) -> nn.Module:
@@ -126,17 +125,36 @@ class ConvNet(nn.Module):
       stages: blocks, called with ``(x, train=train)``.
       head: called like a block; returns ``[batch, outputs]``.
       dtype: of the computation.
+      remat: what is computed again in the backward pass instead of being kept, "stage" or "block";
+        "none" keeps all. Parameters and gradients do not depend on it.
     """
 
     stem: nn.Module
     stages: tuple[tuple[nn.Module, ...], ...]
     head: nn.Module
     dtype: Dtype = jnp.float32
+    remat: str = "none"
 
     @nn.nowrap
     def warnings(self, variables: Mapping[str, Any], inputs: Array) -> list[str]:
         """Returns a sentence for everything about a trained network that should worry its user."""
         return unstable_layers(self, variables, inputs)
+
+    def stage(self, number: int, x: Array, *, train: bool = False) -> Array:
+        """Applies the blocks of a stage to its input."""
+
+        def blocks(network: ConvNet, x: Array) -> Array:
+            for index in range(len(network.stages[number])):
+                x = run_block(network, x, index)
+            return x
+
+        def block(network: ConvNet, x: Array, index: int) -> Array:
+            return network.stages[number][index](x, train=train)
+
+        run_block: Any = block
+        if self.remat == "block":
+            run_block = nn.remat(block, static_argnums=2)
+        return nn.remat(blocks)(self, x) if self.remat == "stage" else blocks(self, x)
 
     def __call__(self, inputs: Array, *, train: bool = False) -> Array:
         """Maps images ``[batch, rows, columns, channels]`` to ``[batch, outputs]``.
@@ -150,9 +168,8 @@ class ConvNet(nn.Module):
                 f"{inputs.shape}; leave config.data.view empty"
             )
         x = self.stem(jnp.asarray(inputs, self.dtype), train=train)
-        for stage in self.stages:
-            for block in stage:
-                x = block(x, train=train)
+        for number in range(len(self.stages)):
+            x = self.stage(number, x, train=train)
         self.sow("intermediates", "map", x)
         return self.head(x, train=train)
 
@@ -188,7 +205,7 @@ class Stem(nn.Module):
 
 
 class Head(nn.Module):
-    """Perhaps a 1x1 convolution, channel means, dropout and a linear classifier.
+    """An optional 1x1 convolution, channel means, dropout and a linear classifier.
 
     Attributes:
       ops: how the convolution is made.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
@@ -13,26 +14,27 @@ from jaxeff.layers.conv import Ops
 from jaxeff.layers.residual import Dense, DenseBody, Transition
 from jaxeff.models import designs
 from jaxeff.models.base import MODELS
-from jaxeff.models.convnet import ConvNet, Head, Host, Place, Stem
+from jaxeff.models.convnet import BlockSpec, ConvNet, Head, Host, Stem
+from jaxeff.typing import Dtype
 
 
-class DenseNetHost(Host):
+class DenseNetHost(Host[BlockSpec]):
     """Stages of dense blocks, with a transition after each but the last."""
 
     def __init__(
         self, ops: Ops, blocks: Sequence[int], growth: int, stem_width: int, compression: float
     ):
         self.ops, self.growth, self.stem_width = ops, growth, stem_width
-        self.places, self.widths = [], []
+        self.specs, self.widths = [], []
         before = stem_width
         for stage, count in enumerate(blocks):
-            places = []
+            specs = []
             for index in range(count):
-                places.append(
-                    Place(stage, index, before, before + growth, activation=ops.activation)
+                specs.append(
+                    BlockSpec(stage, index, before, before + growth, activation=ops.activation)
                 )
                 before += growth
-            self.places.append(places)
+            self.specs.append(specs)
             if stage + 1 < len(blocks):
                 before = int(before * compression)
             self.widths.append(before)
@@ -41,27 +43,27 @@ class DenseNetHost(Host):
         """See `Host.stem`."""
         return Stem(self.ops, (self.stem_width,), bare=True)
 
-    def body(self, place: Place, ops: Ops) -> nn.Module:
+    def body(self, spec: BlockSpec, ops: Ops) -> nn.Module:
         """See `Host.body`."""
         return DenseBody(ops, self.growth, 4 * self.growth)
 
-    def joined(self, place: Place, body: nn.Module, shortcut_ops: Ops) -> nn.Module:
-        """See `Host.joined`."""
-        del place, shortcut_ops  # the skip has no convolution
+    def residual_block(self, spec: BlockSpec, body: nn.Module, shortcut_ops: Ops) -> nn.Module:
+        """See `Host.residual_block`."""
+        del spec, shortcut_ops  # the skip has no convolution
         return Dense(body)
 
-    def field(self, stage: int) -> nn.Module:
-        """See `Host.field`."""
-        features = self.after(stage)
+    def shape_keeping_block(self, stage: int) -> nn.Module:
+        """See `Host.shape_keeping_block`; a dense block keeps no shape, but its body may."""
+        features = self.out_channels(stage)
         return DenseBody(self.ops, features, 2 * features)
 
-    def between(self, stage: int) -> nn.Module | None:
-        """See `Host.between`."""
-        last = stage + 1 == len(self.places)
+    def transition(self, stage: int) -> nn.Module | None:
+        """See `Host.transition`."""
+        last = stage + 1 == len(self.specs)
         return None if last else Transition(self.ops, self.widths[stage])
 
-    def after(self, stage: int) -> int:
-        """See `Host.after`."""
+    def out_channels(self, stage: int) -> int:
+        """See `Host.out_channels`."""
         return self.widths[stage]
 
     def head(self, num_outputs: int) -> nn.Module:
@@ -78,8 +80,9 @@ def densenet(
     stem_width: int = 24,
     compression: float = 0.5,
     design: Mapping[str, Any] | None = None,
-    axis_name: str = "",
-    dtype: str = "float32",
+    axis_name: str | None = None,
+    dtype: Dtype = jnp.float32,
+    remat: str = "none",
 ) -> ConvNet:
     """Builds a DenseNet-BC for small images.
 
@@ -93,6 +96,7 @@ def densenet(
         "looped" need.
       axis_name: see `jaxeff.models.resnet.resnet`.
       dtype: of the computation.
+      remat: see `jaxeff.models.convnet.ConvNet`.
 
     Raises:
       ConfigError: impossible numbers.
@@ -104,4 +108,4 @@ def densenet(
             require_whole(name, size)
     ops = Ops.of(dtype, axis_name)
     host = DenseNetHost(ops, blocks, growth, stem_width, compression)
-    return designs.assemble(host, design, num_outputs)
+    return designs.assemble(host, design, num_outputs, remat)

@@ -20,7 +20,7 @@ from jaxeff.layers.global_layer import GlobalLayer
 from jaxeff.layers.interpolated import Interpolated
 from jaxeff.layers.residual import GlobalBlock, Loop
 from jaxeff.layers.shared_conv import MODES, TILED, SharedOps
-from jaxeff.models.convnet import ConvNet, Host, Place
+from jaxeff.models.convnet import REMAT, BlockSpec, ConvNet, Host
 from jaxeff.registry import Registry
 
 DESIGNS = Registry("design")
@@ -32,12 +32,12 @@ class Design:
     def check(self, host: Host) -> None:
         """Raises `ConfigError` if the design is impossible in a host or would change nothing."""
 
-    def blocks(self, host: Host, places: Sequence[Place]) -> Sequence[nn.Module]:
+    def blocks(self, host: Host, specs: Sequence[BlockSpec]) -> Sequence[nn.Module]:
         """Returns the blocks of a stage."""
-        return [host.block(place) for place in places]
+        return [host.block(spec) for spec in specs]
 
-    def after(self, host: Host, stage: int) -> Sequence[nn.Module]:
-        """Returns what follows a stage and the host's transition."""
+    def behind(self, host: Host, stage: int) -> Sequence[nn.Module]:
+        """Returns what follows a stage and its transition."""
         return ()
 
 
@@ -68,7 +68,7 @@ class Global(Design):
     ):
         if initial not in ("identity", "block", "next"):
             raise ConfigError(f"initial must be identity, block or next, not {initial!r}")
-        self.given, numbers = stages is not None, (0, 1, 2) if stages is None else stages
+        self.usual_stages, numbers = stages is None, (0, 1, 2) if stages is None else stages
         counts: list[int] = list(kept) if isinstance(kept, Sequence) else [kept] * len(numbers)
         if len(counts) != len(numbers):
             raise ConfigError(f"kept has {len(counts)} numbers for {len(numbers)} stages")
@@ -92,46 +92,48 @@ class Global(Design):
 
     def check(self, host: Host) -> None:
         """See `Design.check`."""
-        _check_stages(host, self.kept if self.given else None)
+        _check_stages(host, None if self.usual_stages else self.kept)
+        for stage, count in self.kept.items():
+            blocks = len(host.specs[stage]) if stage < len(host.specs) else count + 1
+            if self.initial == "next" and count >= blocks:
+                raise ConfigError(
+                    f"stage {stage} has {blocks} blocks; kept={count} leaves none for the Global "
+                    "layer's initial field"
+                )
 
-    def _layer(self, host: Host, stage: int, place: Place | None) -> nn.Module:
+    def _layer(self, host: Host, stage: int, spec: BlockSpec | None) -> nn.Module:
         fields: dict[str, Any] = {
             "axis_name": host.ops.axis_name,
             "momentum": host.ops.momentum,
             "dtype": host.ops.dtype,
         }
-        if place is not None:
-            fields |= {"kernel_size": place.kernel_size, "activation": place.activation}
+        if spec is not None:
+            fields |= {"kernel_size": spec.kernel_size, "activation": spec.activation}
         fields |= {**self.options, **self.per_stage.get(stage, {})}
         for name in ("spacing", "diffusivity"):
             if fields.get(name) is not None:
                 fields[name] = tuple(fields[name])
         return GlobalLayer(**fields)
 
-    def _kept(self, places: Sequence[Place]) -> int:
-        count = self.kept.get(places[0].stage, -1)
-        if self.initial == "next" and count >= len(places):
-            raise ConfigError(
-                f"stage {places[0].stage} has {len(places)} blocks; kept={count} leaves none for "
-                f"the Global layer's initial field"
-            )
-        return len(places) if count < 0 else count
+    def _kept(self, specs: Sequence[BlockSpec]) -> int:
+        count = self.kept.get(specs[0].stage, -1)
+        return len(specs) if count < 0 else count
 
-    def blocks(self, host: Host, places: Sequence[Place]) -> Sequence[nn.Module]:
+    def blocks(self, host: Host, specs: Sequence[BlockSpec]) -> Sequence[nn.Module]:
         """See `Design.blocks`."""
-        count = self._kept(places)
-        blocks = [host.block(place) for place in places[:count]]
-        if self.initial == "next" and places[0].stage in self.kept:
-            place = places[count]
-            blocks.append(GlobalBlock(self._layer(host, place.stage, place), host.block(place)))
+        count = self._kept(specs)
+        blocks = [host.block(spec) for spec in specs[:count]]
+        if self.initial == "next" and specs[0].stage in self.kept:
+            spec = specs[count]
+            blocks.append(GlobalBlock(self._layer(host, spec.stage, spec), host.block(spec)))
         return blocks
 
-    def after(self, host: Host, stage: int) -> Sequence[nn.Module]:
-        """See `Design.after`."""
+    def behind(self, host: Host, stage: int) -> Sequence[nn.Module]:
+        """See `Design.behind`."""
         if self.initial == "next" or stage not in self.kept:
             return ()
-        field = host.field(stage) if self.initial == "block" else None
-        return (GlobalBlock(self._layer(host, stage, None), field),)
+        initial = host.shape_keeping_block(stage) if self.initial == "block" else None
+        return (GlobalBlock(self._layer(host, stage, None), initial),)
 
 
 @DESIGNS.register("interpolated")
@@ -151,16 +153,16 @@ class InterpolatedDesign(Design):
         self.stages = None if stages is None else set(stages)
         self.options = layer
 
-    def _chosen(self, place: Place) -> bool:
-        return place.keeps_shape and (self.stages is None or place.stage in self.stages)
+    def _applies(self, spec: BlockSpec) -> bool:
+        return spec.keeps_shape and (self.stages is None or spec.stage in self.stages)
 
     def check(self, host: Host) -> None:
         """See `Design.check`."""
         _check_stages(host, self.stages)
-        if not any(self._chosen(place) for places in host.places for place in places):
+        if not any(self._applies(spec) for specs in host.specs for spec in specs):
             raise ConfigError(_NO_PLACE.format("interpolated", _family(host)))
 
-    def blocks(self, host: Host, places: Sequence[Place]) -> Sequence[nn.Module]:
+    def blocks(self, host: Host, specs: Sequence[BlockSpec]) -> Sequence[nn.Module]:
         """See `Design.blocks`."""
 
         def wrap(body: nn.Module) -> nn.Module:
@@ -176,7 +178,7 @@ class InterpolatedDesign(Design):
                 },
             )
 
-        return [host.block(p, wrap=wrap if self._chosen(p) else None) for p in places]
+        return [host.block(spec, wrap=wrap if self._applies(spec) else None) for spec in specs]
 
 
 @DESIGNS.register("shared")
@@ -213,14 +215,15 @@ class Shared(Design):
         self.fields = {"mode": mode, "factor": factor, **fields}
 
     def _stages(self, host: Host) -> set[int]:
-        usual = {1, 2, 3} if len(host.places) > 1 else {0}
-        return usual if self.stages is None else self.stages
+        if self.stages is not None:
+            return self.stages
+        return {1, 2, 3} if len(host.specs) > 1 else {0}
 
-    def _block(self, host: Host, place: Place) -> nn.Module:
-        own = {f.name: getattr(host.ops, f.name) for f in dataclasses.fields(host.ops)}
-        ops = SharedOps(**{**own, **self.fields})
+    def _block(self, host: Host, spec: BlockSpec) -> nn.Module:
+        plain = {f.name: getattr(host.ops, f.name) for f in dataclasses.fields(host.ops)}
+        ops = SharedOps(**{**plain, **self.fields})
         shortcut = ops if self.share_shortcut else host.ops
-        return host.block(place, ops=ops, shortcut_ops=shortcut)
+        return host.block(spec, ops=ops, shortcut_ops=shortcut)
 
     def check(self, host: Host) -> None:
         """See `Design.check`."""
@@ -228,18 +231,19 @@ class Shared(Design):
         mode, factor = self.fields["mode"], self.fields["factor"]
         if mode in TILED and factor == 1:  # asked for by name: the plain convolutions
             return
-        chosen = (p for places in host.places for p in places if p.stage in self._stages(host))
-        if not any(_differ(self._block(host, p), host.block(p), p) for p in chosen):
+        stages = self._stages(host)
+        sharing = (spec for specs in host.specs for spec in specs if spec.stage in stages)
+        if not any(_differ(self._block(host, s), host.block(s), s.in_features) for s in sharing):
             raise ConfigError(
                 f"mode '{mode}' changes none of the convolutions in these stages of "
                 f"{_family(host)}; choose another mode or host, or the design 'plain'"
             )
 
-    def blocks(self, host: Host, places: Sequence[Place]) -> Sequence[nn.Module]:
+    def blocks(self, host: Host, specs: Sequence[BlockSpec]) -> Sequence[nn.Module]:
         """See `Design.blocks`."""
-        if places[0].stage not in self._stages(host):
-            return super().blocks(host, places)
-        return [self._block(host, place) for place in places]
+        if specs[0].stage not in self._stages(host):
+            return super().blocks(host, specs)
+        return [self._block(host, spec) for spec in specs]
 
 
 @DESIGNS.register("looped")
@@ -247,23 +251,23 @@ class Looped(Design):
     """Blocks of a stage in a row that keep their shape are one block, applied as often."""
 
     @staticmethod
-    def _rows(places: Sequence[Place]) -> list[list[Place]]:
-        rows = itertools.groupby(places, lambda place: place.keeps_shape)
-        found: list[list[Place]] = []
-        for alike, row in rows:
-            found += [list(row)] if alike else [[place] for place in row]
-        return found
+    def _rows(specs: Sequence[BlockSpec]) -> list[list[BlockSpec]]:
+        rows: list[list[BlockSpec]] = []
+        for keeps_shape, group in itertools.groupby(specs, lambda spec: spec.keeps_shape):
+            row = list(group)
+            rows += [row] if keeps_shape else [[spec] for spec in row]
+        return rows
 
     def check(self, host: Host) -> None:
         """See `Design.check`."""
-        if not any(len(row) > 1 for places in host.places for row in self._rows(places)):
+        if not any(len(row) > 1 for specs in host.specs for row in self._rows(specs)):
             raise ConfigError(_NO_PLACE.format("looped", _family(host)))
 
-    def blocks(self, host: Host, places: Sequence[Place]) -> Sequence[nn.Module]:
+    def blocks(self, host: Host, specs: Sequence[BlockSpec]) -> Sequence[nn.Module]:
         """See `Design.blocks`."""
         return [
             Loop(host.block(row[0]), len(row)) if row[0].keeps_shape else host.block(row[0])
-            for row in self._rows(places)
+            for row in self._rows(specs)
         ]
 
 
@@ -281,7 +285,7 @@ def _check_stages(host: Host, stages: Collection[int] | None) -> None:
     """Raises `ConfigError` for stages that a host has not; None stands for its own choice."""
     if stages is None:
         return
-    count = len(host.places)
+    count = len(host.specs)
     wrong = [
         n
         for n in stages
@@ -292,12 +296,12 @@ def _check_stages(host: Host, stages: Collection[int] | None) -> None:
         raise ConfigError(f"stages {what}, but {_family(host)} has stages 0 to {count - 1}")
 
 
-def _differ(block: nn.Module, plain: nn.Module, place: Place) -> bool:
+def _differ(block: nn.Module, plain: nn.Module, in_features: int) -> bool:
     """Whether two blocks have other parameters; nothing is computed.
 
     What does not fit in a block is said where the network is called.
     """
-    x = jax.ShapeDtypeStruct((1, 8, 8, place.in_features), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, 8, 8, in_features), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     try:
         one, other = (jax.eval_shape(module.init, key, x) for module in (block, plain))
@@ -306,28 +310,31 @@ def _differ(block: nn.Module, plain: nn.Module, place: Place) -> bool:
     return bool(one != other)
 
 
-def assemble(host: Host, spec: Mapping[str, Any] | None, num_outputs: int) -> ConvNet:
+def assemble(
+    host: Host, spec: Mapping[str, Any] | None, num_outputs: int, remat: str = "none"
+) -> ConvNet:
     """Returns a host's network in the design of a config's section ``model.design``.
 
     Args:
       host: the host.
       spec: name and fields of the design; None is the plain host.
       num_outputs: width of the output.
+      remat: see `ConvNet`.
 
     Raises:
-      ConfigError: the design is unknown or impossible.
+      ConfigError: the design is unknown or impossible, or ``remat`` is.
     """
+    if remat not in REMAT:
+        raise ConfigError(f"remat must be one of {', '.join(REMAT)}, not {remat!r}")
     design = DESIGNS.build(spec or {"name": "plain"}, "model.design")
     try:
         design.check(host)
     except ConfigError as error:
         raise ConfigError(f"config.model.design: {error}") from error
     stages = []
-    for number, places in enumerate(host.places):
-        blocks = list(design.blocks(host, places))
-        between = host.between(number)
-        if between is not None:
-            blocks.append(between)
-        stages.append((*blocks, *design.after(host, number)))
+    for number, specs in enumerate(host.specs):
+        transition = host.transition(number)
+        transitions = () if transition is None else (transition,)
+        stages.append((*design.blocks(host, specs), *transitions, *design.behind(host, number)))
     dtype = host.ops.dtype or jnp.float32
-    return ConvNet(host.stem(), tuple(stages), host.head(num_outputs), dtype)
+    return ConvNet(host.stem(), tuple(stages), host.head(num_outputs), dtype, remat)

@@ -20,7 +20,7 @@ from jaxeff.layers.conv import Ops
 from jaxeff.models.base import MODELS
 from jaxeff.models.convnet import ConvNet, Head
 from jaxeff.models.staged import StagedModel, require_confidence
-from jaxeff.typing import Array
+from jaxeff.typing import Array, Dtype
 
 
 class EarlyExitNet(ConvNet):
@@ -51,19 +51,18 @@ class EarlyExitNet(ConvNet):
             x = self.stem(jnp.asarray(x, self.dtype), train=train)
         ends = (*self.exits, len(self.stages) - 1)
         first = ends[number - 1] + 1 if number else 0
-        for stage in self.stages[first : ends[number] + 1]:
-            for block in stage:
-                x = block(x, train=train)
+        for stage in range(first, ends[number] + 1):
+            x = self.stage(stage, x, train=train)
         head = (*self.exit_heads, self.head)[number]
         return head(x, train=train), x
 
     def every_exit(self, inputs: Array, *, train: bool = False) -> Array:
         """Returns the logits of all exits, ``[exits + 1, batch, outputs]``."""
-        x, found = inputs, []
+        x, exits = inputs, []
         for number in range(len(self.exits) + 1):
             logits, x = self.segment(x, number, train=train)
-            found.append(logits)
-        return jnp.stack(found)
+            exits.append(logits)
+        return jnp.stack(exits)
 
     def __call__(self, inputs: Array, *, train: bool = False) -> Array:
         """See `ConvNet`; an initialising call makes the exits' parameters too."""
@@ -78,8 +77,8 @@ def early_exit(
     num_outputs: int,
     backbone: Mapping[str, Any],
     exits: Sequence[int] = (0, 1),
-    axis_name: str = "",
-    dtype: str = "float32",
+    axis_name: str | None = None,
+    dtype: Dtype = jnp.float32,
 ) -> EarlyExitNet:
     """Builds an `EarlyExitNet`.
 
@@ -105,7 +104,7 @@ def early_exit(
             f"exits {exits} must stand before the last of the backbone's {len(body.stages)} stages"
         )
     heads = tuple(Head(Ops.of(dtype, axis_name), num_outputs) for _ in exits)
-    return EarlyExitNet(body.stem, body.stages, body.head, body.dtype, exits, heads)
+    return EarlyExitNet(body.stem, body.stages, body.head, body.dtype, body.remat, exits, heads)
 
 
 def early_exits(
@@ -137,8 +136,8 @@ def early_exits(
     def stage(number: int) -> Stage:
         def call(variables: Any, payload: Any) -> tuple[Array, Array, Any]:
             x = payload["inputs"]
-            found: Any = model.apply(variables, x, number, method="segment")
-            logits, x = found
+            segment: Any = model.apply(variables, x, number, method="segment")
+            logits, x = segment
             return logits, -confident(logits.astype(jnp.float32)), {"inputs": x}
 
         return Stage(call, variables)

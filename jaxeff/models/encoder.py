@@ -11,6 +11,7 @@ import functools
 import math
 import numbers
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,6 +23,8 @@ from jaxeff.layers.bottleneck import Bottleneck
 from jaxeff.models.encoder_plan import EncoderPlan
 from jaxeff.typing import Array, Dtype
 
+#: What an encoder may compute again in the backward pass.
+REMAT = ("none", "layer")
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_new": jax.nn.gelu,
@@ -171,6 +174,8 @@ class Encoder(nn.Module):
         used.
       between: maps the number of a layer, the tokens behind it, their weights and the attention
         that it paid to the tokens and weights that the next layer gets, in place of cuts.
+      remat: "layer" computes layers again in the backward pass instead of keeping what is in them;
+        "none" keeps all. Parameters and gradients do not depend on it.
     """
 
     shape: EncoderShape
@@ -178,6 +183,7 @@ class Encoder(nn.Module):
     dtype: Dtype = jnp.float32
     inactive_cuts: tuple[tuple[int, int], ...] = ()
     between: Callable[[int, Array, Array, Array], tuple[Array, Array]] | None = None
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -214,6 +220,8 @@ class Encoder(nn.Module):
         length = tokens.shape[1]
         if length > shape.max_length:
             raise ValueError(f"{length} tokens are more than the encoder's {shape.max_length}")
+        if self.remat not in REMAT:
+            raise ConfigError(f"remat must be one of {', '.join(REMAT)}, not {self.remat!r}")
         if not 0 < plan.depth <= shape.layers:
             raise ValueError(f"a depth of {plan.depth} does not fit the {shape.layers} layers")
         weight = jnp.ones(tokens.shape) if mask is None else (mask > 0).astype(jnp.float32)
@@ -221,6 +229,11 @@ class Encoder(nn.Module):
         x = nn.LayerNorm(epsilon=shape.epsilon, dtype=self.dtype, name="norm_embeddings")(x)
         x = nn.Dropout(shape.dropout, deterministic=not train)(x)
         factors = dict(plan.cuts)
+
+        def run_layer(layer: TransformerLayer, x: Array, weight: Array, memory: Any) -> Any:
+            return layer(x, weight, memory=memory, train=train)
+
+        run_layer = nn.remat(run_layer) if self.remat == "layer" else run_layer
         shares = jnp.zeros(())  # there is no layer before the first
         for number in range(plan.depth):
             memory = None
@@ -234,7 +247,7 @@ class Encoder(nn.Module):
                 memory = (x, weight) if plan.pooled_queries else None
                 x, weight = self._cut(number, factors[number])(x, weight)
             layer = TransformerLayer(shape, self.dtype, name=f"layer_{number}")
-            x, shares = layer(x, weight, memory=memory, train=train)
+            x, shares = run_layer(layer, x, weight, memory)
         return x, weight
 
     def _cut(self, place: int, factor: int) -> Bottleneck:

@@ -55,12 +55,12 @@ class EncoderPlan:
 
     def lengths(self, length: int) -> list[tuple[int, int]]:
         """Returns the numbers of queries and of keys of every layer, for ``length`` tokens."""
-        found, factors = [], dict(self.cuts)
+        lengths, factors = [], dict(self.cuts)
         for layer in range(self.depth):
             before = length
             length = shortened(length, factors.get(layer, 1), self.keep_first)
-            found.append((length, before if self.pooled_queries else length))
-        return found
+            lengths.append((length, before if self.pooled_queries else length))
+        return lengths
 
     def macs(self, shape: Sizes, length: int) -> int:
         """Returns the multiply-adds of the layers' matrix products, without the bottlenecks."""

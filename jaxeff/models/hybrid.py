@@ -43,7 +43,7 @@ class HybridNetwork(nn.Module):
 
     Attributes:
       base: runs on every input.
-      expert: the better and dearer model.
+      expert: the more accurate, more expensive model.
       router: see `jaxeff.layers.router`.
       coverage: share of the inputs that the base keeps.
     """
@@ -109,16 +109,18 @@ def hybrid(
 
 def routed_stage(base: Classifier, router: Classifier) -> Stage:
     """Returns a base as a first stage, whose scores a trained router gives."""
-    (model, own), (scorer, of_router) = map(checked_classifier, (base, router))
+    (model, base_variables), (scorer, of_router) = map(checked_classifier, (base, router))
 
     def call(variables: Any, payload: Any) -> tuple[Array, Array, Any]:
-        own, of_router = variables
+        base_variables, of_router = variables
         options = {name: value for name, value in payload.items() if name != "inputs"}
-        logits, features, _ = apply_with_features(model, own, payload["inputs"], **options)
+        logits, features, _ = apply_with_features(
+            model, base_variables, payload["inputs"], **options
+        )
         scores: Any = scorer.apply(of_router, logits, features["penultimate"])
         return logits, scores, payload
 
-    return Stage(call, (own, of_router))
+    return Stage(call, (base_variables, of_router))
 
 
 class HybridModel(StagedModel):
@@ -180,12 +182,12 @@ class HybridModel(StagedModel):
 
     def predict(self, inputs: Any, mask: Any = None) -> Answers:
         """See `StagedModel.predict`; label and answerer are `ABSTAINED` where nobody answers."""
-        found = super().predict(inputs, mask)
+        answers = super().predict(inputs, mask)
         if not self.abstains:
-            return found
-        kept = found.scores <= self.threshold
-        return found._replace(
-            labels=np.where(kept, found.labels, ABSTAINED),
+            return answers
+        kept = answers.scores <= self.threshold
+        return answers._replace(
+            labels=np.where(kept, answers.labels, ABSTAINED),
             answered_by=np.where(kept, 0, ABSTAINED),
         )
 
@@ -241,13 +243,13 @@ class HybridModel(StagedModel):
             require("accuracy", accuracy, "[0, 1]")
         else:
             require("budget_ms", budget_ms, "(0, inf]")
-        found = self.curve(inputs, labels, mask)
+        curve = self.curve(inputs, labels, mask)
         if coverage is not None:
-            point = int(np.argmax(found.coverage >= coverage))
+            point = int(np.argmax(curve.coverage >= coverage))
         elif accuracy is not None:
-            point = cost.cheapest(found, self.cost, accuracy)  # type: ignore[arg-type]
+            point = cost.cheapest(curve, self.cost, accuracy)  # type: ignore[arg-type]
         else:
-            point = cost.within(found, self.cost, float(budget_ms))  # type: ignore[arg-type]
-        everything = point + 1 == len(found.threshold)
-        self.threshold = np.inf if everything else float(found.threshold[point])
-        return float(found.coverage[point]), float(found.accuracy[point])
+            point = cost.within(curve, self.cost, float(budget_ms))  # type: ignore[arg-type]
+        everything = point + 1 == len(curve.threshold)
+        self.threshold = np.inf if everything else float(curve.threshold[point])
+        return float(curve.coverage[point]), float(curve.accuracy[point])

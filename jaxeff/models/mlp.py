@@ -46,7 +46,7 @@ def mlp(
     num_outputs: int,
     hidden: Sequence[int] = (64,),
     activation: str = "tanh",
-    dtype: str = "float32",
+    dtype: Dtype = jnp.float32,
 ) -> MLP:
     """Builds an `MLP` from a config's fields.
 

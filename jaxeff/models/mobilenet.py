@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from jaxeff.arguments import require
 from jaxeff.errors import ConfigError
@@ -16,14 +17,15 @@ from jaxeff.layers.conv import Ops, he_depthwise
 from jaxeff.layers.residual import InvertedBody, Residual
 from jaxeff.models import designs
 from jaxeff.models.base import MODELS
-from jaxeff.models.convnet import ConvNet, Head, Host, Place, Stem
+from jaxeff.models.convnet import BlockSpec, ConvNet, Head, Host, Stem
+from jaxeff.typing import Dtype
 
 
 class Row(NamedTuple):
     """Blocks of a stage that are alike.
 
     ``expansion`` 0 has no expansion at all; ``squeeze`` is the share of the channels inside the
-    squeeze-excitation; ``activation`` "" is the network's.
+    squeeze-excitation; ``activation`` None is the network's.
     """
 
     expansion: float
@@ -32,7 +34,7 @@ class Row(NamedTuple):
     strides: int
     kernel_size: int = 3
     squeeze: float = 0.0
-    activation: str = ""
+    activation: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +116,15 @@ def divisible(channels: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
-class MobileHost(Host):
+@dataclasses.dataclass(frozen=True)
+class InvertedSpec(BlockSpec):
+    """An inverted residual; ``expansion`` and ``squeeze`` as in `Row`."""
+
+    expansion: float = 0.0
+    squeeze: float = 0.0
+
+
+class MobileHost(Host[InvertedSpec]):
     """Stages of inverted residuals.
 
     Args:
@@ -147,61 +157,61 @@ class MobileHost(Host):
         self.project_skip = project_skip
         self.stem_strides = strides[0] if strides else 2
         self.stem_width = before = divisible(table.stem * width)
-        self.places = []
+        self.specs = []
         for stage, rows in enumerate(table.stages):
-            places: list[Place] = []
+            specs: list[InvertedSpec] = []
             for row in rows:
                 for number in range(row.blocks):
-                    step = strides[stage + 1] if strides and not places else row.strides
+                    step = strides[stage + 1] if strides and not specs else row.strides
                     features = divisible(row.features * width)
-                    places.append(
-                        Place(
+                    specs.append(
+                        InvertedSpec(
                             stage,
-                            len(places),
+                            len(specs),
                             before,
                             features,
                             1 if number else step,
                             row.kernel_size,
                             row.activation or table.activation,
-                            row,
+                            row.expansion,
+                            row.squeeze,
                         )
                     )
                     before = features
-            self.places.append(places)
+            self.specs.append(specs)
 
     def stem(self) -> nn.Module:
         """See `Host.stem`."""
         return Stem(self.ops, (self.stem_width,), 3, (self.stem_strides,))
 
-    def body(self, place: Place, ops: Ops) -> nn.Module:
+    def body(self, spec: InvertedSpec, ops: Ops) -> nn.Module:
         """See `Host.body`."""
-        row: Row = place.more
-        hidden = divisible(place.in_features * (row.expansion or 1))
-        inside = hidden if self.table.squeeze_of_hidden else place.in_features
-        squeeze = row.squeeze * inside
+        hidden = divisible(spec.in_features * (spec.expansion or 1))
+        inside = hidden if self.table.squeeze_of_hidden else spec.in_features
+        squeeze = spec.squeeze * inside
         return InvertedBody(
-            ops.replace(activation=place.activation),
-            place.features,
-            place.strides,
+            ops.replace(activation=spec.activation),
+            spec.features,
+            spec.strides,
             hidden,
-            place.kernel_size,
+            spec.kernel_size,
             divisible(squeeze) if squeeze and self.table.squeeze_of_hidden else round(squeeze),
             hard_gate=self.table.squeeze_of_hidden,
-            expand=bool(row.expansion) or self.project_skip,
+            expand=bool(spec.expansion) or self.project_skip,
         )
 
-    def joined(self, place: Place, body: nn.Module, shortcut_ops: Ops) -> nn.Module:
-        """See `Host.joined`."""
-        if place.keeps_shape:
-            return Residual(body, drop_path=self._drop_path(place))
-        if place.strides == 1 and self.project_skip:
-            return Residual(body, shortcut_ops.conv_norm(place.features, 1))
+    def residual_block(self, spec: InvertedSpec, body: nn.Module, shortcut_ops: Ops) -> nn.Module:
+        """See `Host.residual_block`."""
+        if spec.keeps_shape:
+            return Residual(body, drop_path=self._drop_path(spec))
+        if spec.strides == 1 and self.project_skip:
+            return Residual(body, shortcut_ops.conv_norm(spec.features, 1))
         return body
 
-    def _drop_path(self, place: Place) -> float:
+    def _drop_path(self, spec: InvertedSpec) -> float:
         """Grows linearly with the depth."""
-        counts = [len(places) for places in self.places]
-        return self.ops.drop_path * (sum(counts[: place.stage]) + place.index) / sum(counts)
+        counts = [len(specs) for specs in self.specs]
+        return self.ops.drop_path * (sum(counts[: spec.stage]) + spec.index) / sum(counts)
 
     def head(self, num_outputs: int) -> nn.Module:
         """See `Host.head`."""
@@ -221,8 +231,9 @@ def mobile(
     drop_path: float = 0.0,
     project_skip: bool = False,
     design: Mapping[str, Any] | None = None,
-    axis_name: str = "",
-    dtype: str = "float32",
+    axis_name: str | None = None,
+    dtype: Dtype = jnp.float32,
+    remat: str = "none",
 ) -> ConvNet:
     """Builds a network of inverted residuals; a config names the table as the model.
 
@@ -237,6 +248,7 @@ def mobile(
       design: see `jaxeff.models.designs`.
       axis_name: see `jaxeff.models.resnet.resnet`.
       dtype: of the computation.
+      remat: see `jaxeff.models.convnet.ConvNet`.
 
     Raises:
       ConfigError: impossible numbers.
@@ -253,7 +265,7 @@ def mobile(
         dropout=dropout,
         project_skip=project_skip,
     )
-    return designs.assemble(host, design, num_outputs)
+    return designs.assemble(host, design, num_outputs, remat)
 
 
 for _name in TABLES:

@@ -194,8 +194,8 @@ def load(name: str) -> Pretrained:
     folder = locate(name)
     read = [folder / CONFIG, *safetensor_files.parts(folder)]
     # The two newest are kept, as long as their files are the same.
-    found = [path.stat() for path in read if path.is_file()]
-    return _load(folder, tuple((own.st_size, own.st_mtime_ns, own.st_ino) for own in found))
+    stats = [path.stat() for path in read if path.is_file()]
+    return _load(folder, tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats))
 
 
 @functools.lru_cache(maxsize=2)
@@ -225,19 +225,19 @@ def from_tensors(
         raise DataError(
             f"{source} has {len(tensors)} tensors for the {shape.layers} layers of {CONFIG}"
         )
-    wanted = _wanted(shape, family)
-    found: dict[str, np.ndarray] = {}
+    expected = _wanted(shape, family)
+    renamed: dict[str, np.ndarray] = {}
     for name, value in tensors.items():
         plain = _plain(name)
-        if plain in found and plain in wanted:
+        if plain in renamed and plain in expected:
             raise DataError(f"{source} has two tensors for {plain}; keep one")
-        found[plain] = value
-    unknown = [n for n in found if n not in wanted and not re.fullmatch(family.ignored, n)]
-    missing = [n for n in wanted if n not in found]
+        renamed[plain] = value
+    unknown = [n for n in renamed if n not in expected and not re.fullmatch(family.ignored, n)]
+    missing = [n for n in expected if n not in renamed]
     misshapen = [
-        f"{n} is {found[n].shape}, not {size}"
-        for n, (_, size) in wanted.items()
-        if n in found and found[n].shape != size
+        f"{n} is {renamed[n].shape}, not {size}"
+        for n, (_, size) in expected.items()
+        if n in renamed and renamed[n].shape != size
     ]
     for what, names in (
         ("has no", missing),
@@ -249,16 +249,16 @@ def from_tensors(
             raise DataError(
                 f"{source} {what} {', '.join(names[:5])}{more}; it does not fit {CONFIG}"
             )
-    for name in wanted:
-        if found[name].dtype.kind != "f" or not np.isfinite(found[name]).all():
+    for name in expected:
+        if renamed[name].dtype.kind != "f" or not np.isfinite(renamed[name]).all():
             raise DataError(
-                f"{source}: {name} is of {found[name].dtype} or has values that are not finite; "
+                f"{source}: {name} is of {renamed[name].dtype} or has values that are not finite; "
                 "fetch it again, not quantised"
             )
     params: dict[str, Any] = {}
     parts: dict[tuple[str, ...], dict[int, np.ndarray]] = {}
-    for name, (path, _) in wanted.items():
-        value = np.array(found[name], np.float32)
+    for name, (path, _) in expected.items():
+        value = np.array(renamed[name], np.float32)
         value = value.T if path[-1] == "kernel" else value
         if path[-2].isdigit():
             parts.setdefault((*path[:-2], path[-1]), {})[int(path[-2])] = value
@@ -291,15 +291,15 @@ def _wanted(
 ) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
     """Returns path in our tree and their shape of every tensor, by their name."""
     d = shape.width
-    wanted: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
+    expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
     rows = {"word": shape.vocabulary, "position": shape.positions, "token_type": shape.types}
     for table, ours in _TABLES.items():
         if rows[table]:
-            wanted[f"embeddings.{table}_embeddings.weight"] = (("", ours), (rows[table], d))
+            expected[f"embeddings.{table}_embeddings.weight"] = (("", ours), (rows[table], d))
 
     def norm(theirs: str, ours: tuple[str, ...]) -> None:
-        wanted[f"{theirs}.weight"] = ((*ours, "scale"), (d,))
-        wanted[f"{theirs}.bias"] = ((*ours, "bias"), (d,))
+        expected[f"{theirs}.weight"] = ((*ours, "scale"), (d,))
+        expected[f"{theirs}.bias"] = ((*ours, "bias"), (d,))
 
     norm("embeddings.LayerNorm", ("norm_embeddings",))
     for number in range(shape.layers):
@@ -313,9 +313,9 @@ def _wanted(
                 continue
             outputs = shape.hidden if ours == "inner" else d
             inputs = shape.hidden if ours == "outer" else d
-            wanted[f"{theirs}.weight"] = ((*path, "kernel"), (outputs, inputs))
-            wanted[f"{theirs}.bias"] = ((*path, "bias"), (outputs,))
-    return wanted
+            expected[f"{theirs}.weight"] = ((*path, "kernel"), (outputs, inputs))
+            expected[f"{theirs}.bias"] = ((*path, "bias"), (outputs,))
+    return expected
 
 
 def overlaid(params: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:

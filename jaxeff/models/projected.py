@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
 from jaxeff.layers.conv import Ops
 from jaxeff.models.base import MODELS
 from jaxeff.models.convnet import ConvNet, Head
-from jaxeff.typing import Array
+from jaxeff.typing import Array, Dtype
 
 
 class Projector(nn.Module):
@@ -43,8 +44,8 @@ def projected(
     backbone: Mapping[str, Any],
     width: int,
     factor: int = 2,
-    axis_name: str = "",
-    dtype: str = "float32",
+    axis_name: str | None = None,
+    dtype: Dtype = jnp.float32,
 ) -> ConvNet:
     """Builds the student of SimKD: a backbone, a projector, channel means and a classifier.
 

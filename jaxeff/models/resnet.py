@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
@@ -13,7 +14,8 @@ from jaxeff.layers.conv import Ops
 from jaxeff.layers.residual import BasicBody, BottleneckBody, Residual
 from jaxeff.models import designs
 from jaxeff.models.base import MODELS
-from jaxeff.models.convnet import ConvNet, Head, Host, Place, Stem
+from jaxeff.models.convnet import BlockSpec, ConvNet, Head, Host, Stem
+from jaxeff.typing import Dtype
 
 #: Blocks of the ImageNet networks by depth, and whether they are bottlenecks.
 LARGE = {
@@ -25,7 +27,7 @@ LARGE = {
 STEMS = ("small", "large")
 
 
-class ResNetHost(Host):
+class ResNetHost(Host[BlockSpec]):
     """Residual stages after a stem of 3x3 ("small") or 7x7 and pooling ("large")."""
 
     def __init__(
@@ -48,18 +50,18 @@ class ResNetHost(Host):
         require_whole("stem_width", stem_width, 0)
         self.ops, self.stem_kind, self.bottleneck = ops, stem, bottleneck
         self.stem_width = stem_width or widths[0]
-        self.places = []
+        self.specs = []
         before = self.stem_width
         for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
             features = width * 4 if bottleneck else width
-            places = []
+            specs = []
             for index in range(count):
                 strides = 2 if stage and not index else 1
-                places.append(
-                    Place(stage, index, before, features, strides, activation=ops.activation)
+                specs.append(
+                    BlockSpec(stage, index, before, features, strides, activation=ops.activation)
                 )
                 before = features
-            self.places.append(places)
+            self.specs.append(specs)
 
     def stem(self) -> nn.Module:
         """See `Host.stem`."""
@@ -67,16 +69,16 @@ class ResNetHost(Host):
             return Stem(self.ops, (self.stem_width,))
         return Stem(self.ops, (self.stem_width,), 7, (2,), pool=True)
 
-    def body(self, place: Place, ops: Ops) -> nn.Module:
+    def body(self, spec: BlockSpec, ops: Ops) -> nn.Module:
         """See `Host.body`."""
         kind = BottleneckBody if self.bottleneck else BasicBody
-        return kind(ops, place.features, place.strides)
+        return kind(ops, spec.features, spec.strides)
 
-    def joined(self, place: Place, body: nn.Module, shortcut_ops: Ops) -> nn.Module:
-        """See `Host.joined`."""
+    def residual_block(self, spec: BlockSpec, body: nn.Module, shortcut_ops: Ops) -> nn.Module:
+        """See `Host.residual_block`."""
         shortcut = None
-        if not place.keeps_shape:
-            shortcut = shortcut_ops.conv_norm(place.features, 1, place.strides)
+        if not spec.keeps_shape:
+            shortcut = shortcut_ops.conv_norm(spec.features, 1, spec.strides)
         return Residual(body, shortcut, self.ops.activation, self.ops.drop_path)
 
     def head(self, num_outputs: int) -> nn.Module:
@@ -97,8 +99,9 @@ def resnet(
     design: Mapping[str, Any] | None = None,
     activation: str = "relu",
     drop_path: float = 0.0,
-    axis_name: str = "",
-    dtype: str = "float32",
+    axis_name: str | None = None,
+    dtype: Dtype = jnp.float32,
+    remat: str = "none",
 ) -> ConvNet:
     """Builds a ResNet.
 
@@ -115,9 +118,10 @@ def resnet(
       design: see `jaxeff.models.designs`.
       activation: name in `jaxeff.layers.conv.ACTIVATIONS`.
       drop_path: rate at which residual branches are left out in training.
-      axis_name: mapped axis over which batch statistics are averaged, "data" in training; "" keeps
-        each device's own.
+      axis_name: mapped axis over which batch statistics are averaged, "data" in training; None
+        keeps each device's own.
       dtype: of the computation.
+      remat: see `jaxeff.models.convnet.ConvNet`.
 
     Raises:
       ConfigError: fields that make no network.
@@ -135,7 +139,7 @@ def resnet(
         raise ConfigError("a resnet needs depth, or blocks and widths")
     ops = Ops.of(dtype, axis_name, activation=activation, drop_path=drop_path)
     host = ResNetHost(ops, blocks, widths, bottleneck=bottleneck, stem=stem, stem_width=stem_width)
-    return designs.assemble(host, design, num_outputs)
+    return designs.assemble(host, design, num_outputs, remat)
 
 
 @MODELS.register("wide_resnet")
@@ -145,8 +149,9 @@ def wide_resnet(
     depth: int = 40,
     width: int = 4,
     design: Mapping[str, Any] | None = None,
-    axis_name: str = "",
-    dtype: str = "float32",
+    axis_name: str | None = None,
+    dtype: Dtype = jnp.float32,
+    remat: str = "none",
 ) -> ConvNet:
     """Builds a WRN-depth-width with post-activation blocks, as the Global layer's authors use it.
 
@@ -157,6 +162,7 @@ def wide_resnet(
       design: see `resnet`, as are the next two.
       axis_name: mapped axis.
       dtype: of the computation.
+      remat: see `jaxeff.models.convnet.ConvNet`.
 
     Raises:
       ConfigError: an impossible depth or width.
@@ -166,4 +172,4 @@ def wide_resnet(
     host = ResNetHost(
         Ops.of(dtype, axis_name), ((depth - 4) // 6,) * 3, tuple(width * n for n in (16, 32, 64))
     )
-    return designs.assemble(host, design, num_outputs)
+    return designs.assemble(host, design, num_outputs, remat)

@@ -12,7 +12,7 @@ from jax.nn.initializers import constant
 from jaxeff.errors import ConfigError
 from jaxeff.layers.conv import Ops
 from jaxeff.models.base import MODELS
-from jaxeff.typing import Array
+from jaxeff.typing import Array, Dtype
 
 
 class Selecting(nn.Module):
@@ -48,8 +48,8 @@ def selecting(
     num_outputs: int,
     backbone: Mapping[str, Any],
     hidden: int = 512,
-    axis_name: str = "",
-    dtype: str = "float32",
+    axis_name: str | None = None,
+    dtype: Dtype = jnp.float32,
 ) -> Selecting:
     """Builds the network of SelectiveNet on any classifier.
 

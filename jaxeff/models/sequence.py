@@ -137,7 +137,7 @@ def sequence(
     dropout: float = 0.0,
     backward: str = "auto",
     embedding: int = 64,
-    dtype: str = "float32",
+    dtype: Dtype = jnp.float32,
     vocabulary: int = 0,
 ) -> SequenceModel:
     """Builds a `SequenceModel` from a config section whose ``cell`` names a registered cell."""

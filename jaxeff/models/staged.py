@@ -80,7 +80,7 @@ def checked_classifier(classifier: Classifier) -> Classifier:
 
 
 def last_stage(classifier: Classifier) -> Stage:
-    """Returns a stage that asks nobody."""
+    """Returns the final stage; it never defers."""
     model, variables = checked_classifier(classifier)
 
     def call(variables: Any, payload: Any) -> tuple[Array, Array, Any]:
@@ -155,21 +155,21 @@ class StagedModel:
         """Answers inputs ``[batch, ...]``, with a mask ``[batch, time]`` of their real steps."""
         payload = _payload(inputs, mask)
         total = len(payload["inputs"])
-        found = list(self.cascade.stream(self._batches(payload)))
+        routed = list(self.cascade.stream(self._batches(payload)))
 
         def joined(name: str) -> np.ndarray:
-            return np.concatenate([np.asarray(getattr(part, name)) for part in found])[:total]
+            return np.concatenate([np.asarray(getattr(part, name)) for part in routed])[:total]
 
-        outputs, reached = joined("outputs"), np.array([part.reached for part in found])
+        outputs, reached = joined("outputs"), np.array([part.reached for part in routed])
         time = None
         if self.cost is not None:
-            time = sum(self.cost.batch_ms(part.reached) for part in found) / total
+            time = sum(self.cost.batch_ms(part.reached) for part in routed) / total
         return Answers(
             labels=outputs.argmax(-1),
             outputs=outputs,
             answered_by=joined("answered_by"),
             scores=joined("scores"),
-            overflow=sum(part.overflow for part in found),
+            overflow=sum(part.overflow for part in routed),
             macs=float(reached.sum(0) @ self.macs(payload)) / total,
             milliseconds=time,
         )
@@ -207,16 +207,16 @@ class StagedModel:
         """
         payload = _payload(inputs, mask)
         variables = [stage.variables for stage in self.stages]
-        found = [self._all(variables, batch) for batch, _ in self._batches(payload)]
+        collected = [self._all(variables, batch) for batch, _ in self._batches(payload)]
         total = len(payload["inputs"])
-        outputs, scores = (np.concatenate(part, axis=1) for part in zip(*found, strict=True))
+        outputs, scores = (np.concatenate(part, axis=1) for part in zip(*collected, strict=True))
         return outputs[:, :total], scores[:, :total]
 
     def _every_stage(self, variables: list[Any], payload: Any) -> tuple[Array, Array]:
         outputs: list[Array] = []
         scores: list[Array] = []
-        for stage, own in zip(self.stages, variables, strict=True):
-            output, score, payload = stage.call(own, payload)
+        for stage, stage_variables in zip(self.stages, variables, strict=True):
+            output, score, payload = stage.call(stage_variables, payload)
             if outputs:
                 require_same_outputs(outputs[0], output)
             outputs.append(output)
@@ -259,9 +259,9 @@ class StagedModel:
         prices = self.macs(_payload(inputs, mask)) if prices is None else prices
         right = outputs.argmax(-1) == labels
         table = ThresholdTable(scores[:-1], right, prices, candidates)
-        found = table.best(price=price, budget=budget)
-        self.thresholds = found.thresholds
-        return found
+        best = table.best(price=price, budget=budget)
+        self.thresholds = best.thresholds
+        return best
 
     def measure(self, inputs: Any, mask: Any = None, *, rounds: int = 5, query_ms: float = 0.0):
         """Fits and keeps this device's cost of one batch of `batch_size` inputs.
@@ -280,9 +280,9 @@ class StagedModel:
 
 
 def _payload(inputs: Any, mask: Any) -> dict[str, Any]:
-    given = {"inputs": inputs} if mask is None else {"inputs": inputs, "mask": mask}
+    arrays = {"inputs": inputs} if mask is None else {"inputs": inputs, "mask": mask}
     payload = {
-        name: each if hasattr(each, "shape") else np.asarray(each) for name, each in given.items()
+        name: each if hasattr(each, "shape") else np.asarray(each) for name, each in arrays.items()
     }
     shape = payload["inputs"].shape
     if len(shape) < 2 or not shape[0]:

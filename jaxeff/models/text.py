@@ -26,13 +26,13 @@ class TextClassifier(nn.Module):
       num_outputs: width of the output.
       dtype: of the computation.
       pretrained: model whose weights the encoder starts with, see
-        `jaxeff.hub.model_folder.locate`; "" starts at random.
+        `jaxeff.hub.model_folder.locate`; None starts at random.
     """
 
     encoder: Encoder
     num_outputs: int
     dtype: Dtype = jnp.float32
-    pretrained: str = ""
+    pretrained: str | None = None
 
     @property
     def num_symbols(self) -> int:
@@ -81,8 +81,12 @@ class TextSupernet(TextClassifier):
     @nn.nowrap
     def subnetwork(self, plan: EncoderPlan) -> TextClassifier:
         """Returns the network of a plan, which finds its parameters among this one's."""
-        own = self.encoder
-        return TextClassifier(Encoder(own.shape, plan, own.dtype), self.num_outputs, self.dtype)
+        encoder = self.encoder
+        return TextClassifier(
+            Encoder(encoder.shape, plan, encoder.dtype, remat=encoder.remat),
+            self.num_outputs,
+            self.dtype,
+        )
 
     @nn.nowrap
     def encoded(
@@ -97,8 +101,8 @@ class TextSupernet(TextClassifier):
           mask: as in the network's call.
         """
         inner = self.encoder.clone(between=between, parent=None)
-        found: Any = inner.apply({"params": params["encoder"]}, inputs, mask=mask)
-        return found
+        encoded: Any = inner.apply({"params": params["encoder"]}, inputs, mask=mask)
+        return encoded
 
     @nn.nowrap
     def classified(self, params: Any, pooled: Array) -> Array:
@@ -107,7 +111,7 @@ class TextSupernet(TextClassifier):
         return pooled @ layer["kernel"] + layer["bias"]
 
 
-def _shape(shape: Mapping[str, Any] | None, name: str) -> EncoderShape:
+def _shape(shape: Mapping[str, Any] | None, name: str | None) -> EncoderShape:
     """Returns the sizes given by a config, or else those of the pretrained encoder."""
     if bool(shape) == bool(name):
         raise ConfigError(
@@ -129,11 +133,11 @@ def _cut(cut: Any) -> tuple[int, int]:
     return int(cut[0]), int(cut[1])
 
 
-def _floats(dtype: str) -> Dtype:
+def _floats(dtype: Dtype) -> Dtype:
     """Returns the type of a computation, which is one of floats."""
     kind = jnp.dtype(dtype)
     if not jnp.issubdtype(kind, jnp.floating):
-        raise ConfigError(f"dtype must be one of floats, such as float32, not {dtype}")
+        raise ConfigError(f"dtype must be one of floats, such as float32, not {kind}")
     return kind
 
 
@@ -142,13 +146,14 @@ def encoder(
     *,
     num_outputs: int,
     shape: Mapping[str, Any] | None = None,
-    pretrained: str = "",
+    pretrained: str | None = None,
     depth: int = 0,
     cuts: Sequence[Sequence[int]] = (),
     keep_first: int = 0,
     kind: str = "linear",
     pooled_queries: bool = False,
-    dtype: str = "float32",
+    dtype: Dtype = jnp.float32,
+    remat: str = "none",
 ) -> TextClassifier:
     """Builds a `TextClassifier`.
 
@@ -162,6 +167,7 @@ def encoder(
       kind: of the bottlenecks.
       pooled_queries: see `EncoderPlan`.
       dtype: of the computation.
+      remat: see `jaxeff.models.encoder.Encoder`.
 
     Raises:
       ConfigError: sizes that do not fit each other.
@@ -177,7 +183,8 @@ def encoder(
     )
     if plan.depth > sizes.layers:
         raise ConfigError(f"depth must be at most the {sizes.layers} layers, not {plan.depth}")
-    return TextClassifier(Encoder(sizes, plan, kinds), num_outputs, kinds, pretrained)
+    inner = Encoder(sizes, plan, kinds, remat=remat)
+    return TextClassifier(inner, num_outputs, kinds, pretrained or None)
 
 
 @MODELS.register("encoder_supernet")
@@ -185,14 +192,15 @@ def encoder_supernet(
     *,
     num_outputs: int,
     shape: Mapping[str, Any] | None = None,
-    pretrained: str = "",
+    pretrained: str | None = None,
     depths: Sequence[int] = (),
     factors: Sequence[int] = (2, 3, 4),
     max_cuts: int = 3,
     keep_first: int = 0,
     kind: str = "linear",
     pooled_queries: bool = False,
-    dtype: str = "float32",
+    dtype: Dtype = jnp.float32,
+    remat: str = "none",
 ) -> TextSupernet:
     """Builds a `TextSupernet`.
 
@@ -207,6 +215,7 @@ def encoder_supernet(
       kind: of the bottlenecks.
       pooled_queries: see `EncoderPlan`.
       dtype: of the computation.
+      remat: see `jaxeff.models.encoder.Encoder`.
 
     Raises:
       ConfigError: a space that the encoder does not have.
@@ -217,5 +226,5 @@ def encoder_supernet(
     space = EncoderSpace(chosen, tuple(factors), max_cuts, keep_first, kind, pooled_queries)
     if chosen[-1] != sizes.layers:
         raise ConfigError(f"depths must end with the encoder's {sizes.layers} layers, not {chosen}")
-    inner = Encoder(sizes, space.full, kinds, space.cuts)
-    return TextSupernet(inner, num_outputs, kinds, pretrained, space=space)
+    inner = Encoder(sizes, space.full, kinds, space.cuts, remat=remat)
+    return TextSupernet(inner, num_outputs, kinds, pretrained or None, space=space)

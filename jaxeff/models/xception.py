@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
 from jaxeff.layers.conv import Ops
 from jaxeff.layers.residual import Residual, SeparableBody
 from jaxeff.models import designs
 from jaxeff.models.base import MODELS
-from jaxeff.models.convnet import ConvNet, Head, Host, Place, Stem
-from jaxeff.typing import Array
+from jaxeff.models.convnet import BlockSpec, ConvNet, Head, Host, Stem
+from jaxeff.typing import Array, Dtype
 
 
-class _Block(NamedTuple):
-    features: int
-    strides: int
+@dataclasses.dataclass(frozen=True)
+class SeparableSpec(BlockSpec):
+    """A block of separable convolutions; the fields are those of `SeparableBody`."""
+
     repeats: int = 3
     start_with_act: bool = True
     grow_first: bool = True
@@ -47,7 +50,7 @@ class TailHead(nn.Module):
         return Head(self.ops, self.num_outputs, name="end")(x, train=train)
 
 
-class XceptionHost(Host):
+class XceptionHost(Host[SeparableSpec]):
     """Stage 0 has the plain blocks, stage 1 those that weight sharing applies to.
 
     Args:
@@ -59,57 +62,55 @@ class XceptionHost(Host):
     def __init__(self, ops: Ops, *, small: bool = False, divide: int = 1):
         self.ops, self.small = ops, small
         if small:
-            widths = 256 // divide
+            width = 256 // divide
             self.stem_widths, self.stem_strides = (32, 128), (1, 2)
-            stages: tuple[tuple[_Block, ...], ...] = (
-                (),
-                (_Block(widths, 1), _Block(widths, 2), _Block(widths, 2)),
-            )
+            stages: list[list[dict[str, Any]]] = [
+                [
+                    {"features": width},
+                    {"features": width, "strides": 2},
+                    {"features": width, "strides": 2},
+                ]
+            ]
         else:
             middle, last = 512 // divide, 1024 // divide
             self.stem_widths, self.stem_strides = (32, 64), (1, 1)
-            stages = (
-                (_Block(128, 1, 2, start_with_act=False), _Block(middle, 2, 2)),
-                (
-                    _Block(middle, 1),
-                    _Block(middle, 1),
-                    _Block(middle, 2),
-                    _Block(middle, 1),
-                    _Block(last, 2, 2, grow_first=False),
-                ),
-            )
+            stages = [
+                [
+                    {"features": 128, "repeats": 2, "start_with_act": False},
+                    {"features": middle, "strides": 2, "repeats": 2},
+                ],
+                [
+                    {"features": middle},
+                    {"features": middle},
+                    {"features": middle, "strides": 2},
+                    {"features": middle},
+                    {"features": last, "strides": 2, "repeats": 2, "grow_first": False},
+                ],
+            ]
         before = self.stem_widths[-1]
-        self.places: list[list[Place]] = []
-        for blocks in filter(None, stages):
-            stage, places = len(self.places), []
-            for index, block in enumerate(blocks):
-                places.append(
-                    Place(stage, index, before, block.features, block.strides, more=block)
-                )
-                before = block.features
-            self.places.append(places)
+        self.specs = []
+        for stage, blocks in enumerate(stages):
+            self.specs.append([])
+            for index, fields in enumerate(blocks):
+                spec = SeparableSpec(stage, index, before, **fields)
+                self.specs[-1].append(spec)
+                before = spec.features
 
     def stem(self) -> nn.Module:
         """See `Host.stem`."""
         return Stem(self.ops, self.stem_widths, 3, self.stem_strides)
 
-    def body(self, place: Place, ops: Ops) -> nn.Module:
+    def body(self, spec: SeparableSpec, ops: Ops) -> nn.Module:
         """See `Host.body`."""
-        block: _Block = place.more
         return SeparableBody(
-            ops,
-            place.features,
-            place.strides,
-            block.repeats,
-            block.start_with_act,
-            block.grow_first,
+            ops, spec.features, spec.strides, spec.repeats, spec.start_with_act, spec.grow_first
         )
 
-    def joined(self, place: Place, body: nn.Module, shortcut_ops: Ops) -> nn.Module:
-        """See `Host.joined`."""
+    def residual_block(self, spec: SeparableSpec, body: nn.Module, shortcut_ops: Ops) -> nn.Module:
+        """See `Host.residual_block`."""
         shortcut = None
-        if not place.keeps_shape:
-            shortcut = shortcut_ops.conv_norm(place.features, 1, place.strides)
+        if not spec.keeps_shape:
+            shortcut = shortcut_ops.conv_norm(spec.features, 1, spec.strides)
         return Residual(body, shortcut)
 
     def head(self, num_outputs: int) -> nn.Module:
@@ -124,8 +125,9 @@ def xception(
     small: bool = False,
     divide: int = 1,
     design: Mapping[str, Any] | None = None,
-    axis_name: str = "",
-    dtype: str = "float32",
+    axis_name: str | None = None,
+    dtype: Dtype = jnp.float32,
+    remat: str = "none",
 ) -> ConvNet:
     """Builds an Xception for small images.
 
@@ -136,6 +138,7 @@ def xception(
       design: see `jaxeff.models.designs`; sharing applies to stage 1 (0 if ``small``).
       axis_name: see `jaxeff.models.resnet.resnet`.
       dtype: of the computation.
+      remat: see `jaxeff.models.convnet.ConvNet`.
 
     Raises:
       ConfigError: the divisor does not divide the widths.
@@ -144,4 +147,4 @@ def xception(
         raise ConfigError(f"divide must divide 256, not be {divide}")
     ops = Ops.of(dtype, axis_name)
     host = XceptionHost(ops, small=small, divide=divide)
-    return designs.assemble(host, design, num_outputs)
+    return designs.assemble(host, design, num_outputs, remat)

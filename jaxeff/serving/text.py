@@ -121,17 +121,17 @@ class TextModel:
             raise UserError(f"predict takes a list of texts, not a {type(texts).__name__}")
         texts = tokens.checked(texts, "texts")
         codes = self.tokenizer.typed(texts, self.length) if texts else []
-        found = np.zeros((len(texts), len(self.class_names)), np.float32)
+        outputs = np.zeros((len(texts), len(self.class_names)), np.float32)
         # Texts of a bucket go together, so that short ones are not padded to the longest of all.
         buckets: dict[int, list[int]] = {}
-        for row, own in enumerate(codes):
-            bucket = self.lengths[bisect.bisect_left(self.lengths, len(own.ids))]
+        for row, code in enumerate(codes):
+            bucket = self.lengths[bisect.bisect_left(self.lengths, len(code.ids))]
             buckets.setdefault(bucket, []).append(row)
         for length, members in sorted(buckets.items()):
             for first in range(0, len(members), BATCHES[-1]):
                 rows = members[first : first + BATCHES[-1]]
-                found[rows] = self._call([codes[row] for row in rows], length)
-        return found
+                outputs[rows] = self._call([codes[row] for row in rows], length)
+        return outputs
 
     def predict(self, texts: Sequence[Texts]) -> list[Prediction]:
         """Returns a prediction for each text; see `logits`.
@@ -222,21 +222,23 @@ class TextModel:
             raise DataError(f"{folder / CONFIG}: is no text model's config ({reason})") from None
         weights = folder / WEIGHTS
         # The arrays are stored as they are, so that the file is at least as large as they.
-        given = reading.read_npz(weights, weights.stat().st_size if weights.is_file() else 0)
+        stored = reading.read_npz(weights, weights.stat().st_size if weights.is_file() else 0)
         layers = network.encoder.shape.layers
-        if layers > len(given):  # too many to be traced
+        if layers > len(stored):  # too many to be traced
             raise DataError(
-                f"{weights}: {len(given)} arrays are too few for the {layers} layers of {CONFIG}"
+                f"{weights}: {len(stored)} arrays are too few for the {layers} layers of {CONFIG}"
             )
         # A length that does not fit is refused below; parameters do not depend on it.
         longest = network.encoder.shape.max_length
         example = jax.ShapeDtypeStruct((1, min(max(length, 1), longest)), jnp.int32)
         shapes: Any = jax.eval_shape(network.init, jax.random.key(0), example)
-        wanted = flax.traverse_util.flatten_dict(shapes["params"], sep="/")
+        expected = flax.traverse_util.flatten_dict(shapes["params"], sep="/")
         wrong = [
             name
-            for name in sorted({*wanted, *given})
-            if name not in wanted or name not in given or wanted[name].shape != given[name].shape
+            for name in sorted({*expected, *stored})
+            if name not in expected
+            or name not in stored
+            or expected[name].shape != stored[name].shape
         ]
         if wrong:
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
@@ -250,10 +252,10 @@ class TextModel:
                     f"{folder / name}: was changed, or is not of the same model as {CONFIG}; save "
                     "the model again"
                 )
-        spoilt = next((n for n in sorted(given) if not _is_finite(given[n])), None)
+        spoilt = next((n for n in sorted(stored) if not _is_finite(stored[n])), None)
         if spoilt is not None:
             raise DataError(f"{weights}: {spoilt} holds no numbers, or some that are not finite")
-        params = flax.traverse_util.unflatten_dict(given, sep="/")
+        params = flax.traverse_util.unflatten_dict(stored, sep="/")
         tokenizer = tokens.load(folder / TOKENIZER)
         try:
             return cls(network, params, tokenizer, names, length)
@@ -278,8 +280,8 @@ def _is_finite(values: np.ndarray) -> bool:
 
 def _doubled(first: int, below: int) -> list[int]:
     """Returns ``first`` and its doubles that are smaller than ``below``."""
-    found = []
+    lengths = []
     while first < below:
-        found.append(first)
+        lengths.append(first)
         first *= 2
-    return found
+    return lengths

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -34,6 +35,14 @@ def keep_freed_memory() -> bool:
     largest = 2**31 - 1
     settings = {_ARENA_MAX: 1, _MMAP_THRESHOLD: largest, _TRIM_THRESHOLD: largest, _TOP_PAD: 2**26}
     return all(mallopt(name, value) == 1 for name, value in settings.items())
+
+
+def only_cpus() -> bool:
+    """Whether JAX will have no accelerator, as far as can be told without starting devices."""
+    platforms = jax.config.values["jax_platforms"]
+    if platforms:
+        return platforms == "cpu"
+    return not any(importlib.util.find_spec(plugin) for plugin in ("jax_plugins", "libtpu"))
 
 
 def cpu_cores() -> int:
@@ -81,6 +90,5 @@ def memory_limit(device: jax.Device | None = None) -> int | None:
 
 
 def prepare(*, batch_size: int, cpu_devices: int = 0) -> None:
-    """Sets up the process for training; call it before anything else touches JAX."""
-    keep_freed_memory()
+    """Sets up JAX for training; call it before anything else touches its devices."""
     use_cpu_devices(cpu_devices, batch_size)

@@ -44,6 +44,90 @@ def test_arrays_become_splits(values, dtype, scale, vocabulary):
     np.testing.assert_array_equal(batch["labels"], TEST_LABELS)
 
 
+GREY = RNG.integers(0, 256, (24, 5, 4), np.uint8)
+LENGTHS = RNG.integers(1, 7, 24)
+LENGTHS[[0, 23]] = 6  # in either part a series of full length
+MASK = (np.arange(6) < LENGTHS[:, None]).astype(np.float32)
+
+
+def test_bytes_of_two_axes_are_grey_images():
+    one, other = made(GREY), made(GREY[..., None])
+    assert one.input_shape == other.input_shape == (5, 4, 1)
+    np.testing.assert_array_equal(
+        one.splits["train"].take(np.arange(16))["inputs"],
+        other.splits["train"].take(np.arange(16))["inputs"],
+    )
+
+
+@pytest.mark.parametrize("values", [SERIES, SYMBOLS])
+@pytest.mark.parametrize("form", ["lengths", "mask", "list"])
+def test_series_of_different_lengths_have_a_mask(values, form):
+    cut = [one[:n] for one, n in zip(values, LENGTHS, strict=True)]
+    spoilt = np.where(MASK.reshape(24, 6, *(1,) * (values.ndim - 2)) > 0, values, 7)
+    whole = {"lengths": (spoilt, LENGTHS), "mask": (spoilt, MASK > 0), "list": (cut, None)}[form]
+    rest = [] if form == "list" else [whole[1]]
+    dataset = from_arrays(
+        "mine",
+        Request(validation_fraction=0.2),
+        (whole[0][:20], LABELS, *(one[:20] for one in rest)),
+        (whole[0][20:], TEST_LABELS, *(one[20:] for one in rest)),
+    )
+    assert dataset.input_shape == values.shape[1:]
+    batch = dataset.splits["test"].take(np.arange(4))
+    np.testing.assert_array_equal(batch["mask"], MASK[20:])
+    for row, one in zip(batch["inputs"], cut[20:], strict=True):
+        np.testing.assert_allclose(row[: len(one)], one, rtol=1e-6)
+        assert not row[len(one) :].any()
+    assert dataset.vocabulary == (0 if values is SERIES else max(map(np.max, cut)) + 1)
+
+
+SPLIT = ((slice(0, 20), LABELS), (slice(20, 24), TEST_LABELS))
+
+
+@pytest.mark.parametrize("extra", [(), (LENGTHS,)])
+def test_raw_inputs_become_what_the_model_was_trained_on(extra):
+    parts = [(SERIES[r], y, *(e[r] for e in extra)) for r, y in SPLIT]
+    split = from_arrays("mine", Request(), *parts, normalize="standard").splits["test"]
+    batch = split.take(np.arange(4))
+    raw = list(SERIES[20:]) if not extra else [SERIES[20 + i, : LENGTHS[20 + i]] for i in range(4)]
+    found = split.preprocess(raw)
+    assert found.keys() == batch.keys() - {"labels"}
+    for name, value in found.items():
+        np.testing.assert_allclose(value, batch[name], rtol=1e-6)
+    with pytest.raises(DataError, match=r"takes series of \(2,\) features and at most 6 steps"):
+        split.preprocess(SERIES[:, :, :1])
+
+
+def test_scaling_is_measured_on_real_steps_of_the_train_rows():
+    parts = [(SERIES[r], y, LENGTHS[r]) for r, y in SPLIT]
+    request = Request(validation_fraction=0.2)
+    dataset = from_arrays("mine", request, *parts, normalize="standard")
+    train = dataset.splits["train"].take(np.arange(16))
+    real = train["inputs"][train["mask"] > 0]
+    np.testing.assert_allclose(real.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(real.std(0), 1, atol=1e-5)
+
+
+def test_a_file_of_arrays_is_a_data_set(tmp_path):
+    path = tmp_path / "mine.npz"
+    named = {"x_train": SERIES[:20], "y_train": LABELS, "x_test": SERIES[20:]}
+    lengths = {"lengths_train": LENGTHS[:20], "mask_test": MASK[20:]}
+    np.savez(path, **named, **lengths, y_test=TEST_LABELS, class_names=["a", "b", "c"])
+    dataset = data.load("arrays", dir=str(path))
+    assert (dataset.name, dataset.class_names) == ("arrays", ("a", "b", "c"))
+    np.testing.assert_array_equal(dataset.splits["test"].take(np.arange(4))["mask"], MASK[20:])
+    np.savez(path, **named)
+    with pytest.raises(DataError, match=r"mine\.npz: has no array y_test, but x_test, x_train, y"):
+        data.load("arrays", dir=str(path))
+    np.savez(path, **named, y_test=TEST_LABELS, x_train_of="", **lengths, lengths_test=LENGTHS)
+    with pytest.raises(DataError, match="has lengths and a mask of the test part"):
+        data.load("arrays", dir=str(path))
+    with pytest.raises(DataError, match="there is no such file"):
+        data.load("arrays", dir=str(tmp_path / "other.npz"))
+    with pytest.raises(ConfigError, match=r"config.data.dir must be the .npz file"):
+        data.load("arrays")
+
+
 def spoilt(value):
     series = SERIES.copy()
     series[7, 3, 1] = value
@@ -123,6 +207,28 @@ def test_registered_data_sets_are_what_they_say(monkeypatch, build, words):
     monkeypatch.setitem(DATASETS._factories, "own", build)
     with pytest.raises(DataError, match=f"data set 'own' .*{words}"):
         data.load("own")
+
+
+@pytest.mark.parametrize(
+    ("values", "padding", "words"),
+    [
+        (SERIES, LENGTHS - 1, "needs as lengths whole numbers from 1 to 6, one for each of its 20"),
+        (SERIES, LENGTHS[:19], "needs as lengths"),
+        (SERIES, LENGTHS.astype(float), "needs as lengths"),
+        (SERIES, MASK[:, ::-1], r"a mask \(20, 6\) that is not ones and then zeros"),
+        (SERIES, MASK[:, :5], r"a mask \(20, 5\) that is not"),
+        (GREY, LENGTHS, "images have no lengths"),
+        (list(SERIES[:5]) + [SERIES[0, :, :1]] * 19, None, r"series of \(2,\) and of \(1,\) feat"),
+        ([SERIES[0][:0]] * 24, None, "a series without steps"),
+        ({}, None, "inputs of dict, neither a numpy array nor a list"),
+        (np.ma.masked_less(SERIES, 0), None, "inputs in a masked array"),
+    ],
+)
+def test_impossible_padding_is_refused(values, padding, words):
+    rest = [] if padding is None else [padding[:20]]
+    train = values[:20] if len(values) else values
+    with pytest.raises(DataError, match=f"^mine: .*{words}"):
+        from_arrays("mine", Request(), (train, LABELS, *rest), (SERIES[20:], TEST_LABELS))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Designs change their host, or say in a sentence why they cannot."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import pytest
 from sweeps import swept
 
 from jaxeff.errors import ConfigError
-from jaxeff.models import MODELS
+from jaxeff.layers.shared_conv import MODES
+from jaxeff.models import DESIGNS, MODELS
 
 HOSTS = {
     "resnet": {"name": "resnet", "blocks": (1, 2), "widths": (4, 8)},
@@ -75,6 +77,33 @@ def test_a_design_changes_the_network(host, design, plain):
     assert parameters(build(host, **design)) != of_plain(plain, host)
 
 
+DESIGNS_AND_FIELDS = [
+    *({"name": "global", "initial": initial} for initial in ("identity", "block")),
+    {"name": "global", "initial": "next", "kept": 1},
+    {"name": "interpolated"},
+    {"name": "looped"},
+    *({"name": "shared", "mode": mode} for mode in MODES),
+]
+
+
+#: Why a design is impossible in one of these small networks.
+REASONS = r"and would change nothing|changes none of the conv|kept=1 leaves none|smaller than"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("design", DESIGNS_AND_FIELDS, ids=lambda d: "-".join(map(str, d.values())))
+@pytest.mark.parametrize("host", HOSTS)
+def test_every_design_changes_every_host_or_says_why_not(host, design, plain):
+    assert set(DESIGNS) == {"plain", *(fields["name"] for fields in DESIGNS_AND_FIELDS)}
+    said = ""
+    try:
+        count = parameters(build(host, **design))
+    except ConfigError as error:
+        said = str(error)
+        count = of_plain(plain, host)
+    assert (count == of_plain(plain, host)) == bool(re.search(REASONS, said)), said
+
+
 def test_rows_of_blocks_that_keep_their_shape_are_looped_where_they_stand(plain):
     # Of the second stage's 512, 512, 512/2, 512, 1024/2 only the first two are one.
     block = 2 * (32 * 9 + 32 * 32 + 2 * 32) + (32 * 9 + 32 * 32 + 2 * 32)
@@ -95,6 +124,7 @@ REFUSED = [
     ("xception", {"name": "global", "stages": (0, 1, 2)}, "stages names stage 2"),
     ("resnet", {"name": "global", "per_stage": {"2": {"dt": 0.1}}, "stages": (1,)}, "per_stage"),
     ("resnet", {"name": "global", "kept": -2}, "kept must be"),
+    ("resnet", {"name": "global", "kept": 1, "initial": "next"}, "stage 0 has 1 blocks; kept=1"),
 ]
 
 

@@ -1,0 +1,68 @@
+"""What docs/extending.md shows does what it says."""
+
+import re
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxeff
+from jaxeff import config_files, train
+from jaxeff.data import DATASETS
+from jaxeff.models import MODELS
+from jaxeff.ode import CELLS
+from jaxeff.train import OBJECTIVES
+
+PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+CELL, CONFIG, OTHERS, ARRAYS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def registries(monkeypatch, tmp_path):
+    """Forgets afterwards what a test registers, imports, and where from."""
+    for registry in (CELLS, DATASETS, MODELS, OBJECTIVES):
+        monkeypatch.setattr(registry, "_factories", dict(registry._factories))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("JAXEFF_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    yield
+    sys.modules.pop("leaky", None)
+
+
+def test_a_config_names_what_a_module_beside_it_registers(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "leaky.py").write_text(CELL)
+    (folder / "my_config.py").write_text(CONFIG)
+    config = config_files.load(str(folder / "my_config.py"))
+    assert sys.path[-1] == str(folder)
+    experiment = train.build(config)
+    assert type(experiment.model.cell).__name__ == "Leaky"
+    assert "leaky" in jaxeff.list_models()
+    inputs = np.ones((2, 3, 4), np.float32)
+    layer = jaxeff.layers.RNN(jaxeff.layers.from_pure(sys.modules["leaky"].Leaky(5)))
+    outputs = jax.eval_shape(lambda x: layer.init_with_output(jax.random.key(0), x)[0], inputs)
+    assert outputs.shape == (2, 3, 5)
+    assert len(CELL.splitlines()) <= 25
+
+
+def test_models_data_and_objectives_are_registered_alike():
+    exec(OTHERS, {})
+    config = train.base_config()
+    config.data.name, config.model = "signs", {"name": "line", "bias": False}
+    config.objective = {"name": "focal", "power": 1.0}
+    config.train.batch_size = 32
+    assert len(train.build(config).dataset.splits["test"]) == 50
+
+
+def test_a_file_of_arrays_is_trained_on_by_a_shipped_config():
+    exec(ARRAYS, {})
+    config = config_files.load("configs/irnn.py")
+    for field in re.search(r"--config=configs/irnn.py (.*?)```", PAGE, re.DOTALL)[1].split():
+        if field.startswith("--config."):
+            name, value = field.removeprefix("--config.data.").split("=")
+            config.data[name] = value
+    dataset = train.build(config).dataset
+    assert (dataset.input_shape, dataset.num_classes) == ((20, 3), 4)
