@@ -58,9 +58,8 @@ def keep(mask: Array | None, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(mask, n, o), new, old)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def scan_blocks(plan: Plan, kernels: Kernels, state: Any, inputs: Inputs):
-    """Runs the steps of inputs ``[blocks, block, batch, features]``.
+def scan_blocks_plainly(plan: Plan, kernels: Kernels, state: Any, inputs: Inputs):
+    """Runs the steps of inputs ``[blocks, block, batch, features]``; JAX differentiates it.
 
     Returns:
       the last state, and the outputs in blocks like the inputs', or None.
@@ -71,6 +70,12 @@ def scan_blocks(plan: Plan, kernels: Kernels, state: Any, inputs: Inputs):
         return state, ys
 
     return jax.lax.scan(block, state, inputs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def scan_blocks(plan: Plan, kernels: Kernels, state: Any, inputs: Inputs):
+    """Runs the same steps, with a backward pass of its own."""
+    return scan_blocks_plainly(plan, kernels, state, inputs)
 
 
 def _forward(plan, kernels, state, inputs):

@@ -13,7 +13,8 @@ from jaxeff.ode.carry import after_steps, before_steps, parts_of
 from jaxeff.ode.cells import Cell
 from jaxeff.ode.form import departure
 from jaxeff.ode.fused import FusedCell
-from jaxeff.ode.fused_scan import Inputs, Plan, keep, scan_blocks
+from jaxeff.ode.fused_scan import Inputs, Plan, keep, scan_blocks, scan_blocks_plainly
+from jaxeff.ops.platforms import current_platform
 from jaxeff.ops.precision import narrowed, widened
 from jaxeff.typing import Array, Carry, Params
 
@@ -48,7 +49,7 @@ def unroll(
         keeps only one carry per block of steps and computes the rest again: its memory is that
         of one block; "autodiff" leaves it to JAX and is the one to choose for forward-mode
         derivatives; "auto" is "fused" for a `FusedCell` that keeps what that class demands of
-        it, else "remat".
+        it, else "remat", and within ``jaxeff.ops.platform("reference")`` left to JAX too.
       block_size: time steps per block; 16 if None.
       reverse: run from the last step to the first; outputs stay at their inputs' positions.
 
@@ -84,8 +85,10 @@ def unroll(
         kernels = jax.tree.map(jnp.asarray, cell.prepare(params))
         plan = Plan(cell, backward != "remat", return_sequence)
         inputs = Inputs(xs, before_steps(carry, xs, mask), mask)
+        plainly = backward == "auto" and current_platform() == "reference"
+        run = scan_blocks_plainly if plainly else scan_blocks
         state, ys = _in_blocks(
-            functools.partial(scan_blocks, plan, kernels), parts_of(carry).state, inputs, size
+            functools.partial(run, plan, kernels), parts_of(carry).state, inputs, size
         )
         carry = after_steps(carry, state, xs, mask)
     if not return_sequence:

@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from jaxeff import ode
 from jaxeff.bench import count
 from jaxeff.layers import GlobalLayer
 from jaxeff.models import MODELS
@@ -42,9 +44,8 @@ SMALL = {
     "xception": ({"small": True, "divide": 16}, floats(1, 32, 32, 3)),
 }
 
-#: Functions of JAX with a derivative of their own, and the loop over time, whose backward pass
-#: is the same on every platform.
-ALLOWED = {"relu", "relu6", "_product_scan"}
+#: Functions of JAX with a derivative of their own.
+ALLOWED = {"relu", "relu6"}
 
 
 def equations(jaxpr):
@@ -77,8 +78,25 @@ def test_inference_of_a_model_is_plain(name):
             return what_depends_on_the_platform(jax.make_jaxpr(model.apply)(variables, x).jaxpr)
 
     assert traced("reference") == set()
-    if name == "resnet":
+    if name in ("resnet", "sequence"):
         assert traced("cpu")  # or this test would see nothing
+
+
+def test_recurrences_have_derivatives_of_every_mode_and_order(x64):
+    cell = ode.LSTM(2)
+    params = cell.init(jax.random.key(0), 2, jnp.float64)
+    xs = jax.random.normal(jax.random.key(1), (3, 1, 2), jnp.float64)
+
+    def loss(scale, backward="auto"):
+        scaled = jax.tree.map(lambda p: scale * p, params)
+        return jnp.sum(ode.unroll(cell, scaled, xs, backward=backward)[1] ** 2)
+
+    with platform("reference"):
+        slope, second = jax.jvp(jax.grad(loss), (1.0,), (1.0,))
+    step = 1e-5
+    up, down = (jax.grad(loss)(1 + sign * step, "fused") for sign in (1, -1))
+    np.testing.assert_allclose(slope, jax.grad(loss)(1.0, "fused"), rtol=1e-12)
+    np.testing.assert_allclose(second, (up - down) / (2 * step), rtol=1e-8)
 
 
 def test_a_global_layer_costs_what_its_equation_costs():
