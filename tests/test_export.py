@@ -13,6 +13,7 @@ from jaxeff.layers.conv import Ops
 from jaxeff.layers.residual import BasicBody
 from jaxeff.layers.strided import TransposedConv
 from jaxeff.models import SequenceModel
+from jaxeff.ops import platform
 
 KEY = jax.random.key(0)
 BATCH, TIME = export.symbolic_shape("b, t")
@@ -77,3 +78,17 @@ def test_any_batch(layer):
     variables = jax.jit(layer.init)(KEY, x[:1])
     program = exported(lambda x: layer.apply(variables, x), (BATCH, 8, 8, 2))
     np.testing.assert_allclose(program.call(x), jax.jit(layer.apply)(variables, x), atol=1e-5)
+
+
+def test_a_program_for_another_platform_has_no_branches():
+    x = jax.ShapeDtypeStruct((BATCH, 8, 8, 2), jnp.float32)
+    layer = LAYERS[0]
+    variables = jax.eval_shape(layer.init, KEY, jnp.ones((1, 8, 8, 2)))
+
+    def branches(name):
+        with platform(name):
+            program = export.export(jax.jit(layer.apply), platforms=["tpu"])(variables, x)
+        return program.mlir_module().count("stablehlo.case")
+
+    assert branches("reference") == 0
+    assert branches("cpu") > 0  # arrays that are to be computed once

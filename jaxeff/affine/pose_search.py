@@ -65,7 +65,7 @@ class Problem(NamedTuple):
         """Returns losses ``[batch]``, gradients ``[batch, size]`` and Gauss-Newton matrices."""
         with forward_mode():
             outputs, push = jax.linearize(functools.partial(self.outputs, data), pose)
-        slope = jax.grad(lambda found: self.criterion(found, data).sum())
+        slope = jax.grad(lambda outputs: self.criterion(outputs, data).sum())
         slopes, curvatures = jax.jvp(slope, (outputs,), (jax.tree.map(jnp.ones_like, outputs),))
         basis = jnp.eye(pose.shape[-1], dtype=pose.dtype)[:, None]
         jacobian = jax.vmap(lambda way: push(jnp.broadcast_to(way, pose.shape)))(basis)
@@ -149,9 +149,9 @@ def gauss_newton(
         def choose(new: Array, old: Array) -> Array:
             return jnp.where(wins.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
-        found = (tried, loss, gradient, matrix, at[4] * 0.2)
+        accepted = (tried, loss, gradient, matrix, at[4] * 0.2)
         kept = (*at[:4], jnp.minimum(at[4] * 10, 1e6))
-        return jax.tree.map(choose, found, kept), None
+        return jax.tree.map(choose, accepted, kept), None
 
     start = (pose, *problem.derivatives(data, pose), jnp.full(len(pose), damping, pose.dtype))
     at, _ = jax.lax.scan(step, start, length=steps - 1)

@@ -18,9 +18,9 @@ Counting rule:
 - ``cond`` counts its dearest branch (a choice by platform the one that is not of a platform by
   name), ``while`` one pass, ``shard_map`` the work of all devices.
 
-The count is of the program as traced: what the compiler would remove or share is still in it, and
-a few elementwise operations more or less can come from the version of JAX, which writes the same
-function in different primitives.
+The count is of the program as traced, without what is only for CPUs (`jaxeff.ops.platforms`): what
+the compiler would remove or share is still in it, and a few elementwise operations more or less can
+come from the version of JAX, which writes the same function in different primitives.
 """
 
 from __future__ import annotations

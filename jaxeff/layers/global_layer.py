@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -106,17 +105,23 @@ class GlobalLayer(nn.Module):
         if self.residual and x.shape != h.shape:
             raise ValueError(f"a residual input {x.shape} cannot be added to a field {h.shape}")
         x = x if x.shape == h.shape else h
-        is_observed = any(map(self.is_mutable_collection, ("stability", "intermediates")))
-        if train or is_observed or self.is_initializing() or h.ndim == 3:
+        is_recorded = any(map(self.is_mutable_collection, ("stability", "intermediates")))
+        if train or is_recorded or self.is_initializing() or h.ndim == 3:
             return self._solve(h, x, train=train)
-        # Outside training no example depends on another one.
-        solve = functools.partial(self.clone(parent=None).apply, method=GlobalLayer._solve)
-        return rowwise(solve, self.variables, h, x)
+
+        def solve(variables: Mapping[str, Any], h: Array, x: Array, dt: float) -> Any:
+            return self.clone(parent=None, dt=dt).apply(variables, h, x, method=GlobalLayer._solve)
+
+        # Outside training, images of a batch do not depend on each other.
+        return rowwise(solve, self.variables, h, x, self.dt)
 
     @nn.compact
     def _solve(self, h: Array, x: Array, *, train: bool = False) -> Array:
         """Steps the field h with the source x, which also stands for the field before h."""
-        c = self._coefficients(h, train)
+        names = COEFFICIENTS if self.diffusivity is None else COEFFICIENTS[:2]
+        predicted = {name: self._predicted(name, h, train) for name in names}
+        values = (self._activated(name, predicted) for name in names)
+        c = Coefficients(*values, *(self.diffusivity or ()))
         self._watch(h, c)
         source: Array | float = x if self.source else 0.0
         grid: dict[str, Any] = {"spacing": self.spacing, "boundary": self.boundary}
@@ -131,22 +136,6 @@ class GlobalLayer(nn.Module):
             h = transport.leapfrog(h, c, source, start=self.start, before=before, **times, **grid)
         y = ACTIVATIONS[self.activation](self._norm("norm_out", self.epsilon, train)(h))
         return x + y if self.residual else y
-
-    def _watch(self, h: Array, c: Coefficients) -> None:
-        """Shows by how much a wave can grow over the steps, NaN if the field is not finite."""
-        if not self.is_mutable_collection("stability") or self.is_initializing():
-            return
-        grown = jnp.ones(())
-        if self.scheme == "leapfrog" and self.num_steps > 1:  # one step cannot grow far
-            grown = jnp.max(transport.growth(c, self.dt, self.spacing)) ** self.num_steps
-        grown = jnp.where(jnp.isfinite(h).all(), grown.astype(jnp.float32), jnp.nan)
-        self.sow("stability", "growth", grown, reduce_fn=jnp.maximum, init_fn=_zero)
-
-    def _coefficients(self, h: Array, train: bool) -> Coefficients:
-        names = COEFFICIENTS if self.diffusivity is None else COEFFICIENTS[:2]
-        predicted = {name: self._predicted(name, h, train) for name in names}
-        values = (self._activated(name, predicted) for name in names)
-        return Coefficients(*values, *(self.diffusivity or ()))
 
     def _predicted(self, name: str, h: Array, train: bool) -> Array:
         # Its initialiser is the fan-out without regard to groups, as the authors' for CIFAR.
@@ -174,6 +163,16 @@ class GlobalLayer(nn.Module):
             distance = self.spacing[COEFFICIENTS.index(name)]
             return distance / (2 * self.dt) * jnp.tanh(value)
         return act(value) * (1 if self.velocity == "paper" else -1)
+
+    def _watch(self, h: Array, c: Coefficients) -> None:
+        """Shows by how much a wave can grow over the steps, NaN if the field is not finite."""
+        if not self.is_mutable_collection("stability") or self.is_initializing():
+            return
+        grown = jnp.ones(())
+        if self.scheme == "leapfrog" and self.num_steps > 1:  # one step cannot grow far
+            grown = jnp.max(transport.growth(c, self.dt, self.spacing)) ** self.num_steps
+        grown = jnp.where(jnp.isfinite(h).all(), grown.astype(jnp.float32), jnp.nan)
+        self.sow("stability", "growth", grown, reduce_fn=jnp.maximum, init_fn=_zero)
 
     def _norm(self, name: str, epsilon: float, train: bool) -> nn.BatchNorm:
         return nn.BatchNorm(
@@ -238,17 +237,17 @@ def global_layer_from_reference(
     params: dict[str, Any] = {}
     statistics: dict[str, Any] = {}
 
-    def norm(ours, theirs):
-        params[ours] = {"scale": take(f"{theirs}.weight"), "bias": take(f"{theirs}.bias")}
-        mean, var = take(f"{theirs}.running_mean"), take(f"{theirs}.running_var")
-        statistics[ours] = {"mean": mean, "var": var}
+    def norm(name, torch_name):
+        params[name] = {"scale": take(f"{torch_name}.weight"), "bias": take(f"{torch_name}.bias")}
+        mean, var = take(f"{torch_name}.running_mean"), take(f"{torch_name}.running_var")
+        statistics[name] = {"mean": mean, "var": var}
 
-    for ours, theirs in names.items():
-        conv = {"kernel": take(f"conv{theirs}.weight").transpose(2, 3, 1, 0)}
-        if f"{prefix}conv{theirs}.bias" in state:
-            conv["bias"] = take(f"conv{theirs}.bias")
-        params[f"conv_{ours}"] = conv
-        norm(f"norm_{ours}", f"bn{theirs}")
+    for name, torch_name in names.items():
+        conv = {"kernel": take(f"conv{torch_name}.weight").transpose(2, 3, 1, 0)}
+        if f"{prefix}conv{torch_name}.bias" in state:
+            conv["bias"] = take(f"conv{torch_name}.bias")
+        params[f"conv_{name}"] = conv
+        norm(f"norm_{name}", f"bn{torch_name}")
     norm("norm_out", "bn_out")
     return {"params": params, "batch_stats": statistics}
 
@@ -266,11 +265,11 @@ def unstable_layers(model: nn.Module, variables: Mapping[str, Any], x: Array) ->
       variables: its variables.
       x: a batch of inputs.
     """
-    _, found = model.apply(variables, x, train=False, mutable=["stability"])
-    found = traverse_util.flatten_dict(found.get("stability", {}))
+    _, recorded = model.apply(variables, x, train=False, mutable=["stability"])
+    growths = traverse_util.flatten_dict(recorded.get("stability", {}))
     sentences = []
-    for path, number in found.items():
-        name, grown = "/".join(path[:-1]) or type(model).__name__, float(number)
+    for path, growth in growths.items():
+        name, grown = "/".join(path[:-1]) or type(model).__name__, float(growth)
         if math.isnan(grown):
             sentences.append(
                 f"the features of {name} are not finite for these inputs: check the inputs and the "

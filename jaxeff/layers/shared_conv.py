@@ -175,10 +175,12 @@ class SharedConv(nn.Module):
         small = list(shape)
         small[axis] //= self.factor
 
-        def init(key, own, dtype):
+        def init(key, tied_shape, dtype):
             if not self.effective_init:
-                return self.kernel_init(key, own, dtype)
-            return jnp.take(self.kernel_init(key, shape, dtype), jnp.arange(own[axis]), axis=axis)
+                return self.kernel_init(key, tied_shape, dtype)
+            return jnp.take(
+                self.kernel_init(key, shape, dtype), jnp.arange(tied_shape[axis]), axis=axis
+            )
 
         return self.param(name, init, tuple(small), self.param_dtype)
 

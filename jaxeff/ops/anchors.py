@@ -107,24 +107,24 @@ def _fill(
     """
     dtype = anchors.dtype
     anchors = anchors.astype(wide(dtype))
-    for axis, wanted in ((ROWS, size[0]), (COLUMNS, size[1])):
-        found = anchors.shape[axis]
-        if found != -(-wanted // stride):
+    for axis, pixels in ((ROWS, size[0]), (COLUMNS, size[1])):
+        count = anchors.shape[axis]
+        if count != -(-pixels // stride):
             raise ValueError(
-                f"{wanted} pixels at stride {stride} have {-(-wanted // stride)} anchors, but the "
+                f"{pixels} pixels at stride {stride} have {-(-pixels // stride)} anchors, but the "
                 f"anchors have the shape {anchors.shape}"
             )
         ahead = _ahead(anchors, axis, 1)
         phases = [blend(anchors, ahead, offset / stride) for offset in range(stride)]
         place = anchors.ndim + axis
-        shape = (*anchors.shape[:place], found * stride, *anchors.shape[place + 1 :])
+        shape = (*anchors.shape[:place], count * stride, *anchors.shape[place + 1 :])
         filled = jnp.stack(phases, place + 1).reshape(shape)
-        anchors = jax.lax.slice_in_dim(filled, 0, wanted, axis=axis)
+        anchors = jax.lax.slice_in_dim(filled, 0, pixels, axis=axis)
     return anchors.astype(dtype)
 
 
 def _ahead(a: Array, axis: int, by: int) -> Array:
-    """Returns each entry's successor along an axis (the last is its own), or ``a`` if by is 0."""
+    """Returns each entry's successor along an axis (the last its own), or ``a`` if by is 0."""
     if by == 0:
         return a
     size = a.shape[axis]

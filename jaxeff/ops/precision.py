@@ -23,7 +23,7 @@ def widened(tree: Any) -> Any:
 
 def narrowed(tree: Any, like: Any) -> Any:
     """Returns arrays of the types of others."""
-    return jax.tree.map(lambda a, wanted: a.astype(wanted.dtype), tree, like)
+    return jax.tree.map(lambda a, b: a.astype(b.dtype), tree, like)
 
 
 def plus_bias(values: Any, bias: Any) -> Any:
@@ -32,5 +32,5 @@ def plus_bias(values: Any, bias: Any) -> Any:
     They are added in single precision, so that the gradient of the bias, a sum over all values of a
     channel, is summed in it.
     """
-    total, own = widened((values, bias))
-    return (total + own.reshape((1,) * (values.ndim - 1) + (-1,))).astype(values.dtype)
+    wide_values, wide_bias = widened((values, bias))
+    return (wide_values + wide_bias.reshape((1,) * (values.ndim - 1) + (-1,))).astype(values.dtype)

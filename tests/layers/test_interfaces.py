@@ -27,6 +27,7 @@ from jaxeff.layers.strided import StridedConv, TransposedConv
 from jaxeff.models import MODELS, SequenceModel
 from jaxeff.models.convnet import Head
 from jaxeff.models.encoder import EncoderShape
+from jaxeff.ops.cpu import rows
 
 KEY = jax.random.key(0)
 IMAGE = jnp.ones((1, 6, 6, 4))
@@ -171,8 +172,9 @@ def test_tokens_have_a_vocabulary_of_their_own():
     assert variables["params"]["Embed_0"]["embedding"].shape == (100, 64)
 
 
-def test_a_time_step_may_be_traced():
-    x = jax.random.normal(KEY, (1, 4, 4, 2))
+def test_a_time_step_may_be_traced(monkeypatch):
+    x = jax.random.normal(KEY, (3, 4, 4, 2))
+    monkeypatch.setattr(rows, "BLOCK", x[0].nbytes)
     variables = GlobalLayer(num_steps=2).init(KEY, x)
 
     def energy(dt):

@@ -48,8 +48,8 @@ def growth(coefficients: Coefficients, dt: float = 0.2, spacing: tuple[int, int]
         # The scheme's characteristic polynomial: (1 + S) g^2 - 2 z g - (1 - S) = 0.
         z = 2 * (bx * jnp.cos(a) + by * jnp.cos(b)) - 1j * (ax * jnp.sin(a) + ay * jnp.sin(b))
         root = jnp.sqrt(z * z + (1 - spread * spread))
-        found = jnp.maximum(abs(z + root), abs(z - root)) / (1 + spread)
-        return jnp.maximum(largest, found), None
+        larger_root = jnp.maximum(abs(z + root), abs(z - root)) / (1 + spread)
+        return jnp.maximum(largest, larger_root), None
 
     eighths = np.pi / 4 * np.arange(8, dtype=spread.dtype)
     turns = np.stack(np.meshgrid(eighths[:5], eighths), -1).reshape(-1, 2)

@@ -90,10 +90,10 @@ def _taps(size: int, side: int, strides: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _shifted(x: Array, kernel: Array, strides: int) -> Array:
-    taps = kernel.astype(wide(kernel.dtype)).reshape(-1, kernel.shape[-1])
+    taps = kernel.astype(wide(kernel.dtype))
     total: Any = 0
-    for tap, window in zip(taps, _windows(x, kernel, strides), strict=True):
-        total = total + window.astype(taps.dtype) * tap
+    for tap, window in zip(np.ndindex(kernel.shape[:2]), _windows(x, kernel, strides), strict=True):
+        total = total + window.astype(taps.dtype) * taps[*tap, 0]
     return total.astype(jnp.result_type(x, kernel))
 
 
