@@ -21,10 +21,11 @@ from jaxeff.ode import (
     FastRNN,
     parts_of,
     unroll,
+    unroll_parallel,
 )
 
 FEATURES, INPUTS = 6, 3
-TIMED = {"step_size_mode": "per_time_step", "length": 16}
+TIMED = {"step_size_mode": "per_time_step", "length": 25}
 
 CASES = {
     "rnn": Elman(6),
@@ -83,6 +84,13 @@ some_cells = pytest.mark.parametrize(
 
 def random(seed, *shape, dtype=jnp.float64):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+#: Drivers as one program; operation by operation they are dozens of small ones.
+STATIC = ("return_sequence", "backward", "block_size", "reverse")
+run = jax.jit(unroll, static_argnums=0, static_argnames=STATIC)
+STATIC = ("jacobian", "tolerance", "max_iterations", "damping", "fallback", "diagnostics")
+run_parallel = jax.jit(unroll_parallel, static_argnums=0, static_argnames=STATIC)
 
 
 @functools.cache

@@ -227,50 +227,6 @@ CELLS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "mode"),
-    swept(
-        [
-            ("lstm", "fused"),
-            ("tarnn", "remat"),
-            ("irnn", "autodiff"),
-            ("dual_ode", "auto"),
-            ("implicit", "auto"),
-        ],
-        ("lstm", "fused"),
-        ("tarnn", "remat"),
-        ("implicit", "auto"),
-    ),
-)
-def test_padding_may_hold_anything(name, mode):
-    cell = CELLS[name]
-
-    @jax.jit
-    def run(xs, mask):
-        return gradients(cell, mode, xs, mask)
-
-    expected, found = (run(*padded(value)) for value in (0.0, np.nan))
-    chex.assert_tree_all_finite(expected)
-    chex.assert_trees_all_equal(found, expected)
-    chex.assert_trees_all_equal(run(*padded(np.inf)), expected)
-
-
-def test_padding_may_hold_anything_in_parallel():
-    cell = CELLS["lstm"]
-    params = jax.jit(cell.init, static_argnums=1)(jax.random.key(0), 2)
-
-    @jax.jit
-    def run(xs, mask):
-        def loss(params, xs):
-            return jnp.sum(unroll_parallel(cell, params, xs, mask=mask)[1] ** 2)
-
-        return jax.grad(loss, (0, 1))(params, xs)
-
-    expected, found = (run(*padded(value)) for value in (0.0, np.nan))
-    chex.assert_tree_all_finite(expected)
-    chex.assert_trees_all_equal(found, expected)
-
-
 @pytest.mark.parametrize("given", ["mask", "seq_lengths"])
 def test_padding_of_layers_and_models_may_hold_anything(given):
     xs, mask = (jnp.swapaxes(a[1:], 0, 1) for a in padded(np.nan))

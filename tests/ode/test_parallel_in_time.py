@@ -8,23 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
-from scan_cases import in_double, initialised, random, weighted
+from scan_cases import in_double, initialised, random, run, run_parallel, weighted
 
 from jaxeff.errors import ConfigError
 from jaxeff.ode import (
-    CELLS,
     GRU,
     IRNN,
     LSTM,
     TARNN,
-    Antisymmetric,
     CarryParts,
     Cell,
     CoRNN,
-    DualODE,
     Elman,
-    FastGRNN,
-    FastRNN,
     newton,
     parts_of,
     unroll,
@@ -41,42 +36,10 @@ CASES = {
     "rnn": Elman(6),
     "lstm": LSTM(6),
     "gru": GRU(6),
-    "fastrnn": FastRNN(6),
-    "fastgrnn": FastGRNN(6),
-    "antisymmetric": Antisymmetric(6, step_size=0.3, diffusion=0.1),
     "cornn": CoRNN(6, step_size=0.3),
-    "irnn": IRNN(6, step_size=0.2),
     "irnn_timed_three": IRNN(6, step_size=0.2, num_inner_steps=3, **TIMED),
-    "irnn_rank": IRNN(6, step_size=0.1, num_inner_steps=2, rank=2, activation="relu"),
-    "irnn_implicit": IRNN(6, num_inner_steps=60, step_size=0.6, solver="implicit", decay=1.6),
-    "irnn_implicit_timed": IRNN(
-        6, num_inner_steps=60, step_size=0.6, solver="implicit", decay=1.6, **TIMED
-    ),
     "tarnn": TARNN(6, step_size=0.2),
-    "tarnn_timed_two": TARNN(6, num_inner_steps=2, variant="outside", activation="tanh", **TIMED),
-    "dual_ode": DualODE(6, step_size=0.2),
-    "dual_ode_timed": DualODE(6, step_size=0.2, **TIMED),
 }
-# Every cell once with one of the Jacobians; the rest are variations for the longer checks.
-CORE = {
-    ("rnn", "dense"),
-    ("lstm", "diagonal"),
-    ("gru", "dense"),
-    ("fastrnn", "diagonal"),
-    ("fastgrnn", "dense"),
-    ("antisymmetric", "diagonal"),
-    ("cornn", "diagonal"),
-    ("irnn", "diagonal"),
-    ("irnn_implicit", "diagonal"),
-    ("tarnn", "diagonal"),
-    ("dual_ode_timed", "diagonal"),
-}
-
-
-def test_every_registered_cell_has_a_case():
-    quickly = {CELLS[name] for name in CELLS}
-    assert {type(cell) for cell in CASES.values()} == quickly
-    assert {type(CASES[name]) for name, _ in CORE} == quickly
 
 
 @pytest.fixture
@@ -98,7 +61,7 @@ def example(jitter):
 def expansive(scale, time):
     """A relu iRNN whose state grows without end, with its inputs."""
     cell = IRNN(16, step_size=0.1, activation="relu")
-    params = cell.init(jax.random.key(0), INPUTS, jnp.float64)
+    params = dict(initialised(cell, INPUTS, jnp.float64))
     params["U"] = scale * random(0, 16, 16) / 4
     return cell, params, random(1, time, INPUTS)
 
@@ -118,34 +81,7 @@ def loop(cell, params, xs, carry, **options):
     return unroll(cell, params, xs, carry, backward="autodiff", **options)
 
 
-# The answer is that of the loop.
-
-
-@in_double
-@pytest.mark.parametrize(
-    ("name", "jacobian"),
-    [
-        pytest.param(n, j, marks=() if (n, j) in CORE else pytest.mark.slow)
-        for n in CASES
-        for j in ("dense", "diagonal")
-    ],
-)
-def test_values_and_gradients_are_those_of_the_loop(name, jacobian, example):
-    cell = CASES[name]
-    arguments = example(cell)
-    mask = jnp.asarray(np.random.default_rng(0).random((TIME, BATCH)) < 0.7)
-    expected_out, expected_grads, _ = results(loop, cell, arguments, mask=mask)
-    chex.assert_tree_all_finite(expected_grads)
-    # Without the loop to fall back to, neither forward nor backward.
-    options = {"jacobian": jacobian, "fallback": False, "diagnostics": True}
-    options["max_iterations"] = 7 if jacobian == "dense" else TIME - 2
-    out, grads, (info,) = results(unroll_parallel, cell, arguments, mask=mask, **options)
-    assert info.converged
-    assert not info.fell_back
-    assert info.residual <= 1e-10
-    chex.assert_trees_all_close(out, expected_out, atol=1e-9, rtol=1e-9)
-    chex.assert_trees_all_close(grads, expected_grads, atol=1e-8, rtol=1e-8)
-    chex.assert_trees_all_equal_shapes_and_dtypes((out, grads), (expected_out, expected_grads))
+# The answer is that of the loop; test_every_cell.py has every cell.
 
 
 @in_double
@@ -266,14 +202,14 @@ def test_repeated_calls_compile_once(example):
     ],
 )
 def test_few_iterations_at_initialisation(cell, scale, most):
-    params = cell.init(jax.random.key(0), 1, jnp.float64)
+    params = dict(initialised(cell, 1, jnp.float64))
     if scale is not None:
         params["U"] = scale * random(0, 16, 16) / 4
     xs = random(1, 784, 1)
-    _, ys, info = unroll_parallel(cell, params, xs, tolerance=1e-8, diagnostics=True)
+    _, ys, info = run_parallel(cell, params, xs, tolerance=1e-8, diagnostics=True)
     assert info.converged
     assert 2 <= info.iterations <= most
-    np.testing.assert_allclose(ys, unroll(cell, params, xs)[1], atol=1e-6)
+    np.testing.assert_allclose(ys, run(cell, params, xs)[1], atol=1e-6)
 
 
 @in_double
@@ -304,10 +240,10 @@ def test_iteration_k_makes_the_first_k_states_exact_whatever_the_jacobian(dense)
 def test_as_many_iterations_as_steps_are_enough(example):
     cell = CASES["rnn"]
     params, xs, carry = example(cell, time=9)
-    _, ys, info = unroll_parallel(cell, params, 3 * xs, carry, damping=0.0, diagnostics=True)
+    _, ys, info = run_parallel(cell, params, 3 * xs, carry, damping=0.0, diagnostics=True)
     assert info.converged
     assert 7 <= info.iterations <= 9
-    np.testing.assert_allclose(ys, unroll(cell, params, 3 * xs, carry)[1], atol=1e-12)
+    np.testing.assert_allclose(ys, run(cell, params, 3 * xs, carry)[1], atol=1e-12)
 
 
 @in_double
@@ -373,10 +309,10 @@ def test_expansive_dynamics_fall_back_to_the_loop():
 @in_double
 def test_expansive_dynamics_converge_with_exact_jacobians():
     cell, params, xs = expansive(scale=1.2, time=300)
-    carry, ys, info = unroll_parallel(cell, params, xs, diagnostics=True)
+    carry, ys, info = run_parallel(cell, params, xs, diagnostics=True)
     assert info.converged
     assert info.iterations <= 12
-    expected = unroll(cell, params, xs)
+    expected = run(cell, params, xs)
     chex.assert_trees_all_close((carry, ys), expected, atol=1e-8 * np.abs(ys).max())
 
 
@@ -385,7 +321,7 @@ def test_without_a_fallback_failure_shows(example):
     cell = CASES["rnn"]
     params, xs, carry = example(cell)
     options = {"max_iterations": 2, "fallback": False, "diagnostics": True}
-    carry, ys, info = unroll_parallel(cell, params, xs, carry, **options)
+    carry, ys, info = run_parallel(cell, params, xs, carry, **options)
     assert (info.iterations, info.converged, info.fell_back) == (2, False, False)
     assert np.isnan(ys).all()
     assert np.isnan(carry).all()
@@ -397,15 +333,15 @@ def test_nan_stays_where_the_loop_has_it(jacobian, example):
     cell = CASES["lstm"]
     params, xs, carry = example(cell)
     xs = xs.at[7, 0, 1].set(jnp.nan)
-    expected = unroll(cell, params, xs, carry)
+    expected = run(cell, params, xs, carry)
     assert np.isnan(expected[1][7:, 0]).any()
-    carry_, ys, info = unroll_parallel(cell, params, xs, carry, jacobian=jacobian, diagnostics=True)
+    carry_, ys, info = run_parallel(cell, params, xs, carry, jacobian=jacobian, diagnostics=True)
     assert (info.iterations, info.fell_back) == (0, True)
     chex.assert_trees_all_close((carry_, ys), expected, atol=1e-12)  # NaN equals NaN here
     # At a step that is not real it is nowhere.
     mask = jnp.ones((TIME, BATCH)).at[7, 0].set(0)
-    expected = unroll(cell, params, xs, carry, mask=mask)
-    *actual, info = unroll_parallel(
+    expected = run(cell, params, xs, carry, mask=mask)
+    *actual, info = run_parallel(
         cell, params, xs, carry, mask=mask, jacobian=jacobian, diagnostics=True
     )
     assert info.converged
@@ -469,12 +405,12 @@ def test_clocks_that_do_more_than_count_steps(kind):
 def test_impossible_options_are_refused(options):
     cell = Elman(4)
     with pytest.raises(ConfigError, match=next(iter(options))):
-        unroll_parallel(cell, cell.init(jax.random.key(0), 2), jnp.ones((3, 2)), **options)
+        unroll_parallel(cell, initialised(cell, 2, jnp.float32), jnp.ones((3, 2)), **options)
 
 
 def test_wrong_shapes_and_lengths_are_refused():
     cell = Elman(4)
-    params = cell.init(jax.random.key(0), 2)
+    params = initialised(cell, 2, jnp.float32)
     with pytest.raises(ValueError, match="xs must be"):
         unroll_parallel(cell, params, jnp.ones((0, 2)))
     with pytest.raises(ValueError, match="mask"):

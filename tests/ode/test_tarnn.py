@@ -1,5 +1,6 @@
 """The time-adaptive cell against recorded arrays, loops from its equations, and its physics."""
 
+import functools
 from pathlib import Path
 
 import chex
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scan_cases import run
 from sweeps import swept
 
 from jaxeff.errors import ConfigError
@@ -18,7 +20,6 @@ from jaxeff.ode import (
     DualODE,
     lstm_from_pytorch,
     tarnn_from_reference,
-    unroll,
 )
 from jaxeff.ode.convert import TARNN_NAMES
 
@@ -36,6 +37,11 @@ def random(seed, *shape, scale=1.0):
 
 def sigmoid(a):
     return 1.0 / (1.0 + np.exp(-a))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def step(cell, params, carry, x):
+    return cell.step(params, carry, x)
 
 
 def start(cell, state, inputs=INPUTS):
@@ -68,7 +74,7 @@ def test_values_and_gradients_equal_the_authors_cell(variant, backward, recorded
     carry = start(cell, jnp.asarray(arrays["h0"][0]), arrays["x"].shape[-1])
 
     def loss(params, xs):
-        carry_out, ys = unroll(cell, params, xs, carry, backward=backward, block_size=4)
+        carry_out, ys = run(cell, params, xs, carry, backward=backward, block_size=4)
         return jnp.sum(ys**2), (carry_out, ys)
 
     (_, (last, ys)), (grads, d_xs) = jax.value_and_grad(loss, (0, 1), has_aux=True)(
@@ -90,7 +96,7 @@ def test_conversion_to_bounded_step_sizes_gives_the_same_outputs(recorded):
         reference_cell("inside", arrays, step_size_param=how) for how in ("raw", "bounded")
     )
     xs = jnp.asarray(arrays["x"])
-    expected, actual = (unroll(c, reference_params(c, arrays), xs)[1] for c in (raw, bounded))
+    expected, actual = (run(c, reference_params(c, arrays), xs)[1] for c in (raw, bounded))
     np.testing.assert_allclose(actual, expected, atol=1e-12)
     assert np.abs(expected).max() > 1e-2
 
@@ -160,7 +166,7 @@ def test_cell_equals_a_loop_from_its_equations(variant, previous_input, K, jitte
     )
     params = jitter(cell.init(jax.random.key(0), INPUTS, jnp.float64), scale=0.5)
     xs, state = random(1, 7, BATCH, INPUTS), random(2, BATCH, FEATURES)
-    _, ys = unroll(cell, params, xs, start(cell, state))
+    _, ys = run(cell, params, xs, start(cell, state))
     etas = np.broadcast_to(np.asarray(cell.step_sizes(params))[:, None], (K, 7))
     assert np.ptp(etas[:, 0]) > 0.01 or K == 1
     arrays = jax.tree.map(np.asarray, params)
@@ -174,7 +180,7 @@ def test_two_block_cell_equals_a_loop_from_its_equations(timed, jitter):
     cell = DualODE(FEATURES, num_inner_steps=3, activation="tanh", step_size=0.2, **mode)
     p = jitter(cell.init(jax.random.key(0), INPUTS, jnp.float64), scale=0.4)
     xs = random(1, 6, BATCH, INPUTS)
-    _, ys = unroll(cell, p, xs)
+    _, ys = run(cell, p, xs)
     one = sigmoid(np.asarray(p["step_size"])) * np.ones(6) if timed else sigmoid(p["step_size"])
     two = np.broadcast_to(sigmoid(np.asarray(p["step_size_2"])), 6)
     beta = np.broadcast_to(np.asarray(p["beta"]), 6)
@@ -204,10 +210,15 @@ def test_two_block_cell_needs_an_even_width():
 def test_parameter_count_is_the_authors_without_their_unused_bias(variant):
     D, d, T = 128, 1, 784
     cell = TARNN(D, variant=variant, step_size_mode="per_time_step", length=T)
-    count = sum(np.size(p) for p in cell.init(jax.random.key(0), d).values())
+    count = sum(
+        np.size(p) for p in jax.eval_shape(lambda: cell.init(jax.random.key(0), d)).values()
+    )
     assert count + D == 67_216
     shared = TARNN(D, variant=variant, step_size_mode="shared")
-    assert sum(np.size(p) for p in shared.init(jax.random.key(0), d).values()) == count - T + 1
+    assert (
+        sum(np.size(p) for p in jax.eval_shape(lambda: shared.init(jax.random.key(0), d)).values())
+        == count - T + 1
+    )
 
 
 def test_initial_values():
@@ -229,9 +240,9 @@ def test_closed_gate_keeps_the_state_and_its_gradient(variant, K, jitter):
     params = jitter(cell.init(jax.random.key(0), INPUTS, jnp.float64))
     params = {**params, "bg": jnp.full(FEATURES, -800.0)}
     state, x = random(1, FEATURES), random(2, INPUTS)
-    new = cell.step(params, start(cell, state), x)[1]
+    new = step(cell, params, start(cell, state), x)[1]
     np.testing.assert_array_equal(new, state)
-    J = jax.jacobian(lambda s: cell.step(params, start(cell, s), x)[1])(state)
+    J = jax.jacobian(lambda s: step(cell, params, start(cell, s), x)[1])(state)
     np.testing.assert_allclose(J, np.eye(FEATURES), atol=1e-15)
 
 
@@ -241,7 +252,7 @@ def test_open_gate_at_unit_step_is_a_residual_free_network(jitter):
     p = {**p, "B1": jnp.zeros((INPUTS, FEATURES)), "B2": jnp.zeros((FEATURES, FEATURES))}
     p["bg"] = jnp.full(FEATURES, 800.0)
     s, x, before = random(1, FEATURES), random(2, INPUTS), random(3, INPUTS)
-    new = cell.step(p, CarryParts(s, before, jnp.ones(1)), x)[1]
+    new = step(cell, p, CarryParts(s, before, jnp.ones(1)), x)[1]
     expected = jnp.tanh(s @ (p["U1"] + p["U2"]) + x @ p["W1"] + before @ p["W2"] + p["b1"]) - s
     np.testing.assert_allclose(new, expected, atol=1e-15)
 
@@ -251,7 +262,7 @@ def test_jacobian_at_initialisation_is_near_the_identity(variant):
     cell = TARNN(128, variant=variant)
     params = cell.init(jax.random.key(0), 1, jnp.float64)
     state, x = random(1, 128, scale=0.1), random(2, 1)
-    J = jax.jacobian(lambda s: cell.step(params, start(cell, s, 1), x)[1])(state)
+    J = jax.jacobian(lambda s: step(cell, params, start(cell, s, 1), x)[1])(state)
     singular = np.linalg.svd(J, compute_uv=False)
     low, high, mean = {"inside": (0.96, 1.01, 0.99), "outside": (0.975, 1.006, 0.998)}[variant]
     assert low < singular.min()
@@ -266,7 +277,7 @@ def test_state_relaxes_by_the_time_constant(jitter):
     p = jitter(cell.init(jax.random.key(0), INPUTS, jnp.float64))
     p = {**p, "U1": jnp.zeros((FEATURES, FEATURES)), "step_size": jnp.log(eta / (1 - eta))}
     s, x = random(1, FEATURES), random(2, INPUTS)
-    new = cell.step(p, start(cell, s), x)[1]
+    new = step(cell, p, start(cell, s), x)[1]
     fixed = s @ p["U2"] + x @ p["W1"] + x @ p["W2"] + p["b1"]
     target = jax.nn.relu(fixed) - s + x @ p["B1"] + s @ p["B2"]
     q = cell.gates(p, x[None], start(cell, s))[0]
@@ -294,7 +305,7 @@ def test_time_constants_of_every_mode(jitter):
             cell.time_constants(params, xs, mask=mask), 1 / (gates * rate), rtol=1e-12
         )
     # A gate read out is the gate that the step used: closing it everywhere stops the state.
-    _, ys = unroll(cell, params, xs, mask=mask)
+    _, ys = run(cell, params, xs, mask=mask)
     before = jnp.concatenate([jnp.zeros_like(ys[:1]), ys[:-1]])
     real = xs * mask[..., None]  # what stands in padding is not read
     by_hand = jax.nn.sigmoid(before @ params["Ug"] + real @ params["Wg"] + params["bg"])
@@ -315,7 +326,7 @@ def test_many_steps_end_at_the_variants_own_equilibrium(variant, jitter):
     )
     p = cell.init(jax.random.key(0), INPUTS, jnp.float64)
     s, x = random(1, FEATURES), random(2, INPUTS)
-    z = cell.step(p, start(cell, s), x)[1]
+    z = step(cell, p, start(cell, s), x)[1]
     fixed = s @ p["U2"] + x @ p["W1"] + x @ p["W2"] + p["b1"]
     right = jnp.tanh(z @ p["U1"] + fixed) + x @ p["B1"] + s @ p["B2"]
     left = {"inside": z + s, "outside": 2 * z + s}[variant]
@@ -332,7 +343,7 @@ def test_is_the_incremental_cell_without_gate_and_linear_terms():
     params = {"W1": q["W"], "W2": zero, "B1": zero, "Wg": zero, "U1": q["U"], "U2": q["U"]}
     params |= {"B2": square, "Ug": square, "b1": q["b"], "bg": bg, "step_size": q["step_size"]}
     xs = random(1, 9, BATCH, INPUTS)
-    np.testing.assert_allclose(unroll(cell, params, xs)[1], unroll(irnn, q, xs)[1], atol=1e-14)
+    np.testing.assert_allclose(run(cell, params, xs)[1], run(irnn, q, xs)[1], atol=1e-14)
 
 
 # The previous input across masks and parts.
@@ -349,9 +360,9 @@ def test_parts_with_a_carried_carry_equal_the_whole(variant, previous_input, tim
     xs = random(1, 9, BATCH, INPUTS)
     mask = jnp.asarray(np.random.default_rng(0).random((9, BATCH)) < 0.6).at[:2, 0].set(False)
     for m in (None, mask):
-        carry, whole = unroll(cell, params, xs, mask=m)
-        first, ys1 = unroll(cell, params, xs[:4], mask=None if m is None else m[:4])
-        second, ys2 = unroll(cell, params, xs[4:], first, mask=None if m is None else m[4:])
+        carry, whole = run(cell, params, xs, mask=m)
+        first, ys1 = run(cell, params, xs[:4], mask=None if m is None else m[:4])
+        second, ys2 = run(cell, params, xs[4:], first, mask=None if m is None else m[4:])
         chex.assert_trees_all_close(second, carry, atol=1e-14)
         np.testing.assert_allclose(jnp.concatenate([ys1, ys2]), whole, atol=1e-14)
 
@@ -362,22 +373,22 @@ def test_masked_steps_are_as_if_they_were_not_there(jitter):
     xs = random(1, 8, 1, INPUTS)
     real = np.array([0, 1, 1, 0, 0, 1, 1, 0])
     noisy = jnp.where(real[:, None, None], xs, 99.0)
-    carry, _ = unroll(cell, params, noisy, mask=jnp.asarray(real)[:, None])
-    expected, _ = unroll(cell, params, xs[np.flatnonzero(real)])
+    carry, _ = run(cell, params, noisy, mask=jnp.asarray(real)[:, None])
+    expected, _ = run(cell, params, xs[np.flatnonzero(real)])
     chex.assert_trees_all_close(carry, expected, atol=1e-14)
 
 
 def test_shared_steps_run_at_any_length_and_timed_ones_refuse():
     params = TARNN(4).init(jax.random.key(0), 1)
     for length in (3, 50):
-        assert unroll(TARNN(4), params, jnp.ones((length, 1, 1)))[1].shape == (length, 1, 4)
+        assert run(TARNN(4), params, jnp.ones((length, 1, 1)))[1].shape == (length, 1, 4)
     cell = TARNN(4, step_size_mode="per_time_step", length=5)
     params = cell.init(jax.random.key(0), 1)
     with pytest.raises(ConfigError, match=r"TARNN has step sizes for length=5 .* sequence has 6"):
-        unroll(cell, params, jnp.ones((6, 1, 1)))
-    carry, _ = unroll(cell, params, jnp.ones((5, 1, 1)))
+        run(cell, params, jnp.ones((6, 1, 1)))
+    carry, _ = run(cell, params, jnp.ones((5, 1, 1)))
     # Where the length is only known when it runs, NaN stands for the step size that is not there.
-    assert jnp.isnan(unroll(cell, params, jnp.ones((1, 1, 1)), carry)[1]).all()
+    assert jnp.isnan(run(cell, params, jnp.ones((1, 1, 1)), carry)[1]).all()
 
 
 def test_carry_needs_the_width_of_the_inputs():
@@ -408,7 +419,7 @@ def test_pytorch_lstm_layout():
         i, f, g, o = np.split(x @ w.T + h @ u.T + b, 4, axis=-1)
         c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
         h = sigmoid(o) * np.tanh(c)
-    _, last = unroll(LSTM(5), params, jnp.asarray(arrays["x"]), return_sequence=False)
+    _, last = run(LSTM(5), params, jnp.asarray(arrays["x"]), return_sequence=False)
     np.testing.assert_allclose(last, h, atol=1e-13)
     with pytest.raises(ConfigError, match="lack weight_ih_l1"):
         lstm_from_pytorch(named, "_l1")
