@@ -1,4 +1,4 @@
-"""Convolutional networks: a host gives the stages, a design says what stands in them.
+"""Convolutional networks: a host gives a family's residual blocks, a design changes them.
 
 A `Host` knows a family's stem, its residual blocks and its head. A design (`jaxeff.models.designs`)
 decides which of the blocks to keep, which convolutions or bodies they have and what else to put
@@ -137,7 +137,7 @@ class ConvNet(nn.Module):
 
     @nn.nowrap
     def warnings(self, variables: Mapping[str, Any], inputs: Array) -> list[str]:
-        """Returns a sentence for everything about a trained network that should worry its user."""
+        """Returns warnings about a trained network, one sentence each."""
         return unstable_layers(self, variables, inputs)
 
     def stage(self, number: int, x: Array, *, train: bool = False) -> Array:
