@@ -23,7 +23,7 @@ def headlines() -> str:
         _poses(),
         _search(),
     ]
-    return table(["task", "jaxeff", "beside it", "gain"], rows)
+    return table(["task", "jaxeff", "compared with", "gain"], rows)
 
 
 def _global_layer() -> list[str]:
@@ -34,7 +34,7 @@ def _global_layer() -> list[str]:
     }
     cells = [
         f"{label} {score(lines[name])} %, {million[name]} MACs, {times[name]['median_ms']:.2f} ms"
-        for name, label in (("global", "Global layers:"), ("host", "as it is:"))
+        for name, label in (("global", "Global layers:"), ("host", "unchanged:"))
     ]
     gain = lines["host"]["macs_per_example"] / lines["global"]["macs_per_example"]
     return ["ResNet-32, an epoch of Fashion-MNIST", *cells, f"{gain:.1f} times fewer MACs"]
@@ -96,7 +96,7 @@ def _hybrid() -> list[str]:
     accuracies = [spread([cell["accuracy"] for cell in cells], 100) for cells in (routed, experts)]
     return [
         "Fashion-MNIST by two networks",
-        f"hybrid, a tenth asked: {accuracies[0]} %",
+        f"hybrid, a tenth deferred: {accuracies[0]} %",
         f"the large one: {accuracies[1]} %",
         f"{1 / mean(shares):.1f} times faster",
     ]

@@ -42,7 +42,7 @@ class Problem(NamedTuple):
       place: maps a code and poses to a tree of outputs.
       criterion: maps outputs and data to losses ``[batch]``: per example a sum of convex functions
         of one number of the outputs each.
-      valid: says of poses ``[..., size]`` whether they may be used.
+      valid: maps poses ``[..., size]`` to whether they are admissible.
     """
 
     code: Callable[[Any, Array], Any]

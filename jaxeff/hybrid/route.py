@@ -1,4 +1,4 @@
-"""Routing that saves time: later stages run on the rows that ask for them, in buckets of few sizes.
+"""Routing that saves time: later stages run on deferred rows alone, in buckets of few sizes.
 
 A compiled program has static shapes, so a batch's queries are gathered into a bucket, the smallest
 of at most eight sizes that holds them. The later stage runs once on the bucket, and its outputs are
@@ -51,7 +51,7 @@ def by_priority(scores: Array, queried: Array) -> Array:
 
 
 def is_queried(scores: Array, threshold: Array | float) -> Array:
-    """Returns which rows go on: those above the threshold, and those whose score is NaN."""
+    """Returns which rows are deferred: scores above the threshold, and those that are NaN."""
     return ~(scores <= threshold)
 
 

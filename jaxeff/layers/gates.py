@@ -85,7 +85,7 @@ class AutoGate(nn.Module):
     """
 
     num_classes: int
-    axis_name: str = ""
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, teacher: Seen, *, train: bool = False) -> Array:
@@ -112,13 +112,13 @@ def features_gate(*, num_classes: int) -> MLPGate:
 
 
 @GATES.register("map")
-def map_gate(*, num_classes: int, width: int = 256, axis_name: str = "") -> MapGate:
+def map_gate(*, num_classes: int, width: int = 256, axis_name: str | None = None) -> MapGate:
     """The release's B24, see `MapGate`."""
     return MapGate(num_classes, width, Ops(activation="swish", axis_name=axis_name or None))
 
 
 @GATES.register("wide_features")
-def wide_features_gate(*, num_classes: int, axis_name: str = "") -> MLPGate:
+def wide_features_gate(*, num_classes: int, axis_name: str | None = None) -> MLPGate:
     """The release's B2 for ImageNet: normalised layers of 1000, 64 and 1000 on pooled features."""
     del num_classes
     ops = Ops(axis_name=axis_name or None)

@@ -51,11 +51,11 @@ class ReleasedRouter(nn.Module):
 
     Attributes:
       top: how many of the base's probabilities the margins compare.
-      axis_name: mapped axis over which batch statistics are averaged; "" keeps each device's own.
+      axis_name: mapped axis over which batch statistics are averaged; None keeps each device's own.
     """
 
     top: int = 10
-    axis_name: str = ""
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, logits: Array, features: Array, *, train: bool = False) -> Array:

@@ -94,7 +94,7 @@ def apply_with_features(
     needs: Iterable[str] = ("penultimate",),
     **options: Any,
 ) -> tuple[Any, dict[str, Array], dict[str, Any]]:
-    """Applies a model and returns what it shows of its inside too.
+    """Applies a model and returns its outputs and the features that it sows.
 
     Args:
       model: a model of this package, or any that shows what it needs to.

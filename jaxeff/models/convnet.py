@@ -1,4 +1,4 @@
-"""Convolutional networks: a host gives the stages, a design says what stands in them.
+"""Convolutional networks: a host gives a family's residual blocks, a design changes them.
 
 A `Host` knows a family's stem, its residual blocks and its head. A design (`jaxeff.models.designs`)
 decides which of the blocks to keep, which convolutions or bodies they have and what else to put
@@ -126,7 +126,8 @@ class ConvNet(nn.Module):
       head: called like a block; returns ``[batch, outputs]``.
       dtype: of the computation.
       remat: what is computed again in the backward pass instead of being kept, "stage" or "block";
-        "none" keeps all. Parameters and gradients do not depend on it.
+        "none" keeps all. Parameters and gradients do not depend on it. It saves memory on
+        accelerators; XLA's compiler for CPUs drops the barriers that it rests on.
     """
 
     stem: nn.Module
@@ -137,7 +138,7 @@ class ConvNet(nn.Module):
 
     @nn.nowrap
     def warnings(self, variables: Mapping[str, Any], inputs: Array) -> list[str]:
-        """Returns a sentence for everything about a trained network that should worry its user."""
+        """Returns warnings about a trained network, one sentence each."""
         return unstable_layers(self, variables, inputs)
 
     def stage(self, number: int, x: Array, *, train: bool = False) -> Array:

@@ -1,4 +1,4 @@
-"""Convolutional networks with exits: a shared backbone whose later stages hard inputs alone reach.
+"""Convolutional networks with exits: a backbone whose later stages run for hard inputs only.
 
 Teerapittayanon et al., "BranchyNet", 2016. As a cascade they are the case in which a stage goes on
 from what the last one has computed.
@@ -115,7 +115,7 @@ def early_exits(
     score: str = "softmax response",
     **options: Any,
 ) -> StagedModel:
-    """Returns a trained network as a `StagedModel` that skips the rest of it for what has left.
+    """Returns a trained network as a `StagedModel`; inputs answered at an exit skip the rest.
 
     Args:
       model: the network.

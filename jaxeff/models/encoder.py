@@ -175,7 +175,8 @@ class Encoder(nn.Module):
       between: maps the number of a layer, the tokens behind it, their weights and the attention
         that it paid to the tokens and weights that the next layer gets, in place of cuts.
       remat: "layer" computes layers again in the backward pass instead of keeping what is in them;
-        "none" keeps all. Parameters and gradients do not depend on it.
+        "none" keeps all. Parameters and gradients do not depend on it; see
+        `jaxeff.models.convnet.ConvNet`.
     """
 
     shape: EncoderShape

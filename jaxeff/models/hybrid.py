@@ -169,7 +169,7 @@ class HybridModel(StagedModel):
 
     @property
     def threshold(self) -> float:
-        """The score above which inputs are asked about."""
+        """The score above which an input is deferred to the expert."""
         return self._own_threshold if self.abstains else self.thresholds[0]
 
     @threshold.setter

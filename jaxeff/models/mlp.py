@@ -1,4 +1,4 @@
-"""Multilayer perceptrons, for small tasks and as the smallest of students."""
+"""Multilayer perceptrons, for small tasks and as small students."""
 
 from __future__ import annotations
 

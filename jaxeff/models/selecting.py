@@ -1,4 +1,4 @@
-"""A classifier whose head that selects has a hidden layer (SelectiveNet)."""
+"""A classifier whose selection head has a hidden layer (SelectiveNet)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxeff.typing import Array, Dtype
 
 
 class Selecting(nn.Module):
-    """Classes, selection and auxiliary classes, of which the selection has a layer of its own.
+    """Outputs of classes, selection and auxiliary classes; the selection has a hidden layer.
 
     The layer is linear in the features of the backbone, whose last linear layer therefore computes
     it beside the classes: any classifier can be the backbone.

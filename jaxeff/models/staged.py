@@ -91,7 +91,7 @@ def last_stage(classifier: Classifier) -> Stage:
 
 
 def confident_stage(classifier: Classifier, score: str = "softmax response") -> Stage:
-    """Returns a stage that asks where a confidence of its own logits is low.
+    """Returns a stage that defers the inputs for which a confidence of its logits is low.
 
     Args:
       classifier: the stage's model.
@@ -110,7 +110,7 @@ def confident_stage(classifier: Classifier, score: str = "softmax response") -> 
 
 
 class StagedModel:
-    """Stages of which the later ones run only for the inputs that ask for them.
+    """A cascade of models; a later one runs only on the inputs that those before it defer.
 
     Args:
       stages: see `jaxeff.hybrid.route`.
@@ -141,7 +141,7 @@ class StagedModel:
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        """Query scores above which inputs go on, one fewer than the stages."""
+        """Scores above which a stage defers an input, one fewer than the stages."""
         return self.cascade.thresholds
 
     @thresholds.setter
@@ -299,7 +299,7 @@ def cascade(
     score: str = "softmax response",
     **options: Any,
 ) -> StagedModel:
-    """Returns a cascade of classifiers, cheapest first, each asked where the last was in doubt.
+    """Returns a cascade of classifiers, cheapest first; each defers to the next.
 
     Args:
       classifiers: modules and variables.

@@ -82,6 +82,9 @@ class LoadedModel:
         if not len(inputs):
             raise DataError("there are no inputs to answer; give at least one example")
         batch = self.dataset.splits["test"].preprocess(inputs)
+        shape, expected = batch["inputs"].shape[1:], tuple(self.dataset.input_shape)
+        if shape != expected:
+            raise DataError(f"the model takes inputs of shape {expected}, not {shape}")
         outputs = self._outputs(batch, batch_size)
         if self.dataset.task not in ("classification", "tagging"):
             return Predictions(outputs)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxeff import data
-from jaxeff.data import DATASETS, Request, from_arrays
+from jaxeff.data import DATASETS, VIEWS, Request, from_arrays
 from jaxeff.data.base import Dataset
 from jaxeff.data.series import SeriesSplit
 from jaxeff.errors import ConfigError, DataError
@@ -96,6 +96,19 @@ def test_raw_inputs_become_what_the_model_was_trained_on(extra):
         np.testing.assert_allclose(value, batch[name], rtol=1e-6)
     with pytest.raises(DataError, match=r"takes series of \(2,\) features and at most 6 steps"):
         split.preprocess(SERIES[:, :, :1])
+
+
+@pytest.mark.parametrize("values", [IMAGES, GREY])
+@pytest.mark.parametrize("view", [None, VIEWS["permuted"]()])
+def test_raw_images_become_what_the_model_was_trained_on(values, view):
+    request = Request(view=view)
+    parts = [(values[r], y) for r, y in SPLIT]
+    split = from_arrays("mine", request, *parts, normalize="standard").splits["test"]
+    batch = split.take(np.arange(4))
+    np.testing.assert_array_equal(split.preprocess(values[20:])["inputs"], batch["inputs"])
+    for wrong in (values[20:] / 255, values[20:, :3]):
+        with pytest.raises(DataError, match=r"the model takes images uint8 .*, not"):
+            split.preprocess(wrong)
 
 
 def test_scaling_is_measured_on_real_steps_of_the_train_rows():

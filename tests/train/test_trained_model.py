@@ -1,5 +1,7 @@
 """A run, trained on arrays of one's own, as a model that answers."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -58,6 +60,9 @@ def test_a_loaded_run_answers_as_its_report_says(run, series):
         trained.predict([])
     with pytest.raises(DataError, match="at most 6 steps"):
         trained.predict(np.ones((1, 7, 2)))
+    generated = dataclasses.replace(trained, dataset=jaxeff.data.load("adding", length=6))
+    with pytest.raises(DataError, match=r"inputs of shape \(6, 2\), not \(5, 2\)"):
+        generated.predict(np.ones((1, 5, 2)))
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])
