@@ -11,7 +11,8 @@ from jaxeff.analyses.base import (
     require_split,
     run,
 )
-from jaxeff.analyses.hybrid import EarlyExitAnalysis, HybridAnalysis
+from jaxeff.analyses.early_exits import EarlyExitAnalysis
+from jaxeff.analyses.hybrid import HybridAnalysis
 from jaxeff.analyses.poses import LossByAngle, Reconstructions, RecoveredAngles
 from jaxeff.analyses.selective import SelectiveAnalysis
 from jaxeff.analyses.text import ExportedTextModel

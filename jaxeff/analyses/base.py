@@ -13,6 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -58,6 +59,11 @@ class TrainingResult:
     def local_variables(self) -> Any:
         """Returns the variables on the first of this process's devices."""
         return jax.device_put(jax.device_get(dict(self.variables)), jax.local_devices()[0])
+
+    def first_test_batch(self) -> np.ndarray:
+        """Returns the inputs of the first test examples, a batch of the evaluation's size."""
+        split = self.dataset.splits["test"]
+        return split.take(np.arange(min(self.config.eval.batch_size, len(split))))["inputs"]
 
 
 #: ``analysis(trained, workdir)``. It may have a method ``check(model, dataset)``, which refuses
@@ -110,7 +116,8 @@ def collect(
     Args:
       trained: the model and its data.
       split: name of the split.
-      apply: maps variables and a batch to outputs; None is the model's evaluation.
+      apply: maps variables and a batch to outputs, or to a tuple of them that are put side by side;
+        None is the model's evaluation.
 
     Returns:
       ``outputs`` ``[examples, ...]`` and ``labels`` ``[examples, ...]``, in the order of the split.
@@ -123,9 +130,10 @@ def collect(
 
     @jax.jit
     def forward(variables, batch):
-        if apply is not None:
-            return apply(variables, batch)
-        return trained.algorithm.forward(variables, batch, train=False)[0]
+        if apply is None:
+            return trained.algorithm.forward(variables, batch, train=False)[0]
+        outputs = apply(variables, batch)
+        return jnp.concatenate(outputs, axis=-1) if isinstance(outputs, tuple) else outputs
 
     outputs, labels = [], []
     batches = data.eval_batches(trained.dataset.splits[split], trained.config.eval.batch_size)

@@ -1,4 +1,4 @@
-"""What a hybrid model and a network with exits reach, and what that costs on this device."""
+"""What a hybrid model reaches, and what that costs on this device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxeff import bench, data
@@ -18,31 +17,12 @@ from jaxeff.arguments import require
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.eval.hybrid_plots import trade_offs
 from jaxeff.hybrid import cost, curves
-from jaxeff.hybrid.cascade import ThresholdTable, follow
-from jaxeff.models.early_exit import EarlyExitNet, early_exits
 from jaxeff.models.hybrid import HybridModel, HybridNetwork, part
 from jaxeff.selective import confidence
 
 PICTURE = "accuracy_coverage.png"
-EXITS_PICTURE = "accuracy_cost.png"
 LEARNED = "learned router"
 _ORACLES = ("agreement oracle", "label oracle")
-
-
-def _all_outputs(trained: TrainingResult, split: str, apply: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the outputs of all stages, side by side, and the labels."""
-
-    def joined(variables: Any, batch: Any) -> Any:
-        return jnp.concatenate(apply(variables, batch), axis=-1)
-
-    collected = collect(trained, split, joined)
-    return collected["outputs"], collected["labels"]
-
-
-def _first_test_batch(trained: TrainingResult) -> np.ndarray:
-    split = trained.dataset.splits["test"]
-    size = min(trained.config.eval.batch_size, len(split))
-    return split.take(np.arange(size))["inputs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +100,8 @@ class HybridAnalysis:
         splits, power = {}, None
         validated = len(trained.dataset.splits["validation"]) > 0
         for name in (*(["validation"] if validated else []), "calibration", "test"):
-            outputs, labels = _all_outputs(trained, name, apply)
+            collected = collect(trained, name, apply)
+            outputs, labels = collected["outputs"], collected["labels"]
             base, expert = np.split(outputs[:, :-1].astype(np.float64), [classes], axis=1)
             answers = base.argmax(-1), expert.argmax(-1)
             right = [answer == labels for answer in answers]
@@ -141,7 +122,7 @@ class HybridAnalysis:
         """Times the models alone and together; a confidence costs no more than the base does."""
         network: Any = trained.model
         variables = trained.local_variables()
-        inputs = jax.device_put(_first_test_batch(trained))
+        inputs = jax.device_put(trained.first_test_batch())
         model = HybridModel.of(network, variables)
         measured = model.measure(inputs, rounds=self.rounds)
         alone = {}
@@ -224,89 +205,3 @@ class HybridAnalysis:
             workdir / PICTURE,
             title=f"{trained.config.name}, test split",
         )
-
-
-@ANALYSES.register("early_exits")
-@dataclasses.dataclass(frozen=True)
-class EarlyExitAnalysis:
-    """Plans the thresholds of a network's exits for several budgets, and measures the cost.
-
-    Thresholds are chosen on the calibration split and judged once on the test split. A budget is a
-    share of the multiply-adds of the whole network, exits included.
-
-    Attributes:
-      budgets: the shares.
-      candidates: thresholds tried per exit.
-      rounds: timed calls of every size of bucket.
-    """
-
-    budgets: Sequence[float] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    candidates: int = 64
-    rounds: int = 5
-
-    def __post_init__(self) -> None:
-        require("budgets", self.budgets, "(0, inf]")
-        require("candidates and rounds", (self.candidates, self.rounds), "[1, inf)")
-
-    def check(self, model: nn.Module, dataset: data.Dataset) -> None:
-        """Raises `ConfigError` for another model, or data without a calibration split."""
-        if not isinstance(model, EarlyExitNet):
-            raise ConfigError("analysis 'early_exits' needs config.model.name='early_exit'")
-        require_split(dataset, "calibration")
-
-    def __call__(self, trained: TrainingResult, workdir: Path) -> Findings:
-        """Returns the tables, and writes the picture."""
-        network: Any = trained.model
-        exits = len(network.exits) + 1
-        model = early_exits(network, trained.local_variables())
-        example = _first_test_batch(trained)
-        prices = [float(macs) for macs in model.macs({"inputs": example})]
-        total = sum(prices)
-
-        def apply(variables: Any, batch: Any) -> Any:
-            return tuple(network.apply(variables, batch["inputs"], method="every_exit"))
-
-        right, scores = {}, {}
-        for name in ("calibration", "test"):
-            outputs, labels = _all_outputs(trained, name, apply)
-            logits = np.stack(np.split(outputs.astype(np.float64), exits, axis=1))
-            right[name] = logits.argmax(-1) == labels
-            # As the model scores, so that the thresholds are its own.
-            scores[name] = -confidence.softmax_response(logits[:-1].astype(np.float32))
-        measured = model.measure(example, rounds=self.rounds)
-        table = ThresholdTable(scores["calibration"], right["calibration"], prices, self.candidates)
-        plans: dict[str, Any] = {}
-        for budget in self.budgets:
-            try:
-                plan = table.best(budget=budget * total)
-            except DataError as error:
-                plans[f"{budget:g}"] = {"unreachable": str(error)}
-                continue
-            point = follow(scores["test"], right["test"], prices, plan.thresholds)
-            plans[f"{budget:g}"] = {
-                **point._asdict(),
-                "calibration_accuracy": plan.accuracy,
-                "milliseconds": measured.expected_ms(point.reached[1:]),
-            }
-        reachable = [plan for plan in plans.values() if "accuracy" in plan]
-        lines = {
-            axis: {
-                "early exits": (
-                    [plan[name] for plan in reachable],
-                    [plan["accuracy"] for plan in reachable],
-                )
-            }
-            for axis, name in (
-                ("multiply-adds per input", "price"),
-                ("milliseconds per input", "milliseconds"),
-            )
-        }
-        title = f"{trained.config.name}, test split"
-        trade_offs(lines, {}, workdir / EXITS_PICTURE, title=title)
-        extras = {
-            "macs": prices,
-            "exit_accuracy": right["test"].mean(-1).tolist(),
-            "cost": dataclasses.asdict(measured),
-            "budgets": plans,
-        }
-        return Findings(extras, {"accuracy_cost": EXITS_PICTURE})

@@ -17,13 +17,11 @@ import optax
 from jaxeff import analyses, data
 from jaxeff.analyses import Analysis, TrainingResult
 from jaxeff.annotations import check_types
-from jaxeff.arguments import checked_labels
 from jaxeff.errors import ConfigError, UserError, origin
 from jaxeff.layers.checks import require_linen
 from jaxeff.models import MODELS
-from jaxeff.models.base import call_options, check_symbols
 from jaxeff.models.trained import Trained
-from jaxeff.train import check, leakage, objectives, optim, sizes
+from jaxeff.train import check, fit, leakage, objectives, optim, sizes
 from jaxeff.train.algorithms import ALGORITHMS, Algorithm, Task
 from jaxeff.train.datasets import DatasetCache
 from jaxeff.train.parallel import DeviceMap
@@ -136,9 +134,9 @@ def build(
     with _section("data"):
         dataset = (datasets or DatasetCache()).load(config.data)
     sizes.check_batch(config.train.batch_size, dataset)
-    _check_labels(dataset)
+    fit.check_labels(dataset)
     objective = objectives.build(config.objective.to_dict(), dataset.task, config.algorithm.name)
-    model = MODELS.build(config.model, "model", num_outputs=_width(objective, dataset))
+    model = MODELS.build(config.model, "model", num_outputs=fit.output_width(objective, dataset))
     require_linen(model, "config.model")
 
     def optimizer(updates_per_batch: int) -> optax.GradientTransformation:
@@ -157,7 +155,7 @@ def build(
     )
     with _section("optim"):
         algorithm.optimizer  # noqa: B018  (built now: its complaints are of this section)
-    sizes.check_memory(config, _check_shapes(model, algorithm, dataset), dataset, devices)
+    sizes.check_memory(config, fit.check_shapes(model, algorithm, dataset), dataset, devices)
     built_analyses = analyses.build(config.analyses)
     analyses.check(built_analyses, model, dataset)
     seen = {name: each.experience for name, each in (trained or {}).items()}
@@ -175,11 +173,6 @@ def _section(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ConfigError(f"config.{name} cannot be built: {origin(error)}") from error
-
-
-def _width(objective: objectives.Objective, dataset: data.Dataset) -> int:
-    """Returns how wide a model's output must be."""
-    return objectives.num_outputs(objective, dataset.num_classes) or dataset.num_outputs
 
 
 def _trained(
@@ -208,66 +201,3 @@ def _task(dataset: data.Dataset, batch_size: int) -> Task:
         num_examples=len(dataset.splits["train"]),
         num_versions=dataset.splits["train"].versions,
     )
-
-
-def _check_labels(dataset: data.Dataset) -> None:
-    """Raises `DataError` if labels that are held in memory are no numbers of classes."""
-    if dataset.task != "classification":
-        return
-    for name, split in dataset.splits.items():
-        labels, numbers = getattr(split, "labels", None), getattr(split, "indices", None)
-        if isinstance(labels, np.ndarray):
-            used_labels = labels if numbers is None else labels[numbers]
-            if len(used_labels):
-                checked_labels(
-                    used_labels, None, dataset.num_classes, f"{dataset.name}: {name} labels"
-                )
-
-
-def _check_shapes(model: nn.Module, algorithm: Algorithm, dataset: data.Dataset) -> TrainState:
-    """Traces the model on abstract values, so that a misfit shows before anything is compiled.
-
-    Returns the abstract training state.
-    """
-    example = jax.ShapeDtypeStruct((1, *dataset.input_shape), dataset.input_dtype)
-    if np.issubdtype(dataset.input_dtype, np.integer):
-        check_symbols(model, dataset.vocabulary, dataset.name, len(dataset.input_shape) > 1)
-
-    def outputs(x):
-        state = algorithm.init_state(jax.random.key(0), x)
-        variables = {"params": state.params, **state.model_state}
-        return model.apply(variables, x, **call_options(model, train=False)), state
-
-    try:
-        traced, state = jax.eval_shape(outputs, example)
-    except UserError as error:
-        if not isinstance(error, ConfigError) or str(error).startswith("config."):
-            raise
-        raise ConfigError(f"config.model: {error}") from error
-    except Exception as error:
-        raise ConfigError(
-            f"config.model does not fit inputs {dataset.input_shape} of data '{dataset.name}': "
-            f"{origin(error)}"
-        ) from error
-    if dataset.task == "reconstruction":
-        _check_reconstruction(traced, dataset)
-        return state
-    shape = traced.shape
-    steps = dataset.input_shape[:1] if dataset.task == "tagging" else ()
-    expected = (1, *steps, _width(algorithm.objective, dataset))
-    if shape != expected:
-        readout = "every_step" if steps else "last"
-        raise ConfigError(
-            f"config.model gives outputs {shape[1:]}, but data '{dataset.name}' ({dataset.task}) "
-            f"needs {expected[1:]}; a sequence model does so with config.model.readout='{readout}'"
-        )
-    return state
-
-
-def _check_reconstruction(outputs: Any, dataset: data.Dataset) -> None:
-    reconstruction = getattr(outputs, "reconstruction", None)
-    if reconstruction is None or reconstruction.shape != (1, *dataset.input_shape):
-        raise ConfigError(
-            f"config.model returns no reconstruction {dataset.input_shape} of data "
-            f"'{dataset.name}'; choose a model such as 'autoencoder'"
-        )

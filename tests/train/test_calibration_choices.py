@@ -50,7 +50,11 @@ def powers(monkeypatch):
 
 @pytest.mark.parametrize(("validation", "power"), [(30, 30), (0, None)])
 def test_a_hybrids_power_is_that_of_the_validation_split(validation, power, powers, monkeypatch):
-    monkeypatch.setattr(hybrid, "_all_outputs", lambda trained, split, apply: draw(split, 7))
+    monkeypatch.setattr(
+        hybrid,
+        "collect",
+        lambda trained, split, apply: dict(zip(("outputs", "labels"), draw(split, 7), strict=True)),
+    )
     found = hybrid.HybridAnalysis()._splits(trained(validation))
     assert set(found) == {"calibration", "test"}
     assert powers == [power, power]

@@ -183,7 +183,6 @@ def test_data_of_one_config_is_loaded_once(hybrid, monkeypatch):
     with hybrid.unlocked():
         hybrid.prerequisites.base.data.augment = {"crop": 1, "flip": False}
     models = prerequisites.untrained(hybrid, datasets)
-    for _ in range(2):
-        built = experiment.build(hybrid, models, datasets)
+    built = experiment.build(hybrid, models, datasets)
     assert len(loaded) == 2  # the base's own, and that of expert and run
     assert built.dataset is datasets.load(hybrid.prerequisites.expert.data)
