@@ -54,12 +54,12 @@ def spread(plan: Plan, gathered: Array) -> Any:
     return jax.tree.unflatten(plan.structure, jnp.split(flat, ends, axis=-1))
 
 
-def advance(plan: Plan, params: Params, state: Array, given: Inputs) -> Array:
+def advance(plan: Plan, params: Params, state: Array, inputs: Inputs) -> Array:
     """Returns the gathered state one step later."""
     before = spread(plan, state)
-    carry = given.known._replace(state=before) if plan.parts else before
-    after, _ = plan.cell.step(params, carry, given.x)
-    return _kept(given.mask, gather(plan, parts_of(after).state), state)
+    carry = inputs.known._replace(state=before) if plan.parts else before
+    after, _ = plan.cell.step(params, carry, inputs.x)
+    return _kept(inputs.mask, gather(plan, parts_of(after).state), state)
 
 
 def _kept(mask: Array | None, new: Array, old: Array) -> Array:
@@ -67,26 +67,26 @@ def _kept(mask: Array | None, new: Array, old: Array) -> Array:
     return new if mask is None else jnp.where(mask[..., None], new, old)
 
 
-def linearise(plan: Plan, params: Params, state: Array, given: Inputs) -> tuple[Array, Array]:
+def linearise(plan: Plan, params: Params, state: Array, inputs: Inputs) -> tuple[Array, Array]:
     """Returns the next states from ``[time, ..., arrays, width]`` and the Jacobians of the step."""
     fused = steps_fused(plan.cell)
     if plan.dense:
-        return (_dense_by_columns if fused else _dense_by_rows)(plan, params, state, given)
+        return (_dense_by_columns if fused else _dense_by_rows)(plan, params, state, inputs)
     if fused and set(plan.widths) == {plan.cell.features}:
-        return _diagonal_by_kernels(plan, params, state, given)
-    return _diagonal_by_rows(plan, params, state, given)
+        return _diagonal_by_kernels(plan, params, state, inputs)
+    return _diagonal_by_rows(plan, params, state, inputs)
 
 
-def _dense_by_columns(plan, params, state, given):
+def _dense_by_columns(plan, params, state, inputs):
     """Forward mode for each step by itself: unit tangents are shared by all steps until they meet
     an element-wise factor, so the product with the kernels is formed once for all of them.
     """
     lead, size = state.shape[:-2], math.prod(state.shape[-2:])
-    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(lead) :]), (state, given))
+    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(lead) :]), (state, inputs))
 
-    def column(state, given):
+    def column(state, inputs):
         def following(flat):
-            new = advance(plan, params, flat.reshape(state.shape), given).ravel()
+            new = advance(plan, params, flat.reshape(state.shape), inputs).ravel()
             return new, new
 
         return jax.jacfwd(following, has_aux=True)(state.ravel())
@@ -95,18 +95,18 @@ def _dense_by_columns(plan, params, state, given):
     return new.reshape(state.shape), jacobian.reshape(*lead, size, size)
 
 
-def _dense_by_rows(plan, params, state, given):
+def _dense_by_rows(plan, params, state, inputs):
     """Reverse mode, for cells that have no forward mode: one cotangent per entry of the state."""
     size = math.prod(state.shape[-2:])
-    new, pull = jax.vjp(lambda s: advance(plan, params, s, given), state)
+    new, pull = jax.vjp(lambda s: advance(plan, params, s, inputs), state)
     units = jnp.eye(size, dtype=state.dtype).reshape(size, *state.shape[-2:])
     rows = jax.vmap(lambda unit: pull(jnp.broadcast_to(unit, state.shape))[0])(units)
     return new, jnp.moveaxis(rows.reshape(*rows.shape[:-2], size), 0, -2)
 
 
-def _diagonal_by_rows(plan, params, state, given):
+def _diagonal_by_rows(plan, params, state, inputs):
     """The same, one feature after the other, of which only the entries of that feature are kept."""
-    new, pull = jax.vjp(lambda s: advance(plan, params, s, given), state)
+    new, pull = jax.vjp(lambda s: advance(plan, params, s, inputs), state)
     arrays, width = state.shape[-2:]
 
     def feature(index):
@@ -118,19 +118,19 @@ def _diagonal_by_rows(plan, params, state, given):
     return new, jnp.moveaxis(entries, 0, -1)
 
 
-def _diagonal_by_kernels(plan, params, state, given):
+def _diagonal_by_kernels(plan, params, state, inputs):
     """All else being element-wise, only the products mix features: with their diagonals in place
     of them, one tangent of ones per array of the state gives the whole answer.
     """
     cell = plan.cell
     kernels = cell.prepare(params)
-    projected = cell.project(kernels, given.x, given.known)
+    projected = cell.project(kernels, inputs.x, inputs.known)
     thin = functools.partial(_thin, cell.preactivation)
 
     def following(state):
         start = spread(plan, state)
-        new, _ = fused_step(cell, kernels, start, projected, given.known.steps, thin)
-        return _kept(given.mask, gather(plan, new), state)
+        new, _ = fused_step(cell, kernels, start, projected, inputs.known.steps, thin)
+        return _kept(inputs.mask, gather(plan, new), state)
 
     new, push = jax.linearize(following, state)
     columns = []

@@ -120,8 +120,8 @@ def unroll_parallel(
             f"unroll_parallel needs a floating-point state, but {type(cell).__name__} carries "
             f"{', '.join(str(leaf.dtype) for leaf in leaves)}; count steps in ode.CarryParts.steps"
         )
-    given = Inputs(xs, before_steps(carry, xs, mask), mask)
-    params, start, given = jax.tree.map(_at_least_single, (params, state, given))
+    inputs = Inputs(xs, before_steps(carry, xs, mask), mask)
+    params, start, inputs = jax.tree.map(_at_least_single, (params, state, inputs))
     widths = tuple(leaf.shape[-1] for leaf in leaves)
     dtype = jnp.result_type(*jax.tree.leaves(start))
     if tolerance is None:
@@ -137,7 +137,7 @@ def unroll_parallel(
         damping=damping,
         fallback=fallback,
     )
-    trajectory, info = _trajectory(plan, params, gather(plan, start), given)
+    trajectory, info = _trajectory(plan, params, gather(plan, start), inputs)
 
     states = jax.tree.map(lambda a, like: a.astype(like.dtype), spread(plan, trajectory), state)
     last = jax.tree.map(lambda a: a[-1], states)
@@ -173,26 +173,26 @@ def _shift(start: Array, states: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _trajectory(plan: Plan, params: Params, start: Array, given: Inputs):
+def _trajectory(plan: Plan, params: Params, start: Array, inputs: Inputs):
     """Returns the states ``[time, ..., arrays, width]`` after every step, and a `ParallelInfo`."""
-    guess = jnp.broadcast_to(start, (given.x.shape[0], *start.shape))
-    found = newton.iterate(
-        lambda states: linearise(plan, params, _shift(start, states), given),
+    guess = jnp.broadcast_to(start, (inputs.x.shape[0], *start.shape))
+    solution = newton.iterate(
+        lambda states: linearise(plan, params, _shift(start, states), inputs),
         guess,
         dense=plan.dense,
         tolerance=plan.tolerance,
         max_iterations=plan.max_iterations,
         damping=plan.damping,
     )
-    converged = found.converged
+    converged = solution.converged
 
-    def step(state, given):
-        new = advance(plan, params, state, given)
+    def step(state, inputs):
+        new = advance(plan, params, state, inputs)
         return new, new
 
-    states = _unless(plan, converged, found.states, lambda: jax.lax.scan(step, start, given)[1])
+    states = _unless(plan, converged, solution.states, lambda: jax.lax.scan(step, start, inputs)[1])
     fell_back = ~converged if plan.fallback else jnp.zeros_like(converged)
-    return states, ParallelInfo(found.iterations, found.residual, converged, fell_back)
+    return states, ParallelInfo(solution.iterations, solution.residual, converged, fell_back)
 
 
 def _unless(plan, converged, states, loop):
@@ -202,27 +202,27 @@ def _unless(plan, converged, states, loop):
     return jax.lax.cond(converged, lambda: states, loop)
 
 
-def _trajectory_fwd(plan, params, start, given):
-    states, info = _trajectory(plan, params, start, given)
-    return (states, info), (params, start, given, states)
+def _trajectory_fwd(plan, params, start, inputs):
+    states, info = _trajectory(plan, params, start, inputs)
+    return (states, info), (params, start, inputs, states)
 
 
 def _trajectory_bwd(plan, residuals, cotangents):
-    params, start, given, states = residuals
+    params, start, inputs, states = residuals
     d_states, _ = cotangents
     before = _shift(start, states)
     # The adjoint v_t = d_t + J_{t+1}^T v_{t+1} is a linear recurrence that runs backward.
-    _, pull_state = jax.vjp(lambda s: advance(plan, params, s, given), before)
+    _, pull_state = jax.vjp(lambda s: advance(plan, params, s, inputs), before)
 
     def later(adjoint):
         """Carries every step's adjoint to the step before it."""
         (pulled,) = pull_state(adjoint)
         return d_states + jnp.concatenate([pulled[1:], jnp.zeros_like(pulled[:1])])
 
-    _, jacobian = linearise(plan, params, before, given)
+    _, jacobian = linearise(plan, params, before, inputs)
     jacobian = newton.transpose(jacobian, dense=plan.dense)
     jacobian = jnp.concatenate([jacobian[1:], jnp.zeros_like(jacobian[:1])])
-    found = newton.iterate(
+    solution = newton.iterate(
         lambda adjoint: (later(adjoint), jacobian),
         d_states,
         dense=plan.dense,
@@ -232,18 +232,18 @@ def _trajectory_bwd(plan, residuals, cotangents):
         reverse=True,
     )
 
-    def step(adjoint, inputs):
-        state, given, d_state = inputs
+    def backward(adjoint, step):
+        state, step_inputs, d_state = step
         adjoint = adjoint + d_state
-        _, pull = jax.vjp(lambda s: advance(plan, params, s, given), state)
+        _, pull = jax.vjp(lambda s: advance(plan, params, s, step_inputs), state)
         return pull(adjoint)[0], adjoint
 
     def loop():
         nothing = jnp.zeros_like(start)
-        return jax.lax.scan(step, nothing, (before, given, d_states), reverse=True)[1]
+        return jax.lax.scan(backward, nothing, (before, inputs, d_states), reverse=True)[1]
 
-    adjoint = _unless(plan, found.converged, found.states, loop)
-    x, known, mask = given
+    adjoint = _unless(plan, solution.converged, solution.states, loop)
+    x, known, mask = inputs
     _, pull = jax.vjp(
         lambda params, before, x, known: advance(plan, params, before, Inputs(x, known, mask)),
         *(params, before, x, known),
