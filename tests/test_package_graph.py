@@ -15,7 +15,7 @@ ROOT = Path(jaxeff.__file__).parent
 FLOORS = (
     "version errors typing signals",
     "annotations registry arguments files config overrides config_files",
-    "hub ops bench ode selective constraints affine distill hybrid",
+    "hub ops bench ode testing selective constraints affine distill hybrid",
     "eval data",
     "layers",
     "models",

@@ -23,8 +23,8 @@ from jaxeff.ops.precision import narrowed, widened
 from jaxeff.typing import Array
 
 
-class Plan(NamedTuple):
-    """Static choices of one scan; hashable, so that equal plans share compiled code.
+class FusedOptions(NamedTuple):
+    """Static choices of one scan; hashable, so that equal options share compiled code.
 
     Attributes:
       cell: the cell.
@@ -58,7 +58,7 @@ def keep(mask: Array | None, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(mask, n, o), new, old)
 
 
-def scan_blocks_plainly(plan: Plan, kernels: Kernels, state: Any, inputs: Inputs):
+def scan_blocks_plainly(options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs):
     """Runs the steps of inputs ``[blocks, block, batch, features]``; JAX differentiates it.
 
     Returns:
@@ -66,37 +66,37 @@ def scan_blocks_plainly(plan: Plan, kernels: Kernels, state: Any, inputs: Inputs
     """
 
     def block(state, inputs):
-        state, ys, _ = _block_forward(plan, kernels, state, inputs, store=False)
+        state, ys, _ = _block_forward(options, kernels, state, inputs, store=False)
         return state, ys
 
     return jax.lax.scan(block, state, inputs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def scan_blocks(plan: Plan, kernels: Kernels, state: Any, inputs: Inputs):
+def scan_blocks(options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs):
     """Runs the same steps, with a backward pass of its own."""
-    return scan_blocks_plainly(plan, kernels, state, inputs)
+    return scan_blocks_plainly(options, kernels, state, inputs)
 
 
-def _forward(plan, kernels, state, inputs):
+def _forward(options, kernels, state, inputs):
     def block(state, inputs):
-        new, ys, t = _block_forward(plan, kernels, state, inputs, store=plan.store)
+        new, ys, t = _block_forward(options, kernels, state, inputs, store=options.store)
         return new, (ys, state, t)
 
     state, (ys, starts, t) = jax.lax.scan(block, state, inputs)
     return (state, ys), (kernels, inputs, starts, t)
 
 
-def _backward(plan, residuals, cotangents):
+def _backward(options, residuals, cotangents):
     kernels, inputs, starts, t = residuals
     d_state, d_ys = cotangents
 
     def block(carry, step):
         d_state, total = carry
         start, inputs, t, d_y = step
-        if not plan.store:
-            _, _, t = _block_forward(plan, kernels, start, inputs, store=True)
-        d_state, d_kernels, d_x = _block_backward(plan, kernels, start, inputs, t, d_state, d_y)
+        if not options.store:
+            _, _, t = _block_forward(options, kernels, start, inputs, store=True)
+        d_state, d_kernels, d_x = _block_backward(options, kernels, start, inputs, t, d_state, d_y)
         return (d_state, _add(total, widened(d_kernels))), d_x
 
     zeros = jax.tree.map(jnp.zeros_like, widened(kernels))
@@ -109,9 +109,11 @@ def _backward(plan, residuals, cotangents):
 scan_blocks.defvjp(_forward, _backward)
 
 
-def _block_forward(plan: Plan, kernels: Kernels, state: Any, inputs: Inputs, store: bool):
+def _block_forward(
+    options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs, store: bool
+):
     """Runs one block; returns the state, the outputs and, if asked, the activated values."""
-    cell = plan.cell
+    cell = options.cell
     # A block of inputs is projected at once, but for inputs of a few features, where the product
     # is cheaper inside the loop than the traffic of its result.
     at_once = inputs.x.shape[-1] > 4 or cell.inner_steps > 1
@@ -123,15 +125,15 @@ def _block_forward(plan: Plan, kernels: Kernels, state: Any, inputs: Inputs, sto
             projected = cell.project(kernels, x, known)
         new, t = fused_step(cell, kernels, state, projected, known.steps)
         state = keep(mask, new, state)
-        return state, (cell.output(state) if plan.sequence else None, t if store else None)
+        return state, (cell.output(state) if options.sequence else None, t if store else None)
 
     state, (ys, t) = jax.lax.scan(step, state, (inputs, projected))
     return state, ys, t
 
 
-def _block_backward(plan, kernels, start, inputs, t, d_state, d_ys):
+def _block_backward(options, kernels, start, inputs, t, d_state, d_ys):
     """Returns the cotangents of a block's start, of the kernels and of its inputs."""
-    cell, steps, mask = plan.cell, inputs.known.steps, inputs.mask
+    cell, steps, mask = options.cell, inputs.known.steps, inputs.mask
     has_shared = bool(jax.tree.leaves(kernels.shared))
     has_coefficients = bool(jax.tree.leaves(kernels.coefficients))
 

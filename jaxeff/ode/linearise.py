@@ -22,7 +22,7 @@ from jaxeff.ode.fused_scan import Inputs
 from jaxeff.typing import Array, Params
 
 
-class Plan(NamedTuple):
+class NewtonOptions(NamedTuple):
     """Static choices of one evaluation; hashable, so that equal plans share compiled code."""
 
     cell: Cell
@@ -41,25 +41,25 @@ class Plan(NamedTuple):
         return len(self.widths) if len(set(self.widths)) == 1 else 1
 
 
-def gather(plan: Plan, state: Any) -> Array:
+def gather(options: NewtonOptions, state: Any) -> Array:
     """Returns the arrays of a state in one, ``[..., arrays, width]``."""
     joined = jnp.concatenate(jax.tree.leaves(state), axis=-1)
-    return joined.reshape(*joined.shape[:-1], plan.arrays, -1)
+    return joined.reshape(*joined.shape[:-1], options.arrays, -1)
 
 
-def spread(plan: Plan, gathered: Array) -> Any:
+def spread(options: NewtonOptions, gathered: Array) -> Any:
     """Returns the state; the inverse of `gather`."""
     flat = gathered.reshape(*gathered.shape[:-2], -1)
-    ends = [sum(plan.widths[: i + 1]) for i in range(len(plan.widths) - 1)]
-    return jax.tree.unflatten(plan.structure, jnp.split(flat, ends, axis=-1))
+    ends = [sum(options.widths[: i + 1]) for i in range(len(options.widths) - 1)]
+    return jax.tree.unflatten(options.structure, jnp.split(flat, ends, axis=-1))
 
 
-def advance(plan: Plan, params: Params, state: Array, inputs: Inputs) -> Array:
+def advance(options: NewtonOptions, params: Params, state: Array, inputs: Inputs) -> Array:
     """Returns the gathered state one step later."""
-    before = spread(plan, state)
-    carry = inputs.known._replace(state=before) if plan.parts else before
-    after, _ = plan.cell.step(params, carry, inputs.x)
-    return _kept(inputs.mask, gather(plan, parts_of(after).state), state)
+    before = spread(options, state)
+    carry = inputs.known._replace(state=before) if options.parts else before
+    after, _ = options.cell.step(params, carry, inputs.x)
+    return _kept(inputs.mask, gather(options, parts_of(after).state), state)
 
 
 def _kept(mask: Array | None, new: Array, old: Array) -> Array:
@@ -67,17 +67,19 @@ def _kept(mask: Array | None, new: Array, old: Array) -> Array:
     return new if mask is None else jnp.where(mask[..., None], new, old)
 
 
-def linearise(plan: Plan, params: Params, state: Array, inputs: Inputs) -> tuple[Array, Array]:
+def linearise(
+    options: NewtonOptions, params: Params, state: Array, inputs: Inputs
+) -> tuple[Array, Array]:
     """Returns the next states from ``[time, ..., arrays, width]`` and the Jacobians of the step."""
-    fused = steps_fused(plan.cell)
-    if plan.dense:
-        return (_dense_by_columns if fused else _dense_by_rows)(plan, params, state, inputs)
-    if fused and set(plan.widths) == {plan.cell.features}:
-        return _diagonal_by_kernels(plan, params, state, inputs)
-    return _diagonal_by_rows(plan, params, state, inputs)
+    fused = steps_fused(options.cell)
+    if options.dense:
+        return (_dense_by_columns if fused else _dense_by_rows)(options, params, state, inputs)
+    if fused and set(options.widths) == {options.cell.features}:
+        return _diagonal_by_kernels(options, params, state, inputs)
+    return _diagonal_by_rows(options, params, state, inputs)
 
 
-def _dense_by_columns(plan, params, state, inputs):
+def _dense_by_columns(options, params, state, inputs):
     """Forward mode for each step by itself: unit tangents are shared by all steps until they meet
     an element-wise factor, so the product with the kernels is formed once for all of them.
     """
@@ -86,7 +88,7 @@ def _dense_by_columns(plan, params, state, inputs):
 
     def column(state, inputs):
         def following(flat):
-            new = advance(plan, params, flat.reshape(state.shape), inputs).ravel()
+            new = advance(options, params, flat.reshape(state.shape), inputs).ravel()
             return new, new
 
         return jax.jacfwd(following, has_aux=True)(state.ravel())
@@ -95,18 +97,18 @@ def _dense_by_columns(plan, params, state, inputs):
     return new.reshape(state.shape), jacobian.reshape(*lead, size, size)
 
 
-def _dense_by_rows(plan, params, state, inputs):
+def _dense_by_rows(options, params, state, inputs):
     """Reverse mode, for cells that have no forward mode: one cotangent per entry of the state."""
     size = math.prod(state.shape[-2:])
-    new, pull = jax.vjp(lambda s: advance(plan, params, s, inputs), state)
+    new, pull = jax.vjp(lambda s: advance(options, params, s, inputs), state)
     units = jnp.eye(size, dtype=state.dtype).reshape(size, *state.shape[-2:])
     rows = jax.vmap(lambda unit: pull(jnp.broadcast_to(unit, state.shape))[0])(units)
     return new, jnp.moveaxis(rows.reshape(*rows.shape[:-2], size), 0, -2)
 
 
-def _diagonal_by_rows(plan, params, state, inputs):
+def _diagonal_by_rows(options, params, state, inputs):
     """The same, one feature after the other, of which only the entries of that feature are kept."""
-    new, pull = jax.vjp(lambda s: advance(plan, params, s, inputs), state)
+    new, pull = jax.vjp(lambda s: advance(options, params, s, inputs), state)
     arrays, width = state.shape[-2:]
 
     def feature(index):
@@ -118,23 +120,23 @@ def _diagonal_by_rows(plan, params, state, inputs):
     return new, jnp.moveaxis(entries, 0, -1)
 
 
-def _diagonal_by_kernels(plan, params, state, inputs):
+def _diagonal_by_kernels(options, params, state, inputs):
     """All else being element-wise, only the products mix features: with their diagonals in place
     of them, one tangent of ones per array of the state gives the whole answer.
     """
-    cell = plan.cell
+    cell = options.cell
     kernels = cell.prepare(params)
     projected = cell.project(kernels, inputs.x, inputs.known)
     thin = functools.partial(_thin, cell.preactivation)
 
     def following(state):
-        start = spread(plan, state)
+        start = spread(options, state)
         new, _ = fused_step(cell, kernels, start, projected, inputs.known.steps, thin)
-        return _kept(inputs.mask, gather(plan, new), state)
+        return _kept(inputs.mask, gather(options, new), state)
 
     new, push = jax.linearize(following, state)
     columns = []
-    for i in range(plan.arrays):
+    for i in range(options.arrays):
         unit = jnp.zeros_like(state).at[..., i, :].set(1)
         columns.append(push(unit))
     return new, jnp.stack(columns, axis=-2)

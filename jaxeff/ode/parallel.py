@@ -20,7 +20,7 @@ from jaxeff.ode.arguments import is_static, prepare_arguments
 from jaxeff.ode.carry import CarryParts, after_steps, before_steps, parts_of
 from jaxeff.ode.cells import Cell
 from jaxeff.ode.fused_scan import Inputs
-from jaxeff.ode.linearise import Plan, advance, gather, linearise, spread
+from jaxeff.ode.linearise import NewtonOptions, advance, gather, linearise, spread
 from jaxeff.typing import Array, Carry, Params
 
 JACOBIANS = ("auto", "dense", "diagonal")
@@ -126,7 +126,7 @@ def unroll_parallel(
     dtype = jnp.result_type(*jax.tree.leaves(start))
     if tolerance is None:
         tolerance = max(16 * float(jnp.finfo(dtype).eps), 1e-10)
-    plan = Plan(
+    options = NewtonOptions(
         cell=cell,
         structure=structure,
         widths=widths,
@@ -137,9 +137,9 @@ def unroll_parallel(
         damping=damping,
         fallback=fallback,
     )
-    trajectory, info = _trajectory(plan, params, gather(plan, start), inputs)
+    trajectory, info = _trajectory(options, params, gather(options, start), inputs)
 
-    states = jax.tree.map(lambda a, like: a.astype(like.dtype), spread(plan, trajectory), state)
+    states = jax.tree.map(lambda a, like: a.astype(like.dtype), spread(options, trajectory), state)
     last = jax.tree.map(lambda a: a[-1], states)
     ys = cell.output(states if return_sequence else last)
     carry = after_steps(carry, last, xs, mask)
@@ -173,79 +173,81 @@ def _shift(start: Array, states: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _trajectory(plan: Plan, params: Params, start: Array, inputs: Inputs):
+def _trajectory(options: NewtonOptions, params: Params, start: Array, inputs: Inputs):
     """Returns the states ``[time, ..., arrays, width]`` after every step, and a `ParallelInfo`."""
     guess = jnp.broadcast_to(start, (inputs.x.shape[0], *start.shape))
     solution = newton.iterate(
-        lambda states: linearise(plan, params, _shift(start, states), inputs),
+        lambda states: linearise(options, params, _shift(start, states), inputs),
         guess,
-        dense=plan.dense,
-        tolerance=plan.tolerance,
-        max_iterations=plan.max_iterations,
-        damping=plan.damping,
+        dense=options.dense,
+        tolerance=options.tolerance,
+        max_iterations=options.max_iterations,
+        damping=options.damping,
     )
     converged = solution.converged
 
     def step(state, inputs):
-        new = advance(plan, params, state, inputs)
+        new = advance(options, params, state, inputs)
         return new, new
 
-    states = _unless(plan, converged, solution.states, lambda: jax.lax.scan(step, start, inputs)[1])
-    fell_back = ~converged if plan.fallback else jnp.zeros_like(converged)
+    states = _unless(
+        options, converged, solution.states, lambda: jax.lax.scan(step, start, inputs)[1]
+    )
+    fell_back = ~converged if options.fallback else jnp.zeros_like(converged)
     return states, ParallelInfo(solution.iterations, solution.residual, converged, fell_back)
 
 
-def _unless(plan, converged, states, loop):
+def _unless(options, converged, states, loop):
     """Returns the states if they are right, else what the loop makes, or NaN."""
-    if not plan.fallback:
+    if not options.fallback:
         return jnp.where(converged, states, jnp.nan)
     return jax.lax.cond(converged, lambda: states, loop)
 
 
-def _trajectory_fwd(plan, params, start, inputs):
-    states, info = _trajectory(plan, params, start, inputs)
+def _trajectory_fwd(options, params, start, inputs):
+    states, info = _trajectory(options, params, start, inputs)
     return (states, info), (params, start, inputs, states)
 
 
-def _trajectory_bwd(plan, residuals, cotangents):
+def _trajectory_bwd(options, residuals, cotangents):
     params, start, inputs, states = residuals
     d_states, _ = cotangents
     before = _shift(start, states)
     # The adjoint v_t = d_t + J_{t+1}^T v_{t+1} is a linear recurrence that runs backward.
-    _, pull_state = jax.vjp(lambda s: advance(plan, params, s, inputs), before)
+    _, pull_state = jax.vjp(lambda s: advance(options, params, s, inputs), before)
 
     def later(adjoint):
         """Carries every step's adjoint to the step before it."""
         (pulled,) = pull_state(adjoint)
         return d_states + jnp.concatenate([pulled[1:], jnp.zeros_like(pulled[:1])])
 
-    _, jacobian = linearise(plan, params, before, inputs)
-    jacobian = newton.transpose(jacobian, dense=plan.dense)
+    _, jacobian = linearise(options, params, before, inputs)
+    jacobian = newton.transpose(jacobian, dense=options.dense)
     jacobian = jnp.concatenate([jacobian[1:], jnp.zeros_like(jacobian[:1])])
     solution = newton.iterate(
         lambda adjoint: (later(adjoint), jacobian),
         d_states,
-        dense=plan.dense,
-        tolerance=plan.tolerance,
-        max_iterations=plan.max_iterations,
-        damping=plan.damping,
+        dense=options.dense,
+        tolerance=options.tolerance,
+        max_iterations=options.max_iterations,
+        damping=options.damping,
         reverse=True,
     )
 
     def backward(adjoint, step):
         state, step_inputs, d_state = step
         adjoint = adjoint + d_state
-        _, pull = jax.vjp(lambda s: advance(plan, params, s, step_inputs), state)
+        _, pull = jax.vjp(lambda s: advance(options, params, s, step_inputs), state)
         return pull(adjoint)[0], adjoint
 
     def loop():
         nothing = jnp.zeros_like(start)
         return jax.lax.scan(backward, nothing, (before, inputs, d_states), reverse=True)[1]
 
-    adjoint = _unless(plan, solution.converged, solution.states, loop)
+    adjoint = _unless(options, solution.converged, solution.states, loop)
     x, known, mask = inputs
     _, pull = jax.vjp(
-        lambda params, before, x, known: advance(plan, params, before, Inputs(x, known, mask)),
+        lambda params, before, x, known: advance(options, params, before, Inputs(x, known, mask)),
         *(params, before, x, known),
     )
     d_params, d_before, d_x, d_known = pull(adjoint)

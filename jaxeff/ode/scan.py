@@ -13,7 +13,7 @@ from jaxeff.ode.carry import after_steps, before_steps, parts_of
 from jaxeff.ode.cells import Cell
 from jaxeff.ode.form import departure
 from jaxeff.ode.fused import FusedCell
-from jaxeff.ode.fused_scan import Inputs, Plan, keep, scan_blocks, scan_blocks_plainly
+from jaxeff.ode.fused_scan import FusedOptions, Inputs, keep, scan_blocks, scan_blocks_plainly
 from jaxeff.ops.platforms import current_platform
 from jaxeff.ops.precision import narrowed, widened
 from jaxeff.typing import Array, Carry, Params
@@ -83,12 +83,12 @@ def unroll(
     else:
         assert isinstance(cell, FusedCell)
         kernels = jax.tree.map(jnp.asarray, cell.prepare(params))
-        plan = Plan(cell, backward != "remat", return_sequence)
+        options = FusedOptions(cell, backward != "remat", return_sequence)
         inputs = Inputs(xs, before_steps(carry, xs, mask), mask)
         plainly = backward == "auto" and current_platform() == "reference"
         run = scan_blocks_plainly if plainly else scan_blocks
         state, ys = _in_blocks(
-            functools.partial(run, plan, kernels), parts_of(carry).state, inputs, size
+            functools.partial(run, options, kernels), parts_of(carry).state, inputs, size
         )
         carry = after_steps(carry, state, xs, mask)
     if not return_sequence:

@@ -27,7 +27,7 @@ from jaxeff.ode import (
 )
 from jaxeff.ode.carry import before_steps
 from jaxeff.ode.fused_scan import Inputs
-from jaxeff.ode.linearise import Plan, gather, linearise
+from jaxeff.ode.linearise import NewtonOptions, gather, linearise
 
 INPUTS, TIME, BATCH = 3, 20, 2  # more steps than a block of the scan has
 TIMED = {"step_size_mode": "per_time_step", "length": TIME + 2}
@@ -257,7 +257,7 @@ def test_diagonals_are_those_of_the_exact_jacobian(name, example):
     leaves, structure = jax.tree.flatten(parts_of(carry).state)
     arrays = len(leaves)
     parts = isinstance(carry, CarryParts)
-    plan = Plan(cell, structure, (6,) * arrays, parts, True, 1, 1, 1, True)
+    plan = NewtonOptions(cell, structure, (6,) * arrays, parts, True, 1, 1, 1, True)
     state = random(3, TIME, *gather(plan, parts_of(carry).state).shape)
     given = Inputs(xs, before_steps(carry, xs, None), None)
     both = jax.jit(lambda plan, *a: linearise(plan, *a), static_argnums=0)
