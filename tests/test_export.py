@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from sweeps import swept
 
 from jaxeff import ode
 from jaxeff.errors import ConfigError
@@ -72,7 +73,7 @@ LAYERS = [
 ]
 
 
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("layer", swept(LAYERS, *list(LAYERS)[:2]))
 def test_any_batch(layer):
     x = jax.random.normal(KEY, (5, 8, 8, 2))
     variables = jax.jit(layer.init)(KEY, x[:1])

@@ -22,10 +22,9 @@ KEY = jax.random.key(3)
             ("cube_rotations", 0.0),
             ("quarter_turns", 0.0),
         ],
-        *((name, 0.2) for name in CONTINUOUS),
+        ("affine", 0.2),
         ("rotation", 0.0),
         ("cube_rotations", 0.0),
-        ("quarter_turns", 0.0),
     ),
 )
 def test_identity_starts_and_sizes(name, translation):

@@ -199,6 +199,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
         data.load("digits", dir=str(tmp_path / "file"))
 
 
+@pytest.mark.slow
 def test_two_processes_prepare_at_once_and_quietly(tmp_path):
     code = (
         "import sys; from jaxeff import data\n"

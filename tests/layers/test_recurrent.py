@@ -129,10 +129,7 @@ def test_a_cell_of_ones_own_becomes_a_layer():
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in ("irnn", "lstm", "cornn") else pytest.mark.slow)
-        for name in CELLS
-    ],
+    [pytest.param(name, marks=() if name == "cornn" else pytest.mark.slow) for name in CELLS],
 )
 def test_values_and_gradients_equal_flax_rnn(name, jitter):
     cell, xs = CELLS[name], inputs()

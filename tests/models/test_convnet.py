@@ -83,7 +83,7 @@ GLOBAL_TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("spec", "ten", "hundred"), first_fast(GLOBAL_TABLE, 3))
+@pytest.mark.parametrize(("spec", "ten", "hundred"), first_fast(GLOBAL_TABLE))
 def test_parameters_of_the_cifar_networks(spec, ten, hundred):
     assert parameters(**spec) == ten
     if hundred:
@@ -110,7 +110,7 @@ IMAGENET_TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("spec", "size", "millions"), first_fast(IMAGENET_TABLE[::-1]))
+@pytest.mark.parametrize(("spec", "size", "millions"), first_fast(IMAGENET_TABLE[::-1], 0))
 def test_parameters_and_multiply_adds_of_the_imagenet_networks(spec, size, millions):
     assert parameters(1000, 224, **spec) == size
     assert round(macs(1000, 224, **spec) / 1e6, 1) == millions
@@ -171,7 +171,7 @@ XCEPTION_TABLE = {
 }
 
 
-@pytest.mark.parametrize(("small", "factor"), first_fast(list(XCEPTION_TABLE)[::-1], 3))
+@pytest.mark.parametrize(("small", "factor"), first_fast(list(XCEPTION_TABLE)[::-1]))
 def test_xception_with_tiled_inputs(small, factor):
     spec = {"name": "xception", "small": small}
     stages = (0,) if small else (1,)

@@ -64,10 +64,8 @@ WORKING = [
 ALWAYS = [
     ("mobilenet_v2", {"name": "global", "initial": "block"}),
     ("one_stage", {"name": "global"}),
-    ("xception", {"name": "global", "kept": 1, "initial": "next"}),
     ("one_stage", {"name": "looped"}),
     ("small_xception", {"name": "shared"}),
-    ("densenet", {"name": "shared", "mode": "blueprint"}),
     ("xception", {"name": "interpolated"}),
 ]
 

@@ -70,10 +70,7 @@ PEERS = {
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in ("rnn", "lstm", "gru") else pytest.mark.slow)
-        for name in PEERS
-    ],
+    [pytest.param(name, marks=() if name == "gru" else pytest.mark.slow) for name in PEERS],
 )
 def test_values_and_gradients_equal_flax(name, jitter):
     cell, peer, convert = PEERS[name]

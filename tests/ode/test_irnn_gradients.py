@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from irnn_cases import drawn, raw_cell
 from jax.test_util import check_grads
+from sweeps import swept
 
 from jaxeff.errors import ConfigError
 from jaxeff.ode import IRNN, damped_iteration, fixed_point, unroll
@@ -21,7 +22,7 @@ def sequence_loss(cell, readout, xs, **options):
     return loss
 
 
-@pytest.mark.parametrize(("decay", "rank"), [(1.0, 0), (1.4, 0), (2.5, 3)])
+@pytest.mark.parametrize(("decay", "rank"), swept([(1.0, 0), (1.4, 0), (2.5, 3)], (2.5, 3)))
 def test_implicit_gradient_equals_the_unrolled_gradient(decay, rank):
     rng = np.random.default_rng(0)
     params, _, _ = drawn(features=16, bias=0.2)
@@ -171,6 +172,7 @@ def gradient_bytes(temp_bytes):
     return measure
 
 
+@pytest.mark.slow
 def test_implicit_memory_does_not_depend_on_the_solver_steps(gradient_bytes):
     sizes = [gradient_bytes(k, solver="implicit") for k in (10, 30, 100)]
     assert max(sizes) < 1.05 * min(sizes)

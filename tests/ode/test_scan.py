@@ -29,7 +29,9 @@ from jaxeff.ode import (
 
 
 @in_double
-@pytest.mark.parametrize("name", ["lstm", "irnn_timed_three", "irnn_implicit"])
+@pytest.mark.parametrize(
+    "name", swept(["lstm", "irnn_timed_three", "irnn_implicit"], "irnn_timed_three")
+)
 def test_unroll_is_a_map_over_examples(name, example):
     cell = CASES[name]
     params, xs, carry = example(cell)

@@ -14,6 +14,7 @@ from scan_cases import (
     some_cells,
     weighted,
 )
+from sweeps import swept
 
 from jaxeff.errors import ConfigError
 from jaxeff.ode import (
@@ -72,7 +73,10 @@ def test_bfloat16_gradients_stay_close(name, example):
         assert error <= 0.1 * np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "cornn", "irnn_timed_three", "irnn_implicit"])
+@pytest.mark.parametrize(
+    "name",
+    swept(["lstm", "gru", "cornn", "irnn_timed_three", "irnn_implicit"], "irnn_timed_three", "gru"),
+)
 def test_step_leaks_no_tracers_and_is_the_same_without_jit(name, example):
     cell = CASES[name]
     params, xs, carry = example(cell, time=1, dtype=jnp.float32)
@@ -112,6 +116,7 @@ def test_repeated_calls_compile_once(backward, example):
         gradient(*example(Elman(6), time=8, dtype=jnp.float32))
 
 
+@pytest.mark.slow
 def test_memory_stored_is_below_autodiff_and_recomputed_below_stored(temp_bytes):
     cell = IRNN(32, num_inner_steps=3)
     params, xs = cell.init(jax.random.key(0), 1), jnp.ones((256, 16, 1))

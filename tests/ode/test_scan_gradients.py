@@ -16,6 +16,7 @@ from scan_cases import (
     results,
     weighted,
 )
+from sweeps import swept
 
 from jaxeff.ode import (
     unroll,
@@ -23,7 +24,7 @@ from jaxeff.ode import (
 
 
 @in_double
-@pytest.mark.parametrize("name", ["lstm", "irnn_timed_three"])
+@pytest.mark.parametrize("name", swept(["lstm", "irnn_timed_three"], "irnn_timed_three"))
 def test_remat_agrees_in_reverse_and_with_a_remainder(name, example):
     cell = CASES[name]
     arguments = example(cell, time=5, inputs=5)  # inputs wide enough to be projected at once

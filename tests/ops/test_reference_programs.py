@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sweeps import swept
 
 from jaxeff import ode
 from jaxeff.bench import count
@@ -66,7 +67,9 @@ def what_depends_on_the_platform(jaxpr):
     return names - ALLOWED
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", swept(MODELS, "encoder", "mlp", "mobilenet_v2", "resnet", "sequence")
+)
 def test_inference_of_a_model_is_plain(name):
     fields, x = SMALL[name]
     model = MODELS.build({"name": name, **fields}, "model", num_outputs=3)
