@@ -80,7 +80,6 @@ def test_network_is_trained_by_its_algorithm_only(network, data):
     swept(
         itertools.product(["softmax response", "negative entropy", "trained"], [None, 16]),
         ("softmax response", None),
-        ("negative entropy", 16),
         ("trained", 16),
     ),
 )

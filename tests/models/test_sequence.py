@@ -151,7 +151,7 @@ def test_wrong_config_says_which_field(fields, message):
 
 @pytest.mark.parametrize(
     ("cell", "num_layers"),
-    swept([("lstm", 1), ("lstm", 2), ("tarnn", 1), ("tarnn", 2)], ("lstm", 2), ("tarnn", 1)),
+    swept([("lstm", 1), ("lstm", 2), ("tarnn", 1), ("tarnn", 2)], ("tarnn", 1)),
 )
 def test_parts_with_a_carried_state_equal_the_whole(cell, num_layers):
     fields = {"cell": {"name": cell, "features": 6}, "readout": "every_step"}

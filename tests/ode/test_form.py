@@ -227,7 +227,7 @@ CELLS = {
 }
 
 
-@pytest.mark.parametrize("given", ["mask", "seq_lengths"])
+@pytest.mark.parametrize("given", swept(["mask", "seq_lengths"], "mask"))
 def test_padding_of_layers_and_models_may_hold_anything(given):
     xs, mask = (jnp.swapaxes(a[1:], 0, 1) for a in padded(np.nan))
     options = {"mask": mask} if given == "mask" else {"seq_lengths": LENGTHS}

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sweeps import swept
 
 from jaxeff.ode import GRU, Elman, transport, unroll
 from jaxeff.ode.transport import Coefficients
@@ -84,7 +85,7 @@ def test_what_blocks_share(monkeypatch):
 
 @pytest.mark.parametrize(
     ("cell", "backward"),
-    [(Elman(2), "remat"), (Elman(2), "autodiff"), (GRU(2), "fused")],
+    swept([(Elman(2), "remat"), (Elman(2), "autodiff"), (GRU(2), "fused")], (GRU(2), "fused")),
 )
 def test_weights_of_recurrences(cell, backward):
     params = jax.jit(cell.init, static_argnums=1)(jax.random.key(0), 1)

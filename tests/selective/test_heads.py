@@ -26,6 +26,7 @@ def trained():
     return heads.train_heads(inputs, labels, MUS, jax.random.key(0), **options)
 
 
+@pytest.mark.slow
 def test_heads_trade_sides_as_the_trade_off_says(trained):
     inputs, labels = features()
     scores = np.asarray(heads.head_scores(trained, inputs))

@@ -103,6 +103,7 @@ def test_examples_count_by_their_weight_and_only_relative_to_the_others(cached):
     assert np.abs(kernel(1, 1, 0, 0) - kernel(1, 1, 1, 1)).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_a_search_descends_the_whole_loss_of_an_image(cached):
     algorithm, state, _ = cached
     # Large variances, so that their divergence is a visible part of the loss.

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sweeps import swept
 
 from jaxeff.train import objectives
 from jaxeff.train.algorithms import BPTT, Task
@@ -74,7 +75,7 @@ def one_step(objective, parts):
     return jax.tree.map(lambda a: a[0], found)
 
 
-@pytest.mark.parametrize("objective", ["cross_entropy", "selective_net"])
+@pytest.mark.parametrize("objective", swept(["cross_entropy", "selective_net"], "selective_net"))
 def test_a_step_is_the_same_on_any_number_of_devices(objective):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6),

@@ -82,6 +82,7 @@ def predictions(model, params, batch):
     return np.asarray(jax.nn.softmax(outputs)).swapaxes(0, 1)[[1, 3, 5, 6]]
 
 
+@pytest.mark.slow
 def test_oracle_is_the_average_prediction_of_the_epoch_before(x64):
     """With frozen weights the predictions of an epoch are known."""
     model, task = network(), task_of(steps_per_epoch=2)

@@ -90,6 +90,7 @@ def test_a_record(name, supernet, dataset, tmp_path):
     assert set(record["seconds"]) == {"measuring", "all"}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_met_is_answered_with_the_nearest(supernet, dataset, tmp_path, capsys):
     asked = config(max_latency_ms=1e-9)
     record = searching.run(
