@@ -1,5 +1,9 @@
 """Recurrences as pure functions of arrays and parameter trees: cells, the scan driver, solvers."""
 
+import importlib
+import warnings
+from typing import Any
+
 from jaxeff.ode.arguments import length_mask
 from jaxeff.ode.carry import CarryParts, after_step, parts_of
 from jaxeff.ode.cells import CELLS, Cell, ParamSpec
@@ -44,3 +48,19 @@ __all__ = [
     "unroll",
     "unroll_parallel",
 ]
+
+_MOVED = {name: f"jaxeff.ops.{name}" for name in ("anchors", "convolution", "strided", "tiles")}
+
+
+def __getattr__(name: str) -> Any:
+    """Finds what had another name in version 0.1."""
+    if name == "ProductCell":
+        raise AttributeError(
+            "jaxeff.ode.ProductCell is jaxeff.ode.FusedCell now, with other methods; docs/"
+            "architecture.md shows one"
+        )
+    if name != "RNN" and name not in _MOVED:
+        raise AttributeError(f"module 'jaxeff.ode' has no attribute {name!r}")
+    new = _MOVED.get(name, "jaxeff.ode.Elman")
+    warnings.warn(f"jaxeff.ode.{name} is {new} now", DeprecationWarning, stacklevel=2)
+    return Elman if name == "RNN" else importlib.import_module(new)
