@@ -54,6 +54,8 @@ def pytest_configure(config):
     processor's features, so that machines that share a checkout have folders of their own.
     """
     _compile_quickly()
+    # Tracing makes millions of objects, few of them garbage: a tenth of the time went to looking.
+    gc.set_threshold(100_000, 50, 100)
     if not hasattr(config, "cache"):  # `-p no:cacheprovider`
         return
     folder = config.cache.mkdir(f"jax-{platform.machine()}-{platform.node()}")
@@ -66,6 +68,12 @@ def pytest_configure(config):
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def pytest_collection_finish():
+    """Leaves out of every later search for garbage what lasts as long as the process."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
