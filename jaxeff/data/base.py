@@ -11,7 +11,6 @@ import numpy as np
 
 from jaxeff.data import counter_rng
 from jaxeff.errors import ConfigError, DataError
-from jaxeff.files import reading
 from jaxeff.registry import Registry
 
 if TYPE_CHECKING:
@@ -327,21 +326,6 @@ class Dataset:
     class_names: tuple[str, ...] = ()
     input_dtype: str = "float32"
     vocabulary: int = 0
-
-
-def require_memory(field: str, size: int) -> None:
-    """Raises ConfigError where an array that a field asks for is larger than the machine's memory.
-
-    Args:
-      field: of ``config.data``.
-      size: of the array, in bytes.
-    """
-    memory = reading.memory_bytes()
-    if size > memory:
-        raise ConfigError(
-            f"config.data.{field} asks for {size / 2**30:.3g} GiB, more than the "
-            f"{memory / 2**30:.3g} GiB of memory; choose it smaller"
-        )
 
 
 def require_examples(name: str, counts: Mapping[str, int]) -> None:

@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from jaxeff.data import counter_rng
-from jaxeff.data.base import DATASETS, Dataset, Request, require_memory
+from jaxeff.data.base import DATASETS, Dataset, Request
 from jaxeff.data.decode import resized
 from jaxeff.data.images import ImageArrays, image_dataset
+from jaxeff.data.memory import require_memory
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.files import paths
 from jaxeff.files.reading import is_companion, walk

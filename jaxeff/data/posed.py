@@ -16,9 +16,9 @@ from jaxeff.data.base import (
     Dataset,
     Request,
     Split,
-    require_memory,
     sizes,
 )
+from jaxeff.data.memory import require_memory
 from jaxeff.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from jaxeff.data.base import (
     Dataset,
     Request,
     Split,
-    require_memory,
     sizes,
 )
+from jaxeff.data.memory import require_memory
 from jaxeff.data.series_files import SeriesFile
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.files import packaged, paths

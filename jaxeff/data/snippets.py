@@ -25,9 +25,9 @@ from jaxeff.data.base import (
     Dataset,
     Request,
     require_examples,
-    require_memory,
     sizes,
 )
+from jaxeff.data.memory import require_memory
 from jaxeff.data.series import SeriesSplit, stratified_indices
 from jaxeff.data.text import find_bible
 from jaxeff.errors import ConfigError, DataError

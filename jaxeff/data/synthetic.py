@@ -15,9 +15,9 @@ from jaxeff.data.base import (
     GeneratedSplit,
     Request,
     Split,
-    require_memory,
     sizes,
 )
+from jaxeff.data.memory import require_memory
 from jaxeff.errors import ConfigError
 
 #: Symbols to remember in the copy task, and the steps in which they are shown and recalled.

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from jaxeff.data import counter_rng
-from jaxeff.data.base import require_memory
+from jaxeff.data.memory import require_memory
 from jaxeff.errors import ConfigError
 from jaxeff.registry import Registry
 
