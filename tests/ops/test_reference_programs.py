@@ -50,10 +50,13 @@ ALLOWED = {"relu", "relu6"}
 
 
 def equations(jaxpr):
+    """Yields the operations of a traced function, and of all functions within it."""
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            yield from equations(inner)
+        for value in jax.tree.leaves(tuple(equation.params.values())):
+            inner = getattr(value, "jaxpr", value)  # closed, or as it is
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
 
 
 def what_depends_on_the_platform(jaxpr):
