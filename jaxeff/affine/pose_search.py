@@ -226,7 +226,9 @@ class Search:
 
     @classmethod
     def build(cls, spec: Mapping[str, Any], where: str) -> Search:
-        """Builds a search from a config section: fields, and perhaps ``like``, one of `PUBLISHED`.
+        """Builds a search from a config section: fields, and optionally a name in `PUBLISHED`.
+
+        The section's ``like`` is that name; the fields beside it change the published settings.
 
         Raises:
           ConfigError: an unknown field or setting.

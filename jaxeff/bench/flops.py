@@ -15,8 +15,8 @@ Counting rule:
 - 0 for data movement (reshapes, slices, gathers, selections, casts, communication between devices),
   for drawing random numbers, and for elementwise arithmetic on integers and booleans, which is
   nearly always index work.
-- ``cond`` counts its dearest branch (a choice by platform the one that is not of a platform by
-  name), ``while`` one pass, ``shard_map`` the work of all devices.
+- ``cond`` counts its most expensive branch (a choice by platform the one that
+  is not of a platform by name), ``while`` one pass, ``shard_map`` the work of all devices.
 
 The count is of the program as traced, without what is only for CPUs (`jaxeff.ops.platforms`): what
 the compiler would remove or share is still in it, and a few elementwise operations more or less can

@@ -20,8 +20,12 @@ from typing import ParamSpec, TypeVar
 
 import jax
 
+from jaxeff.errors import ConfigError
+
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+
+PLATFORMS = ("cpu", "gpu", "tpu", "reference")
 
 #: References by the qualified names of their CPU forms.
 CPU_FORMS: dict[str, Callable[..., object]] = {}
@@ -43,7 +47,12 @@ def platform(name: str) -> Iterator[None]:
     Args:
       name: "cpu", "gpu", "tpu", or "reference" for plain JAX whatever the platform: for programs
         that are exported, differentiated twice or in forward mode.
+
+    Raises:
+      ConfigError: another name.
     """
+    if name not in PLATFORMS:
+        raise ConfigError(f"platform must be one of {', '.join(PLATFORMS)}, not {name!r}")
     with _platform(name):
         yield
 

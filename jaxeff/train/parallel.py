@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxeff.errors import ConfigError
 from jaxeff.ops import platform
+from jaxeff.ops.platforms import PLATFORMS
 from jaxeff.train.values import AXIS
 
 METHODS = ("shard_map", "pmap")
@@ -85,7 +86,8 @@ class DeviceMap:
         """
 
         def per_device(*args: Any) -> Any:
-            with platform(self.devices[0].platform):
+            kind = self.devices[0].platform
+            with platform(kind if kind in PLATFORMS else "reference"):
                 return step(*args, axis_name=AXIS)
 
         if self.how == "pmap":

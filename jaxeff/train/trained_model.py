@@ -14,6 +14,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from jaxeff.arguments import require_whole
 from jaxeff.config import base_config
 from jaxeff.data import Dataset
 from jaxeff.errors import CheckpointError, DataError
@@ -50,7 +51,7 @@ class LoadedModel:
       config: of the run.
       report: of the run, see docs/report.md; None if the training has not come to its end.
       dataset: what it was trained on, with the preprocessing and the names of the classes.
-      forward: maps variables and a batch, ``inputs`` and perhaps ``mask``, to outputs.
+      forward: maps variables and a batch, ``inputs`` and an optional ``mask``, to outputs.
       class_logits: the part of the outputs that predicts a class.
     """
 
@@ -77,8 +78,10 @@ class LoadedModel:
           batch_size: of a call of the model; the last one is filled up.
 
         Raises:
+          ConfigError: an impossible batch size.
           DataError: inputs of another form.
         """
+        require_whole("batch_size", batch_size)
         if not len(inputs):
             raise DataError("there are no inputs to answer; give at least one example")
         batch = self.dataset.splits["test"].preprocess(inputs)

@@ -117,7 +117,7 @@ def test_repeated_calls_compile_once(backward, example):
 
 
 @pytest.mark.slow
-def test_memory_stored_is_below_autodiff_and_recomputed_below_stored(temp_bytes):
+def test_memory_of_fused_is_below_autodiff_and_of_remat_below_fused(temp_bytes):
     cell = IRNN(32, num_inner_steps=3)
     params, xs = cell.init(jax.random.key(0), 1), jnp.ones((256, 16, 1))
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxeff.affine.pose_search  # noqa: F401 its form is looked for below
+from jaxeff.errors import ConfigError
 from jaxeff.ops import cpu, forward_mode, platform
 from jaxeff.ops.platforms import CPU_FORMS, current_platform, has_cpu_form, is_forward_mode
 from jaxeff.train.parallel import DeviceMap
@@ -82,3 +83,9 @@ def test_every_form_exists_under_the_name_of_its_reference():
         assert signature(found) == signature(reference)
         names.discard(module.rsplit(".", 1)[1])
     assert names == {"windows"}  # a helper of several
+
+
+def test_an_unknown_platform_is_refused():
+    expected = "platform must be one of cpu, gpu, tpu, reference, not 'referense'"
+    with pytest.raises(ConfigError, match=expected), platform("referense"):
+        pass

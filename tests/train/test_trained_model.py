@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxeff
-from jaxeff.errors import CheckpointError, DataError
+from jaxeff.errors import CheckpointError, ConfigError, DataError
 
 LENGTH, LEVELS = 6, (0.0, 3.0)
 
@@ -58,6 +58,8 @@ def test_a_loaded_run_answers_as_its_report_says(run, series):
     np.testing.assert_allclose(one.outputs, answers.outputs[:1], rtol=1e-5, atol=1e-6)
     with pytest.raises(DataError, match="no inputs to answer"):
         trained.predict([])
+    with pytest.raises(ConfigError, match="batch_size must be a whole number of at least 1, not 0"):
+        trained.predict(raw[:1], batch_size=0)
     with pytest.raises(DataError, match="at most 6 steps"):
         trained.predict(np.ones((1, 7, 2)))
     generated = dataclasses.replace(trained, dataset=jaxeff.data.load("adding", length=6))

@@ -218,7 +218,7 @@ class Algorithm:
 
         Args:
           variables: parameters and other collections.
-          batch: ``inputs`` and perhaps ``mask``.
+          batch: ``inputs`` and an optional ``mask``.
           carry: recurrent state to start from; () starts anew and asks for none back.
           train: training or evaluation.
           key: random key of the step, for training.

@@ -1,4 +1,4 @@
-"""Distillation: a student learns from labels and from a frozen teacher, perhaps through a gate."""
+"""Distillation: a student learns from labels and from a frozen teacher, with an optional gate."""
 
 from __future__ import annotations
 

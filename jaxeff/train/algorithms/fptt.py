@@ -148,7 +148,7 @@ class FPTT(PartwiseAlgorithm):
         return state
 
     def all_weights(self, state: TrainState) -> dict[str, Params]:
-        """Returns the running, the live and perhaps the average weights."""
+        """Returns the running and the live weights, and the average ones if there are any."""
         return {"running": state.opt_state.running, **super().all_weights(state)}
 
     def descend(self, grads: Any, opt_state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
