@@ -25,6 +25,7 @@ _MODULES = (
     "models",
     "ode",
     "ops",
+    "programs",
     "search",
     "selective",
     "serving",

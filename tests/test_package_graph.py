@@ -19,6 +19,7 @@ FLOORS = (
     "eval data",
     "layers",
     "models",
+    "programs",
     "search serving",
     "analyses",
     "train",
