@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from jaxeff import analyses
+from jaxeff.errors import DataError
 from jaxeff.eval.console import say
 from jaxeff.search import run as searching
 from jaxeff.train import (
@@ -30,7 +33,12 @@ from jaxeff.train.loop import Training
 MODES = ("train", "eval", "bench")
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | Path, mode: str = "train") -> Any:
+def run(
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    mode: str = "train",
+    arrays: Mapping[str, Any] | None = None,
+) -> Any:
     """Runs one job and returns its report, or None if a signal stopped the training.
 
     Only the first of several processes returns a report.
@@ -40,12 +48,17 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, mode: str = "tra
       workdir: folder of the run; "train" continues what it finds there.
       mode: "train", "eval" (the trained parameters on validation and test, into
         ``workdir/eval``) or "bench" (speed, memory and counts, into ``workdir/bench``).
+      arrays: data of one's own, ``x_train``, ``y_train``, ``x_test``, ``y_test`` and whatever else
+        a file of data set "arrays" may have. They are written to ``workdir/arrays.npz``, which the
+        config of the run names, so that it can be continued and loaded like any other.
 
     Raises:
       UserError: something that the user can mend, in one sentence.
     """
-    check.check(config)
     folder = folders.local(workdir)
+    if arrays is not None:
+        config = with_arrays(config, folder, arrays)
+    check.check(config)
     noise.hush()
     runtime.prepare(batch_size=check.training_batch(config), cpu_devices=config.devices.cpu)
     if config.devices.coordinator:
@@ -56,6 +69,26 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, mode: str = "tra
         if mode == "train":
             return train(config, folder)[1]
         return {"eval": evaluate, "bench": benchmark}[mode](config, folder)
+
+
+def with_arrays(
+    config: ml_collections.ConfigDict, workdir: Path, arrays: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    """Returns a config whose data are some arrays, which are written into the run's folder."""
+    config = config.copy_and_resolve_references()
+    path = workdir / "arrays.npz"
+    held: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+    objects = [name for name, array in held.items() if array.dtype == object]
+    if objects:
+        raise DataError(
+            f"arrays: {objects[0]} is no array of numbers; fill series of different lengths up at "
+            "the end, and give their lengths as lengths_train and lengths_test"
+        )
+    with folders.file_errors():
+        workdir.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **held)
+    config.data.update({"name": "arrays", "dir": str(path), "view": config.data.view or ""})
+    return config
 
 
 def train(
