@@ -103,7 +103,9 @@ def base_config() -> Config:
             "parallel": "shard_map",  # or pmap
             "devices": {
                 "cpu": 0,  # CPU devices to make; 0 is one per core
-                "coordinator": config_dict.placeholder(str),  # host:port, for several processes
+                "coordinator": config_dict.placeholder(
+                    str
+                ),  # host:port or auto, for several processes
                 "num_processes": 1,
                 "process_id": 0,
             },
