@@ -42,7 +42,7 @@ REPORT = {
         },
         "step_memory_bytes": {"temp": 3 * 2**20, "step": None},
     },
-    "training": {"steps": 100, "epochs": 2.5, "seconds": 12.5, "best_step": 80, "resumed": 1},
+    "training": {"steps": 100, "epochs": 2.5, "seconds": 12.5, "best_step": 80, "resumed": 1, "waiting_for_data": 0.25},
     "environment": {"python": "3.11.7", "jax": "0.10.2", "cpu": None},
     "config": {"seed": 3, "optim": {"name": "adam", "clip": None}, "sizes": [1, 2], "empty": {}},
     "artifacts": {"learning curve": "plots/learning curve.png", "history": "metrics.csv"},
