@@ -146,7 +146,7 @@ class _KernelForm(NamedTuple):
 
 
 def _in_kernel(cell: FusedCell, start: Any) -> _KernelForm:
-    """Returns how a step is written in a kernel: products in the cell's precision, the rest wide."""
+    """Returns how a step is written in a kernel: the cell's products, and the rest wide."""
     dtype = jax.eval_shape(cell.hidden, start, start).dtype
 
     def preactivation(kernels: Any, hidden: Array, projected: Blocks) -> Blocks:

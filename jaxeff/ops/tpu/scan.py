@@ -19,6 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jaxeff.errors import ConfigError
 from jaxeff.ops.split import Split, split
+from jaxeff.ops.tpu.products import summed_wide
 from jaxeff.typing import Array, Dtype
 
 #: Bytes of vector memory that a kernel may ask for; cores of v5e and v6e have 128 MiB.
@@ -95,7 +96,8 @@ def scan_on_chip(
         def _(i):
             i = size - 1 - i if reverse else i
             late = jax.tree.map(_read, state), jax.tree.map(lambda ref: ref[i], xs)
-            new, y = part.inside(_gathered(part, scalars, constants, varying, i), late)
+            read = _gathered(part, scalars, constants, varying, i)
+            new, y = summed_wide(part.inside)(read, late)
             jax.tree.map(_write, state, new)
             jax.tree.map(lambda ref, value: ref.__setitem__(i, value), ys, y)
 
