@@ -25,13 +25,13 @@ from jaxeff.typing import Array
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def scan_in_kernel(
-    options: FusedOptions, interpret: bool, kernels: Kernels, state: Any, inputs: Inputs
+    interpret: bool, options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs
 ):
     """Runs the steps of inputs ``[blocks, block, ..., features]``.
 
     Args:
-      options: static choices; ``store`` is not read.
       interpret: whether to run the kernel's operations one by one.
+      options: static choices; ``store`` is not read.
       kernels: what ``cell.prepare`` returned.
       state: the state before the first step ``[..., width]``.
       inputs: what the steps read.
@@ -39,10 +39,10 @@ def scan_in_kernel(
     Returns:
       the last state, and the outputs in blocks like the inputs', or None.
     """
-    return _run(options, interpret, kernels, state, inputs, store=False)[:2]
+    return _run(interpret, options, kernels, state, inputs, store=False)[:2]
 
 
-def _run(options, interpret, kernels, state, inputs, store):
+def _run(interpret, options, kernels, state, inputs, store):
     """Returns the last state and the outputs; and the states before the steps and their ``t``."""
     cell, x = options.cell, inputs.x
     inputs, start = _one_batch_axis(inputs, 2), _one_batch_axis(state, 0)
@@ -72,12 +72,12 @@ def _run(options, interpret, kernels, state, inputs, store):
     return last, ys, kept
 
 
-def _forward(options, interpret, kernels, state, inputs):
-    last, ys, kept = _run(options, interpret, kernels, state, inputs, store=True)
+def _forward(interpret, options, kernels, state, inputs):
+    last, ys, kept = _run(interpret, options, kernels, state, inputs, store=True)
     return (last, ys), (kernels, state, inputs, kept)
 
 
-def _backward(options, interpret, residuals, cotangents):
+def _backward(interpret, options, residuals, cotangents):
     kernels, state, inputs, (before, t) = residuals
     cell, given = options.cell, inputs
     inputs, start = _one_batch_axis(inputs, 2), _one_batch_axis(state, 0)
