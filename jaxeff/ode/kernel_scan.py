@@ -9,7 +9,7 @@ element-wise are kept in single precision between them.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxeff.ode.fused_backward import add, rebuild, shared_backward, step_backwa
 from jaxeff.ode.fused_scan import FusedOptions, Inputs
 from jaxeff.ops.precision import narrowed, widened
 from jaxeff.ops.tpu.scan import scan_on_chip
-from jaxeff.typing import Array
+from jaxeff.typing import Array, Dtype
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -46,7 +46,7 @@ def _run(interpret, options, kernels, state, inputs, store):
     """Returns the last state and the outputs; and the states before the steps and their ``t``."""
     cell, x = options.cell, inputs.x
     inputs, start = _one_batch_axis(inputs, 2), _one_batch_axis(state, 0)
-    form = _in_kernel(cell, start)
+    form, dtype = _in_kernel(cell, start)
     projected = jax.vmap(jax.vmap(functools.partial(cell.project, kernels)))(*inputs[:2])
     half = jax.eval_shape(cell.output, start), start
 
@@ -55,7 +55,7 @@ def _run(interpret, options, kernels, state, inputs, store):
         new, t = fused_step(cell, kernels, state, projected, steps, form)
         new = _keep(mask, new, state)
         y, before = narrowed((cell.output(new), state), half)
-        kept = (before, tuple(a.astype(form.dtype) for a in t)) if store else None
+        kept = (before, tuple(a.astype(dtype) for a in t)) if store else None
         return new, (y if options.sequence else None, kept)
 
     last, (ys, kept) = scan_on_chip(
@@ -82,7 +82,7 @@ def _backward(interpret, options, residuals, cotangents):
     cell, given = options.cell, inputs
     inputs, start = _one_batch_axis(inputs, 2), _one_batch_axis(state, 0)
     d_last, d_ys = _one_batch_axis(cotangents[0], 0), _one_batch_axis(cotangents[1], 2)
-    form, steps = _in_kernel(cell, start), inputs.known.steps
+    (form, dtype), steps = _in_kernel(cell, start), inputs.known.steps
     first = jax.tree.map(lambda a: a[0, 0], inputs[:2])
     projected = jax.eval_shape(functools.partial(cell.project, kernels), *first)
     has_coefficients = bool(jax.tree.leaves(kernels.coefficients))
@@ -102,7 +102,7 @@ def _backward(interpret, options, residuals, cotangents):
         )
         if mask is not None:
             d_start = add(d_start, _keep(mask, nothing, d_state))
-        d_a = tuple(a.astype(form.dtype) for a in d_a)
+        d_a = tuple(a.astype(dtype) for a in d_a)
         return d_start, (d_a, narrowed(d_new, start) if has_coefficients else None)
 
     d_start, (d_a, d_new) = scan_on_chip(
@@ -136,24 +136,15 @@ def _backward(interpret, options, residuals, cotangents):
 scan_in_kernel.defvjp(_forward, _backward)
 
 
-class _KernelForm(NamedTuple):
-    """A `jaxeff.ode.fused.Form` with the type of the products."""
-
-    preactivation: Any
-    inner_steps: Any
-    barrier: Any
-    dtype: Any
-
-
-def _in_kernel(cell: FusedCell, start: Any) -> _KernelForm:
-    """Returns how a step is written in a kernel: the cell's products, and the rest wide."""
+def _in_kernel(cell: FusedCell, start: Any) -> tuple[Form, Dtype]:
+    """Returns how a step is written in a kernel, all but its products wide, and their type."""
     dtype = jax.eval_shape(cell.hidden, start, start).dtype
 
     def preactivation(kernels: Any, hidden: Array, projected: Blocks) -> Blocks:
         hidden, projected = jax.tree.map(lambda a: a.astype(dtype), (hidden, projected))
         return widened(cell.preactivation(kernels, hidden, projected))
 
-    return _KernelForm(preactivation, unrolled_inner_steps, lambda t: t, dtype)
+    return Form(preactivation, unrolled_inner_steps, lambda t: t), dtype
 
 
 def _wide_coefficients(kernels: Kernels) -> Kernels:

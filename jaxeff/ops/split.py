@@ -16,7 +16,7 @@ from jax.extend import core
 CONSTANT, SHARED, INDEXED, LATE = range(4)
 
 
-class Split(NamedTuple):
+class SplitFunction(NamedTuple):
     """A function ``f(shared, indexed, late)`` in two parts.
 
     Attributes:
@@ -34,7 +34,9 @@ class Split(NamedTuple):
     result: Any
 
 
-def split(function: Callable[[Any, Any, Any], Any], shared: Any, indexed: Any, late: Any) -> Split:
+def split(
+    function: Callable[[Any, Any, Any], Any], shared: Any, indexed: Any, late: Any
+) -> SplitFunction:
     """Splits a function at the operations that need its last argument.
 
     Broadcasts that make an array larger stay inside, and so do operations on constants alone.
@@ -71,7 +73,7 @@ def split(function: Callable[[Any, Any, Any], Any], shared: Any, indexed: Any, l
     known = [equation for equation in jaxpr.eqns if kind_of[id(equation)] != LATE]
     before = _function(jaxpr.constvars, early, arrays, known)
     inside = _function([], [*arrays, *of_late], jaxpr.outvars, kept[::-1])
-    return Split(
+    return SplitFunction(
         lambda *args: before(*closed.consts, *jax.tree.leaves(args)),
         lambda values, late: jax.tree.unflatten(structure, inside(*values, *jax.tree.leaves(late))),
         tuple(kinds[v] == INDEXED for v in arrays),

@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxeff.errors import ConfigError
-from jaxeff.ops.split import Split, split
+from jaxeff.ops.split import SplitFunction, split
 from jaxeff.ops.tpu.products import summed_wide
 from jaxeff.typing import Array, Dtype
 
@@ -67,7 +67,7 @@ def scan_on_chip(
     """
     batch = jax.tree.leaves(carry)[0].shape[0]
 
-    def divided(rows: int) -> Split:
+    def divided(rows: int) -> SplitFunction:
         """Splits the step of a batch of so many rows."""
         at = functools.partial(jax.tree.map, lambda a: _one_step(a, rows))
         first = jax.tree.map(lambda a: _shaped(a, (rows, *a.shape[1:])), carry)
@@ -172,7 +172,7 @@ def _tiled_bytes(shape: tuple[int, ...], dtype: Dtype) -> int:
     return math.prod(outer) * rows * columns * item
 
 
-def _before(parts: Split, shared: Any, indexed: Any) -> list[Array]:
+def _before(parts: SplitFunction, shared: Any, indexed: Any) -> list[Array]:
     """Returns the arrays that the kernel reads, those of every step with the axes of the steps."""
     if not any(parts.indexed):
         nothing = jax.tree.map(lambda a: jnp.zeros(a.shape[2:], a.dtype), indexed)
@@ -190,7 +190,7 @@ def _before(parts: Split, shared: Any, indexed: Any) -> list[Array]:
     return arrays
 
 
-def _require_rows_alone(whole: Split, part: Split) -> None:
+def _require_rows_alone(whole: SplitFunction, part: SplitFunction) -> None:
     """Raises `ConfigError` if what all steps share depends on the size of the batch."""
     for a, b, varies in zip(whole.shapes, part.shapes, whole.indexed, strict=True):
         if a.shape != b.shape and not varies:
@@ -200,7 +200,9 @@ def _require_rows_alone(whole: Split, part: Split) -> None:
             )
 
 
-def _gathered(parts: Split, scalars: Any, constants: Any, varying: Any, i: Any) -> list[Array]:
+def _gathered(
+    parts: SplitFunction, scalars: Any, constants: Any, varying: Any, i: Any
+) -> list[Array]:
     """Returns the values that a step reads, in their order."""
     packed, constants, varying, values = 0, iter(constants), iter(varying), []
     for kind, varies in zip(parts.shapes, parts.indexed, strict=True):
