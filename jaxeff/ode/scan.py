@@ -149,13 +149,19 @@ def _in_blocks(run, carry, xs, block_size):
     outputs = []
     for start, stop, per_block in ((0, whole, size), (whole, length, length - whole)):
         if stop > start:
-            part = jax.tree.map(
-                lambda a: a[start:stop].reshape(-1, per_block, *a.shape[1:]),  # noqa: B023
-                xs,
-            )
+            part = jax.tree.map(functools.partial(_cut, start, stop, per_block), xs)
             carry, ys = run(carry, part)
-            outputs.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), ys))
+            outputs.append(jax.tree.map(_joined, ys))
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+
+
+def _cut(start: int, stop: int, per_block: int, a: Array) -> Array:
+    # No -1: the size of an empty batch does not tell the number of blocks.
+    return a[start:stop].reshape((stop - start) // per_block, per_block, *a.shape[1:])
+
+
+def _joined(a: Array) -> Array:
+    return a.reshape(a.shape[0] * a.shape[1], *a.shape[2:])
 
 
 def _scan_steps(cell, params, carry, inputs, return_sequence):
