@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -30,6 +31,8 @@ CALIBRATION = 256
 #: Bits of the weights, of the state.
 FORMATS = ((8, 16), (6, 16), (4, 16), (8, 8), (4, 8))
 CELLS = ("irnn", "tarnn", "fastgrnn", "gru", "lstm")
+#: Bits that lines are also trained with.
+TRAINED_WITH = (4, 16)
 REGULARISED = ['optim.name="adamw"', "optim.weight_decay=0.1", "model.dropout=0.2"]
 
 
@@ -68,7 +71,7 @@ def arrays(loaded: Any, split: str, limit: int | None = None) -> tuple[Any, Any,
     return batch["inputs"], batch["labels"], batch.get("mask")
 
 
-def measured(folder: Path) -> dict[str, Any]:
+def measured(folder: Path, formats: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """Returns the accuracies of one trained model, and its errors over time."""
     import jaxeff
     from jaxeff import programs, quantize
@@ -81,7 +84,7 @@ def measured(folder: Path) -> dict[str, Any]:
     batch = {"inputs": inputs} if mask is None else {"inputs": inputs, "mask": mask}
     logits = np.asarray(loaded.forward(loaded.variables, batch))
     result: dict[str, Any] = {"float": accuracy(logits, labels)}
-    for weights, state in FORMATS:
+    for weights, state in formats:
         options = quantize.QuantizeOptions(weight_bits=weights, state_bits=state)
         integers = quantize.to_integer_program(program, ranges, options)
         outputs = np.asarray(quantize.run(integers, inputs, mask))[:, -1]
@@ -109,11 +112,17 @@ def key_of_line() -> str:
 def line(name: str, spec: tuple[str, list[str], str]) -> dict[str, Any]:
     """Returns one line over all seeds."""
     reports, results = [], []
+    argument, overrides, file = spec
+    bits = "{}/{}".format(*TRAINED_WITH)
+    rounding = argument, [*overrides, f"quantize.weight_bits={TRAINED_WITH[0]}"], file
     for seed in SEEDS:
         report, folder = trained(name, spec, seed)
         reports.append(report)
-        results.append(measured(folder))
-    names = ["float", *(f"{weights}/{state}" for weights, state in FORMATS)]
+        results.append(measured(folder, FORMATS))
+        _, folder = trained(f"{name}, {TRAINED_WITH[0]} bits", rounding, seed)
+        results[-1][f"{bits}, trained with it"] = measured(folder, [TRAINED_WITH])[bits]
+    formats = [f"{weights}/{state}" for weights, state in FORMATS]
+    names = ["float", *formats, f"{bits}, trained with it"]
     test = {each: [result[each] for result in results] for each in names}
     return {
         "command": command(*spec),
