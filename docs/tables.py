@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/results.md from the records in benchmarks/results.
+"""Writes the tables of README.md and pages in docs from the records in benchmarks/results.
 
     python docs/tables.py           # rewrite the tables
     python docs/tables.py --check   # fail if a table differs from the records
@@ -16,12 +16,13 @@ from pathlib import Path
 
 import hardness
 import headlines
+import integer_tables
 import poses
 import texts
 from records import mebibytes, read, score, table, told
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("README.md", "docs/results.md", "docs/integers.md")
 
 
 def accuracy(prefix: str = "") -> str:
@@ -312,6 +313,8 @@ TABLES = {
     "ablations": ablations,
     "fashion": fashion,
     "fashion search": search,
+    "integer accuracy": integer_tables.integer_accuracy,
+    "integer accuracy conditions": lambda: conditions("integer_accuracy"),
     "memory": memory,
     "memory conditions": lambda: conditions("fptt_memory"),
     "parallel": parallel,

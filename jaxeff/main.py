@@ -19,6 +19,7 @@ import ml_collections
 from absl import app, flags, logging
 
 from jaxeff import config_files, overrides, signals
+from jaxeff.config import distinctive
 from jaxeff.errors import UserError, explained
 
 _FLAGS = flags.FLAGS
@@ -45,8 +46,7 @@ define(_FLAGS)
 
 def default_workdir(config: ml_collections.ConfigDict) -> str:
     """Returns a folder of its own for every distinct config."""
-    fields = json.loads(config.to_json_best_effort())
-    fields.pop("devices", None)  # where a run runs is not what it is
+    fields = distinctive(json.loads(config.to_json_best_effort()))
     text = json.dumps(fields, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"runs/{config.name or 'run'}-{digest}"
