@@ -57,6 +57,12 @@ class DeviceMap:
         """Number of devices."""
         return len(self.devices)
 
+    @property
+    def platform(self) -> str:
+        """What steps are traced for: a name that `jaxeff.ops.platform` takes."""
+        kind = self.devices[0].platform
+        return kind if kind in PLATFORMS else "reference"
+
     def check_batch(self, batch_size: int, field: str) -> None:
         """Raises `ConfigError` if a global batch does not split evenly over the devices."""
         if batch_size < 1 or batch_size % self.size:
@@ -113,8 +119,7 @@ class DeviceMap:
         """
 
         def per_device(*args: Any) -> Any:
-            kind = self.devices[0].platform
-            with platform(kind if kind in PLATFORMS else "reference"):
+            with platform(self.platform):
                 return step(*args, axis_name=AXIS)
 
         if self.how == "pmap":
