@@ -104,7 +104,7 @@ def base_config() -> Config:
             "devices": {
                 "cpu": 0,  # CPU devices to make; 0 is one per core
                 "topology": "",  # that --mode=compile compiles for: v5e:2x4, h100:8, cpu:8
-                "coordinator": config_dict.placeholder(str),  # host:port, for several processes
+                "coordinator": config_dict.placeholder(str),  # host:port or auto, of processes
                 "num_processes": 1,
                 "process_id": 0,
             },

@@ -194,7 +194,7 @@ def _too_large(
     return TrainingError(
         f"a training step needs {needed:,} bytes on each device, and one of {target.name} has "
         f"{limit:,}; lower config.train.batch_size (now {size}, {size // built.devices.size} per "
-        "device), compile for more devices, or choose a smaller config.model"
+        "device), raise config.algorithm.accumulate, take more devices or a smaller config.model"
     )
 
 

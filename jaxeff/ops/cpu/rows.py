@@ -28,6 +28,8 @@ def compute_once(function: Callable[..., Any], *args: Array) -> Any:
         shapes = jax.eval_shape(function, *args)
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
+    if not args[0].size:  # an empty batch has no value to look at
+        return function(*args)
     # Never true, which the compiler does not know.
     first_value = args[0].ravel()[0]
     return jax.lax.cond((first_value > 1) & (first_value < -1), skipped, function, *args)
