@@ -46,6 +46,9 @@ OVERRIDES: dict[str, list[str]] = {
     ],
     "bottleneck": ["--config.search.name="],
 }
+#: These also for a whole slice, an example per chip.
+LARGE, SLICE = (*RECURRENT, "images"), "v5e:16x16"
+LARGE_BATCH = "--config.train.batch_size=256"
 MOST_ALL_REDUCES = 3  # for a gradient
 GRADIENTS = {"dcl": 2}  # in a step that looks for sharpness
 EXCHANGED = ("in_loops_over_time", "bytes", "estimated_seconds", "updates_per_batch")
@@ -61,6 +64,8 @@ def jobs(names: list[str], topologies: list[str]) -> dict[str, tuple[str, str, l
             if name in SYNCHRONISED and topology != TOPOLOGIES[1]:  # one kind of TPU is enough
                 local = (name, topology, [*more, LOCAL])
                 lines[f"{name}, {topology}, local statistics"] = local
+        if name in LARGE and topologies == list(TOPOLOGIES):
+            lines[f"{name}, {SLICE}"] = (name, SLICE, [*more, LARGE_BATCH])
     return lines
 
 

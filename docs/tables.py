@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/results.md from the records in benchmarks/results.
+"""Writes the tables of README.md and the pages in docs from the records in benchmarks/results.
 
     python docs/tables.py           # rewrite the tables
     python docs/tables.py --check   # fail if a table differs from the records
@@ -14,6 +14,7 @@ import re
 import sys
 from pathlib import Path
 
+import accelerators
 import hardness
 import headlines
 import poses
@@ -21,7 +22,7 @@ import texts
 from records import mebibytes, read, score, table, told
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("README.md", "docs/results.md", "docs/accelerators.md")
 
 
 def accuracy(prefix: str = "") -> str:
@@ -341,6 +342,9 @@ TABLES = {
     "texts strategies": texts.strategies,
     "texts against torch": texts.against_torch,
     "texts conditions": lambda: conditions("bottleneck_results", texts.SETTING, "latency"),
+    "compiled steps": accelerators.matrix,
+    "compiled steps conditions": lambda: conditions("compile_matrix"),
+    "scaling on paper": accelerators.scaling,
     "calibration conditions": lambda: conditions("calibration"),
     "distilled": hardness.distilled,
     "distilled images": hardness.distilled_images,

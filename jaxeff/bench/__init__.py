@@ -1,6 +1,6 @@
 """Costs of a model: arithmetic, latency, memory, parameters, and the machine they belong to."""
 
-from jaxeff.bench.chips import all_reduce_seconds
+from jaxeff.bench.chips import all_reduce_seconds, hidden_batch, scaling_efficiency
 from jaxeff.bench.collectives import Collective, collectives
 from jaxeff.bench.flops import Cost, cost_per_example, count, macs_per_example
 from jaxeff.bench.latency import Latency, compile_time, interleaved, measure
@@ -23,9 +23,11 @@ __all__ = [
     "count_parameters",
     "environment",
     "git_commit",
+    "hidden_batch",
     "interleaved",
     "macs_per_example",
     "measure",
     "parameter_table",
+    "scaling_efficiency",
     "topology",
 ]

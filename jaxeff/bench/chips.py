@@ -43,37 +43,67 @@ CHIPS = {
 RING = {"v5e": 16, "v6e": 16, "v5p": 4}
 #: GPUs that share a host's links.
 GPUS_PER_HOST = 8
+#: Seconds, assumed, that a message takes from one slice or host to another.
+NETWORK_LATENCY = 20e-6
 
 
-def all_reduce_seconds(kind: str, sizes: tuple[int, ...], nbytes: float) -> float:
+def all_reduce_seconds(
+    kind: str, sizes: tuple[int, ...], nbytes: float, *, slices: int = 1
+) -> float:
     """Estimates an all-reduce over all devices of a topology.
 
     Every device sends nearly twice the bytes, and the first of them must reach the last device and
     come back. TPUs reduce along the sides of their grid, at half the bandwidth where the sides do
-    not close to rings. Several hosts of GPUs reduce inside first, then each GPU its part with its
-    peers of the other hosts.
+    not close to rings. Several slices of TPUs, or hosts of GPUs, reduce inside first, then each
+    device its part with its peers of the others.
 
     Args:
       kind: name in `CHIPS`.
-      sizes: of the grid of TPUs, or (GPUs,).
+      sizes: of the grid of TPUs of a slice, or (GPUs of all hosts,).
       nbytes: of the reduced arrays on one device.
+      slices: number of slices of TPUs.
 
     Returns:
       seconds; 0 for one device.
     """
     chip, devices = CHIPS[kind], math.prod(sizes)
-    if devices == 1:
-        return 0.0
     if chip.platform == "tpu":
+        inside, groups = devices, slices
         rings = all(side % RING[kind] == 0 for side in sizes)
         hops = sum(sizes) if rings else 2 * sum(side - 1 for side in sizes)
-        bandwidth = chip.link_bandwidth * (1.0 if rings else 0.5)
-        return hops * chip.latency + 2 * nbytes * (1 - 1 / devices) / bandwidth
-    inside = min(devices, GPUS_PER_HOST)
-    hosts = devices // inside
-    seconds = chip.latency + 2 * nbytes * (1 - 1 / inside) / chip.link_bandwidth
-    if hosts > 1:
-        steps = 2 * math.ceil(math.log2(hosts))
-        sent = 2 * nbytes / inside * (1 - 1 / hosts)
-        seconds += steps * chip.latency + sent / chip.network_bandwidth
+        latency, bandwidth = hops * chip.latency, chip.link_bandwidth * (1.0 if rings else 0.5)
+    else:
+        inside, groups = min(devices, GPUS_PER_HOST), max(1, devices // GPUS_PER_HOST)
+        latency, bandwidth = chip.latency, chip.link_bandwidth
+    seconds = latency + 2 * nbytes * (1 - 1 / inside) / bandwidth if inside > 1 else 0.0
+    if groups > 1:
+        sent = 2 * nbytes / inside * (1 - 1 / groups)
+        steps = 2 * math.ceil(math.log2(groups))
+        seconds += steps * NETWORK_LATENCY + sent / chip.network_bandwidth
     return seconds
+
+
+def hidden_batch(kind: str, exchange_seconds: float, flops_per_example: float) -> float:
+    """Returns the examples per device from which on arithmetic takes longer than the exchange.
+
+    The arithmetic is taken at the chip's peak, so that this is the most that can be needed: at a
+    tenth of the peak a tenth of the examples is enough.
+    """
+    return exchange_seconds * CHIPS[kind].flops / flops_per_example
+
+
+def scaling_efficiency(
+    kind: str, exchange_seconds: float, flops_per_example: float, batch: float
+) -> float:
+    """Returns the share of a step that is arithmetic, with an exchange that nothing hides.
+
+    A lower bound, because the arithmetic is taken at the chip's peak.
+
+    Args:
+      kind: name in `CHIPS`.
+      exchange_seconds: of all exchanges of a step.
+      flops_per_example: of a step.
+      batch: examples per device.
+    """
+    seconds = batch * flops_per_example / CHIPS[kind].flops
+    return seconds / (seconds + exchange_seconds)

@@ -89,8 +89,8 @@ def _bytes(shapes: str, operation: str, is_start: bool) -> int:
         math.prod(int(side) for side in sides.split(",") if side) * _bits(dtype) // 8
         for dtype, sides in _ARRAY.findall(shapes)
     ]
-    # The start of one that is not an all-reduce returns its operands, then its results.
-    halves = is_start and operation != "all-reduce" and len(sizes) > 1
+    # A start returns its operands, then its results; that of an all-reduce not in all versions.
+    halves = is_start and (operation != "all-reduce" or shapes.startswith("(("))
     return sum(sizes[len(sizes) // 2 :] if halves else sizes)
 
 

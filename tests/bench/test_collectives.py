@@ -38,6 +38,7 @@ PROGRAM = """HloModule jit_step, entry_computation_layout={(f32[4]{0})->f32[4]{0
 ENTRY %main (param: f32[4]) -> f32[4] {
   %start = f32[5]{0} all-reduce-start(%param), channel_id=4, to_apply=%add
   %done = f32[5]{0} all-reduce-done(%start)
+  %sent = ((f32[6]{0}, f32[]), f32[6]{0}, f32[]) all-reduce-start(%param, %n), to_apply=%add
   %gathered = (f32[4]{0}, f32[32]{0}) all-gather-start(%param), channel_id=5, dimensions={0}
   %both = f32[32]{0} all-gather-done(%gathered)
   %updates = (s32[], f32[2,3]) while(%both), condition=%updates_condition, body=%updates_body
@@ -51,6 +52,7 @@ def test_bytes_and_loops_of_every_exchange():
         ("all-gather", 1, 2),
         ("all-reduce", 64 * 10 * 2 + 4 + 32, 1),
         ("all-reduce", 20, 0),
+        ("all-reduce", 28, 0),
         ("all-gather", 128, 0),
     ]
 

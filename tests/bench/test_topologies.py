@@ -7,7 +7,7 @@ import pytest
 
 from jaxeff import bench
 from jaxeff.bench import topologies
-from jaxeff.bench.chips import CHIPS
+from jaxeff.bench.chips import CHIPS, NETWORK_LATENCY
 from jaxeff.errors import ConfigError, UserError
 
 
@@ -93,5 +93,19 @@ def test_hosts_of_gpus_exchange_parts():
     chip = CHIPS["h100"]
     inside = chip.latency + 2 * 7 / 8 * 8e6 / chip.link_bandwidth
     assert bench.all_reduce_seconds("h100", (8,), 8e6) == pytest.approx(inside)
-    between = 6 * chip.latency + 2 * 7 / 8 * 1e6 / chip.network_bandwidth  # eight hosts
+    between = 6 * NETWORK_LATENCY + 2 * 7 / 8 * 1e6 / chip.network_bandwidth  # eight hosts
     assert bench.all_reduce_seconds("h100", (64,), 8e6) == pytest.approx(inside + between)
+
+
+def test_slices_of_tpus_exchange_parts_over_the_network():
+    chip, inside = CHIPS["v5e"], bench.all_reduce_seconds("v5e", (16, 16), 8e6)
+    between = 4 * NETWORK_LATENCY + 2 * 3 / 4 * 8e6 / 256 / chip.network_bandwidth  # four slices
+    found = bench.all_reduce_seconds("v5e", (16, 16), 8e6, slices=4)
+    assert found == pytest.approx(inside + between)
+
+
+def test_half_of_a_step_is_exchange_where_it_is_just_hidden():
+    batch = bench.hidden_batch("h100", 1e-4, 1e9)
+    assert batch == pytest.approx(CHIPS["h100"].flops * 1e-4 / 1e9)
+    assert bench.scaling_efficiency("h100", 1e-4, 1e9, batch) == pytest.approx(0.5)
+    assert bench.scaling_efficiency("h100", 1e-4, 1e9, 3 * batch) == pytest.approx(0.75)
