@@ -100,6 +100,13 @@ def base_config() -> Config:
                 "every": 200,  # steps
                 "keep": 2,
             },
+            "export": {  # of a trained run, see jaxeff.exporting.export.Options
+                "to": "stablehlo",  # formats, with commas; see jaxeff.exporting.FORMATS
+                "precision": "float32",  # or another one of the formats
+                "batch_sizes": (1, 64),
+                "threads": 1,
+                "rounds": 10,  # timed turns; 0 times nothing
+            },
             "parallel": "shard_map",  # or pmap
             "devices": {
                 "cpu": 0,  # CPU devices to make; 0 is one per core
@@ -282,6 +289,19 @@ def _tie(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict, name:
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the config as plain dicts, lists, numbers and strings."""
     return json.loads(json.dumps(native(config.to_dict())))
+
+
+def what_a_run_is(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a plain config without where a run runs and what is exported of it."""
+    kept = {name: value for name, value in fields.items() if name not in ("devices", "export")}
+    required = kept.get("prerequisites")
+    if isinstance(required, Mapping):
+        kept["prerequisites"] = {
+            # Their devices stay: they were always part of what a run is.
+            name: {"devices": one.get("devices"), **what_a_run_is(one)}
+            for name, one in required.items()
+        }
+    return kept
 
 
 def first_difference(before: Any, now: Any, where: str = "config") -> str | None:

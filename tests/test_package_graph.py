@@ -19,7 +19,7 @@ FLOORS = (
     "eval data",
     "layers",
     "models",
-    "search serving",
+    "search serving exporting",
     "analyses",
     "train",
     "main",

@@ -1,4 +1,4 @@
-"""Starts one job of the command line: trains, evaluates a trained run, or measures a model."""
+"""Starts one job of the command line: trains, evaluates or exports a run, or measures a model."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from jaxeff.train import workdir as folders
 from jaxeff.train.benchmark import benchmark
 from jaxeff.train.datasets import DatasetCache
 from jaxeff.train.evaluate import evaluate
+from jaxeff.train.exports import export_run
 from jaxeff.train.loop import Training
 
-MODES = ("train", "eval", "bench")
+MODES = ("train", "eval", "bench", "export")
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path, mode: str = "train") -> Any:
@@ -39,7 +40,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, mode: str = "tra
       config: as ``configs/*.py`` return it.
       workdir: folder of the run; "train" continues what it finds there.
       mode: "train", "eval" (the trained parameters on validation and test, into
-        ``workdir/eval``) or "bench" (speed, memory and counts, into ``workdir/bench``).
+        ``workdir/eval``), "bench" (speed, memory and counts, into ``workdir/bench``) or "export"
+        (the trained model for other runtimes, into ``workdir/export``).
 
     Raises:
       UserError: something that the user can mend, in one sentence.
@@ -55,7 +57,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, mode: str = "tra
     with folders.file_errors(), processes.lost_ones():
         if mode == "train":
             return train(config, folder)[1]
-        return {"eval": evaluate, "bench": benchmark}[mode](config, folder)
+        jobs = {"eval": evaluate, "bench": benchmark, "export": export_run}
+        return jobs[mode](config, folder)
 
 
 def train(
