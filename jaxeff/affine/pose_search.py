@@ -119,7 +119,7 @@ def adam(problem: Problem, data: Any, pose: Array, steps: int, learning_rate: fl
         update, state = optimizer.update(gradient, state)
         return (pose + update, state, best), None
 
-    start = pose, optimizer.init(pose), Found(pose, jnp.full(len(pose), jnp.inf, pose.dtype))
+    start = pose, optimizer.init(pose), Found(pose, jnp.full(pose.shape[0], jnp.inf, pose.dtype))
     last, _ = jax.lax.scan(step, start, length=steps)
     return _better(last[2], last[0], problem.loss(data, last[0]))
 
@@ -153,7 +153,7 @@ def gauss_newton(
         kept = (*at[:4], jnp.minimum(at[4] * 10, 1e6))
         return jax.tree.map(choose, accepted, kept), None
 
-    start = (pose, *problem.derivatives(data, pose), jnp.full(len(pose), damping, pose.dtype))
+    start = (pose, *problem.derivatives(data, pose), jnp.full(pose.shape[0], damping, pose.dtype))
     at, _ = jax.lax.scan(step, start, length=steps - 1)
     last = trial(at)
     return _better(Found(at[0], at[1]), last, problem.loss(data, last))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,15 @@ from typing import Any
 from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.exporting import verify
-from jaxeff.exporting.entry import Entry
-from jaxeff.exporting.formats import FORMATS, ExportError, Format, require_precision
+from jaxeff.exporting.entry import Artifact, Entry
+from jaxeff.exporting.formats import (
+    FORMATS,
+    ExportError,
+    Format,
+    Runtime,
+    refused,
+    require_precision,
+)
 from jaxeff.exporting.report import ExportReport, ExportRow
 from jaxeff.files.atomic import write_text_atomically
 
@@ -91,17 +99,17 @@ def _plain(value: Any) -> Any:
 
 
 def _rows(entry: Entry, file_format: Format, folder: Path, options: Options) -> list[ExportRow]:
-    """Returns one row per file: one for all batch sizes, or one for each."""
+    """Returns one row for all batch sizes, or one for each where the format has them fixed."""
     precision = options.precision if options.precision in file_format.precisions else "float32"
-    sizes = list(options.batch_sizes)
-    groups = [sizes] if file_format.any_size else [[size] for size in sizes]
-    rows = []
-    for group in groups:
+    rows, remaining = [], list(options.batch_sizes)
+    while remaining:
         start = ExportRow(entry.name, file_format.name, precision)
         try:
-            rows.append(_row(start, entry, file_format, folder, group, options))
+            row = _row(start, entry, file_format, folder, remaining, options)
         except ExportError as error:
             return [dataclasses.replace(start, failure=str(error))]
+        rows.append(row)
+        remaining = remaining[len(row.batch_sizes) :]
     return rows
 
 
@@ -114,25 +122,37 @@ def _row(
     options: Options,
 ) -> ExportRow:
     artifact = file_format.write(entry, folder, batch=batch_sizes[0], precision=row.precision)
-    batch = verify.COMPARED if file_format.any_size else batch_sizes[0]
-    run = file_format.open(artifact, entry, options.threads)
-    difference = verify.compare(entry, run, batch)
+    any_size = not artifact.sizes
+    batch_sizes = list(batch_sizes) if any_size else list(batch_sizes[:1])
+    run = _opened(entry, file_format, artifact, options.threads)
+    difference = verify.compare(entry, run, verify.COMPARED if any_size else batch_sizes[0])
     if row.precision == "float32" and not difference.relative <= TOLERANCE:
         raise ExportError(
             f"'{entry.name}' as {file_format.name} differs from the model by "
             f"{difference.largest:.2g}, where outputs are within {difference.scale:.2g}; report it "
             "with the config, and use another format"
         )
-    latency = {}
-    for size in batch_sizes if options.rounds else ():
-        times = verify.latency(entry, file_format, artifact, size, options.threads, options.rounds)
-        latency[size] = times
+    latency = {
+        size: verify.latency(entry, file_format, artifact, size, options.threads, options.rounds)
+        for size in (batch_sizes if options.rounds else ())
+    }
     return dataclasses.replace(
         row,
         files=[file.relative_to(folder).as_posix() for file in artifact.files],
+        batch_sizes=batch_sizes,
         bytes=artifact.bytes,
         difference=difference.largest,
         scale=difference.scale,
         latency_ms=latency,
         extras=dict(artifact.extras),
     )
+
+
+def _opened(entry: Entry, file_format: Format, artifact: Artifact, threads: int) -> Runtime:
+    """Opens an artifact; raises `ExportError` where its runtime cannot."""
+    try:
+        return file_format.open(artifact, entry, threads)
+    except Exception as error:
+        operation = re.search(r"(?:op|operator)[^']*'(\w+)'", str(error))
+        reason = f"its runtime has no operation {operation.group(1)}" if operation else ""
+        raise refused(entry, file_format.name, reason, error) from error

@@ -27,12 +27,10 @@ class Format(Protocol):
     Attributes:
       name: as in the registry.
       precisions: what it can compute in, "float32" first.
-      any_size: whether one file is for all sizes of the named axes.
     """
 
     name: str
     precisions: tuple[str, ...]
-    any_size: bool
 
     def require(self) -> None:
         """Raises `UserError` with the name of the extra if a package is missing."""

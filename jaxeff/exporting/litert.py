@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import export
 
 from jaxeff.exporting.entry import Artifact, Entry
 from jaxeff.exporting.formats import FORMATS, ExportError, Runtime, refused, require_package
+from jaxeff.exporting.rewriting import rewritten
+from jaxeff.typing import Array
 
 EXTRA = "pip install 'jaxeff[litert]'"
 SIGNATURE = "serving_default"
@@ -25,8 +28,7 @@ SIGNATURE = "serving_default"
 class LiteRT:
     """See `jaxeff.exporting.formats.Format`."""
 
-    name, any_size = "litert", False
-    precisions = ("float32",)
+    name, precisions = "litert", ("float32",)
 
     def require(self) -> None:
         """Raises `UserError` where converter or runtime is missing."""
@@ -91,7 +93,8 @@ def converted(entry: Entry, sizes: dict[str, int]) -> bytes:
     from litert_converter.mlir._mlir_libs import converter_api_ext
 
     # Lowered for a platform for which JAX itself has no calls of foreign libraries.
-    program = export.export(jax.jit(entry.reference), platforms=["tpu"])(*entry.shapes(sizes))
+    function = rewritten(entry.reference, _RULES)
+    program = export.export(jax.jit(function), platforms=["tpu"])(*entry.shapes(sizes))
     context = ir.Context()
     converter_api_ext.prepare_mlir_context(context)
     with context:
@@ -105,6 +108,36 @@ def converted(entry: Entry, sizes: dict[str, int]) -> bytes:
             output_names=list(entry.outputs),
         )
         return converter_api_ext.export_flatbuffer_to_bytes(module.operation)
+
+
+def _without_input_dilation(x: Array, kernel: Array, **parameters: Any) -> list[Array] | None:
+    """Writes zeros between the inputs of a transposed convolution, which LiteRT gets wrong."""
+    dilation = parameters["lhs_dilation"]
+    if set(dilation) == {1}:
+        return None
+    between = [(0, 0, 0)] * x.ndim
+    axes = parameters["dimension_numbers"].lhs_spec[2:]
+    for axis, factor in zip(axes, dilation, strict=True):
+        between[axis] = (0, 0, factor - 1)
+    x = jax.lax.pad(x, np.zeros((), x.dtype), between)
+    plain = {**parameters, "lhs_dilation": (1,) * len(axes)}
+    return [jax.lax.conv_general_dilated_p.bind(x, kernel, **plain)]
+
+
+def _largest_in_turn(x: Array, *, k: int, **_: Any) -> list[Array]:
+    """Finds the k largest one by one, where the converter would sort, which LiteRT cannot."""
+    places = jnp.arange(x.shape[-1])
+    values, indices = [], []
+    for _ in range(k):
+        index = jnp.argmax(x, -1).astype(jnp.int32)
+        values.append(x.max(-1))
+        indices.append(index)
+        x = jnp.where(places == index[..., None], -jnp.inf, x)
+    return [jnp.stack(values, -1), jnp.stack(indices, -1)]
+
+
+#: Primitives that converter or runtime lack.
+_RULES = {"conv_general_dilated": _without_input_dilation, "top_k": _largest_in_turn}
 
 
 def missing_operation(message: str) -> str:

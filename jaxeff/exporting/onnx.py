@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxeff import ops
 from jaxeff.exporting.entry import Artifact, Entry
 from jaxeff.exporting.formats import FORMATS, Runtime, refused, require_package
+from jaxeff.exporting.rewriting import rewritten
+from jaxeff.typing import Array
 
 EXTRA = "run `make onnx`, or pip install 'jaxeff[onnx]' and pip install --no-deps jax2onnx==0.17.1"
 
@@ -26,7 +28,7 @@ EXTRA = "run `make onnx`, or pip install 'jaxeff[onnx]' and pip install --no-dep
 class ONNX:
     """See `jaxeff.exporting.formats.Format`."""
 
-    name, precisions, any_size = "onnx", ("float32",), True
+    name, precisions = "onnx", ("float32",)
 
     def require(self) -> None:
         """Raises `UserError` where converter or runtime is missing."""
@@ -36,28 +38,20 @@ class ONNX:
     def write(
         self, entry: Entry, folder: Path, *, batch: int, precision: str = "float32"
     ) -> Artifact:
-        """Writes ``NAME.onnx``, for any size of the named axes."""
+        """Writes ``NAME.onnx`` for any size, or ``NAME_batchN.onnx`` for a batch of N."""
+        sizes: dict[str, int] = {}
         with quiet():
-            from jax2onnx import to_onnx
-
-            shapes = [
-                jax.ShapeDtypeStruct(each.shape, each.dtype)  # names stand for any size
-                for each in entry.inputs.values()
-            ]
             try:
-                with without_transposing_passes(), ops.platform("reference"):
-                    model = to_onnx(
-                        entry.function,
-                        shapes,
-                        model_name=entry.name,
-                        input_names=list(entry.inputs),
-                        output_names=list(entry.outputs),
-                    )
-            except Exception as error:
-                raise refused(entry, "ONNX", missing_operation(str(error)), error) from error
-        path = folder / f"{entry.name}.onnx"
-        path.write_bytes(model.SerializeToString())
-        return Artifact((path,))
+                content = converted(entry, sizes)
+            except Exception:
+                sizes = entry.sizes(batch)  # a program that needs to know them
+                try:
+                    content = converted(entry, sizes)
+                except Exception as error:
+                    raise refused(entry, "ONNX", missing_operation(str(error)), error) from error
+        path = folder / f"{entry.name}{f'_batch{batch}' if sizes else ''}.onnx"
+        path.write_bytes(content)
+        return Artifact((path,), sizes)
 
     def open(self, artifact: Artifact, entry: Entry, threads: int) -> Runtime:
         """Returns a session on the CPU as a function."""
@@ -106,6 +100,60 @@ class Session:
         known = {each.name for each in self.session.get_inputs()}  # unused ones are left out
         pairs = zip(self._inputs, map(np.ascontiguousarray, arrays), strict=True)
         return {name: array for name, array in pairs if name in known}
+
+
+def converted(entry: Entry, sizes: Mapping[str, int]) -> bytes:
+    """Returns the model of an entry; named axes without a size stay open."""
+    from jax2onnx import to_onnx
+
+    def function(*arrays: Array) -> tuple[Array, ...]:
+        inputs = {id(a) for a in arrays}
+        # An output that is an input is copied, since a value has one name.
+        return tuple(a + 0 if id(a) in inputs else a for a in entry.reference(*arrays))
+
+    shapes = [
+        jax.ShapeDtypeStruct(tuple(sizes.get(n, n) for n in each.shape), each.dtype)  # type: ignore
+        for each in entry.inputs.values()
+    ]
+    with without_transposing_passes():
+        model = to_onnx(
+            rewritten(function, {"conv_general_dilated": _plane_by_plane}),
+            shapes,
+            model_name=entry.name,
+            input_names=list(entry.inputs),
+            output_names=list(entry.outputs),
+        )
+    return model.SerializeToString()
+
+
+def _plane_by_plane(x: Array, kernel: Array, **parameters: Any) -> list[Array] | None:
+    """Writes a convolution of volumes as a sum of convolutions of planes, which alone are known."""
+    layout = parameters["dimension_numbers"]
+    if x.ndim != 5 or layout.lhs_spec != (0, 4, 1, 2, 3) or parameters["rhs_dilation"][0] != 1:
+        return None
+    strides, padding, dilation = (
+        parameters[name] for name in ("window_strides", "padding", "lhs_dilation")
+    )
+    if dilation[0] > 1:  # zeros between the planes
+        spread = jnp.stack([x, *[jnp.zeros_like(x)] * (dilation[0] - 1)], 2)
+        spread = spread.reshape(-1, x.shape[1] * dilation[0], *x.shape[2:])
+        x = spread[:, : spread.shape[1] - dilation[0] + 1]
+    x = jnp.pad(x, ((0, 0), padding[0], *((0, 0),) * 3))
+    count = (x.shape[1] - kernel.shape[0]) // strides[0] + 1
+    total: Any = 0
+    for tap in range(kernel.shape[0]):
+        planes = x[:, tap : tap + strides[0] * (count - 1) + 1 : strides[0]]
+        total = total + jax.lax.conv_general_dilated(
+            planes.reshape(-1, *x.shape[2:]),
+            kernel[tap],
+            strides[1:],
+            padding[1:],
+            lhs_dilation=dilation[1:],
+            rhs_dilation=parameters["rhs_dilation"][1:],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=parameters["feature_group_count"],
+        )
+    return [total.reshape(-1, count, *total.shape[1:])]
 
 
 @contextlib.contextmanager

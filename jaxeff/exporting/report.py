@@ -20,6 +20,7 @@ class ExportRow:
       format: name of the format.
       precision: of the computation.
       files: relative to the folder.
+      batch_sizes: that the files are for; those timed, where they are for any.
       bytes: of all files.
       difference: largest one from the model's outputs.
       scale: largest absolute value of these outputs.
@@ -33,6 +34,7 @@ class ExportRow:
     format: str
     precision: str
     files: Sequence[str] = ()
+    batch_sizes: Sequence[int] = ()
     bytes: int = 0
     difference: float = 0.0
     scale: float = 0.0

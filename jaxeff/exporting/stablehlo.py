@@ -23,7 +23,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 class StableHLO:
     """See `jaxeff.exporting.formats.Format`."""
 
-    name, precisions, any_size = "stablehlo", ("float32",), True
+    name, precisions = "stablehlo", ("float32",)
 
     def require(self) -> None:
         """Needs nothing but JAX."""

@@ -19,7 +19,7 @@ from jaxeff.typing import Array
 def _(model: EarlyExitNet, source: Exportable) -> list[Entry]:
     """A stage per exit; each but the first reads the map of the one before."""
     variables, built = source.constants, []
-    images, name = source.inputs, "inputs"
+    features_before, name = source.inputs, "inputs"
     for number in range(len(model.exits) + 1):
 
         def stage(x: Array, number: int = number) -> tuple[Array, ...]:
@@ -32,9 +32,9 @@ def _(model: EarlyExitNet, source: Exportable) -> list[Entry]:
             Entry(
                 f"stage_{number}",
                 stage,
-                {name: Input((BATCH, *images.shape[1:]), str(images.dtype))},
+                {name: Input((BATCH, *features_before.shape[1:]), str(features_before.dtype))},
                 outputs,
-                {name: images},
+                {name: features_before},
                 metadata={
                     **source.facts,
                     "scores": "1 - softmax response; a score above the threshold goes on",
@@ -43,7 +43,7 @@ def _(model: EarlyExitNet, source: Exportable) -> list[Entry]:
             )
         )
         if len(outputs) > 1:
-            images, name = np.asarray(jax.jit(stage)(images)[1]), "map"
+            features_before, name = np.asarray(jax.jit(stage)(features_before)[1]), "previous_map"
     return built
 
 

@@ -117,7 +117,7 @@ class AffineVAE(Algorithm):
         else:
             start_key = jax.random.key(0) if key is None else key
             starts = self.family.starts(start_key, settings.starts)
-        tiled = jnp.broadcast_to(starts, (len(inputs), *starts.shape))
+        tiled = jnp.broadcast_to(starts, (inputs.shape[0], *starts.shape))
         if not settings.proposals or not self.model.proposals:
             return tiled
         proposed, _ = self._apply(variables, inputs, method="propose")
