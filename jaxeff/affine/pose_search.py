@@ -74,7 +74,7 @@ class Problem(NamedTuple):
             return a.reshape(*a.shape[:2], -1)  # [size, batch, outputs]
 
         def flat(a: Array) -> Array:
-            return a.reshape(len(a), -1)
+            return a.reshape(a.shape[0], -1)
 
         gradient, matrix = jnp.zeros(()), jnp.zeros(())
         leaves = (jax.tree.leaves(tree) for tree in (jacobian, slopes, curvatures))
@@ -124,6 +124,16 @@ def adam(problem: Problem, data: Any, pose: Array, steps: int, learning_rate: fl
     return _better(last[2], last[0], problem.loss(data, last[0]))
 
 
+def _solved(matrix: Array, right: Array) -> Array:
+    """Solves small positive definite systems ``[batch, size, size]`` by elimination."""
+    size = right.shape[-1]
+    rows = [jnp.concatenate([matrix[:, i], right[:, i, None]], -1) for i in range(size)]
+    for i in range(size):
+        rows[i] = rows[i] / rows[i][:, i, None]
+        rows = [row if j == i else row - row[:, i, None] * rows[i] for j, row in enumerate(rows)]
+    return jnp.stack([row[:, -1] for row in rows], -1)
+
+
 def gauss_newton(
     problem: Problem, data: Any, pose: Array, steps: int, damping: float = 1e-2
 ) -> Found:
@@ -139,7 +149,7 @@ def gauss_newton(
         pose, _, gradient, matrix, damping = at
         scale = jnp.einsum("bss->b", matrix) / pose.shape[-1] + 1e-12
         damped = matrix + (damping * scale)[:, None, None] * eye
-        return pose - jnp.linalg.solve(damped, gradient[..., None])[..., 0]
+        return pose - _solved(damped, gradient)
 
     def step(at: Any, _: None) -> tuple[Any, None]:
         tried = trial(at)
@@ -280,11 +290,12 @@ def _chunked(function: Callable[[Any, Array], Any], data: Any, pose: Array, chun
         number, pose = part
         return function(jax.tree.map(lambda a: a[number], data), pose)
 
-    total = len(flat)
-    parts = -(-total // (chunk or candidates_at_once(total)))
-    if parts == 1:
+    total = flat.shape[0]
+    at_once = chunk or candidates_at_once(total)
+    if at_once >= total:
         results = apply((image, flat))
     else:
+        parts = -(-total // at_once)
         each = -(-total // parts)  # parts of one size, the last filled up with copies
         more = ((0, parts * each - total),)
         image = jnp.pad(image, more, mode="edge").reshape(parts, each)
@@ -317,7 +328,11 @@ def search(problem: Problem, data: Any, starts: Array, settings: Search) -> Foun
     """
     data, starts = _arrays(data, starts)
     leaves = jax.tree.leaves(data)
-    if starts.ndim != 3 or not starts.shape[1] or any(len(a) != len(starts) for a in leaves):
+    if (
+        starts.ndim != 3
+        or not starts.shape[1]
+        or any(a.shape[0] != starts.shape[0] for a in leaves)
+    ):
         shapes = [a.shape for a in leaves]
         raise ConfigError(
             f"a search needs starts [batch, starts, size] for data [batch, ...], not "

@@ -18,11 +18,15 @@ from jax import export
 
 from jaxeff.exporting.entry import Artifact, Entry
 from jaxeff.exporting.formats import FORMATS, ExportError, Runtime, refused, require_package
-from jaxeff.exporting.rewriting import rewritten
+from jaxeff.exporting.rewriting import Rule, rewritten, zeros_between
 from jaxeff.typing import Array
 
 EXTRA = "pip install 'jaxeff[litert]'"
 SIGNATURE = "serving_default"
+#: Loops of at most so many steps are written out; longer ones are refused.
+UNROLLED = 32
+#: An operation of another dialect than LiteRT's own.
+_FOREIGN = re.compile(r'(?:= |^ *)"?((?:stablehlo|mhlo|vhlo|chlo)\.[a-z_]+)', re.MULTILINE)
 
 
 class LiteRT:
@@ -93,7 +97,7 @@ def converted(entry: Entry, sizes: dict[str, int]) -> bytes:
     from litert_converter.mlir._mlir_libs import converter_api_ext
 
     # Lowered for a platform for which JAX itself has no calls of foreign libraries.
-    function = rewritten(entry.reference, _RULES)
+    function = rewritten(entry.reference, _RULES, UNROLLED)
     program = export.export(jax.jit(function), platforms=["tpu"])(*entry.shapes(sizes))
     context = ir.Context()
     converter_api_ext.prepare_mlir_context(context)
@@ -101,6 +105,10 @@ def converted(entry: Entry, sizes: dict[str, int]) -> bytes:
         module = ir.Module.parse(program.mlir_module())
         config = converter_api_ext.ConvertToTFLConfig()
         converter_api_ext.run_convert_to_tfl_passes(module, passmanager.PassManager(), config)
+        left = _FOREIGN.search(module.operation.get_asm(large_elements_limit=8))
+        if left:
+            reason = f"it has no operation {left.group(1)}"
+            raise refused(entry, "LiteRT", reason, ValueError(reason))
         converter_api_ext.set_signature(
             module.operation,
             signature_name=SIGNATURE,
@@ -115,16 +123,14 @@ def _without_input_dilation(x: Array, kernel: Array, **parameters: Any) -> list[
     dilation = parameters["lhs_dilation"]
     if set(dilation) == {1}:
         return None
-    between = [(0, 0, 0)] * x.ndim
     axes = parameters["dimension_numbers"].lhs_spec[2:]
     for axis, factor in zip(axes, dilation, strict=True):
-        between[axis] = (0, 0, factor - 1)
-    x = jax.lax.pad(x, np.zeros((), x.dtype), between)
+        x = zeros_between(x, axis, factor)
     plain = {**parameters, "lhs_dilation": (1,) * len(axes)}
     return [jax.lax.conv_general_dilated_p.bind(x, kernel, **plain)]
 
 
-def _largest_in_turn(x: Array, *, k: int, **_: Any) -> list[Array]:
+def _largest_in_turn(x: Array, *, k: int, **parameters: Any) -> list[Array]:
     """Finds the k largest one by one, where the converter would sort, which LiteRT cannot."""
     places = jnp.arange(x.shape[-1])
     values, indices = [], []
@@ -137,7 +143,10 @@ def _largest_in_turn(x: Array, *, k: int, **_: Any) -> list[Array]:
 
 
 #: Primitives that converter or runtime lack.
-_RULES = {"conv_general_dilated": _without_input_dilation, "top_k": _largest_in_turn}
+_RULES: dict[str, Rule] = {
+    "conv_general_dilated": _without_input_dilation,
+    "top_k": _largest_in_turn,
+}
 
 
 def missing_operation(message: str) -> str:

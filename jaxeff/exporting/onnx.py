@@ -16,10 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from jaxeff.exporting.entry import Artifact, Entry
 from jaxeff.exporting.formats import FORMATS, Runtime, refused, require_package
-from jaxeff.exporting.rewriting import rewritten
+from jaxeff.exporting.rewriting import rewritten, zeros_between
 from jaxeff.typing import Array
 
 EXTRA = "run `make onnx`, or pip install 'jaxeff[onnx]' and pip install --no-deps jax2onnx==0.17.1"
@@ -115,6 +116,8 @@ def converted(entry: Entry, sizes: Mapping[str, int]) -> bytes:
         jax.ShapeDtypeStruct(tuple(sizes.get(n, n) for n in each.shape), each.dtype)  # type: ignore
         for each in entry.inputs.values()
     ]
+    if sizes:  # traced before the converter puts functions of its own in the place of JAX's
+        function = core.jaxpr_as_fun(jax.make_jaxpr(function)(*shapes))
     with without_transposing_passes():
         model = to_onnx(
             rewritten(function, {"conv_general_dilated": _plane_by_plane}),
@@ -134,11 +137,7 @@ def _plane_by_plane(x: Array, kernel: Array, **parameters: Any) -> list[Array] |
     strides, padding, dilation = (
         parameters[name] for name in ("window_strides", "padding", "lhs_dilation")
     )
-    if dilation[0] > 1:  # zeros between the planes
-        spread = jnp.stack([x, *[jnp.zeros_like(x)] * (dilation[0] - 1)], 2)
-        spread = spread.reshape(-1, x.shape[1] * dilation[0], *x.shape[2:])
-        x = spread[:, : spread.shape[1] - dilation[0] + 1]
-    x = jnp.pad(x, ((0, 0), padding[0], *((0, 0),) * 3))
+    x = jnp.pad(zeros_between(x, 1, dilation[0]), ((0, 0), padding[0], *((0, 0),) * 3))
     count = (x.shape[1] - kernel.shape[0]) // strides[0] + 1
     total: Any = 0
     for tap in range(kernel.shape[0]):
