@@ -236,7 +236,7 @@ class ArraySplit(Split):
     @property
     def preprocessing(self) -> Preprocessing:
         """See ``Split.preprocessing``."""
-        shape = tuple(self.images.shape[1:])
+        shape = tuple(map(int, self.images.shape[1:]))
         return ImagePreprocessing.of(shape, self.scale, self.offset, self.view, self.stream)
 
     def _augmented(

@@ -113,8 +113,8 @@ class ImagePreprocessing(Preprocessing):
                     "@jaxeff.data.VIEWS.register"
                 )
             spec = {"name": name, **dataclasses.asdict(view)}  # type: ignore[call-overload]
-        factors = (tuple(map(float, values)) for values in (scale, offset))
-        return cls(tuple(map(int, shape)), *factors, spec, order, stream)
+        factors = tuple(map(float, scale))
+        return cls(shape, factors, tuple(map(float, offset)), spec, order, stream)
 
     def __call__(self, inputs: Any) -> dict[str, np.ndarray]:
         """See `Preprocessing`: uint8 ``[examples, height, width(, channels)]``."""

@@ -85,6 +85,27 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     return safetensor_files.read([folder / WEIGHTS], half=True)
 
 
+def check_fit(path: Path, expected: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> None:
+    """Raises DataError where stored tensors are not those of a model.
+
+    Args:
+      path: their file.
+      expected: what has the shapes of the model's arrays, by flat name.
+      stored: the tensors.
+    """
+    wrong = [
+        name
+        for name in sorted({*expected, *stored})
+        if name not in expected or name not in stored or expected[name].shape != stored[name].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise DataError(
+            f"{path}: {', '.join(wrong[:5])}{more} missing, unknown or misshapen; it does not fit "
+            f"{CONFIG}"
+        )
+
+
 def json_bytes(values: Mapping[str, Any]) -> bytes:
     """Returns the content of a JSON file."""
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()

@@ -131,7 +131,7 @@ def without_pretrained(fields: Mapping[str, Any]) -> dict[str, Any]:
 
     A trained model needs no others: its weights have taken the place of theirs.
     """
-    result = {
+    result: dict[str, Any] = {
         name: without_pretrained(value) if isinstance(value, Mapping) else value
         for name, value in fields.items()
     }

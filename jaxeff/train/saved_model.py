@@ -26,6 +26,7 @@ from jaxeff.data.base import NoExamples
 from jaxeff.errors import DataError, UserError
 from jaxeff.eval.report import JSON_NAME, read_report
 from jaxeff.hub import saved_folder
+from jaxeff.hub.model_folder import CONFIG, WEIGHTS
 from jaxeff.models import MODELS
 from jaxeff.models.base import call_options
 from jaxeff.train import objectives
@@ -111,9 +112,7 @@ def read(folder: Path) -> SavedModel:
         fields, width = stored["model"], int(stored["num_outputs"])
         task = Task(**stored.get("task", {"kind": dataset.task}))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{folder / 'config.json'}: is no config of a saved model ({error})"
-        ) from None
+        raise DataError(f"{folder / CONFIG}: is no config of a saved model ({error})") from None
     model = MODELS.build(fields, "model", num_outputs=width)
     variables = _fitting(model, dataset, saved_folder.read_tensors(folder), folder)
     report = read_report(folder) if (folder / JSON_NAME).exists() else None
@@ -167,15 +166,5 @@ def _fitting(
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{folder}: the model does not take its own inputs ({reason})") from None
     expected = flax.traverse_util.flatten_dict(shapes, sep="/")
-    wrong = [
-        name
-        for name in sorted({*expected, *stored})
-        if name not in expected or name not in stored or expected[name].shape != stored[name].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise DataError(
-            f"{folder / 'model.safetensors'}: {', '.join(wrong[:5])}{more} missing, unknown or "
-            "misshapen; it does not fit config.json"
-        )
+    saved_folder.check_fit(folder / WEIGHTS, expected, stored)
     return flax.traverse_util.unflatten_dict(stored, sep="/")
