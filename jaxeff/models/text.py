@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -123,6 +124,20 @@ def _shape(shape: Mapping[str, Any] | None, name: str | None) -> EncoderShape:
         return EncoderShape(**shape)  # type: ignore[arg-type]
     except TypeError as error:
         raise ConfigError(f"config.model.shape: {error}") from error
+
+
+def without_pretrained(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a model's fields with sizes in place of the pretrained models that have them.
+
+    A trained model needs no others: its weights have taken the place of theirs.
+    """
+    result: dict[str, Any] = {
+        name: without_pretrained(value) if isinstance(value, Mapping) else value
+        for name, value in fields.items()
+    }
+    if result.get("pretrained"):
+        result["shape"] = dataclasses.asdict(_shape(None, result.pop("pretrained")))
+    return result
 
 
 def _cut(cut: Any) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from jaxeff.train import (
     processes,
     run_report,
     runtime,
+    trained_model,
 )
 from jaxeff.train import workdir as folders
 from jaxeff.train.benchmark import benchmark
@@ -168,5 +169,19 @@ def _finish(training: Training) -> dict[str, Any] | None:
         extras={**searching.summary(workdir), **extras},
         more_artifacts={**run_report.pictures(built, workdir, chosen["params"]), **artifacts},
     )
+    _save(built, chosen, workdir, report)
     announce.results(report, workdir)
     return report
+
+
+def _save(
+    built: experiment.Experiment, chosen: dict[str, Any], workdir: Path, report: dict[str, Any]
+) -> None:
+    """Writes the model into a folder of its own, which `jaxeff.load` reads without the data."""
+    config = trained_model.run_config(workdir)
+    try:
+        trained_model.from_experiment(built, chosen, config, report).save(
+            workdir / trained_model.FOLDER
+        )
+    except DataError as error:
+        say(f"warning: no folder '{trained_model.FOLDER}' was written: {error}")
