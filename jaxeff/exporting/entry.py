@@ -101,11 +101,10 @@ class Entry:
         with ops.platform("reference"):
             return self.function(*arrays)
 
-    def batch(self, size: int) -> dict[str, np.ndarray]:
-        """Returns a batch of examples, repeated where there are too few."""
-        return {
-            name: np.take(a, np.arange(size) % len(a), axis=0) for name, a in self.examples.items()
-        }
+    def batch(self, size: int, start: int = 0) -> dict[str, np.ndarray]:
+        """Returns a batch of examples from one on, beginning again where there are too few."""
+        rows = np.arange(start, start + size)
+        return {name: np.take(a, rows % len(a), axis=0) for name, a in self.examples.items()}
 
     def first_state(self, size: int) -> dict[str, np.ndarray]:
         """Returns the state before the first step for a batch of that size."""
@@ -113,9 +112,9 @@ class Entry:
             name: np.tile(a[None], (size, *(1,) * a.ndim)) for name, a in self.initial_state.items()
         }
 
-    def steps(self, size: int) -> list[dict[str, np.ndarray]]:
+    def steps(self, size: int, start: int = 0) -> list[dict[str, np.ndarray]]:
         """Returns a batch of examples as inputs of each call: one per time step, or one alone."""
-        batch = self.batch(size)
+        batch = self.batch(size, start)
         if not self.state:
             return [batch]
         length = min(a.shape[1] for a in batch.values())

@@ -153,6 +153,6 @@ def _opened(entry: Entry, file_format: Format, artifact: Artifact, threads: int)
     try:
         return file_format.open(artifact, entry, threads)
     except Exception as error:
-        operation = re.search(r"(?:op|operator)[^']*'(\w+)'", str(error))
+        operation = re.search(r"\bop\b[^']*'(\w+)'", str(error))
         reason = f"its runtime has no operation {operation.group(1)}" if operation else ""
         raise refused(entry, file_format.name, reason, error) from error

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
+from jaxeff.exporting import litert_integers
 from jaxeff.exporting.entry import Artifact, Entry
 from jaxeff.exporting.formats import FORMATS, ExportError, Runtime, refused, require_package
 from jaxeff.exporting.rewriting import Rule, rewritten, zeros_between
@@ -32,12 +33,13 @@ _FOREIGN = re.compile(r'(?:= |^ *)"?((?:stablehlo|mhlo|vhlo|chlo)\.[a-z_]+)', re
 class LiteRT:
     """See `jaxeff.exporting.formats.Format`."""
 
-    name, precisions = "litert", ("float32",)
+    name, precisions = "litert", ("float32", *litert_integers.RECIPES)
 
     def require(self) -> None:
         """Raises `UserError` where converter or runtime is missing."""
         require_package("litert-converter", ["0.5."], EXTRA)
         require_package("ai-edge-litert", ["2.3."], EXTRA)
+        require_package("litert-quantizer", ["0.11."], EXTRA)
 
     def write(
         self, entry: Entry, folder: Path, *, batch: int, precision: str = "float32"
@@ -46,11 +48,14 @@ class LiteRT:
         sizes = entry.sizes(batch)
         try:
             content = converted(entry, sizes)
+            if precision != "float32":
+                content = litert_integers.quantised(content, entry, batch, precision, SIGNATURE)
         except ExportError:
             raise
         except Exception as error:
             raise refused(entry, "LiteRT", missing_operation(str(error)), error) from error
-        path = folder / f"{entry.name}_batch{batch}.tflite"
+        kind = "" if precision == "float32" else f"_{precision}"
+        path = folder / f"{entry.name}_batch{batch}{kind}.tflite"
         path.write_bytes(content)
         return Artifact((path,), sizes)
 
@@ -80,15 +85,18 @@ class Interpreted:
         self.interpreter = Interpreter(model_path=str(path), num_threads=threads)
         self.interpreter.allocate_tensors()
         runner = self.interpreter.get_signature_runner(SIGNATURE)
-        self._inputs = [runner.get_input_details()[name]["index"] for name in inputs]
-        self._outputs = [runner.get_output_details()[name]["index"] for name in outputs]
+        self._inputs = [runner.get_input_details()[name] for name in inputs]
+        self._outputs = [runner.get_output_details()[name] for name in outputs]
 
     def __call__(self, *arrays: Any) -> list[np.ndarray]:
-        """Returns the outputs for arrays in the order of the inputs."""
-        for index, array in zip(self._inputs, arrays, strict=True):
-            self.interpreter.set_tensor(index, np.asarray(array))
+        """Returns the outputs for arrays in the order of the inputs; integers become floats."""
+        for tensor, array in zip(self._inputs, arrays, strict=True):
+            self.interpreter.set_tensor(tensor["index"], litert_integers.stored(array, tensor))
         self.interpreter.invoke()
-        return [self.interpreter.get_tensor(index) for index in self._outputs]
+        return [
+            litert_integers.restored(self.interpreter.get_tensor(tensor["index"]), tensor)
+            for tensor in self._outputs
+        ]
 
 
 def converted(entry: Entry, sizes: dict[str, int]) -> bytes:

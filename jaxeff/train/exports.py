@@ -86,7 +86,9 @@ def export_run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, An
     announce.job(built, workdir / FOLDER, "exporting")
     report = read_report(workdir) if (workdir / JSON_NAME).exists() else None
     variables = jax.device_get(built.result(chosen).variables)
-    source = source_of(variables, built.dataset, report, built.algorithm)
+    # Integers are calibrated on training examples.
+    split = "test" if options.precision == "float32" else "train"
+    source = source_of(variables, built.dataset, report, built.algorithm, split)
     written = write_entries(entries(built.model, source), workdir / FOLDER, options)
     for sentence in written.failures:
         say(f"warning: {sentence}")
@@ -99,10 +101,11 @@ def source_of(
     dataset: data.Dataset,
     report: Mapping[str, Any] | None,
     algorithm: Algorithm | None = None,
+    split: str = "test",
 ) -> Exportable:
-    """Returns what the entries of a run's model are made from."""
-    split = dataset.splits["test"]
-    batch = split.take(np.arange(min(EXAMPLES, len(split))))
+    """Returns what the entries of a run's model are made from, with examples of a split."""
+    rows = np.arange(min(EXAMPLES, len(dataset.splits[split])))
+    batch = dataset.splits[split].take(rows)
     facts = {"data": dataset.name, "task": dataset.task, "classes": list(dataset.class_names)}
     results = (report or {}).get("extras", {})
     find_pose = getattr(algorithm, "find", None)
