@@ -12,15 +12,26 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import jaxlib
+import numpy as np
 
 from jaxeff.errors import ConfigError, UserError
+from jaxeff.typing import Array
 
 HERE = Path(__file__).parent
-TARGETS = ("jaxeff_conv", "jaxeff_conv_input_gradient", "jaxeff_conv_kernel_gradient")
+TARGETS = (
+    "jaxeff_conv",
+    "jaxeff_conv_input_gradient",
+    "jaxeff_conv_kernel_gradient",
+    "jaxeff_channel_sums",
+    "jaxeff_masked_channel_sums",
+)
 COMPILERS = ("c++", "g++", "clang++")
 OPTIONS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-pthread")
 
@@ -55,6 +66,33 @@ def is_available() -> bool:
             ) from error
         return False
     return True
+
+
+def is_computable(*arrays: Array) -> bool:
+    """Returns whether the library computes with such arrays: float32, of known and whole shapes."""
+    known = all(isinstance(size, int) and size for a in arrays for size in a.shape)
+    return known and all(a.dtype == jnp.float32 for a in arrays) and is_available()
+
+
+def call(
+    name: str, shapes: Sequence[tuple[int, ...]], args: tuple[Array, ...], **attributes: Any
+) -> list[Array]:
+    """Calls a function of the library on a device's share of the cores.
+
+    Args:
+      name: in `TARGETS`.
+      shapes: of its float32 results.
+      args: arrays.
+      **attributes: further static arguments.
+    """
+    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    function = jax.ffi.ffi_call(name, results, vmap_method="sequential")
+    return function(*args, threads=np.int64(_threads()), **attributes)
+
+
+def _threads() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // jax.local_device_count("cpu"))
 
 
 def build() -> Path:
