@@ -76,7 +76,7 @@ def is_computable(*arrays: Array) -> bool:
 
 def call(
     name: str, shapes: Sequence[tuple[int, ...]], args: tuple[Array, ...], **attributes: Any
-) -> list[Array]:
+) -> Sequence[Array]:
     """Calls a function of the library on a device's share of the cores.
 
     Args:
@@ -86,7 +86,9 @@ def call(
       **attributes: further static arguments.
     """
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    function = jax.ffi.ffi_call(name, results, vmap_method="sequential")
+    function = jax.ffi.ffi_call(
+        name, results, vmap_method="sequential"
+    )
     return function(*args, threads=np.int64(_threads()), **attributes)
 
 
