@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from jaxeff.arguments import one_size, require, require_whole
 from jaxeff.errors import ConfigError
+from jaxeff.layers.normalisation import BatchNorm
 from jaxeff.ops import convolution
-from jaxeff.ops.precision import plus_bias
+from jaxeff.ops.convolution import followed
 from jaxeff.registry import closest
 from jaxeff.typing import Array, Dtype, PRNGKey
 
@@ -71,22 +72,45 @@ class Conv(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Returns the convolved ``[..., rows, columns, channels]``, padded with zeros."""
+    def __call__(
+        self,
+        x: Array,
+        norm: tuple[Array, Array] | None = None,
+        skip: Array | None = None,
+        *,
+        relu: bool = False,
+    ) -> Array:
+        """Returns the convolved ``[..., rows, columns, channels]``, padded with zeros.
+
+        Args:
+          x: ``[..., rows, columns, channels]``.
+          norm: factor and offset ``[channels]`` of a normalisation that follows; taken into kernel
+            and bias.
+          skip: added, like the result.
+          relu: whether negative values then become zero.
+        """
         require_whole("Conv.features", self.features, 0)
         side = one_size("Conv.kernel_size", self.kernel_size)
         strides = one_size("Conv.strides", self.strides)
         channels = (x.shape[-1], self.features) if self.features else (1, x.shape[-1])
-        convolve = convolution.conv if self.features else convolution.depthwise_conv
         shape = (side, side, *channels)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = None
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, shape[-1:], self.param_dtype)
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = convolve(x.reshape(-1, *x.shape[-3:]), kernel, strides)
-        y = y.reshape(*x.shape[:-3], *y.shape[-3:])
-        return y if bias is None else plus_bias(y, bias)
+        if norm is not None:
+            factor, offset = norm
+            bias = offset if bias is None else offset + bias * factor
+            kernel = kernel * factor
+        x, kernel, bias, skip = nn.dtypes.promote_dtype(x, kernel, bias, skip, dtype=self.dtype)
+        images = x.reshape(-1, *x.shape[-3:])
+        if self.features:
+            images_skip = None if skip is None else skip.reshape(-1, *skip.shape[-3:])
+            y = convolution.conv(images, kernel, strides, bias, images_skip, relu)
+        else:
+            y = convolution.depthwise_conv(images, kernel, strides)
+            y = followed(y, bias, skip, relu)
+        return y.reshape(*x.shape[:-3], *y.shape[-3:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,9 +150,9 @@ class Ops:
         """Applies the activation."""
         return activation(self.activation)(x)
 
-    def norm(self, *, train: bool, name: str | None = None, **fields: Any) -> nn.Module:
-        """Returns a batch normalisation; ``fields`` are others of Flax's."""
-        return nn.BatchNorm(
+    def norm(self, *, train: bool, name: str | None = None, **fields: Any) -> BatchNorm:
+        """Returns a batch normalisation; ``fields`` are others of `BatchNorm`."""
+        return BatchNorm(
             use_running_average=not train,
             momentum=self.momentum,
             epsilon=self.epsilon,
@@ -178,7 +202,27 @@ class ConvNorm(nn.Module):
     strides: int = 1
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Maps ``[..., rows, columns, channels]`` to the normalised convolution."""
+    def __call__(
+        self,
+        x: Array,
+        *,
+        train: bool = False,
+        skip: Array | None = None,
+        activation: str = "identity",
+    ) -> Array:
+        """Maps ``[..., rows, columns, channels]`` to the normalised convolution.
+
+        Args:
+          x: ``[..., rows, columns, channels]``.
+          train: whether statistics of the batch are used; others are taken into the kernel.
+          skip: added, like the result.
+          activation: of the sum, a name in `ACTIVATIONS`.
+        """
         conv = self.ops.conv(self.features, self.kernel_size, self.strides, name="conv")
-        return self.ops.norm(train=train, name="norm")(conv(x))
+        norm = self.ops.norm(train=train, name="norm")
+        relu = activation == "relu"
+        if train or not isinstance(conv, Conv):
+            y = norm(conv(x), skip, relu=relu)
+        else:
+            y = conv(x, norm.folded(self.features or x.shape[-1]), skip, relu=relu)
+        return y if relu else ACTIVATIONS[activation](y)

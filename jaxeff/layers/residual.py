@@ -31,10 +31,19 @@ class BasicBody(nn.Module):
     strides: int = 1
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool = False) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        *,
+        train: bool = False,
+        skip: Array | None = None,
+        activation: str = "identity",
+    ) -> Array:
         """See the module."""
-        x = self.ops.conv_norm(self.features, 3, self.strides, name="conv1")(x, train=train)
-        return self.ops.conv_norm(self.features, 3, name="conv2")(self.ops.act(x), train=train)
+        first = self.ops.conv_norm(self.features, 3, self.strides, name="conv1")
+        last = self.ops.conv_norm(self.features, 3, name="conv2")
+        x = first(x, train=train, activation=self.ops.activation)
+        return last(x, train=train, skip=skip, activation=activation)
 
 
 class BottleneckBody(nn.Module):
@@ -53,12 +62,21 @@ class BottleneckBody(nn.Module):
     expansion: int = 4
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool = False) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        *,
+        train: bool = False,
+        skip: Array | None = None,
+        activation: str = "identity",
+    ) -> Array:
         """See the module."""
-        width, act = self.features // self.expansion, self.ops.act
-        x = act(self.ops.conv_norm(width, 1, name="conv1")(x, train=train))
-        x = act(self.ops.conv_norm(width, 3, self.strides, name="conv2")(x, train=train))
-        return self.ops.conv_norm(self.features, 1, name="conv3")(x, train=train)
+        width, act = self.features // self.expansion, self.ops.activation
+        x = self.ops.conv_norm(width, 1, name="conv1")(x, train=train, activation=act)
+        middle = self.ops.conv_norm(width, 3, self.strides, name="conv2")
+        x = middle(x, train=train, activation=act)
+        last = self.ops.conv_norm(self.features, 1, name="conv3")
+        return last(x, train=train, skip=skip, activation=activation)
 
 
 class SqueezeExcite(nn.Module):
@@ -114,17 +132,26 @@ class InvertedBody(nn.Module):
     expand: bool = True
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool = False) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        *,
+        train: bool = False,
+        skip: Array | None = None,
+        activation: str = "identity",
+    ) -> Array:
         """See the module."""
-        act = self.ops.act
+        act = self.ops.activation
         if self.expand:
-            x = act(self.ops.conv_norm(self.hidden, 1, name="expand")(x, train=train))
+            expand = self.ops.conv_norm(self.hidden, 1, name="expand")
+            x = expand(x, train=train, activation=act)
         depthwise = self.ops.conv_norm(0, self.kernel_size, self.strides, name="depthwise")
-        x = act(depthwise(x, train=train))
+        x = depthwise(x, train=train, activation=act)
         if self.squeeze:
             inner = "relu" if self.hard_gate else self.ops.activation
             x = SqueezeExcite(self.ops, self.squeeze, inner, self.hard_gate, name="gate")(x)
-        return self.ops.conv_norm(self.features, 1, name="project")(x, train=train)
+        project = self.ops.conv_norm(self.features, 1, name="project")
+        return project(x, train=train, skip=skip, activation=activation)
 
 
 class SeparableBody(nn.Module):
@@ -185,6 +212,10 @@ class DenseBody(nn.Module):
         return self.ops.conv(self.features, 3, name="conv2")(x)
 
 
+#: Bodies whose last convolution adds the skip, and applies the activation, in its own pass.
+ADD_SKIP = (BasicBody, BottleneckBody, InvertedBody)
+
+
 class Residual(nn.Module):
     """A body and its skip.
 
@@ -207,8 +238,10 @@ class Residual(nn.Module):
         Raises:
           ValueError: body and shortcut differ in shape.
         """
-        y = self.body(x, train=train)
         skip = x if self.shortcut is None else self.shortcut(x, train=train)
+        if isinstance(self.body, ADD_SKIP) and not (self.drop_path and train):
+            return self.body(x, train=train, skip=skip, activation=self.activation)
+        y = self.body(x, train=train)
         if y.shape != skip.shape:
             raise ValueError(f"the body gives {y.shape}, but the skip {skip.shape}")
         if self.drop_path and train:

@@ -35,8 +35,9 @@ import jax.numpy as jnp
 
 from jaxeff.arguments import one_size, require_whole
 from jaxeff.errors import ConfigError
-from jaxeff.layers.conv import Ops, he_fan_out
+from jaxeff.layers.conv import ACTIVATIONS, Ops, he_fan_out
 from jaxeff.ops.convolution import conv, depthwise_conv
+from jaxeff.ops.normalisation import finished
 from jaxeff.ops.precision import widened
 from jaxeff.typing import Array, Dtype, PRNGKey
 
@@ -241,8 +242,15 @@ class OutTileNorm(nn.Module):
     modulate: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Maps ``[batch, rows, columns, channels]`` to the tiled features."""
+    def __call__(
+        self,
+        x: Array,
+        *,
+        train: bool = False,
+        skip: Array | None = None,
+        activation: str = "identity",
+    ) -> Array:
+        """Maps ``[batch, rows, columns, channels]`` to the tiled features; see `ConvNorm`."""
         if self.features % self.factor:
             raise ConfigError(
                 f"the sharing factor {self.factor} does not divide the {self.features} output "
@@ -251,7 +259,8 @@ class OutTileNorm(nn.Module):
         width = self.features // self.factor
         narrow = self.ops.conv_norm(width, self.kernel_size, self.strides, name="narrow")
         y = tile(narrow(x, train=train), self.factor)
-        return modulated(self, y, self.ops.dtype) if self.modulate else y
+        y = modulated(self, y, self.ops.dtype) if self.modulate else y
+        return ACTIVATIONS[activation](finished(y, skip, relu=False))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -201,7 +201,7 @@ class Stem(nn.Module):
             return self.ops.conv(self.widths[0], self.kernel_size, self.strides[0], name="conv")(x)
         for i, (width, strides) in enumerate(zip(self.widths, self.strides, strict=True)):
             unit = self.ops.conv_norm(width, self.kernel_size, strides, name=f"conv{i}")
-            x = self.ops.act(unit(x, train=train))
+            x = unit(x, train=train, activation=self.ops.activation)
         return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))) if self.pool else x
 
 
@@ -233,7 +233,8 @@ class Head(nn.Module):
         if self.norm_first:
             x = act(self.ops.norm(train=train, name="norm")(x))
         if self.width:
-            x = act(self.ops.conv_norm(self.width, 1, name="conv")(x, train=train))
+            unit = self.ops.conv_norm(self.width, 1, name="conv")
+            x = unit(x, train=train, activation=self.ops.activation)
         x = x.mean((-3, -2))
         if self.hidden:
             x = act(nn.Dense(self.hidden, dtype=self.ops.dtype, name="hidden")(x))

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import jax
 
+from jaxeff.ops.normalisation import finished
 from jaxeff.ops.platforms import has_cpu_form
+from jaxeff.ops.precision import plus_bias
 from jaxeff.typing import Array
 
 
 @has_cpu_form("jaxeff.ops.cpu.convolution")
-def conv(x: Array, kernel: Array, strides: int = 1) -> Array:
+def conv(
+    x: Array,
+    kernel: Array,
+    strides: int = 1,
+    bias: Array | None = None,
+    skip: Array | None = None,
+    relu: bool = False,
+) -> Array:
     """Convolves ``[batch, rows, columns, inputs]`` with ``[k, k, inputs, outputs]``, odd k.
+
+    Args:
+      x: the images.
+      kernel: the kernel.
+      strides: of both axes.
+      bias: ``[outputs]``, added; None for nothing.
+      skip: like the result, added; None for nothing.
+      relu: whether negative values then become zero.
 
     Returns:
       ``[batch, ceil(rows / strides), ceil(columns / strides), outputs]``.
@@ -19,7 +36,12 @@ def conv(x: Array, kernel: Array, strides: int = 1) -> Array:
       ValueError: shapes that do not fit, or an even kernel.
     """
     check_kernel(x, kernel, x.shape[-1:], "[k, k, inputs, outputs]")
-    return grouped_conv(x, kernel, strides, groups=1)
+    return followed(grouped_conv(x, kernel, strides, groups=1), bias, skip, relu)
+
+
+def followed(y: Array, bias: Array | None, skip: Array | None, relu: bool) -> Array:
+    """Returns what `conv` makes of a convolution."""
+    return finished(y if bias is None else plus_bias(y, bias), skip, relu)
 
 
 @has_cpu_form("jaxeff.ops.cpu.convolution")

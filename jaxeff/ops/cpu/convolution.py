@@ -14,19 +14,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxeff.ops.convolution import check_kernel, grouped_conv
+from jaxeff.ops.convolution import check_kernel, followed, grouped_conv
+from jaxeff.ops.cpu import native
 from jaxeff.ops.cpu.windows import product, sum_over_images, windows
 from jaxeff.ops.platforms import is_forward_mode
 from jaxeff.ops.precision import wide
 from jaxeff.typing import Array
 
 
-def conv(x: Array, kernel: Array, strides: int = 1) -> Array:
-    """Convolves by XLA, with a kernel's gradient from patches; tiny images by one matrix."""
+def conv(
+    x: Array,
+    kernel: Array,
+    strides: int = 1,
+    bias: Array | None = None,
+    skip: Array | None = None,
+    relu: bool = False,
+) -> Array:
+    """Convolves tiny images by one matrix, others by compiled tiles or else by XLA."""
     check_kernel(x, kernel, x.shape[-1:], "[k, k, inputs, outputs]")
     if _is_tiny(x, kernel):
-        return _matrix_product(x, kernel, strides)
-    return (_dense if is_forward_mode() else _dense_with_gradient)(x, kernel, strides)
+        return followed(_matrix_product(x, kernel, strides), bias, skip, relu)
+    arrays = [a for a in (x, kernel, bias, skip) if a is not None]
+    if not is_forward_mode() and native.is_computable(*arrays):
+        return native.convolution.conv(x, kernel, strides, bias, skip, relu)
+    convolve = _dense if is_forward_mode() else _dense_with_gradient
+    return followed(convolve(x, kernel, strides), bias, skip, relu)
 
 
 def depthwise_conv(x: Array, kernel: Array, strides: int = 1) -> Array:
