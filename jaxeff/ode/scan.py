@@ -42,14 +42,15 @@ def unroll(
       xs: inputs ``[time, batch, features]`` (any number of batch axes, or none).
       carry: carry before the first step; the cell's initial carry if None.
       mask: ``[time, batch]``, non-zero where a step is real; at other steps the carry stays as
-        it is (and the output repeats), so padding at either end changes nothing, whatever it holds.
+        it is (and the output repeats), so padding at either end changes nothing, whatever values it
+        has.
       return_sequence: True returns the outputs of all steps, False that of the last one.
       backward: how gradients are computed; the values are the same up to rounding.
         "fused" keeps the activated values ``[time, batch, units]`` and is the fastest; "remat"
-        keeps only one carry per block of steps and computes the rest again: its memory is that
-        of one block; "autodiff" leaves it to JAX and is the one to choose for forward-mode
-        derivatives; "auto" is "fused" for a `FusedCell` that keeps what that class demands of
-        it, else "remat", and within ``jaxeff.ops.platform("reference")`` left to JAX too.
+        keeps one carry per block of steps and recomputes the rest, so it needs the memory of one
+        block; "autodiff" is plain JAX differentiation, needed for forward-mode derivatives; "auto"
+        is "fused" for a `FusedCell` that meets the conditions of that class, else "remat", and
+        "autodiff" within ``jaxeff.ops.platform("reference")``.
       block_size: time steps per block; 16 if None.
       reverse: run from the last step to the first; outputs stay at their inputs' positions.
 
@@ -99,7 +100,7 @@ def unroll(
 def _in_blocks(run, carry, xs, block_size):
     """Calls ``run(carry, xs[blocks, block, ...])`` on the whole blocks, then on the remainder."""
     length = jax.tree.leaves(xs)[0].shape[0]
-    if not is_static(length):  # a program for any number of steps, which is one block
+    if not is_static(length):  # symbolic length: one block
         carry, ys = run(carry, jax.tree.map(lambda a: a[None], xs))
         return carry, jax.tree.map(lambda a: a[0], ys)
     size = min(block_size, length)
@@ -117,7 +118,7 @@ def _in_blocks(run, carry, xs, block_size):
 
 
 def _scan_steps(cell, params, carry, inputs, return_sequence):
-    """Scans the steps of any cell; ``inputs`` are the cell's and the mask."""
+    """Scans the steps of any cell; ``inputs`` are the cell's inputs and the mask."""
     like = params
     params = widened(params)  # so that the gradients of all steps are summed in single precision
 
