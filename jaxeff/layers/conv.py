@@ -1,4 +1,4 @@
-"""Convolutions with normalisation, the units that convolutional bodies are made of."""
+"""Convolutions and normalisation, the building blocks of convolutional networks."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ def he_fan_out(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32)
 
 
 def he_depthwise(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
-    """Draws a depthwise kernel ``[k, k, 1, channels]`` from N(0, 2 / (k k)), its own fan-out."""
+    """Draws a depthwise kernel ``[k, k, 1, channels]`` from N(0, 2 / (k k))."""
     return (2.0 / (shape[0] * shape[1])) ** 0.5 * jax.random.normal(key, shape, dtype)
 
 
 def uniform_fan_in(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
-    """Draws from U(-1, 1) / sqrt(inputs), as PyTorch and with it the authors' networks do."""
+    """Draws from U(-1, 1) / sqrt(inputs), PyTorch's default, used by the authors' networks."""
     return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
 
 
 def activation(name: str) -> Any:
-    """Returns the named activation; raises `ConfigError` for another name."""
+    """Returns the named activation; raises `ConfigError` for an unknown name."""
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ConfigError(f"unknown activation '{name}'{closest(str(name), ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 class Conv(nn.Module):
-    """`jaxeff.ops.convolution` with a kernel of its own, ``[k, k, inputs, features]``.
+    """`jaxeff.ops.convolution` with a learned kernel ``[k, k, inputs, features]``.
 
     Attributes:
-      features: output channels; 0 convolves every channel by itself, by ``[k, k, 1, channels]``.
+      features: output channels; 0 is a depthwise convolution, with kernel ``[k, k, 1, channels]``.
       kernel_size: k, odd, or (k, k).
       strides: of both axes, or (s, s).
-      use_bias: whether a bias per channel is added.
+      use_bias: whether to add a bias per channel.
       kernel_init: initialiser.
       dtype: of the computation; None follows the input.
       param_dtype: of the parameters.
@@ -115,17 +115,17 @@ class Conv(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Ops:
-    """How a network makes its convolutions, normalisations and activations.
+    """Factory of a network's convolutions, normalisations and activations.
 
     Attributes:
       activation: name in `ACTIVATIONS`.
       epsilon: of the normalisations.
       momentum: of their running statistics; Flax's is one minus PyTorch's.
-      axis_name: mapped axis over which batch statistics are averaged; None is each device's own.
+      axis_name: mapped axis over which batch statistics are averaged; None: not averaged.
       kernel_init: initialiser of the kernels.
-      depthwise_init: initialiser of the depthwise ones.
+      depthwise_init: initialiser of depthwise kernels.
       dtype: of the computation; None follows the input. Statistics and parameters stay float32.
-      drop_path: highest rate at which a residual branch is left out in training.
+      drop_path: largest stochastic-depth rate of a residual branch.
     """
 
     activation: str = "relu"
@@ -143,7 +143,7 @@ class Ops:
 
     @classmethod
     def of(cls, dtype: Dtype, axis_name: str | None, **fields: Any) -> Ops:
-        """Returns the operations of a model's fields; an empty ``axis_name`` is none."""
+        """Returns the `Ops` for a model's fields; an empty ``axis_name`` means None."""
         return cls(axis_name=axis_name or None, dtype=jnp.dtype(dtype), **fields)
 
     def act(self, x: Array) -> Array:
@@ -178,20 +178,20 @@ class Ops:
     def conv_norm(
         self, features: int, kernel_size: int = 3, strides: int = 1, name: str | None = None
     ) -> nn.Module:
-        """Returns a convolution and its normalisation, called with ``(x, train=...)``."""
+        """Returns a convolution followed by normalisation, called with ``(x, train=...)``."""
         return ConvNorm(self, features, kernel_size, strides, name=name)
 
     def replace(self, **changes: Any) -> Ops:
-        """Returns a copy with other fields."""
+        """Returns a copy with changed fields."""
         return dataclasses.replace(self, **changes)
 
 
 class ConvNorm(nn.Module):
-    """A convolution without bias, then normalisation; ``features=0`` is depthwise.
+    """A convolution without bias, followed by normalisation.
 
     Attributes:
-      ops: how they are made.
-      features: output channels; 0 convolves every channel by itself.
+      ops: factory of the two.
+      features: output channels; 0 is a depthwise convolution.
       kernel_size: side of the kernel.
       strides: of both axes.
     """

@@ -1,8 +1,7 @@
-"""Residual bodies and blocks of the convolutional hosts.
+"""Residual bodies and blocks of convolutional networks.
 
 A body is a module called as ``body(x, train=train)`` that maps ``[batch, rows, columns, channels]``
-to the features that its block adds to the skip. Hosts choose bodies; whatever keeps this interface
-drops in.
+to the features that its block adds to the skip. Any module with this interface can be a body.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ class BasicBody(nn.Module):
     """Two 3x3 convolutions (He et al., "Deep Residual Learning", 2016).
 
     Attributes:
-      ops: how convolutions are made.
+      ops: factory of the convolutions.
       features: output channels.
       strides: of the first convolution.
     """
@@ -50,7 +49,7 @@ class BottleneckBody(nn.Module):
     """1x1, 3x3 with the stride, 1x1 to ``expansion`` times the width (ResNet v1.5).
 
     Attributes:
-      ops: how convolutions are made.
+      ops: factory of the convolutions.
       features: output channels.
       strides: of the 3x3 convolution.
       expansion: output channels per inner channel.
@@ -83,10 +82,10 @@ class SqueezeExcite(nn.Module):
     """Scales every channel by a gate read from the channel means (Hu et al., 2018).
 
     Attributes:
-      ops: how convolutions are made.
+      ops: factory of the convolutions.
       hidden: inner width.
       activation: between the two layers.
-      hard: whether the gate is the hard sigmoid.
+      hard: whether the gate is a hard sigmoid instead of a sigmoid.
     """
 
     ops: Ops
@@ -112,13 +111,13 @@ class InvertedBody(nn.Module):
     Sandler et al., "MobileNetV2", 2018; with squeeze-excitation as in MobileNetV3 and EfficientNet.
 
     Attributes:
-      ops: how convolutions are made.
+      ops: factory of the convolutions.
       features: output channels.
       strides: of the depthwise convolution.
       hidden: inner channels.
       kernel_size: of the depthwise convolution.
-      squeeze: inner width of the squeeze-excitation; 0 is none.
-      hard_gate: whether its gate is the hard sigmoid, with relu inside.
+      squeeze: inner width of the squeeze-excitation; 0 for none.
+      hard_gate: whether the squeeze-excitation uses a hard sigmoid and ReLU.
       expand: whether there is an expansion.
     """
 
@@ -158,12 +157,12 @@ class SeparableBody(nn.Module):
     """Activations and separable convolutions, each normalised, then pooling (Chollet, "Xception").
 
     Attributes:
-      ops: how convolutions are made.
+      ops: factory of the convolutions.
       features: output channels.
       strides: of the max-pooling at the end.
       repeats: separable convolutions.
       start_with_act: whether an activation precedes the first.
-      grow_first: whether the first, and not the last, changes the number of channels.
+      grow_first: whether the first instead of the last convolution changes the channels.
     """
 
     ops: Ops
@@ -194,7 +193,7 @@ class DenseBody(nn.Module):
     """Normalisation, activation and convolution, first 1x1, then 3x3 (DenseNet's bottleneck).
 
     Attributes:
-      ops: how convolutions are made.
+      ops: factory of the convolutions.
       features: output channels.
       bottleneck: inner channels.
     """
@@ -221,9 +220,9 @@ class Residual(nn.Module):
 
     Attributes:
       body: the body.
-      shortcut: what the skip passes, a module called like a body; None is the identity.
+      shortcut: module on the skip, called like a body; None is the identity.
       activation: applied to the sum.
-      drop_path: rate at which the body of an example is left out in training.
+      drop_path: stochastic-depth rate, per example.
     """
 
     body: nn.Module
@@ -243,7 +242,7 @@ class Residual(nn.Module):
             return self.body(x, train=train, skip=skip, activation=self.activation)
         y = self.body(x, train=train)
         if y.shape != skip.shape:
-            raise ValueError(f"the body gives {y.shape}, but the skip {skip.shape}")
+            raise ValueError(f"the body returns {y.shape}, but the skip {skip.shape}")
         if self.drop_path and train:
             y = nn.Dropout(self.drop_path, broadcast_dims=(-3, -2, -1))(y, deterministic=False)
         return activation(self.activation)(y + skip)
@@ -264,10 +263,10 @@ class Dense(nn.Module):
 
 
 class Transition(nn.Module):
-    """Normalisation, activation, 1x1 convolution and 2x2 means, between dense stages.
+    """Normalisation, activation, 1x1 convolution and 2x2 mean pooling, between dense stages.
 
     Attributes:
-      ops: how convolutions are made.
+      ops: factory of the convolutions.
       features: output channels.
     """
 
@@ -276,7 +275,7 @@ class Transition(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Returns half the rows and columns."""
+        """Returns features with half the rows and columns."""
         x = self.ops.act(self.ops.norm(train=train, name="norm")(x))
         x = self.ops.conv(self.features, 1, name="conv")(x)
         return nn.avg_pool(x, window_shape=(2, 2), strides=(2, 2))
@@ -289,7 +288,7 @@ class Loop(nn.Module):
 
     Attributes:
       block: the block.
-      times: how often.
+      times: number of applications.
     """
 
     block: nn.Module
@@ -303,11 +302,11 @@ class Loop(nn.Module):
 
 
 class GlobalBlock(nn.Module):
-    """A `GlobalLayer` whose initial field a body or block computes.
+    """A `GlobalLayer` with a body or block that computes its initial field.
 
     Attributes:
       layer: the Global layer.
-      initial: computes the initial field; None takes the input.
+      initial: computes the initial field; None uses the input.
     """
 
     layer: nn.Module

@@ -64,7 +64,7 @@ def depthwise_conv(x: Array, kernel: Array, strides: int = 1) -> Array:
 
 
 def grouped_conv(x: Array, kernel: Array, strides: int, groups: int) -> Array:
-    """Convolves groups of channels by themselves, in XLA's own form."""
+    """Grouped convolution by XLA."""
     rows, columns = kernel.shape[0] // 2, kernel.shape[1] // 2
     return jax.lax.conv_general_dilated(
         x,
@@ -77,7 +77,7 @@ def grouped_conv(x: Array, kernel: Array, strides: int, groups: int) -> Array:
 
 
 def check_kernel(x: Array, kernel: Array, channels: tuple[int, ...], layout: str) -> None:
-    """Raises `ValueError` for a kernel of even sides, or whose channels are not the input's."""
+    """Raises `ValueError` for a kernel of even sides, or of other channels than the input."""
     fits = x.ndim == 4 and kernel.ndim == 4 and kernel.shape[2 : 2 + len(channels)] == channels
     if not fits:
         raise ValueError(

@@ -86,9 +86,7 @@ def call(
       **attributes: further static arguments.
     """
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    function = jax.ffi.ffi_call(
-        name, results, vmap_method="sequential"
-    )
+    function = jax.ffi.ffi_call(name, results, vmap_method="sequential")
     return function(*args, threads=np.int64(_threads()), **attributes)
 
 
