@@ -1,9 +1,9 @@
-"""A scan of a `FusedCell` over blocks of steps, with a backward pass of its own.
+"""A scan of a `FusedCell` over blocks of steps, with a custom backward pass.
 
 Differentiating a plain scan keeps every intermediate array of every step and adds each step's
 weight gradient to an accumulator. For a `FusedCell` it is enough to keep the activated values,
-rebuild the states from them without any product, and form the weight gradient of a block of steps
-in one large product.
+recompute the states from them without matrix products, and compute the weight gradient of a block
+of steps in one large product.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class FusedOptions(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What the steps read, each array with the leading axes of the steps.
+    """Inputs of the steps, each array with the leading axes of the steps.
 
     Attributes:
       x: inputs ``[..., inputs]``.
-      known: what the carry holds beside the state, before each step.
+      known: the parts of the carry other than the state, before each step.
       mask: ``[..., 1]``, true at the real steps, or None.
     """
 
@@ -50,14 +50,14 @@ class Inputs(NamedTuple):
 
 
 def keep(mask: Array | None, new: Any, old: Any) -> Any:
-    """Returns ``new`` where the mask says that the step is real, else ``old``."""
+    """Returns ``new`` at real steps and ``old`` at padded ones."""
     if mask is None:
         return new
     return jax.tree.map(lambda n, o: jnp.where(mask, n, o), new, old)
 
 
 def scan_blocks_plainly(options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs):
-    """Runs the steps of inputs ``[blocks, block, batch, features]``; JAX differentiates it.
+    """Runs the steps of inputs ``[blocks, block, batch, features]``, differentiated by JAX.
 
     Returns:
       the last state, and the outputs in blocks like the inputs', or None.
@@ -72,7 +72,7 @@ def scan_blocks_plainly(options: FusedOptions, kernels: Kernels, state: Any, inp
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def scan_blocks(options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs):
-    """Runs the same steps, with a backward pass of its own."""
+    """Runs the same steps with the custom backward pass."""
     return scan_blocks_plainly(options, kernels, state, inputs)
 
 
@@ -112,8 +112,8 @@ def _block_forward(
 ):
     """Runs one block; returns the state, the outputs and, if asked, the activated values."""
     cell = options.cell
-    # A block of inputs is projected at once, but for inputs of a few features, where the product
-    # is cheaper inside the loop than the traffic of its result.
+    # Inputs are projected a block at a time. Inputs of few features are projected inside the loop:
+    # the product costs less than the memory traffic of its result.
     at_once = inputs.x.shape[-1] > 4 or cell.inner_steps > 1
     projected = cell.project(kernels, inputs.x, inputs.known) if at_once else None
 
@@ -130,7 +130,7 @@ def _block_forward(
 
 
 def _block_backward(options, kernels, start, inputs, t, d_state, d_ys):
-    """Returns the cotangents of a block's start, of the kernels and of its inputs."""
+    """Returns the cotangents of a block's initial state, of the kernels and of its inputs."""
     cell, steps, mask = options.cell, inputs.known.steps, inputs.mask
     form, coefficients = Form(cell.preactivation), kernels.coefficients
     first = jax.tree.map(lambda a: a[0], (inputs.x, inputs.known))

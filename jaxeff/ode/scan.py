@@ -46,7 +46,8 @@ def unroll(
       xs: inputs ``[time, batch, features]`` (any number of batch axes, or none).
       carry: carry before the first step; the cell's initial carry if None.
       mask: ``[time, batch]``, non-zero where a step is real; at other steps the carry stays as
-        it is (and the output repeats), so padding at either end changes nothing, whatever it holds.
+        it is (and the output repeats), so padding at either end changes nothing, whatever values it
+        has.
       return_sequence: True returns the outputs of all steps, False that of the last one.
       backward: how gradients are computed; the values are the same up to rounding.
         "fused" keeps the activated values ``[time, batch, units]`` and is the fastest; "remat"
@@ -141,7 +142,7 @@ def _driver(backward: str, driver: str, xs: Array) -> Callable[..., tuple[Any, A
 def _in_blocks(run, carry, xs, block_size):
     """Calls ``run(carry, xs[blocks, block, ...])`` on the whole blocks, then on the remainder."""
     length = jax.tree.leaves(xs)[0].shape[0]
-    if not is_static(length):  # a program for any number of steps, which is one block
+    if not is_static(length):  # symbolic length: one block
         carry, ys = run(carry, jax.tree.map(lambda a: a[None], xs))
         return carry, jax.tree.map(lambda a: a[0], ys)
     size = min(block_size, length)
@@ -165,7 +166,7 @@ def _joined(a: Array) -> Array:
 
 
 def _scan_steps(cell, params, carry, inputs, return_sequence):
-    """Scans the steps of any cell; ``inputs`` are the cell's and the mask."""
+    """Scans the steps of any cell; ``inputs`` are the cell's inputs and the mask."""
     like = params
     params = widened(params)  # so that the gradients of all steps are summed in single precision
 
