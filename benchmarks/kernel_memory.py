@@ -1,6 +1,7 @@
 """What recurrent kernels take of a TPU core's vector memory, compiled ahead of time for it.
 
-Writes ``results/kernel_memory.json``. No TPU is needed, only the package ``libtpu``. A kernel asks
+Writes ``results/kernel_memory.json``. No TPU is needed, only ``jaxeff[aot-tpu]``. Widths beside the first are compiled for the
+first topology alone. A kernel asks
 the compiler for the memory that it was computed to need (`jaxeff.ops.tpu.scan.vmem_bytes`), and the
 compiler refuses a kernel that needs more, so each line is a number that suffices:
 
@@ -11,36 +12,26 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import shlex
 import sys
 import time
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from record_files import RESULTS, stamp, write
 
+from jaxeff import bench
+from jaxeff.bench import topologies
 from jaxeff.ode import CELLS, unroll
 from jaxeff.ops import platform
 
-#: What libtpu asks a TPU machine's metadata for, where there is none.
-NO_TPU = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing is run, so that nothing is shared
-}
 INPUTS = 1
 
 
-def device_of(topology: str):
+def device_of(topology: str) -> NamedSharding:
     """Returns a sharding onto the first device of a slice that is not there."""
-    from jax.experimental import topologies
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    return NamedSharding(Mesh(devices[:1], ("data",)), PartitionSpec())
+    return NamedSharding(Mesh(bench.topology(topology).devices[:1], ("data",)), PartitionSpec())
 
 
 def gradient(cell, driver):
@@ -96,18 +87,20 @@ def measure(name, width, dtype, topology, args) -> dict:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cells", nargs="+", default=["irnn", "tarnn", "lstm", "gru"])
+    parser.add_argument("--cells", nargs="+", default=["irnn", "tarnn", "lstm"])
     parser.add_argument("--widths", nargs="+", type=int, default=[128, 512])
     parser.add_argument("--types", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--topologies", nargs="+", default=["v5e:2x2", "v6e:2x2"])
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--length", type=int, default=784)
     args = parser.parse_args()
-    for variable, value in NO_TPU.items():
-        os.environ.setdefault(variable, value)
-    jax.config.update("jax_platforms", "cpu")
+    topologies.prepare(args.topologies[0])
     settings = itertools.product(args.topologies, args.cells, args.widths, args.types)
-    entries = [measure(c, w, jnp.dtype(d), t, args) for t, c, w, d in settings]
+    entries = [
+        measure(cell, width, jnp.dtype(dtype), topology, args)
+        for topology, cell, width, dtype in settings
+        if width == args.widths[0] or topology == args.topologies[0]
+    ]
     command = shlex.join(["python", "benchmarks/kernel_memory.py", *sys.argv[1:]])
     record = stamp(command) | {
         "task": f"gradient of the mean squared last output, {args.length} steps of {INPUTS} input, "

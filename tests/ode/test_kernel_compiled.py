@@ -5,33 +5,24 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scan_cases import CASES
 
 from jaxeff import ode
+from jaxeff.bench import topologies
 from jaxeff.ops import platform
 
 pytestmark = pytest.mark.slow
 
-#: What libtpu asks a TPU machine's metadata for, where there is none.
-NO_TPU = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 #: One width of whole tiles and one of none.
 SETTINGS = [(128, jnp.float32), (100, jnp.float32), (128, jnp.bfloat16)]
 
 
-@pytest.fixture
-def place(monkeypatch):
+@pytest.fixture(scope="module")
+def place():
     pytest.importorskip("libtpu", reason="needs libtpu: pip install 'jaxeff[aot-tpu]'")
-    for variable, value in NO_TPU.items():
-        monkeypatch.setenv(variable, value)
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+    topologies.prepare("v5e:2x2")
+    devices = topologies.topology("v5e:2x2").devices
     return NamedSharding(Mesh(devices[:1], ("data",)), PartitionSpec())
 
 
