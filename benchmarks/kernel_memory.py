@@ -1,9 +1,9 @@
 """What recurrent kernels take of a TPU core's vector memory, compiled ahead of time for it.
 
-Writes ``results/kernel_memory.json``. No TPU is needed, only ``jaxeff[aot-tpu]``. Widths beside the first are compiled for the
-first topology alone. A kernel asks
-the compiler for the memory that it was computed to need (`jaxeff.ops.tpu.scan.vmem_bytes`), and the
-compiler refuses a kernel that needs more, so each line is a number that suffices:
+Writes ``results/kernel_memory.json``. No TPU is needed, only ``jaxeff[aot-tpu]``. A kernel asks the
+compiler for the memory that it was computed to need (`jaxeff.ops.tpu.scan.vmem_bytes`), and the
+compiler refuses a kernel that needs more, so each line is a number that suffices. Widths beside the
+first are compiled for the first topology alone:
 
     python benchmarks/kernel_memory.py
 """
