@@ -79,3 +79,21 @@ def scaling() -> str:
         rows.append(cells)
     header = ["config", "MFLOPs per example", "v5e: hides at", "v6e", "H100"]
     return table([*header, *(f"{size:,} chips, %" for size in SIZES)], rows)
+
+
+def kernels() -> str:
+    """Returns a row per cell, width and type: memory of the recurrent kernels and of the scan."""
+    rows = [
+        [
+            entry["cell"],
+            str(entry["width"]),
+            entry["dtype"],
+            entry["topology"],
+            *(f"{entry[f'{way}_vmem_bytes'] / 2**20:.0f}" for way in ("forward", "backward")),
+            str(entry["passes"]),
+            *(f"{entry[f'{driver}_temp_bytes'] / 2**20:,.0f}" for driver in ("kernel", "scan")),
+        ]
+        for entry in read("kernel_memory")["entries"]
+    ]
+    header = ["cell", "width", "type", "topology", "VMEM forward, MiB", "backward", "passes"]
+    return table([*header, "HBM by kernels, MiB", "by the scan"], rows)

@@ -348,6 +348,8 @@ TABLES = {
     "compiled steps": accelerators.matrix,
     "compiled steps conditions": lambda: conditions("compile_matrix"),
     "scaling on paper": accelerators.scaling,
+    "kernel memory": accelerators.kernels,
+    "kernel memory conditions": lambda: conditions("kernel_memory"),
     "calibration conditions": lambda: conditions("calibration"),
     "distilled": hardness.distilled,
     "distilled images": hardness.distilled_images,
