@@ -83,10 +83,12 @@ def on_a_grid(built: Any, variables: Any, images: Any) -> np.ndarray:
     return np.asarray(find(images).loss)
 
 
-def searches(built: Any, variables: Any, images: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def searches(
+    built: Any, variables: Any, images: Any, ways: dict[str, Search] = WAYS
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns compiled searches, and the losses that they find."""
     problem, calls, losses = built.algorithm.problem(variables), {}, {}
-    for name, settings in WAYS.items():
+    for name, settings in ways.items():
         starts = built.algorithm.starts(variables, images, settings, None)
 
         def find(images: Any, starts: Any, settings: Search = settings) -> Any:
