@@ -278,6 +278,8 @@ def test_records_of_one_kind_are_a_table(tmp_path):
     extras = {"exchanged": {"bytes": 4104}, "collectives": records, "mixed": [{"a": 1}, {"b": 2}]}
     write_report(tmp_path, {**REPORT, "extras": extras})
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "### collectives\n\n| operation | bytes |\n| --- | ---: |\n| all-reduce | 4,096 |" in text
+    assert (
+        "### collectives\n\n| operation | bytes |\n| --- | ---: |\n| all-reduce | 4,096 |" in text
+    )
     assert 'mixed: [{"a": 1}, {"b": 2}]' in text
     assert "exchanged:\n  bytes: 4104" in text

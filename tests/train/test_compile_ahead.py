@@ -25,6 +25,8 @@ def few_reductions_outside_of_time(report):
     assert len(reduced) <= MOST_ALL_REDUCES
     assert exchanged["in_loops_over_time"] == 0
     assert (exchanged["in_loops"] > 0) == (exchanged["updates_per_batch"] > 1)
+    in_loops, updates = exchanged["in_loops"], exchanged["updates_per_batch"]
+    assert exchanged["per_step"] == len(reduced) + in_loops * (updates - 1)
     assert exchanged["bytes"] >= 4 * report["model"]["parameters"]
 
 
