@@ -51,7 +51,7 @@ LARGE, SLICE = (*RECURRENT, "images"), "v5e:16x16"
 LARGE_BATCH = "--config.train.batch_size=256"
 MOST_ALL_REDUCES = 3  # for a gradient
 GRADIENTS = {"dcl": 2}  # in a step that looks for sharpness
-EXCHANGED = ("in_loops_over_time", "bytes", "estimated_seconds", "updates_per_batch")
+EXCHANGED = ("in_loops_over_time", "per_step", "bytes_per_step", "estimated_seconds")
 
 
 def jobs(names: list[str], topologies: list[str]) -> dict[str, tuple[str, str, list[str]]]:
@@ -108,7 +108,6 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
         "compile_seconds": cost["compile_seconds"],
         "step_bytes": cost["step_memory_bytes"]["step"],
         "all_reduces": len(reduced),
-        "all_reduced_bytes": sum(c["bytes"] for c in reduced),
         "other_collectives": len(extras["collectives"]) - len(reduced),
         **{k: extras["exchanged"][k] for k in EXCHANGED},
         **{k: extras["arithmetic"][k] for k in ("flops_per_step", "flops_per_device")},

@@ -32,10 +32,14 @@ def matrix() -> str:
     for name, lines in by_config().items():
 
         def each(field: str, shown, lines=lines) -> str:
-            present = [lines[t] for t in TOPOLOGIES if t in lines]
-            return " / ".join(
-                shown(line[field]) if line["compiled"] else "fails" for line in present
-            )
+            cells = []
+            for topology in TOPOLOGIES:
+                line = lines.get(topology)
+                if line is None or not line["compiled"]:
+                    cells.append("–" if line is None else "fails")
+                else:
+                    cells.append(shown(line[field]))
+            return " / ".join(cells)
 
         first = lines.get(TOPOLOGIES[0]) or next(iter(lines.values()))
         rows.append(
@@ -43,20 +47,20 @@ def matrix() -> str:
                 name,
                 str(first["batch_size"]),
                 each("all_reduces", str),
-                f"{first['all_reduced_bytes'] / 1e3:,.0f}",
+                f"{first['bytes_per_step'] / 1e3:,.0f}",
                 each("estimated_seconds", lambda s: f"{1e6 * s:,.0f}"),
                 each("step_bytes", lambda size: f"{size / 2**20:,.1f}"),
                 each("compile_seconds", lambda s: f"{s:,.0f}"),
             ]
         )
-    header = ["config", "batch", "all-reduces", "kB reduced", "exchange, µs", "MiB per device"]
+    header = ["config", "batch", "all-reduces", "kB exchanged", "exchange, µs", "MiB per device"]
     return table([*header, "compile, s"], rows)
 
 
 def exchange_seconds(line: dict, kind: str, sizes: tuple[int, ...], slices: int = 1) -> float:
-    """Estimates the all-reduces of a line on other devices, with the bytes spread evenly."""
-    count = line["all_reduces"]
-    each = line["all_reduced_bytes"] / count
+    """Estimates the exchanges of a line on other devices, with the bytes spread evenly."""
+    count = line["per_step"]
+    each = line["bytes_per_step"] / count
     return count * bench.all_reduce_seconds(kind, sizes, each, slices=slices)
 
 

@@ -127,11 +127,13 @@ def summarise(
 ) -> dict[str, Any]:
     """Returns what a compiled step needs of its topology, as the report's extras.
 
-    FLOPs are counted on the traced step (`bench.count`), every pass of a loop once. The compiler's
-    own count and its estimate of the time take the body of a loop once, however often it runs.
+    A collective in a loop over updates runs once for each of them. FLOPs are counted on the traced
+    step (`bench.count`), every pass of a loop once. The compiler's own count and its estimate of
+    the time take the body of a loop once, however often it runs.
     """
     exchanged = bench.collectives(program.as_text())
-    loops_over_updates = int(built.algorithm.updates_per_batch > 1)
+    updates = built.algorithm.updates_per_batch
+    times = [updates if each.loops else 1 for each in exchanged]
     flops = bench.count(built.train_step(), *arguments(built)).flops
     limit = target.memory_bytes
     analysis = _analysis(program)
@@ -153,10 +155,12 @@ def summarise(
         "exchanged": {
             "collectives": len(exchanged),
             "in_loops": sum(each.loops > 0 for each in exchanged),
-            "in_loops_over_time": sum(each.loops > loops_over_updates for each in exchanged),
+            "in_loops_over_time": sum(each.loops > (updates > 1) for each in exchanged),
+            "per_step": sum(times),
             "bytes": sum(each.bytes for each in exchanged),
-            "estimated_seconds": estimated_seconds(target, exchanged),
-            "updates_per_batch": built.algorithm.updates_per_batch,
+            "bytes_per_step": sum(n * each.bytes for n, each in zip(times, exchanged, strict=True)),
+            "estimated_seconds": estimated_seconds(target, exchanged, times),
+            "updates_per_batch": updates,
         },
         "collectives": [each._asdict() for each in exchanged],
         "cpu_forms": cpu_forms(program.as_text()),
@@ -164,15 +168,21 @@ def summarise(
 
 
 def estimated_seconds(
-    target: bench.Topology, exchanged: Sequence[bench.Collective]
+    target: bench.Topology, exchanged: Sequence[bench.Collective], times: Sequence[int]
 ) -> float | None:
     """Estimates the time of a step's collectives, one after another; None for CPUs.
 
-    Each is taken for an all-reduce, and one in a loop is counted once.
+    Args:
+      target: the topology.
+      exchanged: the collectives, each of which is taken for an all-reduce.
+      times: how often each of them runs in a step.
     """
     if target.kind not in CHIPS:
         return None
-    return sum(bench.all_reduce_seconds(target.kind, target.sizes, c.bytes) for c in exchanged)
+    return sum(
+        number * bench.all_reduce_seconds(target.kind, target.sizes, each.bytes)
+        for number, each in zip(times, exchanged, strict=True)
+    )
 
 
 def cpu_forms(text: str) -> list[str]:

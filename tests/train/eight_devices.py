@@ -33,19 +33,9 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 #: Fields by the name of a config, and of what is changed.
 COMPILED = {
     "irnn": {},
-    "irnn, pmap": {"parallel": "pmap"},
     "fptt": {"model.cell.features": 8},
     "images, local statistics": {"model.depth": 8, "model.axis_name": ""},
 }
-if IN_FULL:
-    COMPILED |= {
-        "tarnn": {},
-        "images": {"model.depth": 8},
-        "global_cnn, local statistics": {"model.axis_name": ""},
-        "si_cnn, local statistics": {"model.axis_name": ""},
-        "shared_conv, local statistics": {"model.axis_name": ""},
-        "selective, local statistics": {"model.axis_name": ""},
-    }
 
 
 def tiny_config():
