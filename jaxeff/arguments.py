@@ -6,14 +6,20 @@ Each complaint is one sentence. What JAX is tracing has no values to look at and
 from __future__ import annotations
 
 import numbers
+import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.registry import closest
+
+
+def _is_traced(value: Any) -> bool:
+    """Returns whether JAX is tracing a value; data sets, which check theirs, do without JAX."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(value, jax.core.Tracer)
 
 
 def require(what: str, value: Any, interval: str) -> None:
@@ -28,7 +34,7 @@ def require(what: str, value: Any, interval: str) -> None:
     Raises:
       ConfigError: a value is outside, or no number.
     """
-    if isinstance(value, jax.core.Tracer):
+    if _is_traced(value):
         return
     try:
         if np.asarray(value).dtype.kind in "USb":  # which NumPy would read as numbers
@@ -91,7 +97,7 @@ def checked_labels(
     Raises:
       DataError: another shape, no whole numbers, or a number that no class has.
     """
-    if isinstance(labels, jax.core.Tracer):
+    if _is_traced(labels):
         return labels  # type: ignore[return-value]
     array = np.asarray(labels)
     if array.ndim != 1 or len(array) != (len(array) if examples is None else examples):

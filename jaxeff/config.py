@@ -110,12 +110,18 @@ def base_config() -> Config:
                 "every": 200,  # steps
                 "keep": 2,
             },
+            "export": {  # of a trained run, see jaxeff.exporting.export.Options
+                "to": "stablehlo",  # formats, with commas; see jaxeff.exporting.FORMATS
+                "precision": "float32",  # or another one of the formats
+                "batch_sizes": (1, 64),
+                "threads": 1,
+                "rounds": 10,  # timed turns; 0 times nothing
+            },
             "parallel": "shard_map",  # or pmap
             "devices": {
                 "cpu": 0,  # CPU devices to make; 0 is one per core
-                "coordinator": config_dict.placeholder(
-                    str
-                ),  # host:port or auto, for several processes
+                "topology": "",  # that --mode=compile compiles for: v5e:2x4, h100:8, cpu:8
+                "coordinator": config_dict.placeholder(str),  # host:port or auto, of processes
                 "num_processes": 1,
                 "process_id": 0,
             },
@@ -299,7 +305,8 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def distinctive(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what makes a run what it is: a plain config without what changes no figure.
 
-    That is where it runs, and sections that older versions lack, as long as they ask for nothing.
+    That is where it runs, what is exported of it, and sections that older versions lack, as long
+    as they ask for nothing.
     """
     return {name: value for name, value in _asked(fields).items() if name != "devices"}
 
@@ -309,7 +316,7 @@ def _asked(fields: Mapping[str, Any]) -> dict[str, Any]:
     rest = {
         name: value
         for name, value in fields.items()
-        if name not in LATER_SECTIONS or value != neutral[name]
+        if name != "export" and (name not in LATER_SECTIONS or value != neutral[name])
     }
     if isinstance(rest.get("prerequisites"), Mapping):
         required = rest["prerequisites"].items()

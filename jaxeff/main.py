@@ -34,8 +34,10 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "mode",
         "train",
-        ["train", "eval", "bench"],
-        "train: train and test; eval: test a trained run again; bench: measure speed and memory.",
+        ["train", "eval", "bench", "compile", "export"],
+        "train: train and test; eval: test a trained run again; bench: measure speed and memory; "
+        "compile: compile the training step for devices that need not be there; "
+        "export: write a trained run for other runtimes.",
         values,
     )
     flags.DEFINE_bool("debug", False, "Show the traceback behind an error's sentence.", values)

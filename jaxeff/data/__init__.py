@@ -25,12 +25,15 @@ from jaxeff.data.arrays import from_arrays
 from jaxeff.data.base import DATASETS, Dataset, Request, Split
 from jaxeff.data.loading import load
 from jaxeff.data.pipeline import eval_batches, make_train_iterator, padded_size
+from jaxeff.data.preprocessing import PREPROCESSINGS, Preprocessing
 from jaxeff.data.views import VIEWS
 
 __all__ = [
     "DATASETS",
+    "PREPROCESSINGS",
     "VIEWS",
     "Dataset",
+    "Preprocessing",
     "Request",
     "Split",
     "cifar",

@@ -10,6 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxeff.data import counter_rng
+from jaxeff.data.preprocessing import (
+    ImagePreprocessing,
+    NoPreprocessing,
+    Preprocessing,
+    scaled_pixels,
+)
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.registry import Registry
 
@@ -135,6 +141,11 @@ class Split(abc.ABC):
         """How many versions of an example training sees, over and over; 0 if always a new one."""
         return 1
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What is done to inputs as they come from outside; nothing, where it says nothing else."""
+        return NoPreprocessing()
+
     def preprocess(self, inputs: Any) -> dict[str, np.ndarray]:
         """Returns a batch, without labels, of inputs as they come from outside.
 
@@ -146,7 +157,7 @@ class Split(abc.ABC):
         Raises:
           DataError: they are of another form.
         """
-        return {"inputs": np.asarray(inputs)}
+        return self.preprocessing(inputs)
 
     @abc.abstractmethod
     def take(
@@ -222,19 +233,11 @@ class ArraySplit(Split):
             inputs = self.view(inputs, self._keys(np.asarray(indices), rng))
         return {"inputs": inputs, "labels": self.labels[rows]}
 
-    def preprocess(self, inputs: Any) -> dict[str, np.ndarray]:
-        """See ``Split.preprocess``: uint8 [examples, height, width(, channels)]."""
-        images, shape = np.asarray(inputs), tuple(self.images.shape[1:])
-        images = images[..., None] if images.ndim == 3 else images
-        if images.dtype != np.uint8 or images.shape[1:] != shape:
-            raise DataError(
-                f"the model takes images uint8 {('examples', *shape)}, not {images.dtype} "
-                f"{images.shape}"
-            )
-        rows = np.arange(len(images))
-        labels = np.zeros(len(images), np.int32)
-        raw = dataclasses.replace(self, images=images, labels=labels, indices=rows, training=False)
-        return {"inputs": raw.take(rows)["inputs"]}
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """See ``Split.preprocessing``."""
+        shape = tuple(map(int, self.images.shape[1:]))
+        return ImagePreprocessing.of(shape, self.scale, self.offset, self.view, self.stream)
 
     def _augmented(
         self, augment: Augmentation, rows: np.ndarray, keys: np.ndarray
@@ -251,10 +254,7 @@ class ArraySplit(Split):
         return {**batch, "mixed_labels": self.labels[others], "mixed_share": shares}
 
     def _scaled(self, images: np.ndarray) -> np.ndarray:
-        inputs = np.multiply(images, self.scale, dtype=np.float32)
-        if self.offset.any():
-            inputs += self.offset
-        return inputs
+        return scaled_pixels(images, self.scale, self.offset)
 
     def _keys(self, indices: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         if rng is None:
@@ -294,6 +294,33 @@ class GeneratedSplit(Split):
             raise IndexError(f"index outside [0, {self.size})")
         inputs, labels = self.generate(counter_rng.example_keys(self.seed, self.stream, indices))
         return {"inputs": inputs, "labels": labels}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NoExamples(Split):
+    """The split of a data set whose examples are not at hand: it knows their preprocessing.
+
+    Attributes:
+      steps: that preprocessing.
+    """
+
+    steps: Preprocessing
+
+    def __len__(self) -> int:
+        return 0
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """See ``Split.preprocessing``."""
+        return self.steps
+
+    def take(
+        self, indices: np.ndarray, rng: np.random.Generator | None = None
+    ) -> dict[str, np.ndarray]:
+        """Raises DataError: there is nothing to take."""
+        raise DataError(
+            "the model was loaded without its examples; jaxeff.load(folder, data=True) loads them"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

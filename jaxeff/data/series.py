@@ -25,6 +25,7 @@ from jaxeff.data.base import (
     sizes,
 )
 from jaxeff.data.memory import require_memory
+from jaxeff.data.preprocessing import PREPROCESSINGS, Preprocessing
 from jaxeff.data.series_files import SeriesFile
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.files import packaged, paths
@@ -37,6 +38,52 @@ Scaling = tuple[np.ndarray, np.ndarray]
 #: The package that ships some sets of the archives, and where they are in it.
 REQUIREMENT = "aeon==1.6.0"
 PACKAGE, PACKAGE_FOLDER = "aeon", "datasets/data"
+
+
+@PREPROCESSINGS.register("series")
+@dataclasses.dataclass(frozen=True)
+class SeriesPreprocessing(Preprocessing):
+    """Series, normalised feature by feature and padded at the end to one length.
+
+    Attributes:
+      length: time steps of the model's input; series may be shorter, not longer.
+      features: (features,) of a step, or () where steps are symbols.
+      mean: of each feature, which is taken out; () normalises nothing.
+      factor: for each feature, by which the rest is multiplied.
+      padded: whether a batch always has a mask; else only where a series is shorter.
+    """
+
+    length: int
+    features: tuple[int, ...]
+    mean: tuple[float, ...] = ()
+    factor: tuple[float, ...] = ()
+    padded: bool = False
+
+    @classmethod
+    def of(
+        cls, length: int, features: tuple[int, ...], scaling: Scaling | None, padded: bool
+    ) -> SeriesPreprocessing:
+        """Returns the preprocessing of arrays ``scaling``."""
+        mean, factor = scaling or ((), ())
+        return cls(length, features, tuple(map(float, mean)), tuple(map(float, factor)), padded)
+
+    def __call__(self, inputs: Any) -> dict[str, np.ndarray]:
+        """See `Preprocessing`: series as `series_rows` takes them, not longer than ``length``."""
+        series = series_rows("the inputs", inputs)
+        longest = max(map(len, series))
+        if series[0].shape[1:] != tuple(self.features) or longest > self.length:
+            raise DataError(
+                f"the model takes series of {tuple(self.features)} features and at most "
+                f"{self.length} steps, not {series[0].shape[1:]} and {longest}"
+            )
+        scaling = None
+        if self.mean:
+            scaling = np.array(self.mean, np.float32), np.array(self.factor, np.float32)
+        batch = {"inputs": pad([scaled(one, scaling) for one in series], self.length)}
+        lengths = np.array([len(one) for one in series])
+        if self.padded or lengths.min() < self.length:
+            batch["mask"] = (np.arange(self.length) < lengths[:, None]).astype(np.float32)
+        return batch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,21 +109,12 @@ class SeriesSplit(Split):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def preprocess(self, inputs: Any) -> dict[str, np.ndarray]:
-        """See ``Split.preprocess``: series as `series_rows` takes them, not longer than these."""
-        series = series_rows("the inputs", inputs)
-        length, features = self.values.shape[1], self.values.shape[2:]
-        longest = max(map(len, series))
-        if series[0].shape[1:] != features or longest > length:
-            raise DataError(
-                f"the model takes series of {features} features and at most {length} steps, not "
-                f"{series[0].shape[1:]} and {longest}"
-            )
-        batch = {"inputs": pad([scaled(one, self.scaling) for one in series], length)}
-        lengths = np.array([len(one) for one in series])
-        if self.lengths is not None or lengths.min() < length:
-            batch["mask"] = (np.arange(length) < lengths[:, None]).astype(np.float32)
-        return batch
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """See ``Split.preprocessing``."""
+        length, *features = map(int, self.values.shape[1:])
+        padded = self.lengths is not None
+        return SeriesPreprocessing.of(length, tuple(features), self.scaling, padded)
 
     def take(
         self, indices: np.ndarray, rng: np.random.Generator | None = None

@@ -12,7 +12,7 @@ import dataclasses
 import io
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from jaxeff.data.base import (
     sizes,
 )
 from jaxeff.data.memory import require_memory
+from jaxeff.data.preprocessing import PREPROCESSINGS, Preprocessing
 from jaxeff.data.series import SeriesSplit, stratified_indices
 from jaxeff.data.text import find_bible
 from jaxeff.errors import ConfigError, DataError
@@ -52,6 +53,47 @@ PARTS = {
 }
 
 
+@PREPROCESSINGS.register("texts")
+@dataclasses.dataclass(frozen=True)
+class TextPreprocessing(Preprocessing):
+    """Texts made tokens, cut off or padded to one length.
+
+    Attributes:
+      tokenizer: what makes them; it is written as ``tokenizer.json``.
+      length: tokens of the model's input.
+      typed: whether tokens have their types beside them.
+    """
+
+    tokenizer: tokens.Tokenizer
+    length: int
+    typed: bool = False
+
+    def __call__(self, inputs: Any) -> dict[str, np.ndarray]:
+        """See `Preprocessing`: texts, pairs as tuples."""
+        if isinstance(inputs, str):
+            raise DataError("the model takes a list of texts; write [text]")
+        texts = tokens.checked(inputs, "the inputs")
+        encoded = self.tokenizer.typed(texts, self.length)
+        values, lengths = tokens.padded_typed(encoded, self.length)
+        if self.typed and values.ndim == 2:  # none of these texts is a pair
+            values = np.stack([values, np.zeros_like(values)], -1)
+        mask = (np.arange(self.length) < lengths[:, None]).astype(np.float32)
+        return {"inputs": values, "mask": mask}
+
+    def fields(self) -> dict[str, Any]:
+        """See `Preprocessing.fields`."""
+        return {"length": self.length, "typed": self.typed}
+
+    def files(self) -> dict[str, bytes]:
+        """See `Preprocessing.files`."""
+        return {TOKENIZER: self.tokenizer.json.encode()}
+
+    @classmethod
+    def of_fields(cls, folder: Path, fields: Mapping[str, Any]) -> TextPreprocessing:
+        """See `Preprocessing.of_fields`."""
+        return cls(tokens.load(folder / TOKENIZER), **fields)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenSplit(SeriesSplit):
     """Texts as tokens, int32 ``[all examples, length]``, padded at the end.
@@ -65,16 +107,12 @@ class TokenSplit(SeriesSplit):
     tokenizer: tokens.Tokenizer | None = None
     texts: Sequence[tokens.Texts] = ()
 
-    def preprocess(self, inputs: Any) -> dict[str, np.ndarray]:
-        """See ``Split.preprocess``: texts, pairs as tuples."""
-        if isinstance(inputs, str) or self.tokenizer is None:
-            raise DataError("the model takes a list of texts; write [text]")
-        length = self.values.shape[1]
-        texts = tokens.checked(inputs, "the inputs")
-        values, lengths = tokens.padded_typed(self.tokenizer.typed(texts, length), length)
-        if values.ndim < self.values.ndim:  # none of these texts is a pair
-            values = np.stack([values, np.zeros_like(values)], -1)
-        return {"inputs": values, "mask": (np.arange(length) < lengths[:, None]).astype(np.float32)}
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """See ``Split.preprocessing``."""
+        if self.tokenizer is None:
+            return super().preprocessing
+        return TextPreprocessing(self.tokenizer, self.values.shape[1], self.values.ndim == 3)
 
 
 def _dataset(

@@ -12,6 +12,7 @@ from jaxeff.errors import DataError
 from jaxeff.files import packaged, paths
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+PREPROCESSING, REPORT = "preprocessing.json", "report.json"
 INDEX = "model.safetensors.index.json"
 PATTERNS = [CONFIG, TOKENIZER, WEIGHTS, INDEX, "model-*-of-*.safetensors"]
 _PACKAGE = "package:"

@@ -1,4 +1,4 @@
-"""Weights of pretrained models in files of the format safetensors, whole or in shards.
+"""Weights of models in files of the format safetensors, whole or in shards.
 
 A file is the length of a header as eight bytes, the header in JSON, which says type, shape and
 place of every tensor, and the tensors. Nothing in it is executed.
@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from jaxeff.errors import DataError
 from jaxeff.files import reading
 from jaxeff.hub.model_folder import INDEX, WEIGHTS
 
-_TYPES = {
+_TYPES: dict[str, Any] = {
     "F64": "<f8",
     "F32": "<f4",
     "F16": "<f2",
-    "BF16": "<u2",  # the upper half of a float32
+    "BF16": ml_dtypes.bfloat16,
     **{f"I{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
     **{f"U{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
     "BOOL": "?",
 }
+_NAMES = {np.dtype(kind): name for name, kind in _TYPES.items()}
+_ALIGNMENT = 8  # bytes, of the first tensor
 #: Files of other formats, which are known to lie in such folders.
 _OTHERS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 
@@ -62,8 +66,38 @@ def parts(folder: Path) -> list[Path]:
     return [folder / name for name in shards]
 
 
-def read(paths: list[Path]) -> dict[str, np.ndarray]:
-    """Returns the tensors of some files; those of 16-bit floats as float32, in no way copied else.
+def to_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """Returns the content of a file of some tensors, in the order of their names.
+
+    Raises:
+      DataError: a type that the format does not have; the tensor is named.
+    """
+    header: dict[str, Any] = {}
+    contents, end = [], 0
+    for name, value in sorted(tensors.items()):
+        dtype = value.dtype.newbyteorder("<")
+        if dtype not in _NAMES:
+            raise DataError(f"{name} is of type {value.dtype}, which safetensors does not have")
+        content = np.ascontiguousarray(value, dtype).tobytes()
+        offsets = [end, end + len(content)]
+        header[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(value.shape),
+            "data_offsets": offsets,
+        }
+        contents.append(content)
+        end = offsets[1]
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return b"".join([len(text).to_bytes(8, "little"), text, *contents])
+
+
+def read(paths: list[Path], *, half: bool = False) -> dict[str, np.ndarray]:
+    """Returns the tensors of some files.
+
+    Args:
+      paths: the files.
+      half: whether 16-bit floats stay what they are; otherwise they become float32.
 
     Raises:
       DataError: a file cannot be read or is damaged, or two have a tensor of one name.
@@ -72,6 +106,8 @@ def read(paths: list[Path]) -> dict[str, np.ndarray]:
     for path in paths:
         try:
             of_file = _read(path)
+            if not half:
+                of_file = {name: _widened(value) for name, value in of_file.items()}
         except Exception as error:  # whatever a damaged file makes the readers raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise DataError(f"{path}: cannot be read ({reason})") from None
@@ -106,7 +142,9 @@ def _tensor(name: str, entry: Any, stored: np.ndarray) -> np.ndarray:
         raise ValueError(f"the file is truncated: {name} ends at {end} of {len(stored)} bytes")
     if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize != end - begin:
         raise ValueError(f"{name} of shape {shape} does not have {end - begin} bytes")
-    values = np.asarray(stored[begin:end]).view(dtype).reshape(shape)
-    if kind == "BF16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32) if kind == "F16" else values
+    return np.asarray(stored[begin:end]).view(dtype).reshape(shape)
+
+
+def _widened(values: np.ndarray) -> np.ndarray:
+    half = values.dtype in (np.float16, ml_dtypes.bfloat16)
+    return values.astype(np.float32) if half else values

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import hashlib
-import io
-import json
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,16 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxeff.data import tokens
+from jaxeff.data import preprocessing, tokens
+from jaxeff.data.snippets import TextPreprocessing
 from jaxeff.data.tokens import Texts, Tokenizer, Tokens
 from jaxeff.errors import DataError, UserError
-from jaxeff.files import reading
-from jaxeff.hub.model_folder import CONFIG, TOKENIZER
+from jaxeff.hub import saved_folder
+from jaxeff.hub.model_folder import CONFIG, WEIGHTS
 from jaxeff.models import MODELS
 from jaxeff.models.text import TextClassifier
 from jaxeff.version import __version__
 
-WEIGHTS = "weights.npz"
 BATCHES = (1, 8, 32)
 SHORTEST = 8
 
@@ -76,7 +73,7 @@ class TextModel:
         self.class_names = tuple(class_names)
         self._check_sizes()
         self.params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
-        self.lengths = [*_doubled(SHORTEST, length), length]
+        self.lengths = lengths_up_to(length)
         self._programs: dict[tuple[int, ...], Any] = {}
 
     def _check_sizes(self) -> None:
@@ -168,7 +165,7 @@ class TextModel:
         return np.asarray(outputs.astype(jnp.float32))[: len(codes)]
 
     def save(self, folder: str | Path) -> None:
-        """Writes ``config.json``, ``weights.npz`` and ``tokenizer.json``, all that is needed.
+        """Writes a folder that has all that is needed, and that `jaxeff.load` reads too.
 
         All of them are written before the first takes its place, and the config knows the others'
         contents: what was there stays whole if they cannot be written, and files of two models are
@@ -178,110 +175,91 @@ class TextModel:
           UserError: the folder cannot be written.
         """
         encoder = self.network.encoder
-        plan = dataclasses.asdict(encoder.plan)
-        flat = flax.traverse_util.flatten_dict(jax.device_get(self.params), sep="/")
-        weights = io.BytesIO()
-        # NumPy's files have no 16-bit floats of the kind bfloat16; float32 holds them exactly.
-        np.savez(
-            weights, **{n: v.astype(np.promote_types(v.dtype, np.float32)) for n, v in flat.items()}
-        )
-        contents = {WEIGHTS: weights.getvalue(), TOKENIZER: self.tokenizer.json.encode()}
+        classes = len(self.class_names)
         config = {
             "jaxeff": __version__,
             "model": {
                 "name": "encoder",
                 "shape": dataclasses.asdict(encoder.shape),
-                **plan,
+                **dataclasses.asdict(encoder.plan),
                 "dtype": jnp.dtype(self.network.dtype).name,
             },
-            "class_names": self.class_names,
-            "length": self.length,
-            "digests": {name: _digest(content) for name, content in contents.items()},
+            "num_outputs": classes,
+            "dataset": {
+                "name": "texts",
+                "task": "classification",
+                "num_classes": classes,
+                "num_outputs": classes,
+                "input_shape": (self.length, 2) if encoder.shape.types else (self.length,),
+                "description": "texts",
+                "class_names": self.class_names,
+                "input_dtype": "int32",
+                "vocabulary": self.tokenizer.size,
+            },
         }
-        contents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
-        try:
-            reading.replace_all(Path(folder), contents)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
+        steps = TextPreprocessing(self.tokenizer, self.length, bool(encoder.shape.types))
+        flat = flax.traverse_util.flatten_dict({"params": jax.device_get(self.params)}, sep="/")
+        saved_folder.write(Path(folder), config, flat, preprocessing.contents(steps))
 
     @classmethod
     def load(cls, folder: str | Path) -> TextModel:
-        """Reads a folder that `save` wrote.
+        """Reads a folder that `save` wrote, or `jaxeff.load`'s of a text classifier.
 
         Raises:
           DataError: files are missing or damaged, or the weights do not fit; they are named.
         """
         folder = Path(folder)
         try:
-            config = json.loads(reading.read_text(folder / CONFIG, limit=reading.MAX_JSON_BYTES))
-            names, length = tuple(config["class_names"]), int(config["length"])
-            digests = dict(config.get("digests", {}))
-            network = MODELS.build(config["model"], num_outputs=len(names))
+            config = saved_folder.read_config(folder)
+        except DataError as error:
+            if "was changed" in str(error):
+                raise
+            raise DataError(
+                f"{folder / CONFIG}: is no text model's config ({_reason(error, folder)})"
+            ) from None
+        try:
+            names = tuple(config["dataset"]["class_names"])
+            network = MODELS.build(config["model"], "model", num_outputs=len(names))
+            layers, longest = network.encoder.shape.layers, network.encoder.shape.max_length
         except Exception as error:  # whatever is in its place
-            reason = str(error).removeprefix(f"{folder / CONFIG}: ")[:300] or type(error).__name__
-            raise DataError(f"{folder / CONFIG}: is no text model's config ({reason})") from None
+            raise DataError(
+                f"{folder / CONFIG}: is no text model's config ({_reason(error, folder)})"
+            ) from None
+        stored = saved_folder.read_tensors(folder)
         weights = folder / WEIGHTS
-        # The arrays are stored as they are, so that the file is at least as large as they.
-        stored = reading.read_npz(weights, weights.stat().st_size if weights.is_file() else 0)
-        layers = network.encoder.shape.layers
         if layers > len(stored):  # too many to be traced
             raise DataError(
                 f"{weights}: {len(stored)} arrays are too few for the {layers} layers of {CONFIG}"
             )
+        steps = preprocessing.read(folder)
+        if not isinstance(steps, TextPreprocessing):
+            raise DataError(f"{folder}: is a model of other inputs than texts; use jaxeff.load")
         # A length that does not fit is refused below; parameters do not depend on it.
-        longest = network.encoder.shape.max_length
-        example = jax.ShapeDtypeStruct((1, min(max(length, 1), longest)), jnp.int32)
+        example = jax.ShapeDtypeStruct((1, min(max(steps.length, 1), longest)), jnp.int32)
         shapes: Any = jax.eval_shape(network.init, jax.random.key(0), example)
-        expected = flax.traverse_util.flatten_dict(shapes["params"], sep="/")
-        wrong = [
-            name
-            for name in sorted({*expected, *stored})
-            if name not in expected
-            or name not in stored
-            or expected[name].shape != stored[name].shape
-        ]
-        if wrong:
-            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-            raise DataError(
-                f"{folder / WEIGHTS}: {', '.join(wrong[:5])}{more} missing, unknown or misshapen; "
-                f"it does not fit {CONFIG}"
-            )
-        for name, digest in digests.items():
-            if name not in (WEIGHTS, TOKENIZER) or _digest(_content(folder / name)) != digest:
-                raise DataError(
-                    f"{folder / name}: was changed, or is not of the same model as {CONFIG}; save "
-                    "the model again"
-                )
+        saved_folder.check_fit(weights, flax.traverse_util.flatten_dict(shapes, sep="/"), stored)
         spoilt = next((n for n in sorted(stored) if not _is_finite(stored[n])), None)
         if spoilt is not None:
             raise DataError(f"{weights}: {spoilt} holds no numbers, or some that are not finite")
-        params = flax.traverse_util.unflatten_dict(stored, sep="/")
-        tokenizer = tokens.load(folder / TOKENIZER)
+        params = flax.traverse_util.unflatten_dict(stored, sep="/")["params"]
         try:
-            return cls(network, params, tokenizer, names, length)
+            return cls(network, params, steps.tokenizer, names, steps.length)
         except DataError as error:
             raise DataError(f"{folder}: {error}") from None
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+def _reason(error: Exception, folder: Path) -> str:
+    return str(error).removeprefix(f"{folder / CONFIG}: ")[:300] or type(error).__name__
 
 
 def _is_finite(values: np.ndarray) -> bool:
-    return values.dtype.kind == "f" and bool(np.isfinite(values).all())
+    return jnp.issubdtype(values.dtype, jnp.floating) and bool(np.isfinite(values).all())
 
 
-def _doubled(first: int, below: int) -> list[int]:
-    """Returns ``first`` and its doubles that are smaller than ``below``."""
-    lengths = []
-    while first < below:
-        lengths.append(first)
-        first *= 2
-    return lengths
+def lengths_up_to(longest: int) -> list[int]:
+    """Returns the lengths to which texts are filled up: `SHORTEST`, its doubles, the longest."""
+    lengths, length = [], SHORTEST
+    while length < longest:
+        lengths.append(length)
+        length *= 2
+    return [*lengths, longest]

@@ -32,7 +32,7 @@ POSITIVE = (
 MAX_CPU_DEVICES = 512
 SELECTIONS = ("best", "last")
 CONFIG_FILE = "config.json"
-RESERVED = ("checkpoints", "eval", "bench", "search")  # folders of a run
+RESERVED = ("checkpoints", "eval", "bench", "compile", "export", "search")  # folders of a run
 
 
 def check(config: ml_collections.ConfigDict) -> None:

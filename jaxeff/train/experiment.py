@@ -77,6 +77,10 @@ class Experiment:
         )
         return self.model.initial_carry(inputs)
 
+    def train_step(self) -> Any:
+        """Returns the mapped step ``(state, batch) -> (state, metrics)``; it donates the state."""
+        return self.devices.map(self.algorithm.update, donate=True)
+
     def train_batches(self) -> Any:
         """Returns this process's endless iterator over training batches, at its beginning."""
         return data.make_train_iterator(
@@ -118,6 +122,7 @@ def build(
     config: ml_collections.ConfigDict,
     trained: Mapping[str, Trained] | None = None,
     datasets: DatasetCache | None = None,
+    devices: DeviceMap | None = None,
 ) -> Experiment:
     """Builds an experiment; nothing is compiled yet.
 
@@ -125,6 +130,7 @@ def build(
       config: the config.
       trained: the models of ``config.prerequisites``, by name.
       datasets: what the run has loaded before.
+      devices: how steps are mapped over which devices; all of JAX's if None.
 
     Raises:
       ConfigError: a field is unknown or impossible, or a prerequisite has seen what is to judge
@@ -132,7 +138,7 @@ def build(
       DataError: the data is missing or damaged, or has labels without a class.
     """
     check.check(config)
-    devices = DeviceMap(config.parallel)
+    devices = devices or DeviceMap(config.parallel)
     devices.check_batch(config.train.batch_size, "train.batch_size")
     check_types(optim.build, config.optim, "optim")
     rounding = _fake_quantization(config)

@@ -1,4 +1,4 @@
-"""Starts one job of the command line: trains, evaluates a trained run, or measures a model."""
+"""Starts one job of the command line: trains, evaluates or exports a run, or measures a model."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ from jaxeff.search import run as searching
 from jaxeff.train import (
     announce,
     check,
+    compile_ahead,
     experiment,
     noise,
     prerequisites,
     processes,
     run_report,
     runtime,
+    trained_model,
 )
 from jaxeff.train import workdir as folders
 from jaxeff.train.benchmark import benchmark
 from jaxeff.train.datasets import DatasetCache
 from jaxeff.train.evaluate import evaluate
+from jaxeff.train.exports import export_run
 from jaxeff.train.loop import Training
 
-MODES = ("train", "eval", "bench")
+MODES = ("train", "eval", "bench", "compile", "export")
 
 
 def run(
@@ -47,7 +50,9 @@ def run(
       config: as ``configs/*.py`` return it.
       workdir: folder of the run; "train" continues what it finds there.
       mode: "train", "eval" (the trained parameters on validation and test, into
-        ``workdir/eval``) or "bench" (speed, memory and counts, into ``workdir/bench``).
+        ``workdir/eval``), "bench" (speed, memory and counts, into ``workdir/bench``), "compile"
+        (the training step for ``config.devices.topology``, into ``workdir/compile``) or "export"
+        (the trained model for other runtimes, into ``workdir/export``).
       arrays: data of one's own, ``x_train``, ``y_train``, ``x_test``, ``y_test`` and whatever else
         a file of data set "arrays" may have. They are written to ``workdir/arrays.npz``, which the
         config of the run names, so that it can be continued and loaded like any other.
@@ -60,7 +65,8 @@ def run(
         config = with_arrays(config, folder, arrays)
     check.check(config)
     noise.hush()
-    runtime.prepare(batch_size=check.training_batch(config), cpu_devices=config.devices.cpu)
+    cpu_devices = compile_ahead.prepare(config, mode) or config.devices.cpu
+    runtime.prepare(batch_size=check.training_batch(config), cpu_devices=cpu_devices)
     if config.devices.coordinator:
         processes.connect(
             config.devices.coordinator, config.devices.num_processes, config.devices.process_id
@@ -68,7 +74,13 @@ def run(
     with folders.file_errors(), processes.lost_ones():
         if mode == "train":
             return train(config, folder)[1]
-        return {"eval": evaluate, "bench": benchmark}[mode](config, folder)
+        jobs = {
+            "eval": evaluate,
+            "bench": benchmark,
+            "compile": compile_ahead.compile_step,
+            "export": export_run,
+        }
+        return jobs[mode](config, folder)
 
 
 def with_arrays(
@@ -157,5 +169,19 @@ def _finish(training: Training) -> dict[str, Any] | None:
         extras={**searching.summary(workdir), **extras},
         more_artifacts={**run_report.pictures(built, workdir, chosen["params"]), **artifacts},
     )
+    _save(built, chosen, workdir, report)
     announce.results(report, workdir)
     return report
+
+
+def _save(
+    built: experiment.Experiment, chosen: dict[str, Any], workdir: Path, report: dict[str, Any]
+) -> None:
+    """Writes the model into a folder of its own, which `jaxeff.load` reads without the data."""
+    config = trained_model.run_config(workdir)
+    try:
+        trained_model.from_experiment(built, chosen, config, report).save(
+            workdir / trained_model.FOLDER
+        )
+    except DataError as error:
+        say(f"warning: no folder '{trained_model.FOLDER}' was written: {error}")

@@ -7,6 +7,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -20,9 +21,15 @@ from jaxeff.data import Dataset
 from jaxeff.errors import CheckpointError, DataError
 from jaxeff.eval.report import JSON_NAME, read_report
 from jaxeff.files import paths
+from jaxeff.hub import saved_folder
+from jaxeff.models.text import without_pretrained
 from jaxeff.selective.confidence import class_logits
-from jaxeff.train import prerequisites, selection
+from jaxeff.train import experiment, prerequisites, saved_model, selection
 from jaxeff.train.check import CONFIG_FILE
+from jaxeff.train.datasets import DatasetCache
+
+#: Folder of a finished run that has what `load` needs.
+FOLDER = "model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +57,11 @@ class LoadedModel:
       variables: its selected parameters and its other collections.
       config: of the run.
       report: of the run, see docs/report.md; None if the training has not come to its end.
-      dataset: what it was trained on, with the preprocessing and the names of the classes.
+      dataset: facts of what it was trained on, with the preprocessing and the names of the classes;
+        its splits are empty unless they were asked for.
       forward: maps variables and a batch, ``inputs`` and an optional ``mask``, to outputs.
       class_logits: the part of the outputs that predicts a class.
+      saved: what `save` writes, with these variables and this report.
     """
 
     model: nn.Module
@@ -62,6 +71,20 @@ class LoadedModel:
     dataset: Dataset
     forward: Callable[..., Any]
     class_logits: Callable[[Any], Any]
+    saved: saved_model.SavedModel
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the model into a folder, from which `load` makes it again on any machine.
+
+        The folder has ``model.safetensors``, ``config.json``, ``preprocessing.json`` and, where the
+        training has come to its end, its ``report.json``.
+
+        Raises:
+          UserError: the folder cannot be written, or the data of the model preprocesses inputs in
+            a way that is not data.
+        """
+        current = self.saved._replace(variables=self.variables, report=self.report)
+        saved_model.write(current, paths.expanded(os.fspath(folder)))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -107,20 +130,92 @@ class LoadedModel:
         return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:examples], *parts)
 
 
-def load(workdir: str | os.PathLike[str]) -> LoadedModel:
+def load(folder: str | os.PathLike[str], *, data: bool = False) -> LoadedModel:
     """Returns what a training made, with the parameters that its config selects.
 
-    The data of the run is loaded too, for its preprocessing. What a config file of one's own
-    registers must have been imported before.
+    Neither the data nor the checkpoints of a finished run are needed: it has a folder ``model``,
+    which may be moved anywhere. What a config file of one's own registers must have been imported
+    before.
 
     Args:
-      workdir: folder of the run, or of one of its prerequisites in it.
+      folder: of a run, of one of its prerequisites in it, or one that `LoadedModel.save` wrote.
+      data: whether to load the examples too, into ``dataset``; otherwise its splits are empty and
+        only know the preprocessing.
 
     Raises:
       CheckpointError: it is no such folder, or holds no checkpoint yet.
-      UserError: the config does not fit the installed package, or its data is missing.
+      UserError: the model does not fit the installed package, or its data is missing.
     """
-    folder = paths.expanded(os.fspath(workdir))
+    path = paths.expanded(os.fspath(folder))
+    saved = _saved_in(path)
+    loaded = _of_saved(saved_model.read(saved)) if saved else _from_checkpoint(path)
+    if data and not len(loaded.dataset.splits["train"]):
+        return dataclasses.replace(loaded, dataset=DatasetCache().load(loaded.config.data))
+    return loaded
+
+
+def from_experiment(
+    built: experiment.Experiment,
+    chosen: Mapping[str, Any],
+    config: ml_collections.ConfigDict,
+    report: Mapping[str, Any] | None,
+) -> LoadedModel:
+    """Returns the model of an experiment with its selected parameters.
+
+    Args:
+      built: the experiment.
+      chosen: ``params`` and ``model_state``.
+      config: of the run, before a search.
+      report: of the run.
+    """
+    variables = {"params": chosen["params"], **chosen["model_state"]}
+    fields = without_pretrained(built.config.model.to_dict())
+    return _of_saved(
+        saved_model.SavedModel(
+            *(built.model, fields, variables, config, report), built.dataset, built.algorithm
+        )
+    )
+
+
+def _of_saved(saved: saved_model.SavedModel) -> LoadedModel:
+    algorithm, device = saved.algorithm, jax.local_devices()[0]
+
+    def forward(variables, batch):
+        return algorithm.forward(variables, batch, train=False)[0]
+
+    return LoadedModel(
+        saved.model,
+        jax.device_put(jax.device_get(saved.variables), device),
+        saved.config,
+        saved.report,
+        saved.dataset,
+        jax.jit(forward),
+        lambda outputs: class_logits(algorithm.objective, outputs),
+        saved,
+    )
+
+
+def _saved_in(folder: Path) -> Path | None:
+    """Returns where a saved model lies: here, or in the folder of a run that it is the end of."""
+    if saved_folder.is_saved(folder):
+        return folder
+    if not saved_folder.is_saved(folder / FOLDER):
+        return None
+    # A run that was made longer since has a config that its saved model does not have.
+    try:
+        of_run = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+        known = json.loads((folder / FOLDER / CONFIG_FILE).read_text("utf-8")).get("config")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return folder / FOLDER if of_run == known else None
+
+
+def run_config(folder: Path) -> ml_collections.ConfigDict:
+    """Returns the config of the run in a folder.
+
+    Raises:
+      CheckpointError: the folder is none of a run.
+    """
     try:
         fields = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
         config = base_config()
@@ -131,20 +226,12 @@ def load(workdir: str | os.PathLike[str]) -> LoadedModel:
             f"{folder} is no folder of a run, because it has no readable {CONFIG_FILE}; give the "
             "--workdir of a training, runs/NAME-HASH unless it was named"
         ) from error
-    experiment = prerequisites.build(config, folder)
-    chosen = selection.read(experiment, folder, warnings.warn).chosen
-    variables = {"params": chosen["params"], **chosen["model_state"]}
-    algorithm, device = experiment.algorithm, jax.local_devices()[0]
+    return config
 
-    def forward(variables, batch):
-        return algorithm.forward(variables, batch, train=False)[0]
 
-    return LoadedModel(
-        experiment.model,
-        jax.device_put(jax.device_get(variables), device),
-        config,
-        read_report(folder) if (folder / JSON_NAME).exists() else None,
-        experiment.dataset,
-        jax.jit(forward),
-        lambda outputs: class_logits(algorithm.objective, outputs),
-    )
+def _from_checkpoint(folder: Path) -> LoadedModel:
+    config = run_config(folder)
+    built = prerequisites.build(config, folder)
+    chosen = selection.read(built, folder, warnings.warn).chosen
+    report = read_report(folder) if (folder / JSON_NAME).exists() else None
+    return from_experiment(built, chosen, config, report)

@@ -19,6 +19,7 @@ from jaxeff.data.text import read_bible, read_text
 from jaxeff.data.voxelise import read_mesh
 from jaxeff.errors import UserError
 from jaxeff.files import paths, reading
+from jaxeff.hub import safetensor_files
 from jaxeff.hub.model_folder import locate
 from jaxeff.serving import TextModel
 
@@ -71,7 +72,7 @@ def ts(header, line="1,2:a"):
 
 
 DEEP = b"[" * 200_000
-MODEL = {"class_names": ["a"], "length": 4, "model": {"name": "encoder"}}
+MODEL = {"dataset": {"class_names": ["a"]}, "digests": {}, "model": {"name": "encoder"}}
 HUGE = {"vocabulary": 9, "width": 8, "layers": 10**7, "heads": 2, "hidden": 8}
 
 LIMIT = 1 << 16
@@ -124,10 +125,10 @@ TABLE = [
     ("config.json", b"[1]", served, "no text model's config"),
     ("config.json", DEEP, served, "no text model's config"),
     ("config.json", b"\xff", served, "not UTF-8"),
-    ("config.json", json.dumps({**MODEL, "length": None}).encode(), served, "no text model's"),
+    ("config.json", json.dumps({**MODEL, "dataset": None}).encode(), served, "no text model's"),
     ("config.json", json.dumps({**MODEL, "model": 3}).encode(), served, "no text model's config"),
     ("config.json", json.dumps({**MODEL, "model": {"name": "encoder", "shape": HUGE}}).encode(),
-     served, "weights.npz: cannot be read"),
+     served, "model.safetensors: cannot be read"),
 ]  # fmt: skip
 
 
@@ -143,7 +144,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path, monkeypatch, name, content, re
         read(path)
     said = str(caught.value)
     assert words in said
-    assert str(path) in said or "weights.npz" in said
+    assert str(path) in said or "model.safetensors" in said
     assert "\n" not in said
     assert len(said) < 600
 
@@ -151,7 +152,8 @@ def test_a_damaged_file_is_one_sentence(tmp_path, monkeypatch, name, content, re
 def test_more_layers_than_arrays_are_refused_at_once(tmp_path):
     config = {**MODEL, "model": {"name": "encoder", "shape": HUGE}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    np.savez(tmp_path / "weights.npz", a=np.zeros(1))
+    tensors = safetensor_files.to_bytes({"a": np.zeros(1)})
+    (tmp_path / "model.safetensors").write_bytes(tensors)
     with pytest.raises(UserError, match="1 arrays are too few for the 10000000 layers"):
         TextModel.load(tmp_path)
 

@@ -290,7 +290,7 @@ def test_composes_in_a_network():
         ({"velocity": "up"}, "velocity must be one of"),
         ({"activation": "gelu"}, "activation must be one of"),
         ({"dt": 0.0}, "dt must be positive"),
-        ({"scheme": "spectral", "start": "euler"}, "start has no use"),
+        ({"scheme": "spectral", "start": "euler"}, "start has no effect"),
         ({"diffusivity": (1.0, -1.0)}, "must not be negative"),
         ({"spacing": (4, 1)}, "does not fit a grid of 4 cells"),
         ({"num_steps": 0}, "num_steps must be a whole number of at least 1"),

@@ -6,12 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxeff.data import tokens
+from jaxeff.data import preprocessing, tokens
+from jaxeff.data.snippets import TextPreprocessing
 from jaxeff.errors import DataError, UserError
 from jaxeff.files import reading
+from jaxeff.hub import saved_folder
+from jaxeff.hub.model_folder import WEIGHTS
 from jaxeff.models import MODELS
 from jaxeff.serving import TextModel
-from jaxeff.serving import text as module
 
 WORDS = tokens.Words((tokens.PADDING, tokens.UNKNOWN, *"abcdefgh"))
 SHAPE = {
@@ -23,6 +25,7 @@ SHAPE = {
     "positions": 20,
     "types": 0,
 }
+FILES = ("config.json", "model.safetensors", "preprocessing.json", "tokenizer.json")
 TEXTS = ["a", "b c d", "a b c d e f g h a b", "h " * 40, "c c c c c c c c c", ""]
 
 
@@ -77,7 +80,7 @@ def test_few_programs_for_many_calls():
 def test_a_folder_is_the_whole_model(model, tmp_path):
     model.save(tmp_path / "folder")
     names = {path.name for path in (tmp_path / "folder").iterdir()}
-    assert names == {"config.json", "weights.npz", "tokenizer.json"}
+    assert names == {*FILES}
     again = TextModel.load(tmp_path / "folder")
     np.testing.assert_array_equal(again.logits(TEXTS[:2]), model.logits(TEXTS[:2]))
     assert again.class_names == model.class_names
@@ -89,18 +92,21 @@ def test_folders_that_hold_no_model(model, tmp_path):
     with pytest.raises(DataError, match="is no text model's config"):
         TextModel.load(folder)
     model.save(folder)
-    weights = dict(np.load(folder / module.WEIGHTS))
+    config = saved_folder.read_config(folder)
+    files = {n: (folder / n).read_bytes() for n in ("preprocessing.json", "tokenizer.json")}
+    weights = saved_folder.read_tensors(folder)
     for change in (
-        {k: v for k, v in weights.items() if k != "classifier/bias"},
-        {**weights, "classifier/bias": np.zeros(3, np.float32)},
-        {**weights, "classifier/bais": np.zeros(2, np.float32)},
+        {k: v for k, v in weights.items() if k != "params/classifier/bias"},
+        {**weights, "params/classifier/bias": np.zeros(3, np.float32)},
+        {**weights, "params/classifier/bais": np.zeros(2, np.float32)},
     ):
-        np.savez(folder / module.WEIGHTS, **change)
+        saved_folder.write(folder, config, change, files)
         with pytest.raises(DataError, match=r"classifier/b\w+ missing, unknown or misshapen"):
             TextModel.load(folder)
-    (folder / module.WEIGHTS).write_bytes(b"damaged")
-    with pytest.raises(DataError, match="cannot be read"):
+    (folder / WEIGHTS).write_bytes(b"damaged")
+    with pytest.raises(DataError, match="was changed"):
         TextModel.load(folder)
+    saved_folder.write(folder, config, weights, files)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model": {"name": "encoder"}}))
     with pytest.raises(DataError, match="is no text model's config"):
@@ -175,8 +181,10 @@ def test_folders_are_replaced_whole(model, tmp_path, monkeypatch):
     assert after.keys() == before.keys()
     assert after["notes"] == before["notes"]
     # Files of two models, as a kill between two renames leaves them.
-    (tmp_path / module.WEIGHTS).write_bytes(before[module.WEIGHTS])
-    with pytest.raises(DataError, match=r"weights.npz: was changed, or is not of the same model"):
+    (tmp_path / WEIGHTS).write_bytes(before[WEIGHTS])
+    with pytest.raises(
+        DataError, match=r"model.safetensors: was changed, or is not of the same model"
+    ):
         TextModel.load(tmp_path)
 
 
@@ -218,12 +226,13 @@ def test_pairs_are_answered_with_their_types(tmp_path):
 
 def test_folders_with_a_field_or_file_spoilt_are_named(model, tmp_path):
     model.save(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config, weights = saved_folder.read_config(tmp_path), saved_folder.read_tensors(tmp_path)
     for length in (-1, 10**9):
-        (tmp_path / "config.json").write_text(json.dumps({**config, "length": length}))
+        steps = preprocessing.contents(TextPreprocessing(WORDS, length))
+        saved_folder.write(tmp_path, config, weights, steps)
         with pytest.raises(DataError, match=f"a length of {length} tokens does not fit"):
             TextModel.load(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    model.save(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(DataError, match=r"tokenizer\.json: cannot be read"):
         TextModel.load(tmp_path)
@@ -235,7 +244,7 @@ def test_values_that_are_not_finite_name_no_class(model, tmp_path):
     with pytest.raises(UserError, match="output for row 0 is NaN or infinite"):
         spoilt.predict(["a"])
     spoilt.save(tmp_path)
-    with pytest.raises(DataError, match=r"weights\.npz: \S+ holds .* not finite"):
+    with pytest.raises(DataError, match=r"model\.safetensors: \S+ holds .* not finite"):
         TextModel.load(tmp_path)
 
 
@@ -243,4 +252,5 @@ def test_weights_of_half_precision_are_kept_exactly(model, tmp_path):
     half = jax.tree.map(lambda p: np.asarray(p).astype(jax.numpy.bfloat16), model.params)
     TextModel(model.network, half, WORDS, ("no", "yes"), 20).save(tmp_path)
     again = TextModel.load(tmp_path).params
-    jax.tree.map(lambda p, q: np.testing.assert_array_equal(p, q.astype(float)), again, half)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(again)} == {"bfloat16"}
+    jax.tree.map(np.testing.assert_array_equal, again, half)

@@ -1,7 +1,9 @@
 """A run, trained on arrays of one's own, as a model that answers."""
 
 import dataclasses
+import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -65,6 +67,46 @@ def test_a_loaded_run_answers_as_its_report_says(run, series):
     generated = dataclasses.replace(trained, dataset=jaxeff.data.load("adding", length=6))
     with pytest.raises(DataError, match=r"inputs of shape \(6, 2\), not \(5, 2\)"):
         generated.predict(np.ones((1, 5, 2)))
+
+
+def test_a_run_is_loaded_without_its_data_and_checkpoints(run, series, tmp_path):
+    _, folder = run
+    values, _, lengths = (part[64:] for part in series)
+    raw = [one[:n] for one, n in zip(values, lengths, strict=True)]
+    (tmp_path / "mine.npz").unlink()
+    shutil.rmtree(folder / "checkpoints")
+    trained = jaxeff.load(folder)
+    expected = trained.predict(raw)
+    trained.save(tmp_path / "elsewhere")
+    again = jaxeff.load(tmp_path / "elsewhere")
+    answers = again.predict(raw)
+    np.testing.assert_array_equal(answers.outputs, expected.outputs)
+    np.testing.assert_array_equal(answers.names, expected.names)
+    assert again.report == trained.report
+    with pytest.raises(DataError, match=r"loaded without its examples; jaxeff.load\(folder, data"):
+        again.dataset.splits["train"].take(np.arange(2))
+    with pytest.raises(DataError, match=r"mine\.npz: there is no such file"):
+        jaxeff.load(tmp_path / "elsewhere", data=True)
+
+
+def test_a_saved_model_is_that_of_the_checkpoint(run, series):
+    _, folder = run
+    raw = list(series[0][64:])
+    expected = jaxeff.load(folder).predict(raw)
+    assert len(jaxeff.load(folder, data=True).dataset.splits["train"])
+    shutil.rmtree(folder / "model")
+    np.testing.assert_array_equal(jaxeff.load(folder).predict(raw).outputs, expected.outputs)
+
+
+def test_a_folder_of_two_models_is_refused(run, tmp_path):
+    _, folder = run
+    trained = jaxeff.load(folder)
+    trained.save(tmp_path / "first")
+    moved = jax.tree.map(lambda leaf: leaf + 1, trained.variables)
+    dataclasses.replace(trained, variables=moved).save(tmp_path / "second")
+    shutil.copy(tmp_path / "second/model.safetensors", tmp_path / "first")
+    with pytest.raises(DataError, match=r"model\.safetensors: was changed, or is not of the same"):
+        jaxeff.load(tmp_path / "first")
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])
