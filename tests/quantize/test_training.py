@@ -57,15 +57,21 @@ def test_states_are_rounded_at_every_step_and_gradients_are_those_of_any_backwar
         grads[backward], ys = jax.grad(loss, has_aux=True)(params, backward)
         np.testing.assert_array_equal(ys * 128, np.round(ys * 128))
         assert np.abs(ys).max() > 0.05
+    # From a state of zeros the inner steps are those of the cell itself, and only their end rounds.
+    _, y = ode.TARNN(5, num_inner_steps=2, activation="tanh", step_size=0.3).step(
+        params, carry, xs[0]
+    )
+    np.testing.assert_allclose(ys[0], np.floor(y * 128 + 0.5) / 128, atol=1e-6)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads["fused"], grads["autodiff"]
     )
 
 
 def test_other_cells_round_too():
-    cell = FakeQuantization(state_bits=8).cell(ode.DualODE(4, step_size=0.3))
+    cell = FakeQuantization(state_bits=8).cell(ode.DualODE(4, activation="tanh", step_size=0.9))
     params = cell.init(jax.random.key(0), 3)
-    carry, y = cell.step(params, cell.initial_carry((2,)), jnp.ones((2, 3)))
+    carry, y = cell.step(params, cell.initial_carry((2,)), 5 * jnp.ones((2, 3)))
+    assert np.abs(y).max() > 0.05
     np.testing.assert_array_equal(y * 128, np.round(y * 128))
     np.testing.assert_array_equal(carry, y)
     with pytest.raises(ConfigError, match="solver=euler"):
