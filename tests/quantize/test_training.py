@@ -1,5 +1,7 @@
 """Training that rounds as integers will."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from jaxeff.quantize import FakeQuantization
 from jaxeff.quantize.formats import QuantizeOptions, integer_kernel
 from jaxeff.quantize.training import rounded_kernel, rounded_state
 from jaxeff.train import experiment
+from jaxeff.train.trained_model import run_config
 
 RNG = np.random.default_rng(0)
 
@@ -119,10 +122,16 @@ def test_impossible_roundings_are_refused():
         experiment.build(config)
 
 
-def test_runs_of_before_go_on():
+def test_runs_of_before_go_on(tmp_path):
     fields = plain(config_with())
     older = {name: value for name, value in fields.items() if name != "quantize"}
     older["prerequisites"] = {"base": dict(older)}
     newer = {**fields, "prerequisites": {"base": dict(fields)}}
     assert distinctive(newer) == distinctive(older)
     assert distinctive(plain(config_with(weight_bits=8))) != distinctive(older)
+    older["devices"] = {"cpu": 3}
+    older["prerequisites"] = {}
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    expected = config_with()
+    expected.devices.cpu = 3
+    assert plain(run_config(tmp_path)) == plain(expected)
