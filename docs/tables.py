@@ -315,6 +315,7 @@ TABLES = {
     "fashion": fashion,
     "fashion search": search,
     "integer accuracy": integer_tables.integer_accuracy,
+    "integer training": integer_tables.trained_with_rounding,
     "integer accuracy conditions": lambda: conditions("integer_accuracy"),
     "memory": memory,
     "memory conditions": lambda: conditions("fptt_memory"),

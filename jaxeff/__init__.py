@@ -27,6 +27,7 @@ _MODULES = (
     "ode",
     "ops",
     "programs",
+    "quantize",
     "search",
     "selective",
     "serving",

@@ -220,7 +220,9 @@ def run_config(folder: Path) -> ml_collections.ConfigDict:
         fields = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
         config = base_config()
         for name, value in fields.items():
-            config[name] = value
+            # Where a run ran is not what it is: of devices, later versions know more fields.
+            known = config.devices.to_dict() if name == "devices" else {}
+            config[name] = {**known, **value} if known else value
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder} is no folder of a run, because it has no readable {CONFIG_FILE}; give the "

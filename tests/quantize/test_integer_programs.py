@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxeff import ode, quantize
+from jaxeff import ode, programs, quantize
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.models import SequenceModel
-from jaxeff.programs import trace_step
+from jaxeff.programs import Instruction, Program, trace_step
+from jaxeff.programs.program import BINARY, UNARY
 from jaxeff.quantize import QuantizeOptions
+from jaxeff.quantize.arithmetic import from_real
+from jaxeff.quantize.simulate import integer_values
 
 KEY = jax.random.key(0)
 CELLS = [
@@ -113,6 +116,37 @@ def test_a_cell_of_ones_own():
     assert {"lookup", "abs", "min", "max"} <= {i.op for i in program.instructions}
 
 
+def test_every_operation():
+    # a in [0.5, 2], b in [-0.01, 0.01]; each value is made of these two.
+    operations = [
+        *(Instruction(op, (0,), 0) for op in UNARY),
+        *(Instruction(op, pair, 0) for op in BINARY if op != "div" for pair in ((0, 1), (1, 0))),
+        Instruction("div", (1, 0), 0),
+        Instruction("div", (0, 2), 0),
+        Instruction("concatenate", (0, 1), 0),
+        Instruction("slice", (0,), 0, None, {"start": 1, "stop": 3}),
+    ]
+    constant = Instruction("constant", (), 2, np.array([3.0, -0.7, 5.0], np.float32))
+    instructions = (constant, *(i._replace(output=n) for n, i in enumerate(operations, 3)))
+    widths = [{"concatenate": 6, "slice": 2}.get(i.op, 3) for i in instructions]
+    program = Program((3, 3, *widths), (0, 1), (), (), (0,), instructions, ())
+    a = np.linspace(0.5, 2, 60).reshape(20, 3).astype(np.float32)
+    b = (0.01 * np.sin(7 * a)).astype(np.float32)
+    every = programs.values(program, ((), jnp.ones(20, bool)), a, b)
+    ranges = np.array([(v.min(), v.max()) for v in every])
+    integers = quantize.to_integer_program(program, ranges, QuantizeOptions())
+    whole = [
+        from_real(x, integers.fractions[n]) for x, n in zip((a, b), integers.inputs, strict=True)
+    ]
+    results = jax.jit(lambda *x: integer_values(integers, ((), jnp.ones(20, bool)), *x))(*whole)
+    for result, source, fraction in zip(results, integers.sources, integers.fractions, strict=True):
+        if source >= 0:
+            error = np.abs(result / 2.0**fraction - every[source]).max()
+            largest = np.abs(every[source]).max()
+            # Half a unit of both inputs, the table's error, and half a unit of the result.
+            assert error <= 2e-4 * max(largest, 0.5), instructions[source - 2]
+
+
 def test_inputs_beyond_the_calibration_saturate():
     model, variables, x = prepared(ode.GRU(6))
     program = quantize.quantize(model, variables, x)
@@ -130,6 +164,7 @@ def test_ranges_are_those_of_whole_trajectories():
     program = trace_step(model, variables, 1)
     mask = np.ones((2, 9))
     mask[:, 7:] = 0
+    mask[0, 2] = 0  # a gap, over which the state is kept
     inputs = np.where(mask[..., None] == 1, 1.0, np.nan)
     ranges = quantize.ranges(program, inputs, mask)
     np.testing.assert_array_equal(ranges[program.state[0]], [0, 6])

@@ -1,5 +1,7 @@
 """Training that rounds as integers will."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from jaxeff.quantize import FakeQuantization
 from jaxeff.quantize.formats import QuantizeOptions, integer_kernel
 from jaxeff.quantize.training import rounded_kernel, rounded_state
 from jaxeff.train import experiment
+from jaxeff.train.trained_model import run_config
 
 RNG = np.random.default_rng(0)
 
@@ -57,15 +60,21 @@ def test_states_are_rounded_at_every_step_and_gradients_are_those_of_any_backwar
         grads[backward], ys = jax.grad(loss, has_aux=True)(params, backward)
         np.testing.assert_array_equal(ys * 128, np.round(ys * 128))
         assert np.abs(ys).max() > 0.05
+    # From a state of zeros the inner steps are those of the cell itself, and only their end rounds.
+    _, y = ode.TARNN(5, num_inner_steps=2, activation="tanh", step_size=0.3).step(
+        params, carry, xs[0]
+    )
+    np.testing.assert_allclose(ys[0], np.floor(y * 128 + 0.5) / 128, atol=1e-6)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads["fused"], grads["autodiff"]
     )
 
 
 def test_other_cells_round_too():
-    cell = FakeQuantization(state_bits=8).cell(ode.DualODE(4, step_size=0.3))
+    cell = FakeQuantization(state_bits=8).cell(ode.DualODE(4, activation="tanh", step_size=0.9))
     params = cell.init(jax.random.key(0), 3)
-    carry, y = cell.step(params, cell.initial_carry((2,)), jnp.ones((2, 3)))
+    carry, y = cell.step(params, cell.initial_carry((2,)), 5 * jnp.ones((2, 3)))
+    assert np.abs(y).max() > 0.05
     np.testing.assert_array_equal(y * 128, np.round(y * 128))
     np.testing.assert_array_equal(carry, y)
     with pytest.raises(ConfigError, match="solver=euler"):
@@ -113,10 +122,16 @@ def test_impossible_roundings_are_refused():
         experiment.build(config)
 
 
-def test_runs_of_before_go_on():
+def test_runs_of_before_go_on(tmp_path):
     fields = plain(config_with())
     older = {name: value for name, value in fields.items() if name != "quantize"}
     older["prerequisites"] = {"base": dict(older)}
     newer = {**fields, "prerequisites": {"base": dict(fields)}}
     assert distinctive(newer) == distinctive(older)
     assert distinctive(plain(config_with(weight_bits=8))) != distinctive(older)
+    older["devices"] = {"cpu": 3}
+    older["prerequisites"] = {}
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    expected = config_with()
+    expected.devices.cpu = 3
+    assert plain(run_config(tmp_path)) == plain(expected)
