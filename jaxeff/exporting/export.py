@@ -54,9 +54,7 @@ class Options:
             require_whole("config.export.batch_sizes: each", size)
         require_whole("config.export.threads", self.threads)
         require_whole("config.export.rounds", self.rounds, 0)
-        formats: list[Format] = [
-            FORMATS.build({"name": name}, "export.to") for name in dict.fromkeys(self.to)
-        ]
+        formats: list[Format] = [FORMATS[name]() for name in dict.fromkeys(self.to)]
         if not any(self.precision in each.precisions for each in formats):
             require_precision(formats[0], self.precision)
         for each in formats:

@@ -59,18 +59,27 @@ def _loops(rules: Mapping[str, Rule], unrolled: int) -> dict[str, Rule]:
     def scan(*arrays: Any, jaxpr: Any, length: int, reverse: bool, **counts: Any) -> Any:
         if length > unrolled:
             return None
-        first, last = counts["num_consts"], counts["num_consts"] + counts["num_carry"]
+        if "num_consts" in counts:
+            first, carried = counts["num_consts"], counts["num_carry"]
+        else:  # as later versions of JAX say it
+            first, carried = (len(part) for part in counts["ft_in"].unpack()[:2])
+        last = first + carried
         constants, carry, rows = arrays[:first], list(arrays[first:last]), arrays[last:]
         outputs = []
         for step in range(length)[:: -1 if reverse else 1]:
             values = [*constants, *carry, *(row[step] for row in rows)]
-            results = _evaluate(jaxpr, values, {**rules, "scan": scan})
+            results = _evaluate(_closed(jaxpr), values, {**rules, "scan": scan})
             carry = results[: len(carry)]
             outputs.append(results[len(carry) :])
         ordered = outputs[:: -1 if reverse else 1]
         return [*carry, *(jnp.stack(each) for each in zip(*ordered, strict=True))]
 
     return {"scan": scan} if unrolled else {}
+
+
+def _closed(program: Any) -> Any:
+    """Returns a program with its constants, of which an open one has none."""
+    return program if hasattr(program, "consts") else core.ClosedJaxpr(program, ())
 
 
 def _evaluate(program: Any, arrays: Any, rules: Mapping[str, Rule]) -> list[Any]:
@@ -90,8 +99,7 @@ def _evaluate(program: Any, arrays: Any, rules: Mapping[str, Rule]) -> list[Any]
         results = rule(*values, **parameters)
         if results is None and primitive.name in _CALLS:
             inner = parameters.get("jaxpr") or parameters["call_jaxpr"]
-            closed = inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, ())
-            results = _evaluate(closed, values, rules)
+            results = _evaluate(_closed(inner), values, rules)
         elif results is None:
             bound = primitive.bind(*values, **primitive.get_bind_params(parameters))
             results = bound if primitive.multiple_results else [bound]

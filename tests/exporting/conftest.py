@@ -23,7 +23,7 @@ def options():
 
     def of(name, **fields):
         try:
-            FORMATS.build({"name": name}).require()
+            FORMATS[name]().require()
         except UserError as error:
             pytest.skip(str(error))
         return Options(**{"to": (name,), "rounds": 0, "batch_sizes": (1,), **fields})

@@ -130,7 +130,7 @@ def test_refusals_are_sentences(exportable, options, tmp_path):
 def test_an_operation_that_a_format_lacks_is_named(options, tmp_path):
     x, inputs = np.ones((2, 3), np.float32), {"x": Input(("batch", 3))}
     ordered = Entry("ordered", lambda x: (jnp.sort(x),), inputs, ("y",), {"x": x}, instead="other")
-    sentence = "has no operation STABLEHLO_SORT; use 'other', which is exported beside it$"
+    sentence = "has no operation stablehlo.sort; use 'other', which is exported beside it$"
     with pytest.raises(ExportError, match=sentence):
         write_entries([ordered], tmp_path, options("litert"))
 
