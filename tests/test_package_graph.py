@@ -20,6 +20,7 @@ FLOORS = (
     "layers",
     "models",
     "programs",
+    "quantize",
     "search serving",
     "analyses",
     "train",
