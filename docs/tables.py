@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/results.md from the records in benchmarks/results.
+"""Writes the tables of README.md and the pages in docs from the records in benchmarks/results.
 
     python docs/tables.py           # rewrite the tables
     python docs/tables.py --check   # fail if a table differs from the records
@@ -14,14 +14,16 @@ import re
 import sys
 from pathlib import Path
 
+import accelerators
 import hardness
 import headlines
+import integer_tables
 import poses
 import texts
 from records import mebibytes, read, score, table, told
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("README.md", "docs/results.md", "docs/accelerators.md", "docs/integers.md")
 
 
 def accuracy(prefix: str = "") -> str:
@@ -312,6 +314,8 @@ TABLES = {
     "ablations": ablations,
     "fashion": fashion,
     "fashion search": search,
+    "integer accuracy": integer_tables.integer_accuracy,
+    "integer accuracy conditions": lambda: conditions("integer_accuracy"),
     "memory": memory,
     "memory conditions": lambda: conditions("fptt_memory"),
     "parallel": parallel,
@@ -341,6 +345,9 @@ TABLES = {
     "texts strategies": texts.strategies,
     "texts against torch": texts.against_torch,
     "texts conditions": lambda: conditions("bottleneck_results", texts.SETTING, "latency"),
+    "compiled steps": accelerators.matrix,
+    "compiled steps conditions": lambda: conditions("compile_matrix"),
+    "scaling on paper": accelerators.scaling,
     "calibration conditions": lambda: conditions("calibration"),
     "distilled": hardness.distilled,
     "distilled images": hardness.distilled_images,

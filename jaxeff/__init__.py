@@ -19,6 +19,7 @@ _MODULES = (
     "data",
     "distill",
     "eval",
+    "exporting",
     "hub",
     "hybrid",
     "layers",
@@ -54,6 +55,7 @@ _NAMES = {
     "jaxeff.models": ("HybridModel", "SequenceModel", "create_model", "list_models"),
     "jaxeff.ode": ("unroll", "unroll_parallel"),
     "jaxeff.train": ("BPTT", "FPTT", "TruncatedBPTT", "dynamic_regularizer"),
+    "jaxeff.train.exports": ("export",),
     "jaxeff.train.algorithms": ("Constrained", "Distillation"),
     "jaxeff.train.trained_model": ("load",),
 }

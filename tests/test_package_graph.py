@@ -21,7 +21,7 @@ FLOORS = (
     "models",
     "programs",
     "quantize",
-    "search serving",
+    "search serving exporting",
     "analyses",
     "train",
     "main",

@@ -172,10 +172,11 @@ def _chunked(function: Callable[[Any, Any], Any], data: Any, candidates: Any, ch
         return function(jax.tree.map(lambda a: a[number], data), candidates)
 
     total = len(image)
-    parts = -(-total // (chunk or candidates_at_once(total)))
-    if parts == 1:
+    at_once = chunk or candidates_at_once(total)
+    if at_once >= total:
         results = apply((image, flat))
     else:
+        parts = -(-total // at_once)
         each = -(-total // parts)  # parts of one size, the last filled up with copies
 
         def divided(a: Array) -> Array:
@@ -234,7 +235,11 @@ def search(problem: Problem, data: Any, starts: Array, settings: Search) -> Foun
     """
     data, starts = as_arrays(data, starts)
     leaves = jax.tree.leaves(data)
-    if starts.ndim != 3 or not starts.shape[1] or any(len(a) != len(starts) for a in leaves):
+    if (
+        starts.ndim != 3
+        or not starts.shape[1]
+        or any(a.shape[0] != starts.shape[0] for a in leaves)
+    ):
         shapes = [a.shape for a in leaves]
         raise ConfigError(
             f"a search needs starts [batch, starts, size] for data [batch, ...], not "

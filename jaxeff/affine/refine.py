@@ -65,7 +65,7 @@ class Problem(NamedTuple):
             return a.reshape(*a.shape[:2], -1)  # [size, batch, outputs]
 
         def flat(a: Array) -> Array:
-            return a.reshape(len(a), -1)
+            return a.reshape(a.shape[0], -1)
 
         gradient, matrix = jnp.zeros(()), jnp.zeros(())
         leaves = (jax.tree.leaves(tree) for tree in (jacobian, slopes, curvatures))
@@ -118,7 +118,7 @@ class AdamState(NamedTuple):
 def adam_start(pose: Array) -> AdamState:
     """Returns the state before the first step from poses ``[candidates, size]``."""
     zeros = jnp.zeros_like(pose)
-    return AdamState(pose, zeros, zeros, Found(pose, jnp.full(len(pose), jnp.inf, pose.dtype)))
+    return AdamState(pose, zeros, zeros, Found(pose, jnp.full(pose.shape[0], jnp.inf, pose.dtype)))
 
 
 def adam_steps(
@@ -145,6 +145,16 @@ def adam(problem: Problem, data: Any, pose: Array, steps: int, learning_rate: fl
     return better(last.best, last.pose, problem.loss(data, last.pose))
 
 
+def _solved(matrix: Array, right: Array) -> Array:
+    """Solves small positive definite systems ``[batch, size, size]`` by elimination."""
+    size = right.shape[-1]
+    rows = [jnp.concatenate([matrix[:, i], right[:, i, None]], -1) for i in range(size)]
+    for i in range(size):
+        rows[i] = rows[i] / rows[i][:, i, None]
+        rows = [row if j == i else row - row[:, i, None] * rows[i] for j, row in enumerate(rows)]
+    return jnp.stack([row[:, -1] for row in rows], -1)
+
+
 def gauss_newton(
     problem: Problem, data: Any, pose: Array, steps: int, damping: float = 1e-2
 ) -> Found:
@@ -160,7 +170,7 @@ def gauss_newton(
         pose, _, gradient, matrix, damping = at
         scale = jnp.einsum("bss->b", matrix) / pose.shape[-1] + 1e-12
         damped = matrix + (damping * scale)[:, None, None] * eye
-        return pose - jnp.linalg.solve(damped, gradient[..., None])[..., 0]
+        return pose - _solved(damped, gradient)
 
     def step(at: Any, _: None) -> tuple[Any, None]:
         tried = trial(at)
@@ -174,7 +184,7 @@ def gauss_newton(
         kept = (*at[:4], jnp.minimum(at[4] * 10, 1e6))
         return jax.tree.map(choose, accepted, kept), None
 
-    start = (pose, *problem.derivatives(data, pose), jnp.full(len(pose), damping, pose.dtype))
+    start = (pose, *problem.derivatives(data, pose), jnp.full(pose.shape[0], damping, pose.dtype))
     at, _ = jax.lax.scan(step, start, length=steps - 1)
     last = trial(at)
     return better(Found(at[0], at[1]), last, problem.loss(data, last))

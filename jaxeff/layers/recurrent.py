@@ -218,11 +218,13 @@ class RNN(nn.RNN):
         True at their inputs' positions.
       return_sequence: True returns every output, False that of the last step computed.
       backward: how gradients are computed, see `jaxeff.ode.unroll`; the package's cells only.
+      driver: what runs the steps, see `jaxeff.ode.unroll`; the package's cells only.
       block_size: time steps per block of the backward pass; the package's cells only.
     """
 
     return_sequence: bool = True
     backward: str = "auto"
+    driver: str = "scan"
     block_size: int | None = None
 
     def __call__(
@@ -305,6 +307,7 @@ class RNN(nn.RNN):
             mask=mask,
             return_sequence=self.return_sequence,
             backward=self.backward,
+            driver=self.driver,
             block_size=self.block_size,
             reverse=reverse,
         )

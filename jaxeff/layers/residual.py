@@ -79,13 +79,13 @@ class SqueezeExcite(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Returns ``x`` scaled."""
-        pooled = x.mean((-3, -2), keepdims=True)
+        pooled = x.mean((-3, -2))
         options: Any = {"kernel_init": he_fan_out, "dtype": self.ops.dtype}
         inner = nn.Dense(self.hidden, name="reduce", **options)(pooled)
         inner = activation(self.activation)(inner)
         gate = nn.Dense(x.shape[-1], name="expand", **options)(inner)
         gate = jax.nn.hard_sigmoid(gate) if self.hard else jax.nn.sigmoid(gate)
-        return x * jnp.broadcast_to(gate, x.shape)
+        return x * jnp.broadcast_to(gate[..., None, None, :], x.shape)
 
 
 class InvertedBody(nn.Module):
@@ -246,7 +246,7 @@ class Transition(nn.Module):
         """Returns half the rows and columns."""
         x = self.ops.act(self.ops.norm(train=train, name="norm")(x))
         x = self.ops.conv(self.features, 1, name="conv")(x)
-        return nn.avg_pool(x, (2, 2), (2, 2))
+        return nn.avg_pool(x, window_shape=(2, 2), strides=(2, 2))
 
 
 class Loop(nn.Module):

@@ -112,7 +112,7 @@ class ConvEncoder(nn.Module):
             x = StridedConv(*stage, name=f"conv{i}")(x)
             x = nn.elu(_norm(train, f"norm{i}", self.axis_name)(x))
         x = StridedConv(*last, use_bias=True, name=f"conv{len(stages)}")(x)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         self.sow("intermediates", "penultimate", x)
         mean = TorchDense(self.latents, name="mean")(x)
         if not self.with_variance:
@@ -140,7 +140,7 @@ class Decoder(nn.Module):
         small = [n // SHRINKS[count] for n in self.shape]
         features = ENCODERS[count][-1][0]
         x = TorchDense(features * math.prod(small), name="linear")(z)
-        x = x.reshape(len(x), *small, features)
+        x = x.reshape(x.shape[0], *small, features)
         for i, stage in enumerate(DECODERS[count]):
             x = TransposedConv(*stage, name=f"conv{i}")(x)
             x = nn.elu(_norm(train, f"norm{i}", self.axis_name)(x))
@@ -170,7 +170,7 @@ class PoseHead(nn.Module):
         for i, features in enumerate(self.features):
             conv = StridedConv(features, 3, 2, 1, use_bias=True, name=f"conv{i}")
             x = nn.elu(conv(x))
-        x = nn.elu(TorchDense(self.hidden, name="hidden")(x.reshape(len(x), -1)))
+        x = nn.elu(TorchDense(self.hidden, name="hidden")(x.reshape(x.shape[0], -1)))
         spread = self.family.to_raw(self.family.spread(self.proposals))
         raw = nn.Dense(
             spread.size,
@@ -257,7 +257,7 @@ class Autoencoder(nn.Module):
         points = jnp.asarray(resampling.grid(self.shape).reshape(1, -1, len(self.shape)))
         if pose is not None:
             points = resampling.apply(resampling.inverse(self.family.transform(pose)), points)
-        return self.painter(points, drawn).reshape(len(drawn), *self.shape, self.channels)
+        return self.painter(points, drawn).reshape(drawn.shape[0], *self.shape, self.channels)
 
     def __call__(self, images: Array, pose: Array | None = None, *, train: bool = False) -> Outputs:
         """Encodes and reconstructs images.

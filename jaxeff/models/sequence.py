@@ -27,6 +27,7 @@ class SequenceModel(nn.Module):
       readout: "last" gives ``[batch, num_outputs]``, "every_step" ``[batch, time, num_outputs]``.
       dropout: rate at which states are dropped before the read-out, in training.
       backward: how gradients through time are computed, see `jaxeff.ode.unroll`.
+      driver: what runs the steps, see `jaxeff.ode.unroll`.
       embedding: width of the learned vectors that stand for integer inputs.
       dtype: type of the computation.
       vocabulary: number of those vectors; 0 takes ``num_outputs``, as where the next symbol is
@@ -39,6 +40,7 @@ class SequenceModel(nn.Module):
     readout: str = "last"
     dropout: float = 0.0
     backward: str = "auto"
+    driver: str = "scan"
     embedding: int = 64
     dtype: Dtype = jnp.float32
     vocabulary: int = 0
@@ -109,6 +111,7 @@ class SequenceModel(nn.Module):
                 return_sequence=layer + 1 < self.num_layers or self.readout == "every_step",
                 return_carry=True,
                 backward=self.backward,
+                driver=self.driver,
                 name=f"layer_{layer}",
             )(states, initial_carry=None if carry is None else carry[layer], mask=mask)
             carries.append(after)
@@ -136,6 +139,7 @@ def sequence(
     readout: str = "last",
     dropout: float = 0.0,
     backward: str = "auto",
+    driver: str = "scan",
     embedding: int = 64,
     dtype: Dtype = jnp.float32,
     vocabulary: int = 0,
@@ -148,6 +152,7 @@ def sequence(
         readout=readout,
         dropout=dropout,
         backward=backward,
+        driver=driver,
         embedding=embedding,
         dtype=jnp.dtype(dtype),
         vocabulary=vocabulary,

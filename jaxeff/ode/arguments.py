@@ -77,7 +77,7 @@ def check_length(cell: Cell, length: Any) -> None:
 
 def _fitting(carry: Carry, like: Any) -> Carry:
     """Returns the carry; raises `ConfigError` unless it has the arrays and shapes of another."""
-    shapes, needed = (jax.tree.map(jnp.shape, tree) for tree in (carry, like))
+    shapes, needed = (jax.tree.map(np.shape, tree) for tree in (carry, like))
     if shapes != needed:
         raise ConfigError(f"the carry must have arrays of the shapes {needed}, not {shapes}")
     return carry

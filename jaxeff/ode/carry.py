@@ -93,13 +93,14 @@ def after_steps(carry: Carry, state: Any, xs: Array, mask: Array | None) -> Carr
 def _real_steps(xs: Array, mask: Array | None, like: Array) -> Array:
     """Returns how many of the steps up to each are real, ``[time, ..., 1]``."""
     if mask is None:
-        return (jnp.arange(xs.shape[0]) + 1).reshape(-1, *(1,) * like.ndim).astype(like.dtype)
+        numbers = jnp.arange(xs.shape[0]) + 1
+        return jnp.expand_dims(numbers, range(1, like.ndim + 1)).astype(like.dtype)
     return jnp.cumsum(mask, axis=0, dtype=jnp.int32).astype(like.dtype)
 
 
 def _last_real(mask: Array) -> Array:
     """Returns the index of the last real step up to each, or -1, ``[time, ..., 1]``."""
-    steps = jnp.arange(mask.shape[0]).reshape(-1, *(1,) * (mask.ndim - 1))
+    steps = jnp.expand_dims(jnp.arange(mask.shape[0]), range(1, mask.ndim))
     return jax.lax.cummax(jnp.where(mask, steps, -1), axis=0)
 
 

@@ -137,13 +137,50 @@ class FusedCell(Cell):
         return after_step(carry, state, x), self.output(state)
 
 
+def scan_inner_steps(
+    cell: FusedCell, body: Callable, init: Any, *xs: Any, reverse: bool = False
+) -> tuple[Any, Any]:
+    """Scans the inner steps with their index; a single one stays inline with a static index."""
+    if cell.inner_steps == 1:
+        return unrolled_inner_steps(cell, body, init, *xs)
+    return jax.lax.scan(body, init, (jnp.arange(cell.inner_steps), *xs), reverse=reverse)
+
+
+def unrolled_inner_steps(
+    cell: FusedCell, body: Callable, init: Any, *xs: Any, reverse: bool = False
+) -> tuple[Any, Any]:
+    """Writes all inner steps out, with static indices."""
+    carry, ys = init, {}
+    numbers = range(cell.inner_steps)
+    for number in reversed(numbers) if reverse else numbers:
+        x = jax.tree.map(lambda a: a[number], xs)  # noqa: B023
+        carry, ys[number] = body(carry, (number, *x))
+    if len(numbers) == 1:
+        return carry, jax.tree.map(lambda a: a[None], ys[0])
+    return carry, jax.tree.map(lambda *a: jnp.stack(a), *(ys[number] for number in numbers))
+
+
+class Form(NamedTuple):
+    """How a step is written for a compiler; the values are the same.
+
+    Attributes:
+      preactivation: stands in for that of the cell, with the same arguments.
+      inner_steps: `scan_inner_steps` or `unrolled_inner_steps`.
+      barrier: applied to the activated values, so that none is computed once per use.
+    """
+
+    preactivation: Preactivation
+    inner_steps: Callable = scan_inner_steps
+    barrier: Callable[[Any], Any] = jax.lax.optimization_barrier
+
+
 def fused_step(
     cell: FusedCell,
     kernels: Kernels,
     start: Any,
     projected: Blocks,
     steps: Array | None,
-    preactivation: Preactivation | None = None,
+    form: Form | None = None,
 ) -> tuple[Any, Blocks]:
     """Returns the state one step later, and the activated blocks ``[inner steps, ..., units]``.
 
@@ -153,27 +190,16 @@ def fused_step(
       start: the state before the step.
       projected: the input's share of the pre-activation.
       steps: steps taken before, if the carry counts them.
-      preactivation: stands in for that of the cell.
+      form: how the step is written; the usual one if None.
     """
-    preactivation = preactivation or cell.preactivation
+    form = form or Form(cell.preactivation)
     if jax.tree.leaves(kernels.shared):
-        projected = preactivation(kernels.shared, cell.hidden(start, start), projected)
+        projected = form.preactivation(kernels.shared, cell.hidden(start, start), projected)
 
     def inner_step(state, inputs):
         (number,) = inputs
-        a = preactivation(kernels.recurrent, cell.hidden(state, start), projected)
-        # The barrier keeps the compiler from computing the activations once per use.
-        t = jax.lax.optimization_barrier(activations.apply(cell.activations, a))
+        a = form.preactivation(kernels.recurrent, cell.hidden(state, start), projected)
+        t = form.barrier(activations.apply(cell.activations, a))
         return cell.update(kernels.coefficients, state, t, InnerStep(number, start, steps)), t
 
-    return scan_inner_steps(cell, inner_step, start)
-
-
-def scan_inner_steps(
-    cell: FusedCell, body: Callable, init: Any, *xs: Any, reverse: bool = False
-) -> tuple[Any, Any]:
-    """Scans the inner steps with their index; a single one stays inline with a static index."""
-    if cell.inner_steps == 1:
-        carry, ys = body(init, (0, *jax.tree.map(lambda a: a[0], xs)))
-        return carry, jax.tree.map(lambda a: a[None], ys)
-    return jax.lax.scan(body, init, (jnp.arange(cell.inner_steps), *xs), reverse=reverse)
+    return form.inner_steps(cell, inner_step, start)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxeff.ode.carry import parts_of
 from jaxeff.ode.cells import Cell
 from jaxeff.ode.form import steps_fused
-from jaxeff.ode.fused import fused_step
+from jaxeff.ode.fused import Form, fused_step
 from jaxeff.ode.fused_scan import Inputs
 from jaxeff.typing import Array, Params
 
@@ -127,7 +127,7 @@ def _diagonal_by_kernels(options, params, state, inputs):
     cell = options.cell
     kernels = cell.prepare(params)
     projected = cell.project(kernels, inputs.x, inputs.known)
-    thin = functools.partial(_thin, cell.preactivation)
+    thin = Form(functools.partial(_thin, cell.preactivation))
 
     def following(state):
         start = spread(options, state)

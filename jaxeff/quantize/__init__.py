@@ -8,10 +8,12 @@ from jaxeff.quantize.convert import quantize, to_integer_program
 from jaxeff.quantize.formats import QuantizeOptions
 from jaxeff.quantize.integer_program import OPERATIONS, IntegerInstruction, IntegerProgram
 from jaxeff.quantize.simulate import Errors, errors, run, run_integers, to_integers
+from jaxeff.quantize.training import FakeQuantization
 
 __all__ = [
     "OPERATIONS",
     "Errors",
+    "FakeQuantization",
     "IntegerInstruction",
     "IntegerProgram",
     "QuantizeOptions",

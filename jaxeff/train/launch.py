@@ -1,4 +1,4 @@
-"""Starts one job of the command line: trains, evaluates a trained run, or measures a model."""
+"""Starts one job of the command line: trains, evaluates or exports a run, or measures a model."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from jaxeff.search import run as searching
 from jaxeff.train import (
     announce,
     check,
+    compile_ahead,
     experiment,
     noise,
     prerequisites,
@@ -28,9 +29,10 @@ from jaxeff.train import workdir as folders
 from jaxeff.train.benchmark import benchmark
 from jaxeff.train.datasets import DatasetCache
 from jaxeff.train.evaluate import evaluate
+from jaxeff.train.exports import export_run
 from jaxeff.train.loop import Training
 
-MODES = ("train", "eval", "bench")
+MODES = ("train", "eval", "bench", "compile", "export")
 
 
 def run(
@@ -47,7 +49,9 @@ def run(
       config: as ``configs/*.py`` return it.
       workdir: folder of the run; "train" continues what it finds there.
       mode: "train", "eval" (the trained parameters on validation and test, into
-        ``workdir/eval``) or "bench" (speed, memory and counts, into ``workdir/bench``).
+        ``workdir/eval``), "bench" (speed, memory and counts, into ``workdir/bench``), "compile"
+        (the training step for ``config.devices.topology``, into ``workdir/compile``) or "export"
+        (the trained model for other runtimes, into ``workdir/export``).
       arrays: data of one's own, ``x_train``, ``y_train``, ``x_test``, ``y_test`` and whatever else
         a file of data set "arrays" may have. They are written to ``workdir/arrays.npz``, which the
         config of the run names, so that it can be continued and loaded like any other.
@@ -60,7 +64,8 @@ def run(
         config = with_arrays(config, folder, arrays)
     check.check(config)
     noise.hush()
-    runtime.prepare(batch_size=check.training_batch(config), cpu_devices=config.devices.cpu)
+    cpu_devices = compile_ahead.prepare(config, mode) or config.devices.cpu
+    runtime.prepare(batch_size=check.training_batch(config), cpu_devices=cpu_devices)
     if config.devices.coordinator:
         processes.connect(
             config.devices.coordinator, config.devices.num_processes, config.devices.process_id
@@ -68,7 +73,13 @@ def run(
     with folders.file_errors(), processes.lost_ones():
         if mode == "train":
             return train(config, folder)[1]
-        return {"eval": evaluate, "bench": benchmark}[mode](config, folder)
+        jobs = {
+            "eval": evaluate,
+            "bench": benchmark,
+            "compile": compile_ahead.compile_step,
+            "export": export_run,
+        }
+        return jobs[mode](config, folder)
 
 
 def with_arrays(

@@ -178,8 +178,8 @@ class Training:
 
     def _compile(self, batch: Any) -> Any:
         began = time.monotonic()
-        mapped: Any = self.devices.map(self.experiment.algorithm.update, donate=True)
-        compiled = mapped.lower(self.state, self.devices.shard(batch)).compile()
+        step = self.experiment.train_step()
+        compiled = step.lower(self.state, self.devices.shard(batch)).compile()
         self.values["cost"] = {
             "compile_seconds": time.monotonic() - began,
             "step_memory_bytes": run_report.memory_section(compiled_memory(compiled)),

@@ -35,7 +35,7 @@ def check_memory(
     inputs: what activations need comes on top. The state may be abstract.
     """
     device = devices.devices[0]
-    limit = runtime.memory_limit(device)
+    limit = devices.memory_bytes or runtime.memory_limit(device)
     if limit is None:
         return
     local = sum(d.process_index == jax.process_index() for d in devices.devices)
