@@ -1,0 +1,98 @@
+"""Compiles generated C for this machine and calls it from Python."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxeff.errors import UserError
+from jaxeff.exporting.c.write import CSource
+
+#: Warnings that generated code must be free of.
+STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
+TYPES = {"float": np.float32, "int16_t": np.int16}
+
+
+def require_tool(name: str, advice: str) -> str:
+    """Returns the path of a command; raises `UserError` where it is missing."""
+    path = shutil.which(name)
+    if path is None:
+        raise UserError(f"{name} is not installed; {advice}")
+    return path
+
+
+def compile_with(command: Sequence[str | Path]) -> None:
+    """Runs a compiler; raises `UserError` with the first of what it says where it fails."""
+    run = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False
+    )
+    if run.returncode:
+        reason = next((line for line in run.stderr.splitlines() if "error" in line), run.stderr)
+        raise UserError(f"{Path(str(command[0])).name} cannot compile the generated C: {reason}")
+
+
+class HostModel:
+    """A generated model on this machine.
+
+    Args:
+      written: what `jaxeff.exporting.c.write_c` wrote.
+      compiler: a C compiler.
+      options: further options of it.
+
+    Raises:
+      UserError: the compiler is missing, or does not take the code.
+    """
+
+    def __init__(self, written: CSource, compiler: str = "cc", options: Sequence[str] = ("-O3",)):
+        path = require_tool(compiler, "install a C compiler such as gcc or clang")
+        library = written.source.with_suffix(f".{Path(compiler).name}.so")
+        # Its size is in no header; the linker knows no libm unless the step needs it.
+        probe = written.source.with_suffix(".size.c")
+        probe.write_text(
+            f'#include "{written.header.name}"\n'
+            f"unsigned long model_bytes(void);\n"
+            f"unsigned long model_bytes(void) {{ return sizeof({written.name}_model); }}\n"
+        )
+        shared = ("-shared", "-fPIC", *STRICT, *options)
+        compile_with([path, *shared, written.source, probe, "-o", library, "-lm"])
+        self._library = ctypes.CDLL(str(library.resolve()))
+        self._written = written
+        self._library.model_bytes.restype = ctypes.c_ulong
+        self.model_bytes = int(self._library.model_bytes())
+        self._model = ctypes.create_string_buffer(self.model_bytes)
+        self._logits = self._function("logits")
+        self._logits.restype = ctypes.c_void_p
+
+    def _function(self, name: str):
+        return getattr(self._library, f"{self._written.name}_{name}")
+
+    def run(self, sequence: np.ndarray) -> np.ndarray:
+        """Returns the outputs after every step ``[time, outputs]`` of inputs ``[time, inputs]``."""
+        kind = TYPES[self._written.kind]
+        sequence = np.ascontiguousarray(sequence, kind)
+        if sequence.ndim != 2 or sequence.shape[1] != self._written.inputs:
+            raise ValueError(f"inputs are [time, {self._written.inputs}], not {sequence.shape}")
+        self._function("init")(self._model)
+        step, size = self._function("step"), self._written.outputs * np.dtype(kind).itemsize
+        outputs = []
+        for x in sequence:
+            step(self._model, x.ctypes.data_as(ctypes.c_void_p))
+            outputs.append(np.frombuffer(ctypes.string_at(self._logits(self._model), size), kind))
+        return np.stack(outputs)
+
+    def predict(self) -> int:
+        """Returns the number of the largest output after the last step."""
+        return int(self._function("predict")(self._model))
+
+    def normalize(self, raw: np.ndarray) -> np.ndarray:
+        """Returns the input ``[inputs]`` that the front end makes of raw values ``[inputs]``."""
+        kind = TYPES[self._written.kind]
+        raw, x = np.ascontiguousarray(raw, kind), np.empty(self._written.inputs, kind)
+        pointers = (each.ctypes.data_as(ctypes.c_void_p) for each in (raw, x))
+        self._function("normalize")(*pointers)
+        return x

@@ -1,0 +1,132 @@
+"""The order in which generated code computes a step: loops over vectors, each with many values.
+
+A product with a kernel needs all of its input; everything else goes element by element. So a step
+is a few loops over outputs, in which products of a block of outputs are followed by what is done
+with them, and only what a later loop reads is kept in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from jaxeff.programs import Program
+from jaxeff.quantize import IntegerProgram
+
+#: Operations that read all of their inputs, or other elements of them than the one they make.
+WHOLE = ("dense", "slice", "take", "concatenate")
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorLoop:
+    """Instructions computed together, element by element of vectors of one width.
+
+    Attributes:
+      width: of the vectors.
+      instructions: in order; a "concatenate" stands alone.
+      stored: values that are kept after the loop.
+    """
+
+    width: int
+    instructions: tuple[Any, ...]
+    stored: tuple[int, ...]
+
+
+def loops(program: Program | IntegerProgram) -> list[VectorLoop]:
+    """Returns the loops of a step, in order."""
+    computed = [i for i in program.instructions if i.op != "constant"]
+    levels = _levels(computed)
+    groups: dict[tuple, list[Any]] = {}
+    for instruction in computed:
+        output = instruction.output
+        alone = output if instruction.op == "concatenate" else -1
+        key = (levels[output], program.widths[output], alone)
+        groups.setdefault(key, []).append(instruction)
+    ordered = [groups[key] for key in sorted(groups, key=lambda key: key[0])]
+    place = {i.output: number for number, group in enumerate(ordered) for i in group}
+    kept = {*program.next_state, *program.outputs}
+    for instruction in computed:
+        for number in instruction.inputs:
+            if instruction.op in WHOLE or place.get(number) != place[instruction.output]:
+                kept.add(number)
+    return [
+        VectorLoop(
+            program.widths[group[0].output],
+            tuple(group),
+            tuple(i.output for i in group if i.output in kept),
+        )
+        for group in ordered
+    ]
+
+
+def _levels(instructions: list[Any]) -> dict[int, int]:
+    """Returns the level of every value: it may read whole vectors of lower levels only.
+
+    Each is as late as its readers allow, so that it need not be kept for them.
+    """
+    levels: dict[int, int] = {}
+    makers = {i.output: i for i in instructions}
+
+    def distance(number: int, reader: Any) -> int:
+        alone = reader.op in WHOLE or makers[number].op == "concatenate"
+        return 1 if alone else 0
+
+    readers: dict[int, list[Any]] = {number: [] for number in makers}
+    for instruction in instructions:
+        made = [number for number in instruction.inputs if number in makers]
+        levels[instruction.output] = max(
+            (levels[number] + distance(number, instruction) for number in made), default=0
+        )
+        for number in made:
+            readers[number].append(instruction)
+    for instruction in reversed(instructions):
+        number = instruction.output
+        latest = [levels[r.output] - distance(number, r) for r in readers[number]]
+        levels[number] = min(latest, default=levels[number])
+    return levels
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Where values are kept between loops.
+
+    Attributes:
+      slots: number of the scratch vector of every stored value.
+      widths: lengths of the scratch vectors.
+    """
+
+    slots: dict[int, int]
+    widths: tuple[int, ...]
+
+
+def memory(program: Program | IntegerProgram, order: list[VectorLoop]) -> Memory:
+    """Shares scratch vectors among stored values that are not needed at the same time."""
+    last: dict[int, int] = {}
+    for place, loop in enumerate(order):
+        for instruction in loop.instructions:
+            last.update(dict.fromkeys(instruction.inputs, place))
+    last.update(dict.fromkeys((*program.next_state, *program.outputs), len(order)))
+    outputs = set(program.outputs)
+    slots: dict[int, int] = {}
+    widths: list[int] = []
+    free_from: list[int] = []
+    for place, loop in enumerate(order):
+        for number in loop.stored:
+            if number in outputs:
+                continue
+            slot = _free_slot(free_from, place, widths, loop.width)
+            widths[slot] = max(widths[slot], loop.width)
+            free_from[slot] = last[number] + 1
+            slots[number] = slot
+    return Memory(slots, tuple(widths))
+
+
+def _free_slot(free_from: list[int], place: int, widths: list[int], width: int) -> int:
+    free: Iterable[int] = (slot for slot, start in enumerate(free_from) if start <= place)
+    best = min(free, key=lambda slot: abs(widths[slot] - width), default=None)
+    if best is None:
+        free_from.append(0)
+        widths.append(0)
+        best = len(widths) - 1
+    return best

@@ -1,0 +1,183 @@
+"""Generated C on this machine: floats as the model, integers as the simulator, to the bit."""
+
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from c_models import CELL_NAMES, integer_inputs, programs_of
+
+from jaxeff import programs
+from jaxeff.errors import ConfigError, UserError
+from jaxeff.exporting.c import FrontEnd, write_c
+from jaxeff.exporting.c.host import HostModel
+from jaxeff.exporting.c.loops import loops, memory
+from jaxeff.programs import Instruction, Program
+from jaxeff.quantize import run_integers
+
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
+
+
+def both(written, integer, compiler="cc", options=("-O1",)):
+    return [HostModel(each, compiler, options) for each in (written, integer)]
+
+
+def compare(cell, folder, compiler, options, **sizes):
+    model, variables, x, program, integers = programs_of(cell, **sizes)
+    in_float, in_integers = both(
+        write_c(program, folder, "model"), write_c(integers, folder, "small"), compiler, options
+    )
+    expected = np.asarray(model.apply(variables, x))
+    got = np.stack([in_float.run(sequence)[-1] for sequence in x])
+    np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-5)
+    inputs = integer_inputs(integers, x)
+    bits = np.stack([in_integers.run(sequence) for sequence in inputs])
+    np.testing.assert_array_equal(bits, np.asarray(run_integers(integers, inputs)))
+    assert in_integers.predict() == bits[-1, -1].argmax()
+
+
+@needs_compiler
+@pytest.mark.parametrize("cell", ["tarnn", "gru"])
+def test_c_is_the_model_and_the_simulator(cell, tmp_path):
+    compare(cell, tmp_path, "cc", ["-O1"], layers=1, length=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("cell", CELL_NAMES)
+def test_every_cell_with_every_compiler(cell, compiler, tmp_path):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"needs {compiler}")
+    compare(cell, tmp_path, compiler, ["-O3"])
+
+
+def straight(instructions, widths, next_state, outputs, state=(1, 2)):
+    return Program(
+        widths, (0,), state, next_state, outputs, instructions, tuple(np.zeros(2) for _ in state)
+    )
+
+
+@needs_compiler
+def test_every_operation_of_floats(tmp_path):
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(4, 2)).astype(np.float32)
+    positive = Instruction("constant", (), 3, np.float32([3.0, 5.0]))
+    unary = ["abs", "cos", "erf", "exp", "neg", "sin", "tanh", "logistic"]
+    instructions = [positive, Instruction("add", (0, 3), 4)]
+    instructions += [Instruction(op, (4,), 5 + i) for i, op in enumerate(["sqrt", "log", "rsqrt"])]
+    last = 7
+    for op in unary:
+        instructions += [
+            Instruction(op, (0,), last + 1),
+            Instruction("add", (last, last + 1), last + 2),
+        ]
+        last += 2
+    for op in ("sub", "mul", "div", "max", "min", "first"):
+        instructions.append(Instruction(op, (last, 4), last + 1))
+        last += 1
+    instructions += [
+        Instruction("concatenate", (last, 1), last + 1),
+        Instruction("slice", (last + 1,), last + 2, None, {"start": 1, "stop": 3}),
+        Instruction("dense", (last + 1,), last + 3, kernel),
+        Instruction("add", (last + 2, last + 3), last + 4),
+        Instruction("add", (5, last + 4), last + 5),
+        Instruction("add", (6, last + 5), last + 6),
+    ]
+    widths = [2] * (last + 7)
+    widths[last + 1] = 4
+    # The second state is the first one a step before.
+    program = straight(tuple(instructions), tuple(widths), (last + 6, 1), (last + 6,))
+    x = rng.uniform(-1, 1, (6, 2)).astype(np.float32)
+    carry, expected = programs.initial_carry(program), []
+    for row in x:
+        carry, (output,) = programs.evaluate(program, carry, row)
+        expected.append(output)
+    got = HostModel(write_c(program, tmp_path, "all"), "cc", ["-O1"]).run(x)
+    np.testing.assert_allclose(got, np.stack(expected), rtol=2e-5)
+
+
+@needs_compiler
+def test_the_front_end_normalises(tmp_path):
+    *_, program, integers = programs_of("irnn", layers=1, length=8)
+    scale, offset = (0.011, -0.0007, 1.3), (0.5, -1.0, 0.25)
+    front_end = FrontEnd(scale, offset, "acceleration in mg")
+    in_float, in_integers = both(
+        write_c(program, tmp_path, "model", front_end=front_end),
+        write_c(integers, tmp_path, "small", front_end=front_end),
+    )
+    raw = np.random.default_rng(0).integers(-300, 300, (20, 3)).astype(np.int16)
+    raw[0] = [-32768, 32767, -32768]
+    fraction = integers.fractions[integers.inputs[0]]
+    for row in raw:
+        exact = row * np.array(scale) + offset
+        np.testing.assert_allclose(in_float.normalize(row), exact, rtol=1e-5, atol=1e-6)
+        as_integers = in_integers.normalize(row)
+        np.testing.assert_array_equal(as_integers, front_end.apply_integers(row, fraction))
+        nearest = np.clip(exact * 2.0**fraction, -32768, 32767)
+        assert np.abs(as_integers - nearest).max() <= 0.51
+
+
+@needs_compiler
+def test_symbols_are_embedded_and_beyond_the_table_the_nearest(tmp_path):
+    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
+    program = straight((Instruction("take", (0,), 1, rows),), (1, 2), (), (1,), state=())
+    got = HostModel(write_c(program, tmp_path, "letters"), "cc").run(
+        np.array([[2], [0], [7], [-1]])
+    )
+    np.testing.assert_array_equal(got, rows[[2, 0, 2, 0]])
+
+
+@needs_compiler
+def test_integers_need_neither_floating_point_nor_a_library(tmp_path):
+    *_, integers = programs_of("lstm", layers=1, length=4)
+    written = write_c(integers, tmp_path, "small", class_names=list("abcde"))
+    text = written.source.read_text()
+    code = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    assert not re.search(r"\bfloat\b|\bdouble\b|\.\d|math\.h|malloc", code)
+    subprocess.run(["cc", "-c", str(written.source), "-o", str(tmp_path / "o")], check=True)
+    symbols = subprocess.run(["nm", "-u", str(tmp_path / "o")], capture_output=True, text=True)
+    undefined = {line.split()[-1] for line in symbols.stdout.splitlines()}
+    # What compilers put in for loops, and for the position of code.
+    assert undefined <= {"memcpy", "memset", "memmove", "_GLOBAL_OFFSET_TABLE_", "__stack_chk_fail"}
+
+
+def test_only_states_are_kept_between_the_loops_of_a_gated_cell():
+    *_, program, _ = programs_of("gru", layers=1, length=4)
+    order = loops(program)
+    assert [loop.width for loop in order] == [18, 5]
+    assert memory(program, order).widths == (18,)
+
+
+def test_states_that_swap_are_refused(tmp_path):
+    program = straight((Instruction("neg", (0,), 3),), (2, 2, 2, 2), (2, 1), (3,))
+    with pytest.raises(UserError, match="change places"):
+        write_c(program, tmp_path, "swap")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "2fast"}, "letters, digits"),
+        ({"name": "while"}, "letters, digits"),
+        ({"class_names": ["a"]}, "5 outputs"),
+        ({"front_end": FrontEnd((1.0,), (0.0, 1.0, 2.0))}, "scale must be 3"),
+    ],
+)
+def test_what_has_no_c_form_is_refused(options, words, tmp_path):
+    *_, program, _ = programs_of("irnn", layers=1, length=4)
+    with pytest.raises(ConfigError, match=words):
+        write_c(program, tmp_path, **{"name": "model", **options})
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    kernel = np.full((2, 2), np.nan, np.float32)
+    program = straight((Instruction("dense", (0,), 1, kernel),), (2, 2), (), (1,), state=())
+    with pytest.raises(UserError, match="not finite"):
+        write_c(program, tmp_path, "model")
+
+
+def test_a_missing_compiler_is_a_sentence(tmp_path):
+    *_, program, _ = programs_of("irnn", layers=1, length=4)
+    with pytest.raises(UserError, match="no-such-compiler is not installed"):
+        HostModel(write_c(program, tmp_path, "model"), "no-such-compiler")
