@@ -19,10 +19,10 @@ FLOORS = (
     "eval data",
     "layers",
     "models",
-    "search serving",
+    "search serving streaming",
     "analyses",
     "train",
-    "main",
+    "main stream",
 )
 HEIGHTS = {
     name: (floor, place)
