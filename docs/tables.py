@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/results.md from the records in benchmarks/results.
+"""Writes the tables of README.md and of the pages in docs from the records in benchmarks/results.
 
     python docs/tables.py           # rewrite the tables
     python docs/tables.py --check   # fail if a table differs from the records
@@ -17,11 +17,12 @@ from pathlib import Path
 import hardness
 import headlines
 import poses
+import shipped
 import texts
 from records import mebibytes, read, score, table, told
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("README.md", "docs/results.md", "docs/loading.md")
 
 
 def accuracy(prefix: str = "") -> str:
@@ -302,6 +303,7 @@ def conditions(name: str, *parts: str) -> str:
 
 
 TABLES = {
+    "trained": shipped.models,
     "headlines": headlines.headlines,
     "accuracy": accuracy,
     "accuracy conditions": lambda: conditions("rnn_accuracy"),

@@ -146,8 +146,8 @@ class ExportedSteps:
             self._initial = [
                 np.array(initial[name], inputs[name]["dtype"]) for name in self._states
             ]
-            self.features = tuple(inputs[self._data]["shape"][1:])
-            self.dtype = inputs[self._data]["dtype"]
+            self.features: tuple[int, ...] | None = tuple(inputs[self._data]["shape"][1:])
+            self.dtype: str | None = inputs[self._data]["dtype"]
             if not self._states or len(self._next) != len(self._states):
                 raise ValueError("it has no state")
         except Exception as error:  # whatever is in its place
