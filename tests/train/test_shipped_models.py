@@ -5,10 +5,11 @@ import pytest
 from sklearn.datasets import load_digits
 
 import jaxeff
+from jaxeff.data.digits import SHUFFLE_SEED
 from jaxeff.errors import CheckpointError
 from jaxeff.hub import shipped
 
-TRAIN_ROWS = 1500  # of scikit-learn's file; the rest is the test part
+TEST_EXAMPLES = 297  # the last ones of the data set's permutation of scikit-learn's file
 NAMES = jaxeff.list_models(trained=True)
 FAST = ("digits-fastgrnn",)
 
@@ -16,7 +17,9 @@ FAST = ("digits-fastgrnn",)
 @pytest.fixture(scope="module")
 def digits():
     loaded = load_digits()
-    return loaded.images[TRAIN_ROWS:].astype(np.uint8), loaded.target[TRAIN_ROWS:]
+    order = np.random.Generator(np.random.PCG64(SHUFFLE_SEED)).permutation(len(loaded.target))
+    rows = order[-TEST_EXAMPLES:]
+    return loaded.images[rows].astype(np.uint8), loaded.target[rows]
 
 
 @pytest.mark.parametrize(
