@@ -28,7 +28,7 @@ MODELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "digits-gru": ("irnn.py:pixels,cell=gru", ()),
     "digits-rows-irnn": ("irnn.py", ()),
     "digits-resnet": ("images.py", SMALL),
-    "digits-global": ("global_cnn.py", SMALL),
+    "digits-global": ("global_cnn.py", ("model.widths=8,16,32,32",)),
     "digits-si": ("si_cnn.py", SMALL),
     "digits-shared": ("shared_conv.py", SMALL),
     "digits-dcl": ("dcl.py", SMALL),

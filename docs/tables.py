@@ -19,11 +19,18 @@ import hardness
 import headlines
 import integer_tables
 import poses
+import shipped
 import texts
 from records import mebibytes, read, score, table, told
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/results.md", "docs/accelerators.md", "docs/integers.md")
+PAGES = (
+    "README.md",
+    "docs/results.md",
+    "docs/accelerators.md",
+    "docs/integers.md",
+    "docs/loading.md",
+)
 
 
 def accuracy(prefix: str = "") -> str:
@@ -304,6 +311,7 @@ def conditions(name: str, *parts: str) -> str:
 
 
 TABLES = {
+    "trained": shipped.models,
     "headlines": headlines.headlines,
     "accuracy": accuracy,
     "accuracy conditions": lambda: conditions("rnn_accuracy"),

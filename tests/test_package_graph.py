@@ -21,10 +21,10 @@ FLOORS = (
     "models",
     "programs",
     "quantize",
-    "search serving exporting",
+    "search serving streaming exporting",
     "analyses",
     "train",
-    "main",
+    "main stream",
 )
 HEIGHTS = {
     name: (floor, place)

@@ -43,6 +43,19 @@ class Preprocessing:
         """
         raise NotImplementedError
 
+    def of_steps(self, inputs: Any) -> np.ndarray:
+        """Returns single steps of a sequence as a model takes them, as a stream pushes them.
+
+        Args:
+          inputs: ``[..., features]``, or symbols ``[...]``.
+
+        Raises:
+          DataError: a preprocessing of whole inputs.
+        """
+        raise DataError(
+            f"{type(self).__name__} needs whole inputs, not single steps; call predict instead"
+        )
+
     def fields(self) -> dict[str, Any]:
         """Returns the values that JSON holds, by the names of the fields."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
@@ -66,6 +79,10 @@ class NoPreprocessing(Preprocessing):
     def __call__(self, inputs: Any) -> dict[str, np.ndarray]:
         """See `Preprocessing`."""
         return {"inputs": np.asarray(inputs)}
+
+    def of_steps(self, inputs: Any) -> np.ndarray:
+        """See `Preprocessing.of_steps`."""
+        return np.asarray(inputs)
 
 
 @PREPROCESSINGS.register("images")
@@ -135,6 +152,18 @@ class ImagePreprocessing(Preprocessing):
         if self.permutation:
             sequences = np.take(sequences, np.array(self.permutation), axis=1)
         return {"inputs": sequences}
+
+    def of_steps(self, inputs: Any) -> np.ndarray:
+        """See `Preprocessing.of_steps`: values of pixels, in the order of the view."""
+        name = None if self.view is None else self.view["name"]
+        if name not in ("pixels", "rows"):
+            raise DataError(f"images as '{name or 'images'}' have no steps that can be streamed")
+        values, channels = np.asarray(inputs, np.float32), self.shape[-1]
+        if not values.ndim or values.shape[-1] % channels:
+            raise DataError(f"a step has {channels} channels for each pixel, not {values.shape}")
+        scale, offset = (np.array(numbers, np.float32) for numbers in (self.scale, self.offset))
+        pixels = values.reshape(*values.shape[:-1], -1, channels)
+        return scaled_pixels(pixels, scale, offset).reshape(values.shape)
 
 
 def scaled_pixels(images: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> np.ndarray:

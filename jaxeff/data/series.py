@@ -76,14 +76,26 @@ class SeriesPreprocessing(Preprocessing):
                 f"the model takes series of {tuple(self.features)} features and at most "
                 f"{self.length} steps, not {series[0].shape[1:]} and {longest}"
             )
-        scaling = None
-        if self.mean:
-            scaling = np.array(self.mean, np.float32), np.array(self.factor, np.float32)
-        batch = {"inputs": pad([scaled(one, scaling) for one in series], self.length)}
+        batch = {"inputs": pad([scaled(one, self._scaling) for one in series], self.length)}
         lengths = np.array([len(one) for one in series])
         if self.padded or lengths.min() < self.length:
             batch["mask"] = (np.arange(self.length) < lengths[:, None]).astype(np.float32)
         return batch
+
+    def of_steps(self, inputs: Any) -> np.ndarray:
+        """See `Preprocessing.of_steps`."""
+        if not self.features:
+            return np.asarray(inputs)
+        values = np.asarray(inputs, np.float32)
+        if values.shape[-1:] != tuple(self.features):
+            raise DataError(f"a step has {self.features[0]} features, not {values.shape}")
+        return scaled(values, self._scaling)
+
+    @property
+    def _scaling(self) -> Scaling | None:
+        if not self.mean:
+            return None
+        return np.array(self.mean, np.float32), np.array(self.factor, np.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

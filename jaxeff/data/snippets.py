@@ -80,6 +80,10 @@ class TextPreprocessing(Preprocessing):
         mask = (np.arange(self.length) < lengths[:, None]).astype(np.float32)
         return {"inputs": values, "mask": mask}
 
+    def of_steps(self, inputs: Any) -> np.ndarray:
+        """See `Preprocessing.of_steps`: numbers of tokens, which the tokeniser gives."""
+        return np.asarray(inputs)
+
     def fields(self) -> dict[str, Any]:
         """See `Preprocessing.fields`."""
         return {"length": self.length, "typed": self.typed}

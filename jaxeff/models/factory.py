@@ -18,6 +18,7 @@ from typing import Any
 import flax.linen as nn
 
 from jaxeff.errors import ConfigError
+from jaxeff.hub import shipped
 from jaxeff.models.base import MODELS
 from jaxeff.ode import CELLS
 
@@ -102,13 +103,14 @@ DESIGNED: dict[str, dict[str, Spec]] = {
 }
 
 
-def list_models(pattern: str = "*") -> list[str]:
+def list_models(pattern: str = "*", *, trained: bool = False) -> list[str]:
     """Returns the sorted model names of `create_model` that match a pattern.
 
     Args:
       pattern: shell-style wildcards, such as ``"*global*"``.
+      trained: True returns the names of the trained models that `jaxeff.load` knows instead.
     """
-    return sorted(fnmatch.filter(_specs(), pattern))
+    return sorted(fnmatch.filter(shipped.names() if trained else _specs(), pattern))
 
 
 def create_model(name: str, *, num_classes: int, **fields: Any) -> nn.Module:

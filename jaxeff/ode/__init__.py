@@ -8,7 +8,7 @@ from jaxeff.ode.arguments import length_mask
 from jaxeff.ode.carry import CarryParts, after_step, parts_of
 from jaxeff.ode.cells import CELLS, Cell, ParamSpec
 from jaxeff.ode.classic import GRU, LSTM, Elman
-from jaxeff.ode.convert import lstm_from_pytorch, tarnn_from_reference
+from jaxeff.ode.convert import gru_from_pytorch, lstm_from_pytorch, tarnn_from_reference
 from jaxeff.ode.dual import DualODE
 from jaxeff.ode.fastgrnn import FastGRNN, FastRNN
 from jaxeff.ode.fused import FusedCell, InnerStep, Kernels
@@ -42,6 +42,7 @@ __all__ = [
     "damped_iteration",
     "fixed_point",
     "length_mask",
+    "gru_from_pytorch",
     "lstm_from_pytorch",
     "parts_of",
     "tarnn_from_reference",

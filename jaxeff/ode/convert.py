@@ -94,9 +94,32 @@ def lstm_from_pytorch(arrays: Mapping[str, Any], suffix: str = "_l0") -> dict[st
     Raises:
       ConfigError: a name is missing.
     """
+    w, u, b, more = _pytorch_layer("LSTM", arrays, suffix)
+    return {"W": w.T, "U": u.T, "b": b + more}
+
+
+def gru_from_pytorch(arrays: Mapping[str, Any], suffix: str = "_l0") -> dict[str, Array]:
+    """Returns `GRU` parameters from those of a layer of ``torch.nn.GRU``.
+
+    PyTorch keeps the gates (reset, update, candidate) in rows and two biases; here they are in
+    columns, and of the second bias only the candidate's share stays apart.
+
+    Args:
+      arrays: see `lstm_from_pytorch`.
+      suffix: which layer.
+
+    Raises:
+      ConfigError: a name is missing.
+    """
+    w, u, b, more = _pytorch_layer("GRU", arrays, suffix)
+    gates = 2 * (len(b) // 3)
+    bias = jnp.concatenate([b[:gates] + more[:gates], b[gates:]])
+    return {"W": w.T, "U": u.T, "b": bias, "b_n": more[gates:]}
+
+
+def _pytorch_layer(kind: str, arrays: Mapping[str, Any], suffix: str) -> list[Array]:
     names = [f"{name}{suffix}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
     missing = [name for name in names if name not in arrays]
     if missing:
-        raise ConfigError(f"the LSTM parameters lack {', '.join(missing)}")
-    w, u, b, more = (jnp.asarray(arrays[name]) for name in names)
-    return {"W": w.T, "U": u.T, "b": b + more}
+        raise ConfigError(f"the {kind} parameters lack {', '.join(missing)}")
+    return [jnp.asarray(arrays[name]) for name in names]

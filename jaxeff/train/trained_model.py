@@ -1,4 +1,4 @@
-"""A trained run as a model that answers: ``jaxeff.load("runs/irnn-46ec0d03").predict(images)``."""
+"""Trained models that answer: ``jaxeff.load("runs/irnn-46ec0d03").predict(images)``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jaxeff.data import Dataset
 from jaxeff.errors import CheckpointError, DataError
 from jaxeff.eval.report import JSON_NAME, read_report
 from jaxeff.files import paths
-from jaxeff.hub import saved_folder
+from jaxeff.hub import saved_folder, shipped
 from jaxeff.models.text import without_pretrained
 from jaxeff.selective.confidence import class_logits
 from jaxeff.train import experiment, prerequisites, saved_model, selection
@@ -138,7 +138,8 @@ def load(folder: str | os.PathLike[str], *, data: bool = False) -> LoadedModel:
     before.
 
     Args:
-      folder: of a run, of one of its prerequisites in it, or one that `LoadedModel.save` wrote.
+      folder: of a run, of one of its prerequisites in it, or one that `LoadedModel.save` wrote; or
+        the name of a model that comes with the package, see ``list_models(trained=True)``.
       data: whether to load the examples too, into ``dataset``; otherwise its splits are empty and
         only know the preprocessing.
 
@@ -146,12 +147,30 @@ def load(folder: str | os.PathLike[str], *, data: bool = False) -> LoadedModel:
       CheckpointError: it is no such folder, or holds no checkpoint yet.
       UserError: the model does not fit the installed package, or its data is missing.
     """
-    path = paths.expanded(os.fspath(folder))
+    path = located(folder)
     saved = _saved_in(path)
     loaded = _of_saved(saved_model.read(saved)) if saved else _from_checkpoint(path)
     if data and not len(loaded.dataset.splits["train"]):
         return dataclasses.replace(loaded, dataset=DatasetCache().load(loaded.config.data))
     return loaded
+
+
+def located(folder: str | os.PathLike[str]) -> Path:
+    """Returns a folder that is there, or that of a model that comes with the package.
+
+    Raises:
+      CheckpointError: there is neither.
+    """
+    path = paths.expanded(os.fspath(folder))
+    if path.exists():
+        return path
+    name = os.fspath(folder)
+    known = shipped.locate(name)
+    if known is None:
+        raise CheckpointError(
+            f"there is no folder {name}, and no trained model of this name; {shipped.advice(name)}"
+        )
+    return known
 
 
 def from_experiment(
