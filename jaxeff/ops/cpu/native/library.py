@@ -29,6 +29,7 @@ TARGETS = (
     "jaxeff_conv",
     "jaxeff_conv_input_gradient",
     "jaxeff_conv_kernel_gradient",
+    "jaxeff_depthwise_conv",
     "jaxeff_channel_sums",
     "jaxeff_masked_channel_sums",
 )
@@ -86,9 +87,7 @@ def call(
       **attributes: further static arguments.
     """
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    function = jax.ffi.ffi_call(
-        name, results, vmap_method="sequential"
-    )
+    function = jax.ffi.ffi_call(name, results, vmap_method="sequential")
     return function(*args, threads=np.int64(_threads()), **attributes)
 
 
