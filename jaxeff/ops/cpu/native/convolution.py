@@ -36,6 +36,8 @@ def _followed(name, x, kernel, strides, bias, skip, relu):
     rows, columns = (-(-size // strides) for size in x.shape[1:3])
     shape = (x.shape[0], rows, columns, kernel.shape[3])
     check_skip(shape, skip)
+    if bias is not None and bias.shape != shape[-1:]:
+        raise ValueError(f"a bias must be {shape[-1:]}, one value per channel, not {bias.shape}")
     absent = jnp.zeros((0,), x.dtype)
     args = (x, kernel, absent if bias is None else bias, absent if skip is None else skip)
     return call(name, (shape,), args, strides=np.int64(strides), relu=relu)[0]
