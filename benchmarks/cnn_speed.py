@@ -87,7 +87,11 @@ def forward(spec: dict[str, Any], batch: int, size: int, outputs: int, channels:
     variables = drawn(model, x[:1])
     program = jax.jit(lambda v, x: model.apply(v, x)).lower(variables, x).compile()
     cost = bench.cost_per_example(model.apply, variables, x[:1])
-    return lambda: program(variables, x), cost.macs, bench.count_parameters(variables["params"])
+    return (
+        functools.partial(program, variables, x),
+        cost.macs,
+        bench.count_parameters(variables["params"]),
+    )
 
 
 def step(spec: dict[str, Any], batch: int, size: int, outputs: int) -> Any:
@@ -104,7 +108,7 @@ def step(spec: dict[str, Any], batch: int, size: int, outputs: int) -> Any:
 
     gradient = jax.jit(jax.grad(loss, has_aux=True))
     program = gradient.lower(variables["params"], variables, x).compile()
-    return lambda: program(variables["params"], variables, x)
+    return functools.partial(program, variables["params"], variables, x)
 
 
 def table(

@@ -13,7 +13,6 @@ from jaxeff.arguments import one_size, require, require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.layers.normalisation import BatchNorm
 from jaxeff.ops import convolution
-from jaxeff.ops.convolution import followed
 from jaxeff.registry import closest
 from jaxeff.typing import Array, Dtype, PRNGKey
 
@@ -93,6 +92,7 @@ class Conv(nn.Module):
         side = one_size("Conv.kernel_size", self.kernel_size)
         strides = one_size("Conv.strides", self.strides)
         channels = (x.shape[-1], self.features) if self.features else (1, x.shape[-1])
+        convolve = convolution.conv if self.features else convolution.depthwise_conv
         shape = (side, side, *channels)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = None
@@ -104,12 +104,8 @@ class Conv(nn.Module):
             kernel = kernel * factor
         x, kernel, bias, skip = nn.dtypes.promote_dtype(x, kernel, bias, skip, dtype=self.dtype)
         images = x.reshape(-1, *x.shape[-3:])
-        if self.features:
-            images_skip = None if skip is None else skip.reshape(-1, *skip.shape[-3:])
-            y = convolution.conv(images, kernel, strides, bias, images_skip, relu)
-        else:
-            y = convolution.depthwise_conv(images, kernel, strides)
-            y = followed(y, bias, skip, relu)
+        skips = None if skip is None else skip.reshape(-1, *skip.shape[-3:])
+        y = convolve(images, kernel, strides, bias, skips, relu)
         return y.reshape(*x.shape[:-3], *y.shape[-3:])
 
 
@@ -221,8 +217,18 @@ class ConvNorm(nn.Module):
         conv = self.ops.conv(self.features, self.kernel_size, self.strides, name="conv")
         norm = self.ops.norm(train=train, name="norm")
         relu = activation == "relu"
-        if train or not isinstance(conv, Conv):
-            y = norm(conv(x), skip, relu=relu)
-        else:
-            y = conv(x, norm.folded(self.features or x.shape[-1]), skip, relu=relu)
+        y = normalised(conv, norm, x, skip, relu=relu)
         return y if relu else ACTIVATIONS[activation](y)
+
+
+def normalised(
+    conv: nn.Module, norm: BatchNorm, x: Array, skip: Array | None = None, *, relu: bool = False
+) -> Array:
+    """Returns ``norm(conv(x))``, plus a skip, and the ReLU of that.
+
+    Running statistics are taken into the kernel of a `Conv`.
+    """
+    if norm.use_running_average and isinstance(conv, Conv):
+        folded = norm.folded(conv.features or x.shape[-1], conv.dtype or x.dtype)
+        return conv(x, folded, skip, relu=relu)
+    return norm(conv(x), skip, relu=relu)

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.layers.checks import called, require_linen
-from jaxeff.layers.conv import Conv
+from jaxeff.layers.conv import Conv, normalised
+from jaxeff.layers.normalisation import BatchNorm
 from jaxeff.ops import anchors, tiles
 from jaxeff.typing import Array, Dtype
 
@@ -139,7 +140,7 @@ class Interpolated(nn.Module):
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         def norm(name, last):
-            return nn.BatchNorm(
+            return BatchNorm(
                 use_running_average=not train,
                 momentum=self.momentum,
                 epsilon=self.epsilon,
@@ -149,12 +150,13 @@ class Interpolated(nn.Module):
                 **dtypes,
             )
 
+        has_pointwise = self.cheap != "depthwise"
         depthwise = Conv(0, name="cheap_depthwise", **dtypes)
-        g = norm("cheap_norm", self.cheap == "depthwise")(depthwise(x))
-        if self.cheap == "depthwise":
+        g = normalised(depthwise, norm("cheap_norm", not has_pointwise), x, relu=has_pointwise)
+        if not has_pointwise:
             return g
         pointwise = Conv(x.shape[-1], 1, name="cheap_pointwise", **dtypes)
-        return norm("cheap_norm_out", True)(pointwise(jax.nn.relu(g)))
+        return normalised(pointwise, norm("cheap_norm_out", True), g)
 
     def _check(self, x: Array) -> None:
         require_linen(self.body, "Interpolated.body")

@@ -23,7 +23,8 @@ class BatchNorm(nn.Module):
       momentum: of the running statistics; Flax's is one minus PyTorch's.
       epsilon: added to the variance.
       axis_name: mapped axis over which batch statistics are averaged; None is each device's own.
-      dtype: of the result; None follows the input. Statistics and parameters stay float32.
+      dtype: of the result; None follows the input. Statistics stay float32.
+      param_dtype: of the parameters.
       scale_init: initialiser of the scale.
     """
 
@@ -32,6 +33,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     axis_name: str | None = None
     dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
     scale_init: Callable[..., Any] = nn.initializers.ones
 
     @nn.compact
@@ -39,15 +41,24 @@ class BatchNorm(nn.Module):
         shape = (channels,)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        scale = self.param("scale", self.scale_init, shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        scale = self.param("scale", self.scale_init, shape, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
         return scale, bias, mean, variance
 
-    def folded(self, channels: int) -> tuple[Array, Array]:
-        """Returns factor and offset ``[channels]`` of the normalisation by running statistics."""
+    def folded(self, channels: int, dtype: Dtype) -> tuple[Array, Array]:
+        """Returns factor and offset ``[channels]`` of the normalisation by running statistics.
+
+        Args:
+          channels: of what is normalised.
+          dtype: of what is normalised; they are computed in it, in single precision at least.
+        """
         scale, bias, mean, variance = self._variables(channels)
-        factor = scale * jax.lax.rsqrt(variance.value + self.epsilon)
+        factor = self._factor(scale, variance.value, dtype)
         return factor, bias - mean.value * factor
+
+    def _factor(self, scale: Array, variance: Array, dtype: Dtype) -> Array:
+        precise = jnp.promote_types(jnp.float32, dtype)
+        return scale * jax.lax.rsqrt(variance.astype(precise) + self.epsilon)
 
     def __call__(self, x: Array, skip: Array | None = None, *, relu: bool = False) -> Array:
         """Normalises ``[..., channels]``; see `jaxeff.ops.normalisation.normalise` for the rest."""
@@ -59,7 +70,7 @@ class BatchNorm(nn.Module):
             if not self.is_initializing():
                 for running, new in ((running_mean, mean), (running_variance, variance)):
                     running.value = self.momentum * running.value + (1 - self.momentum) * new
-        factor = scale * jax.lax.rsqrt(variance + self.epsilon)
+        factor = self._factor(scale, variance, x.dtype)
         x = x if self.dtype is None else x.astype(self.dtype)
         return normalisation.normalise(x, mean, factor, bias, skip, relu)
 

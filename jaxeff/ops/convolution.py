@@ -45,13 +45,23 @@ def followed(y: Array, bias: Array | None, skip: Array | None, relu: bool) -> Ar
 
 
 @has_cpu_form("jaxeff.ops.cpu.convolution")
-def depthwise_conv(x: Array, kernel: Array, strides: int = 1) -> Array:
+def depthwise_conv(
+    x: Array,
+    kernel: Array,
+    strides: int = 1,
+    bias: Array | None = None,
+    skip: Array | None = None,
+    relu: bool = False,
+) -> Array:
     """Convolves every channel with its own kernel.
 
     Args:
       x: ``[batch, rows, columns, channels]``.
       kernel: ``[k, k, 1, channels]``, odd k.
       strides: of both axes.
+      bias: ``[channels]``; see `conv`, as for the next two.
+      skip: like the result.
+      relu: whether negative values then become zero.
 
     Returns:
       ``[batch, ceil(rows / strides), ceil(columns / strides), channels]``.
@@ -60,7 +70,7 @@ def depthwise_conv(x: Array, kernel: Array, strides: int = 1) -> Array:
       ValueError: shapes that do not fit, or an even kernel.
     """
     check_kernel(x, kernel, (1, x.shape[-1]), "[k, k, 1, channels]")
-    return grouped_conv(x, kernel, strides, groups=x.shape[-1])
+    return followed(grouped_conv(x, kernel, strides, groups=x.shape[-1]), bias, skip, relu)
 
 
 def grouped_conv(x: Array, kernel: Array, strides: int, groups: int) -> Array:

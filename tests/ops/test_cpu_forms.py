@@ -34,6 +34,13 @@ def conv_followed(relu, strides=1):
     return function
 
 
+def depthwise_followed(relu, strides=1):
+    def function(x, kernel, bias, skip):
+        return convolution.depthwise_conv(x, kernel, strides, bias, skip, relu)
+
+    return function
+
+
 def moments(x):
     return jnp.stack(normalisation.channel_moments(x)).astype(x.dtype)
 
@@ -83,6 +90,8 @@ CASES = {
         (depthwise(2), (2, 8, 7, 4), (3, 3, 1, 4)),
         (depthwise(2), (1, 6, 9, 2), (5, 3, 1, 2)),
         (depthwise(3), (2, 4, 4, 3), (5, 5, 1, 3)),
+        (depthwise_followed(True), (2, 9, 11, 20), (3, 3, 1, 20), (20,), (2, 9, 11, 20)),
+        (depthwise_followed(False, 2), (2, 9, 11, 5), (5, 5, 1, 5), (5,), (2, 5, 6, 5)),
     ],
     "normalisation.channel_moments": [(moments, (3, 5, 7, 4)), (moments, (40, 5, 7, 20))],
     "normalisation.normalise": [
@@ -146,6 +155,8 @@ def run(function, name, args):
         *((form, 0, "bfloat16") for form in CASES),
         ("convolution.conv", 0, "float32"),
         ("convolution.conv", 6, "float32"),
+        ("convolution.depthwise_conv", 4, "float32"),
+        ("convolution.depthwise_conv", 5, "float32"),
         ("normalisation.normalise", 0, "float32"),
         ("normalisation.normalise", 2, "float32"),
         ("normalisation.channel_moments", 1, "float32"),

@@ -105,10 +105,12 @@ def test_results_do_not_depend_on_threads(monkeypatch):
         jax.tree.map(np.testing.assert_array_equal, other, results[0])
 
 
-def test_a_skip_of_another_shape_is_refused():
+def test_a_skip_or_a_bias_of_another_shape_is_refused():
     x, kernel, skip = arrays((2, 5, 6, 3), (3, 3, 3, 4), (2, 5, 6, 3))
     with platform("cpu"), pytest.raises(ValueError, match=r"gives \(2, 5, 6, 4\)"):
         convolution.conv(x, kernel, 1, None, skip)
+    with platform("cpu"), pytest.raises(ValueError, match=r"must be \(4,\)"):
+        convolution.conv(x, kernel, 1, jnp.ones(3))
 
 
 @pytest.fixture

@@ -41,10 +41,19 @@ def conv(
     return followed(convolve(x, kernel, strides), bias, skip, relu)
 
 
-def depthwise_conv(x: Array, kernel: Array, strides: int = 1) -> Array:
-    """Sum of shifted products; so is its gradient."""
+def depthwise_conv(
+    x: Array,
+    kernel: Array,
+    strides: int = 1,
+    bias: Array | None = None,
+    skip: Array | None = None,
+    relu: bool = False,
+) -> Array:
+    """Sums shifted products, as does the gradient; in compiled tiles where those are available."""
     check_kernel(x, kernel, (1, x.shape[-1]), "[k, k, 1, channels]")
-    return (_shifted if is_forward_mode() else _shifted_with_gradient)(x, kernel, strides)
+    if is_forward_mode():
+        return followed(_shifted(x, kernel, strides), bias, skip, relu)
+    return _depthwise_with_gradient(x, kernel, strides, bias, skip, relu)
 
 
 def _dense(x: Array, kernel: Array, strides: int) -> Array:
@@ -109,15 +118,28 @@ def _shifted(x: Array, kernel: Array, strides: int) -> Array:
     return total.astype(jnp.result_type(x, kernel))
 
 
-_shifted_with_gradient = jax.custom_vjp(_shifted, nondiff_argnums=(2,))
+def _depthwise(
+    x: Array, kernel: Array, strides: int, bias: Array | None, skip: Array | None, relu: bool
+) -> Array:
+    # Without a bias the compiler makes one loop of the products and of what is around them, which
+    # is faster where all of it stays in cache, as in blocks of rows.
+    arrays = [a for a in (x, kernel, bias, skip) if a is not None]
+    if bias is not None and native.is_computable(*arrays):
+        return native.convolution.depthwise_conv(x, kernel, strides, bias, skip, relu)
+    return followed(_shifted(x, kernel, strides), bias, skip, relu)
 
 
-def _shifted_forward(x: Array, kernel: Array, strides: int) -> tuple[Array, tuple[Array, Array]]:
-    return _shifted_with_gradient(x, kernel, strides), (x, kernel)
+_depthwise_with_gradient = jax.custom_vjp(_depthwise, nondiff_argnums=(2, 5))
 
 
-def _shifted_backward(strides: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, kernel = saved
+def _depthwise_forward(x, kernel, strides, bias, skip, relu):
+    y = _depthwise_with_gradient(x, kernel, strides, bias, skip, relu)
+    return y, (x, kernel, bias, skip is not None, y if relu else None)
+
+
+def _depthwise_backward(strides, relu, saved, g):
+    x, kernel, bias, has_skip, y = saved
+    g = jnp.where(y > 0, g, 0) if relu else g
     precise = functools.partial(jnp.asarray, dtype=wide(x.dtype))
 
     def of_image(x: Array, g: Array) -> Array:
@@ -133,10 +155,15 @@ def _shifted_backward(strides: int, saved: tuple[Array, Array], g: Array) -> tup
         for size, out in zip(x.shape[1:3], g.shape[1:3], strict=True)
     ]
     spread = jax.lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *skipped, (0, 0, 0)))
-    return _shifted(spread, kernel[::-1, ::-1], 1), dkernel.astype(kernel.dtype)
+    return (
+        _depthwise_with_gradient(spread, kernel[::-1, ::-1], 1, None, None, False),
+        dkernel.astype(kernel.dtype),
+        None if bias is None else jnp.sum(precise(g), (0, 1, 2)).astype(bias.dtype),
+        g if has_skip else None,
+    )
 
 
-_shifted_with_gradient.defvjp(_shifted_forward, _shifted_backward)
+_depthwise_with_gradient.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _windows(x: Array, kernel: Array, strides: int) -> list[Array]:

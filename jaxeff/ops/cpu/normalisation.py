@@ -29,7 +29,8 @@ def normalise(
 ) -> Array:
     """Masks the gradient and sums it in one pass."""
     arrays = [a for a in (x, mean, scale, bias, skip) if a is not None]
-    if is_forward_mode() or not is_computable(*arrays):
+    per_channel = all(a.shape == x.shape[-1:] for a in (mean, scale, bias))
+    if is_forward_mode() or not per_channel or not is_computable(*arrays):
         return _normalise(x, mean, scale, bias, skip, relu)
     return _with_gradient(x, mean, scale, bias, skip, relu)
 

@@ -22,12 +22,25 @@ def conv(
     x: Array, kernel: Array, strides: int, bias: Array | None, skip: Array | None, relu: bool
 ) -> Array:
     """See `jaxeff.ops.convolution.conv`; what follows the convolution is done in its pass."""
+    return _followed("jaxeff_conv", x, kernel, strides, bias, skip, relu)
+
+
+def depthwise_conv(
+    x: Array, kernel: Array, strides: int, bias: Array | None, skip: Array | None, relu: bool
+) -> Array:
+    """See `jaxeff.ops.convolution.depthwise_conv`; it has no derivative of its own."""
+    return _followed("jaxeff_depthwise_conv", x, kernel, strides, bias, skip, relu)
+
+
+def _followed(name, x, kernel, strides, bias, skip, relu):
     rows, columns = (-(-size // strides) for size in x.shape[1:3])
     shape = (x.shape[0], rows, columns, kernel.shape[3])
     check_skip(shape, skip)
+    if bias is not None and bias.shape != shape[-1:]:
+        raise ValueError(f"a bias must be {shape[-1:]}, one value per channel, not {bias.shape}")
     absent = jnp.zeros((0,), x.dtype)
     args = (x, kernel, absent if bias is None else bias, absent if skip is None else skip)
-    return call("jaxeff_conv", (shape,), args, strides=np.int64(strides), relu=relu)[0]
+    return call(name, (shape,), args, strides=np.int64(strides), relu=relu)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

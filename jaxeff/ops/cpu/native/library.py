@@ -29,6 +29,7 @@ TARGETS = (
     "jaxeff_conv",
     "jaxeff_conv_input_gradient",
     "jaxeff_conv_kernel_gradient",
+    "jaxeff_depthwise_conv",
     "jaxeff_channel_sums",
     "jaxeff_masked_channel_sums",
 )
