@@ -1,12 +1,12 @@
-"""Search for the pose of every image that minimises its own loss, the weights fixed.
+"""Search for the pose of each image that minimises its loss, with fixed weights.
 
-All starts of all images are candidates of one computation: screened, the best of each image kept
-and refined, the best of everything ever evaluated returned. Nothing is shared between candidates,
+All starts of all images are candidates of one computation: they are evaluated, the best of each
+image are refined, and the best pose evaluated at any time is returned. Candidates are independent,
 so an image's pose does not depend on the rest of its batch.
 
-Poses have few numbers, so derivatives are taken in forward mode: one pass per number, without
-keeping activations. That gives the residuals' Jacobian too, and with it Gauss-Newton steps: the
-loss is a sum of convex functions of the outputs, whose curvature is weighed into ``J^T H J``.
+Poses have few components, so derivatives use forward mode: one pass per component, without stored
+activations. That also gives the Jacobian J of the outputs for Gauss-Newton steps: the loss is a sum
+of convex functions of the outputs, with the diagonal Hessian H in ``J^T H J``.
 
 References:
   N. N. Schraudolph. Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent. Neural
@@ -38,7 +38,7 @@ class Problem(NamedTuple):
     """A loss of poses; all arrays have the batch as first axis.
 
     Attributes:
-      code: maps data and poses ``[batch, size]`` to a tree, what the pose is found together with.
+      code: maps data and poses ``[batch, size]`` to a tree, the code of the content.
       place: maps a code and poses to a tree of outputs.
       criterion: maps outputs and data to losses ``[batch]``: per example a sum of convex functions
         of one number of the outputs each.
@@ -51,11 +51,11 @@ class Problem(NamedTuple):
     valid: Callable[[Array], Array] = lambda pose: jnp.ones(pose.shape[:-1], bool)
 
     def outputs(self, data: Any, pose: Array) -> Any:
-        """Returns the outputs of the pose's own code."""
+        """Returns the outputs for a pose, with the code computed for this pose."""
         return self.place(self.code(data, pose), pose)
 
     def loss(self, data: Any, pose: Array) -> Array:
-        """Returns losses ``[batch]``, infinite for poses that may not be used."""
+        """Returns losses ``[batch]``, infinite for invalid poses."""
         return self._checked(self.criterion(self.outputs(data, pose), data), pose)
 
     def _checked(self, loss: Array, pose: Array) -> Array:
@@ -86,7 +86,7 @@ class Problem(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The best of what a search evaluated.
+    """The best pose of a search.
 
     Attributes:
       pose: ``[batch, size]``.
@@ -98,7 +98,7 @@ class Found(NamedTuple):
 
 
 def _arrays(data: Any, pose: Any) -> tuple[Any, Array]:
-    """Returns data and poses as arrays of JAX, which traced numbers can index."""
+    """Converts data and poses to JAX arrays, so that traced integers can index them."""
     return jax.tree.map(jnp.asarray, data), jnp.asarray(pose)
 
 
@@ -108,7 +108,7 @@ def _better(best: Found, pose: Array, loss: Array) -> Found:
 
 
 def adam(problem: Problem, data: Any, pose: Array, steps: int, learning_rate: float) -> Found:
-    """Refines poses ``[batch, size]`` by Adam; the best of all steps is kept."""
+    """Refines poses ``[batch, size]`` by Adam; returns the best of all steps."""
     data, pose = _arrays(data, pose)
     optimizer = optax.adam(learning_rate)
 
@@ -127,10 +127,10 @@ def adam(problem: Problem, data: Any, pose: Array, steps: int, learning_rate: fl
 def gauss_newton(
     problem: Problem, data: Any, pose: Array, steps: int, damping: float = 1e-2
 ) -> Found:
-    """Refines poses by Levenberg's and Marquardt's damped Gauss-Newton steps.
+    """Refines poses by damped Gauss-Newton steps (Levenberg-Marquardt).
 
-    A step that makes a candidate worse is taken back, and its damping raised; one that makes it
-    better lowers it. One evaluation of the derivatives per step, of the loss alone at the last.
+    A step that increases a candidate's loss is undone and its damping raised; otherwise the damping
+    is lowered. Derivatives are evaluated once per step, only the loss after the last.
     """
     data, pose = _arrays(data, pose)
     eye = jnp.eye(pose.shape[-1], dtype=pose.dtype)
@@ -160,11 +160,11 @@ def gauss_newton(
 
 
 def align(problem: Problem, data: Any, pose: Array, steps: int, damping: float = 1e-2) -> Found:
-    """Moves what a pose's code draws onto the image, by Gauss-Newton steps with the code fixed.
+    """Aligns the reconstruction with the image, by Gauss-Newton steps with a fixed code.
 
-    One encoding and decoding for all steps, which only place the drawing again. Where the encoder
-    is good this is the gradient of the whole loss, since the code is then stationary. The loss
-    found is that of the old code in the new pose, which is a code of the image like any other.
+    Encoding and decoding run once; the steps only resample the reconstruction. For an optimal
+    encoder this is the gradient of the full loss, because the code is then stationary. The returned
+    loss is that of the old code at the new pose.
     """
     data, pose = _arrays(data, pose)
     code = problem.code(data, pose)
@@ -175,20 +175,19 @@ def align(problem: Problem, data: Any, pose: Array, steps: int, damping: float =
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """How poses are searched.
+    """Settings of a pose search.
 
     Attributes:
-      starts: random poses to begin with; a discrete family has all its elements instead.
-      spread: whether they are spaced evenly instead of drawn.
-      proposals: so many poses that a head of the model proposes join them, where it has one.
-      keep: the best so many of an image are refined; 0 refines every one.
+      starts: number of random initial poses; a discrete family uses all its elements instead.
+      spread: whether initial poses are evenly spaced instead of random.
+      proposals: number of additional poses from the model's proposal head, if it has one.
+      keep: number of best poses per image that are refined; 0 refines all.
       method: "adam", "gauss_newton" (damped), "align" (Gauss-Newton with the code fixed) or
         "screen" (no refinement).
       steps: of the refinement.
       learning_rate: of Adam.
-      damping: first one of Gauss-Newton, in parts of the mean curvature.
-      chunk: candidates to compute at once; 0 takes what fits a processor's cache on a CPU, and all
-        of them elsewhere.
+      damping: initial damping of Gauss-Newton, relative to the mean curvature.
+      chunk: candidates to compute at once; 0: as many as fit the cache on a CPU, else all.
     """
 
     starts: int = 40
@@ -228,7 +227,7 @@ class Search:
     def build(cls, spec: Mapping[str, Any], where: str) -> Search:
         """Builds a search from a config section: fields, and optionally a name in `PUBLISHED`.
 
-        The section's ``like`` is that name; the fields beside it change the published settings.
+        The section's ``like`` is that name; its other fields override the published settings.
 
         Raises:
           ConfigError: an unknown field or setting.
@@ -244,11 +243,11 @@ class Search:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
             if name not in known:
-                raise ConfigError(f"config.{where}.{name} is no field{closest(name, known)}")
+                raise ConfigError(f"config.{where}.{name} is not a field{closest(name, known)}")
         return cls(**{**PUBLISHED.get(like, {}), **fields})
 
 
-#: Settings of the authors' code. What was kept differed: here it is always the best of each image.
+#: Settings of the authors' code, except that here the best candidates of each image are kept.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "2019_rotation": {"starts": 40, "steps": 20, "learning_rate": 0.01},
     "2019_affine": {"starts": 120, "steps": 30, "learning_rate": 0.03},
@@ -271,7 +270,7 @@ METHODS: dict[str, Callable[[Search], Refine | None]] = {
 def _chunked(function: Callable[[Any, Array], Any], data: Any, pose: Array, chunk: int) -> Any:
     """Applies a function of candidates to ``pose`` ``[batch, candidates, size]``, in parts.
 
-    Candidates of an image share its data, which is looked up part by part instead of copied.
+    Candidates of an image share its data, which is indexed for each part instead of copied.
     """
     batch, count, size = pose.shape
     image, flat = jnp.repeat(jnp.arange(batch), count), pose.reshape(-1, size)
@@ -285,7 +284,7 @@ def _chunked(function: Callable[[Any, Array], Any], data: Any, pose: Array, chun
     if parts == 1:
         results = apply((image, flat))
     else:
-        each = -(-total // parts)  # parts of one size, the last filled up with copies
+        each = -(-total // parts)  # parts of equal size, the last padded with copies
         more = ((0, parts * each - total),)
         image = jnp.pad(image, more, mode="edge").reshape(parts, each)
         flat = jnp.pad(flat, (*more, (0, 0)), mode="edge").reshape(parts, each, size)
@@ -307,7 +306,7 @@ def search(problem: Problem, data: Any, starts: Array, settings: Search) -> Foun
       problem: the loss.
       data: a tree of arrays ``[batch, ...]``, of NumPy or JAX.
       starts: ``[batch, starts, size]``.
-      settings: what is kept of them and how it is refined.
+      settings: of the search.
 
     Returns:
       for every image the best pose evaluated, and its loss.
