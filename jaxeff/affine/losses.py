@@ -1,4 +1,4 @@
-"""Losses of autoencoders per example, and the part of them that no model can avoid.
+"""Losses of autoencoders per example, and their lower bounds.
 
 References:
   R. Bidart, A. Wong. Affine Variational Autoencoders: An Efficient Approach for Improving
@@ -16,7 +16,7 @@ from jaxeff.typing import Array
 
 #: Mean and deviation by which the 2019 code normalised its targets, but not its outputs.
 MNIST_MEAN, MNIST_DEVIATION = 0.1307, 0.3081
-#: Outputs nearer to 0 or 1 count as so near: a resampled one may be exactly there.
+#: Outputs are clipped to this distance from 0 and 1, which resampled ones may reach exactly.
 _NEAREST = 1e-12
 
 
@@ -26,7 +26,7 @@ def corrected_kl(mean: Array, log_variance: Array) -> Array:
 
 
 def code2019_kl(mean: Array, log_variance: Array) -> Array:
-    """The released form of 2019, which takes the logarithm of the variance for that of sigma."""
+    """The form of the 2019 code, which uses log-variance where log-sigma is needed."""
     return -0.5 * (1 + 2 * log_variance - mean**2 - jnp.exp(2 * log_variance))
 
 
@@ -57,12 +57,12 @@ RECONSTRUCTION: dict[str, Callable[[Array, Array], Array]] = {
 
 
 def unit_targets(images: Array) -> Array:
-    """Compares outputs with the images themselves."""
+    """Returns the images as targets."""
     return images
 
 
 def code2019_targets(images: Array) -> Array:
-    """Compares outputs with normalised images, as in 2019; a sigmoid cannot reach most of them."""
+    """Returns normalised images, as in the 2019 code; most are outside a sigmoid's range."""
     return (images - MNIST_MEAN) / MNIST_DEVIATION
 
 
@@ -80,12 +80,13 @@ def per_example(values: Array) -> Array:
 def output_floor(error: Callable[[Array, Array], Array], targets: Array) -> Array:
     """Returns the error ``[batch]`` of the best outputs in [0, 1], one of `RECONSTRUCTION`.
 
-    The squared error has none where targets are in [0, 1]; the cross entropy has theirs.
+    It is 0 for the squared error of targets in [0, 1], and the targets' entropy for the cross
+    entropy.
     """
     return per_example(error(jnp.clip(targets, 0, 1), targets))
 
 
 def resampling_floor(images: Array, transform: Transform) -> Array:
-    """Returns the squared error ``[batch]`` of transforming images there and back."""
+    """Returns the squared error ``[batch]`` of transforming images and transforming them back."""
     back = resample(resample(images, transform), inverse(transform))
     return per_example((images - back) ** 2)

@@ -1,4 +1,4 @@
-"""Search for the pose of every image that minimises its own loss, the weights fixed.
+"""Search for the pose of each image that minimises its loss, with fixed weights.
 
 All starts of all images are candidates of one computation: screened, the best of each image kept
 and refined (`jaxeff.affine.refine`), the best of everything ever evaluated returned. Nothing is
@@ -37,13 +37,13 @@ from jaxeff.typing import Array
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """How poses are searched.
+    """Settings of a pose search.
 
     Attributes:
-      starts: random poses to begin with; a discrete family has all its elements instead.
-      spread: whether they are spaced evenly instead of drawn.
-      proposals: so many poses that a head of the model proposes join them, where it has one.
-      keep: the best so many of an image are refined; 0 refines every one.
+      starts: number of random initial poses; a discrete family uses all its elements instead.
+      spread: whether initial poses are evenly spaced instead of random.
+      proposals: number of additional poses from the model's proposal head, if it has one.
+      keep: number of best poses per image that are refined; 0 refines all.
       method: "adam", "gauss_newton" (damped), "align" (Gauss-Newton with the code fixed) or
         "screen" (no refinement).
       steps: of the refinement.
@@ -112,7 +112,7 @@ class Search:
     def build(cls, spec: Mapping[str, Any], where: str) -> Search:
         """Builds a search from a config section: fields, and optionally a name in `PUBLISHED`.
 
-        The section's ``like`` is that name; the fields beside it change the published settings.
+        The section's ``like`` is that name; its other fields override the published settings.
 
         Raises:
           ConfigError: an unknown field or setting.
@@ -128,11 +128,11 @@ class Search:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
             if name not in known:
-                raise ConfigError(f"config.{where}.{name} is no field{closest(name, known)}")
+                raise ConfigError(f"config.{where}.{name} is not a field{closest(name, known)}")
         return cls(**{**PUBLISHED.get(like, {}), **fields})
 
 
-#: Settings of the authors' code. What was kept differed: here it is always the best of each image.
+#: Settings of the authors' code, except that here the best candidates of each image are kept.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "2019_rotation": {"starts": 40, "steps": 20, "learning_rate": 0.01},
     "2019_affine": {"starts": 120, "steps": 30, "learning_rate": 0.03},
@@ -161,7 +161,7 @@ METHODS: dict[str, Callable[[Search], Refine | None]] = {
 def _chunked(function: Callable[[Any, Any], Any], data: Any, candidates: Any, chunk: int) -> Any:
     """Applies a function to candidates, a tree of arrays ``[batch, count, ...]``, in parts.
 
-    Candidates of an image share its data, which is looked up part by part instead of copied.
+    Candidates of an image share its data, which is indexed for each part instead of copied.
     """
     batch, count = jax.tree.leaves(candidates)[0].shape[:2]
     image = jnp.repeat(jnp.arange(batch), count)
@@ -225,7 +225,7 @@ def search(problem: Problem, data: Any, starts: Array, settings: Search) -> Foun
       problem: the loss.
       data: a tree of arrays ``[batch, ...]``, of NumPy or JAX.
       starts: ``[batch, starts, size]``.
-      settings: what is kept of them and how it is refined.
+      settings: of the search.
 
     Returns:
       for every image the best pose evaluated, and its loss.

@@ -1,7 +1,7 @@
-"""Parameterisations of poses: the numbers that a search varies, and the transforms they stand for.
+"""Parameterisations of poses: vectors for a search, and their transforms.
 
 A pose is a vector ``[size]``; `Poses.transform` maps ``[..., size]`` to transforms. `start`
-draws one at random. Discrete groups are `Poses` too: their vector holds the element's number.
+draws one at random. Discrete groups are `Poses` too: their vector holds the element's index.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Poses:
 
     Attributes:
       translation: shifts are drawn from U(-translation, translation) per axis, in half image sides;
-        0 has none.
+        0 for none.
     """
 
     translation: float = 0.0
@@ -41,7 +41,7 @@ class Poses:
     dimensions = 2
     #: Numbers of the linear part.
     linear_size = 1
-    #: What coding a linear part costs, in numbers.
+    #: Numbers that count for the linear part in the size of a code.
     linear_freedom = 1
     #: How many numbers, the first of a pose, are angles.
     angles = 0
@@ -59,7 +59,7 @@ class Poses:
 
     @property
     def freedom(self) -> int:
-        """Numbers that a code of the pose adds to a code of the content."""
+        """Size that the pose adds to the code of the content."""
         return self.linear_freedom + (self.dimensions if self.translation else 0)
 
     def matrix(self, linear: Array) -> Array:
@@ -71,7 +71,7 @@ class Poses:
         raise NotImplementedError
 
     def identity(self) -> Array:
-        """Returns the pose ``[size]`` that changes nothing."""
+        """Returns the identity pose ``[size]``."""
         return jnp.zeros(self.size)
 
     def transform(self, pose: Array) -> Transform:
@@ -99,7 +99,7 @@ class Poses:
         return jax.vmap(self.start)(keys)
 
     def spread(self, count: int) -> Array:
-        """Returns poses ``[count, size]`` all over the family, the identity first."""
+        """Returns poses ``[count, size]`` that cover the family, the identity first."""
         return self.starts(jax.random.key(0), count).at[0].set(self.identity())
 
     def valid(self, pose: Array) -> Array:
@@ -184,7 +184,7 @@ class Rotation(Poses):
 
 
 def _bounded(value: Array, bound: float) -> Array:
-    """Maps any number into (-bound, bound), and small ones nearly to themselves."""
+    """Maps numbers to (-bound, bound) by a scaled tanh with slope 1 at 0."""
     return bound * jnp.tanh(value / bound)
 
 
@@ -194,7 +194,7 @@ class Affine(Poses):
     """``M = R(theta) diag(e^s1, e^s2) [[1, h], [0, 1]]`` with bounded scales and shear.
 
     ``|s| < log 1.5`` and ``|h| < tan 55 degrees``, so no reflection or nearly singular map can
-    be reached; the vector holds theta and what a tanh bounds to s1, s2 and h.
+    be reached; the vector holds theta and the unbounded values that a tanh maps to s1, s2 and h.
     """
 
     linear_size = 4
@@ -219,10 +219,10 @@ class Affine(Poses):
 @POSES.register("free_affine")
 @dataclasses.dataclass(frozen=True)
 class FreeAffine(Poses):
-    """The published four free numbers of a matrix; those that nearly lose the image are refused.
+    """Four unconstrained matrix entries, as published; nearly singular matrices are invalid.
 
     Attributes:
-      smallest: size that the determinant must have.
+      smallest: lower bound of the determinant's absolute value.
     """
 
     smallest: float = 0.2

@@ -1,13 +1,13 @@
-"""Affine resampling of images and voxels: where each point of the output reads the input.
+"""Affine resampling of images and voxels by pull-back.
 
-A transform maps a point ``g`` of the output to ``matrix @ g + shift``, the point of the input that
-it shows (pull resampling). Points are in ``[-1, 1]`` along every axis with the pixels' centres
-inside, so pixel ``i`` of ``n`` is at ``(2 i + 1) / n - 1``; their components are (x, y[, z]), the
-reverse of the arrays' axes. That is PyTorch's ``affine_grid`` and ``grid_sample`` with
-``align_corners=False`` and zero padding.
+A transform maps a point ``g`` of the output to the point ``matrix @ g + shift`` of the input that
+it is read from. Points are in ``[-1, 1]`` along every axis, from edge to edge, so pixel ``i`` of
+``n`` is at ``(2 i + 1) / n - 1``; their components are (x, y[, z]), the reverse of the arrays'
+axes. That is PyTorch's ``affine_grid`` and ``grid_sample`` with ``align_corners=False`` and zero
+padding.
 
-The functions take the array module to compute with, so that data is made by the same lines in numpy
-that models use in JAX.
+The functions take the array module (``xp``), so that data in NumPy and models in JAX share the
+code.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxeff.errors import ConfigError
 
-#: A matrix that shrinks volumes by more than this cannot be undone.
+#: Smallest absolute determinant of an invertible matrix.
 SMALLEST_DETERMINANT = 1e-6
 
 
@@ -39,7 +39,7 @@ class Transform(NamedTuple):
 
 
 def identity(dimensions: int) -> Transform:
-    """Returns the transform that changes nothing."""
+    """Returns the identity transform."""
     return Transform(jnp.eye(dimensions), jnp.zeros(dimensions))
 
 
@@ -59,8 +59,7 @@ def inverse(transform: Transform) -> Transform:
     """Returns the exact inverse, ``(M^-1, -M^-1 t)``.
 
     Raises:
-      ConfigError: a matrix is singular. Traced values cannot be looked at: there the result is
-        infinite.
+      ConfigError: a matrix is singular. Not checked for traced values; the result is then infinite.
     """
     matrix, shift = transform
     volume = determinant(matrix)
@@ -102,7 +101,7 @@ def apply(transform: Transform, points: Any) -> Any:
 
 
 def sample(images: Any, points: Any, xp: Any = jnp) -> Any:
-    """Reads images between their pixels, linearly along each axis; outside they are zero.
+    """Interpolates images multilinearly at points; outside they are zero.
 
     Args:
       images: ``[batch, *shape, channels]`` with two or three axes in ``shape``.
@@ -136,7 +135,7 @@ def sample(images: Any, points: Any, xp: Any = jnp) -> Any:
 def _rows(flat: Any, index: Any, xp: Any) -> Any:
     if xp is np:
         return np.take_along_axis(flat, index[..., None], 1)
-    # Without checks of the bounds, which the clipped indices keep.
+    # No bounds checks: the indices are clipped.
     return jax.vmap(lambda rows, i: rows.at[i].get(mode="promise_in_bounds"))(flat, index)
 
 

@@ -1,4 +1,4 @@
-"""Distributionally constrained learning: statistics held to levels by Lagrange multipliers."""
+"""Distributionally constrained learning: statistics bounded by Lagrange multipliers."""
 
 from jaxeff.constraints.dual import DUAL_STEPS, DualStep
 from jaxeff.constraints.lagrangian import (

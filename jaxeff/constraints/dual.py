@@ -1,4 +1,4 @@
-"""Steps of Lagrange multipliers along signed violations, found by name.
+"""Update rules of Lagrange multipliers from signed violations, by name.
 
 References:
   Sohrabi et al., "On PI Controllers for Updating Lagrange Multipliers in Constrained Optimization",
@@ -27,13 +27,13 @@ class DualStep:
        \lambda_{t+1} = [\lambda_t + \kappa_i c_t + \kappa_p (\xi_t - \xi_{t-1})]_0^{\lambda_{max}}
 
     with :math:`\xi_0 = c_0`, so that the first step is one of gradient ascent. The violations c are
-    signed: a multiplier falls where its constraint holds with room to spare.
+    signed: the multiplier of a constraint with slack decreases.
 
     Attributes:
       rate: the integral gain :math:`\kappa_i`.
       gain: the proportional gain :math:`\kappa_p`, which damps oscillations.
       smoothing: :math:`\nu` of the exponential average, in [0, 1).
-      frozen: multipliers stay as they are, as fixed penalty weights.
+      frozen: whether multipliers are constant, as penalty weights.
     """
 
     rate: float = 0.0
@@ -58,7 +58,7 @@ class DualStep:
           multiplier: ``[constraints]``.
           smoothed: the smoothed violations before, ``[constraints]``.
           violation: signed, ``[constraints]``.
-          first: whether there has been no step before.
+          first: whether this is the first step.
           maximum: the largest multiplier.
         """
         if self.frozen:
@@ -77,17 +77,17 @@ def gradient(rate: float = 0.02) -> DualStep:
 
 @DUAL_STEPS.register("optimistic")
 def optimistic(rate: float = 0.02) -> DualStep:
-    """Optimistic ascent, along twice this violation less the one before."""
+    """Optimistic gradient ascent, along twice the current violation minus the previous one."""
     return DualStep(rate, gain=rate)
 
 
 @DUAL_STEPS.register("nupi")
 def nupi(rate: float = 0.02, gain: float = 0.2, smoothing: float = 0.0) -> DualStep:
-    """The controller with all its numbers."""
+    """The controller with all its parameters."""
     return DualStep(rate, gain, smoothing)
 
 
 @DUAL_STEPS.register("fixed")
 def fixed() -> DualStep:
-    """No step: the constraints' statistics are penalised with constant weights."""
+    """No update: constant penalty weights."""
     return DualStep(frozen=True)

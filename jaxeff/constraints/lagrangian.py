@@ -1,8 +1,8 @@
 r"""Training under constraints: a Lagrangian, its gradient, and the update of its multipliers.
 
 A constraint asks that a statistic of the model, usually an expectation over the examples, stay at
-or below a level: :math:`c = E[\phi] - \epsilon \le 0`. Everything here is a pure function of
-arrays and works with any loss; `constrained` is the entrance.
+or below a level: :math:`c = E[\phi] - \epsilon \le 0`. All functions are pure and work with any
+loss; `constrained` is the main one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxeff.typing import Array, Batch, Params
 
 
 class Mean(NamedTuple):
-    """A weighted mean before its division, so that parts of a batch, or batches, can be added up.
+    """A weighted mean before its division, so that means over devices or batches can be summed.
 
     Attributes:
       total: weighted sum, a scalar or ``[constraints]``.
@@ -38,7 +38,7 @@ class Mean(NamedTuple):
 
     @property
     def value(self) -> Array:
-        """The mean, and 0 where there is no weight."""
+        """The mean, or 0 where the weight is 0."""
         return jnp.where(
             self.weight > 0, self.total / jnp.where(self.weight > 0, self.weight, 1), 0
         )
@@ -46,20 +46,21 @@ class Mean(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Constraint:
-    """What is to stay at or below (or above) a level, or ``size`` such things of one kind.
+    """An upper (or lower) bound on a statistic, or ``size`` bounds of the same kind.
 
     Attributes:
       name: its name in the state and the metrics.
-      surrogate: what the gradient sees: maps what the loss shows (see `constrained`) to a `Mean`,
-        or to an array, whose mean over the devices counts; a scalar or ``[size]``.
+      surrogate: differentiable statistic for the gradient: maps the auxiliary value of the loss
+        (see `constrained`) to a `Mean`, or to an array that is averaged over the devices; a scalar
+        or ``[size]``.
       level: the level over time, or a number.
-      statistic: what the multipliers see, where that is not differentiable itself (a "proxy
-        Lagrangian": Cotter et al., "Two-Player Games for Efficient Non-Convex Constrained
-        Optimization", ALT 2019); None is the surrogate.
-      at_least: the statistic must not be below the level, rather than not above it.
+      statistic: for the multipliers, if it is not differentiable (a "proxy Lagrangian": Cotter et
+        al., "Two-Player Games for Efficient Non-Convex Constrained Optimization", ALT 2019); None
+        is the surrogate.
+      at_least: whether the level is a lower bound instead of an upper one.
       size: number of constraints.
-      per_example: the statistic of each example, ``(outputs, batch)`` to ``[batch, (time)]``, where
-        the outputs alone say it; evaluations then show it too.
+      per_example: the statistic of each example, ``(outputs, batch)`` to ``[batch, (time)]``, if it
+        depends on the outputs only; evaluations then report it too.
     """
 
     name: str
@@ -75,27 +76,28 @@ class Constraint:
         return self.level(time) if callable(self.level) else jnp.asarray(self.level, float)
 
     def excess(self, value: Array, time: Array) -> Array:
-        """Returns the signed violation of a statistic's value; what is allowed is not positive."""
+        """Returns the signed violation of a statistic's value; positive means violated."""
         above = value - self.level_at(time)
         return -above if self.at_least else above
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How multipliers follow their constraints.
+    """Settings of the multipliers' updates.
 
     Attributes:
-      step: the step of the multipliers.
-      rho: weight of the augmented Lagrangian; 0 is the plain one, as with frozen multipliers. Its
-        violations are the means that the multipliers learn from, over batches or over just one.
-      maximum: the largest multiplier; one that ends there belongs to an infeasible constraint.
+      step: update rule of the multipliers.
+      rho: weight of the quadratic term of the augmented Lagrangian; 0 gives the plain Lagrangian.
+        Its violations are the same means that update the multipliers.
+      maximum: upper bound of the multipliers; one that ends there indicates an infeasible
+        constraint.
       initial: multipliers at the start.
-      decay: of the running means over batches from which violations are taken.
-      every: 0 moves the multipliers after every batch, along these running means; any other number
-        moves them after so many batches, along the means over just these: an epoch, or one batch.
+      decay: of the running means over batches that violations are computed from.
+      every: 0 updates the multipliers after every batch, from the running means; n updates them
+        after every n batches, from the means over these.
       steps_per_epoch: batches in a unit of the levels' time.
-      normalize: divides each violation by the size of its statistic (or of its level, if that is
-        larger) on the first batch, as statistics differ by orders of magnitude.
+      normalize: divides each violation by the absolute value of its statistic (or of its level, if
+        larger) on the first batch, because statistics differ by orders of magnitude.
     """
 
     step: DualStep = dataclasses.field(default_factory=gradient)
@@ -124,7 +126,7 @@ class Settings:
 
     @property
     def silent(self) -> bool:
-        """Whether the constraints are measured but nothing depends on them."""
+        """Whether the constraints are measured without affecting the training."""
         return self.step.frozen and not self.initial
 
 
@@ -136,7 +138,7 @@ class DualState(NamedTuple):
       multiplier: ``[size]``.
       smoothed: the controller's smoothed violations, ``[size]``.
       seen: running sums of the statistics.
-      scale: what violations are divided by; 0 as long as it is not known.
+      scale: divisor of the violations; 0 until the first batch.
     """
 
     step: Array
@@ -147,7 +149,7 @@ class DualState(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What a gradient was computed from.
+    """Values from the evaluation of a gradient.
 
     Attributes:
       loss: the loss without penalties.
@@ -165,7 +167,7 @@ DualUpdate = Callable[[DualState, Mapping[str, Mean]], tuple[DualState, dict[str
 
 
 def effective_multiplier(multiplier: Array, violation: Array, rho: float) -> Array:
-    r"""Returns :math:`[\lambda + \rho c]_+`, as which a multiplier acts in the gradient.
+    r"""Returns :math:`[\lambda + \rho c]_+`, the weight of a constraint in the gradient.
 
     It is the slope of the augmented Lagrangian's :math:`([\lambda + \rho c]_+^2 - \lambda^2) /
     2\rho`; with ``rho=0``, the plain one's, it is the multiplier.
@@ -174,16 +176,16 @@ def effective_multiplier(multiplier: Array, violation: Array, rho: float) -> Arr
 
 
 def over_devices(mean: Mean, axis_name: str | None) -> Mean:
-    """Returns the mean of all devices as a constant: sums are added, not means or violations."""
+    """Returns the mean over all devices as a constant, from the sums of totals and weights."""
     mean = jax.lax.stop_gradient(mean)
     return mean if axis_name is None else jax.lax.psum(mean, axis_name)
 
 
 def own_gradient(mean: Mean, axis_name: str | None) -> Array:
-    """Returns the value of all devices' mean with the gradient of this device's part of it.
+    """Returns the mean over all devices, with the gradient of this device's contribution.
 
     The average of the devices' gradients of any function of it is then the gradient of that
-    function of the mean of the whole batch. What the batch has no example of has gradient 0.
+    function of the mean of the whole batch. A mean without examples in the batch has gradient 0.
     """
     whole = over_devices(mean, axis_name)
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
@@ -197,7 +199,7 @@ def _as_mean(value: Mean | Array, size: int) -> Mean:
 
 
 def _scale(known: Array, statistic: Mean, level: Array) -> Array:
-    """Returns the scale of violations: the known one, or the size of what was seen first."""
+    """Returns the scale of violations: the stored one, or that of the first batch."""
     present = statistic.weight > 0
     sizes = jnp.where(present, jnp.maximum(jnp.abs(statistic.value), jnp.abs(level)), 0)
     return jnp.where(known > 0, known, Mean(jnp.sum(sizes), jnp.sum(present)).value)
@@ -207,12 +209,12 @@ def init_duals(constraints: Sequence[Constraint], settings: Settings) -> DualSta
     """Returns the state of the multipliers before the first batch.
 
     Raises:
-      ConfigError: two constraints have one name.
+      ConfigError: two constraints have the same name.
     """
     names = [constraint.name for constraint in constraints]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"two constraints are called '{name}'; leave one of them out")
+            raise ConfigError(f"two constraints have the name '{name}'; remove one of them")
 
     def each(value: float) -> dict[str, Array]:
         return {c.name: jnp.full((c.size,), value, float) for c in constraints}
@@ -240,7 +242,7 @@ def constrained(
     The nearest point to 2 that is not above 1, whose multiplier is 1::
 
         def loss(w):
-            return (w - 2) ** 2 / 2, w  # the loss, and what the constraints look at
+            return (w - 2) ** 2 / 2, w  # the loss, and the constraints' input
 
         constraints = [Constraint("bound", lambda w: w, level=1.0)]
         settings = Settings(DualStep(0.1), every=1)
@@ -251,17 +253,16 @@ def constrained(
             w = w - 0.3 * slope
             duals, metrics = dual_update(duals, evaluation.statistics)
 
-    Over devices, average the gradients once, as those of any loss of a device's own. The
-    multipliers are then the same on all of them.
+    On several devices, average the gradients once, as for any per-device loss. The multipliers are
+    then equal on all devices.
 
     Args:
-      loss: maps ``(params, *args)`` to the (device's own) loss and what it shows to the
-        constraints' functions, which may be anything; with ``has_aux``, to the pair of these two
-        and extras.
+      loss: maps ``(params, *args)`` to the (per-device) loss and a value of any type, the input of
+        the constraints' functions; with ``has_aux``, to the pair of these two and auxiliary arrays.
       constraints: the constraints.
-      settings: how the multipliers move.
-      axis_name: the devices' axis, if this runs on one of several.
-      has_aux: whether the loss returns extras, which must be arrays.
+      settings: of the multipliers' updates.
+      axis_name: mapped axis of the devices, if any.
+      has_aux: whether the loss returns auxiliary arrays.
 
     Returns:
       ``gradient(params, state, *args)``, which gives an `Evaluation` and the gradient of the
@@ -301,8 +302,8 @@ def constrained(
             if chosen.silent:
                 continue
             scale = scale_of(constraint, state, statistic)
-            # Along the running means: the rectified violations of single batches, which are noisy,
-            # are above zero on average where the constraint is met.
+            # From the running means: rectified violations of single batches are noisy, so their
+            # mean is positive even if the constraint is met.
             seen = with_batch(state.seen[constraint.name], statistic)
             excess = averaged(constraint, state, seen, scale)
             factor = effective_multiplier(state.multiplier[constraint.name], excess, rho)

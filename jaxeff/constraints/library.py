@@ -1,13 +1,13 @@
-"""Constraints on a network's distribution over examples, found by name.
+"""Constraints on a network's statistics over examples, by name.
 
-What is known of the method of distributionally constrained learning is that quantities which
-explain generalisation after the fact (smoothness, width of the loss surface, predictive entropy, a
-discount on hard examples) are imposed during training, first enforced and then relaxed. Its text is
-not public: the choice of statistics here, and all that they are made of, is a reconstruction.
+The method (distributionally constrained learning) imposes quantities that are known to correlate
+with generalisation (smoothness, width of the loss surface, predictive entropy, a discount on hard
+examples) during training, first enforced and then relaxed. Its text is not public: the choice and
+definition of the statistics here is a reconstruction.
 
-A factory gets the task's ``num_classes`` and the fields of its config section. Fields that all
-share are those of the level, ``start``, ``end``, ``period`` and ``restarts``; see
-`level_schedule`, whose time is in epochs.
+A factory gets the task's ``num_classes`` and the fields of its config section. All have the fields
+of the level, ``start``, ``end``, ``period`` and ``restarts``; see `level_schedule`, whose time is
+in epochs.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ CONSTRAINTS = Registry("constraint")
 
 @dataclasses.dataclass(frozen=True)
 class Forward:
-    """What one application of a network to a batch shows to the constraints.
+    """Result of applying a network to a batch, the input of the constraints.
 
     Attributes:
       params: the parameters.
-      batch: what it was applied to: ``inputs``, ``labels``, ``weight`` and so on.
+      batch: ``inputs``, ``labels``, ``weight`` and so on.
       outputs: ``[batch, (time,) classes]``.
       losses: ``[batch]``.
       risk_weight: weight of every example's loss in the training loss, ``[batch]``.
       losses_at: the losses ``[batch]`` of the same batch with other ``params`` or ``inputs``.
       per_example: averages values ``[batch, (time)]`` over the real time steps.
-      sown: what the model reported of itself in its collection "intermediates".
+      sown: the model's collection "intermediates".
       axis_name: the devices' axis, or None.
     """
 
@@ -64,12 +64,12 @@ class Forward:
 
 @dataclasses.dataclass(frozen=True)
 class Reweighting:
-    """A constraint on weights of the examples, solved in closed form: it changes the mean loss.
+    """A constraint on example weights, solved in closed form; it reweights the mean loss.
 
     Attributes:
       name: in the metrics.
-      share: of the examples with the largest losses, over time.
-      keep: the loss is the mean over that share, rather than over all but it.
+      share: fraction of examples with the largest losses, over time.
+      keep: whether the loss is the mean over this fraction instead of over the others.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Reweighting:
           losses: of this device's part of the batch, ``[batch]``.
           weight: of these examples, ``[batch]``.
           time: in epochs.
-          axis_name: the devices' axis; the share is one of the whole batch.
+          axis_name: the devices' axis; the fraction is of the whole batch.
         """
         share, every = self.share(time), (losses, weight)
         if axis_name is not None:
@@ -115,9 +115,9 @@ def _share(value: Numbers | None, name: str, *, above_zero: bool = False) -> Non
 def entropy(
     *, num_classes: int, start: float = 0.3, end: float | None = None, **level: Any
 ) -> Constraint:
-    """Mean predictive entropy, as a share of its maximum log(classes), at least at its level.
+    """Lower bound on the mean predictive entropy, as a fraction of its maximum log(classes).
 
-    A confidence penalty whose weight finds itself.
+    A confidence penalty with an adaptive weight.
     """
     _require_classes(num_classes, "entropy")
     _share(start, "entropy")
@@ -140,7 +140,7 @@ def entropy(
 def discount(
     *, num_classes: int, start: float = 0.2, end: float | None = None, **level: Any
 ) -> Reweighting:
-    """Leaves the hardest share of every batch out of the mean loss; its level is that share."""
+    """Excludes the fraction of examples with the largest losses; the level is that fraction."""
     del num_classes
     _share(start, "discount")
     _share(end, "discount")
@@ -151,7 +151,7 @@ def discount(
 def cvar(
     *, num_classes: int, start: float = 0.5, end: float | None = None, **level: Any
 ) -> Reweighting:
-    """Conditional value at risk: the mean loss of the hardest share of every batch alone."""
+    """Conditional value at risk: the mean loss of the fraction with the largest losses."""
     del num_classes
     _share(start, "cvar", above_zero=True)
     _share(end, "cvar", above_zero=True)
@@ -164,8 +164,8 @@ def input_lipschitz(
 ) -> Constraint:
     """Mean norm of the loss's gradient with respect to the input.
 
-    A ``step`` other than 0 takes finite differences; see `statistics.input_gradient_norms`. Where
-    batch statistics join the examples, the gradient is that of the sum of all their losses.
+    A non-zero ``step`` uses finite differences; see `statistics.input_gradient_norms`. With batch
+    statistics, the gradient is that of the sum of all losses.
     """
     del num_classes
 
@@ -173,7 +173,7 @@ def input_lipschitz(
         inputs = seen.batch["inputs"]
         if not jnp.issubdtype(inputs.dtype, jnp.floating):
             raise ConfigError(
-                "constraint 'input_lipschitz' needs inputs that can change a little, not integers; "
+                "constraint 'input_lipschitz' needs floating-point inputs, not integers; "
                 "leave it out of config.algorithm.constraints"
             )
         losses = lambda x: seen.losses_at(inputs=x)  # noqa: E731
@@ -213,9 +213,9 @@ def margin(
     temperature: float = 1.0,
     **level: Any,
 ) -> Constraint:
-    """Share of examples whose margin is below ``gamma``; several of both are several quantiles.
+    """Fraction of examples with a margin below ``gamma``; lists of both bound several quantiles.
 
-    The gradient sees a sigmoid of (gamma - margin) / temperature, the multipliers the true count.
+    The gradient uses a sigmoid of (gamma - margin) / temperature, the multipliers the exact count.
     """
     _require_classes(num_classes, "margin")
     if not temperature > 0:
@@ -244,7 +244,7 @@ def margin(
 
 @CONSTRAINTS.register("class_loss")
 def class_loss(*, num_classes: int, slack: float = 0.2) -> Constraint:
-    """Every class's mean loss at most ``1 + slack`` times that of all examples."""
+    """Bounds the mean loss of every class by ``1 + slack`` times that of all examples."""
     _require_classes(num_classes, "class_loss")
     if not slack >= 0:
         raise ConfigError(f"constraint 'class_loss': slack must not be negative, not {slack}")
@@ -268,10 +268,10 @@ def class_loss(*, num_classes: int, slack: float = 0.2) -> Constraint:
 
 @CONSTRAINTS.register("cost")
 def cost(*, num_classes: int, start: float, variable: str = "macs", **level: Any) -> Constraint:
-    """Mean of a differentiable cost that the model reports, such as expected multiply-adds.
+    """Mean of a differentiable cost that the model sows, such as expected multiply-adds.
 
-    Every module of the model may report a part, a number or ``[batch]``, by
-    ``self.sow("intermediates", variable, part)``; the parts are added up.
+    Modules sow their part, a number or ``[batch]``, by ``self.sow("intermediates", variable,
+    part)``; the parts are summed.
     """
     del num_classes
 
@@ -283,7 +283,7 @@ def cost(*, num_classes: int, start: float, variable: str = "macs", **level: Any
         ]
         if not parts:
             raise ConfigError(
-                f"constraint 'cost': the model reports no '{variable}'; choose a model that does, "
+                f"constraint 'cost': the model sows no '{variable}'; choose a model that does, "
                 "or leave it out of config.algorithm.constraints"
             )
         ones = jnp.ones_like(seen.losses)

@@ -1,4 +1,4 @@
-"""Levels of constraints over time: enforced and then relaxed, or the other way round."""
+"""Schedules of constraint levels over time, such as enforced first and relaxed later."""
 
 from __future__ import annotations
 
@@ -27,18 +27,20 @@ def level_schedule(
       start: the level :math:`\epsilon_s` at time 0, a number or one for every constraint.
       end: the level :math:`\epsilon_e` after a period; None keeps the start's.
       period: its length T, in the unit of the time.
-      restarts: whether to begin anew after each.
+      restarts: whether to restart after each period.
 
     Raises:
       ConfigError: an end without a period, a period or restarts without an end, or a level that is
-        no number.
+        not a number.
     """
     if not period >= 0:
         raise ConfigError(f"period must not be negative, not {period}")
     for numbers in (start,) if end is None else (start, end):
         require("a level", numbers, "[-inf, inf]")
     if (end is None) != (not period) or (end is None and restarts):
-        raise ConfigError("a level that changes has both an end and a period; set both or neither")
+        raise ConfigError(
+            "a level that changes needs both an end and a period; set both or neither"
+        )
     if end is None:
         return lambda time: jnp.asarray(start, float)
 

@@ -1,4 +1,4 @@
-"""Statistics of classifiers that say something about generalisation; pure functions of arrays."""
+"""Statistics of classifiers that relate to generalisation; pure functions of arrays."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def predictive_entropy(logits: Array) -> Array:
 
 
 def margins(logits: Array, labels: Array) -> Array:
-    """Returns by how much the label's logit exceeds the largest other one, ``[...]``.
+    """Returns the label's logit minus the largest other logit, ``[...]``.
 
     Args:
       logits: ``[..., classes]``.
@@ -37,12 +37,12 @@ def margins(logits: Array, labels: Array) -> Array:
 
 
 def hardest(losses: Array, weight: Array, share: Array | float) -> tuple[Array, Array]:
-    r"""Returns which examples make up the given share with the largest losses.
+    r"""Returns weights that select the fraction of examples with the largest losses.
 
     These are the weights g in [0, 1] that solve :math:`\min_g E[(1 - g) l]` with
-    :math:`E[g] \le \delta`, in closed form: 1 on the largest losses, a fraction on the one at the
-    border. With them the minimum is :math:`E[l] - \delta\,CVaR_{1-\delta}(l)`, and
-    :math:`E[g l]/\delta` is the conditional value at risk itself.
+    :math:`E[g] \le \delta`, in closed form: 1 on the largest losses, a fraction on the example at
+    the boundary. With them the minimum is :math:`E[l] - \delta\,CVaR_{1-\delta}(l)`, and :math:`E[g
+    l]/\delta` is the conditional value at risk itself.
 
     Args:
       losses: ``[batch]``.
@@ -50,7 +50,7 @@ def hardest(losses: Array, weight: Array, share: Array | float) -> tuple[Array, 
       share: :math:`\delta`, in [0, 1], of the total weight.
 
     Returns:
-      g ``[batch]``, and the loss at the border, which is an optimal multiplier of the bound on
+      g ``[batch]``, and the loss at the boundary, an optimal multiplier of the bound on
       :math:`E[g]`.
 
     Raises:
@@ -64,7 +64,7 @@ def hardest(losses: Array, weight: Array, share: Array | float) -> tuple[Array, 
     room = share * jnp.sum(weight) - before
     taken = jnp.clip(room / jnp.where(ranked > 0, ranked, 1), 0, 1)
     g = jnp.zeros_like(taken).at[order].set(taken)
-    touched = jnp.sum((room > 0).astype(jnp.int32))  # number of examples taken, even if in part
+    touched = jnp.sum((room > 0).astype(jnp.int32))  # number of examples with positive weight
     return g, losses[order[jnp.maximum(touched - 1, 0)]]
 
 
@@ -80,9 +80,9 @@ def input_gradient_norms(
 ) -> Array:
     r"""Returns :math:`\|\nabla_x l\|_2` of every example, ``[batch]``.
 
-    It is differentiable in what ``losses`` depends on, at the price of a second derivative. A step
-    h takes :math:`(l(x + h\,d) - l(x)) / h` along the gradient's direction d in its place, d being
-    held constant, which costs a first derivative only and has the same gradient for small h.
+    Its gradient in the parameters needs second derivatives. With a step h it is replaced by
+    :math:`(l(x + h\,d) - l(x)) / h` along the gradient's direction d, held constant, which needs
+    first derivatives only and has the same gradient for small h.
 
     Args:
       losses: maps inputs ``[batch, ...]`` to losses ``[batch]``.
@@ -90,7 +90,7 @@ def input_gradient_norms(
       step: h; 0 is the exact norm.
 
     Raises:
-      ConfigError: a step that is negative or no number.
+      ConfigError: a step that is negative or not a number.
     """
     require("step", step, "[0, inf)")
     slopes = jax.grad(lambda x: jnp.sum(losses(x)))(inputs)
@@ -103,7 +103,7 @@ def input_gradient_norms(
 
 
 def ascend(params: Params, gradient: Params, radius: float) -> Params:
-    r"""Returns :math:`\theta + r\,g/\|g\|`, the worst point nearby as far as the gradient knows.
+    r"""Returns :math:`\theta + r\,g/\|g\|`, the worst nearby point to first order.
 
     Reference: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving
     Generalization", ICLR 2021.

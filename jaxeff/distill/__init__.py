@@ -1,4 +1,4 @@
-"""Distillation as functions of logits, features and gates; training is `jaxeff.train`'s."""
+"""Distillation losses as functions of logits, features and gates."""
 
 from jaxeff.distill.classic import dkd, hint, kd
 from jaxeff.distill.disk import VARIANTS, Cosine, Disk, top_classes, variant

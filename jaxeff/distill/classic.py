@@ -1,4 +1,4 @@
-"""Distillation by answers and by features, the baselines of selective distillation.
+"""Distillation of logits and features, the baselines of selective distillation.
 
 Functions of logits ``[batch, classes]``, labels ``[batch]`` and features ``[batch, ...]`` to losses
 ``[batch]``, whose mean over the batch is what the papers minimise.
@@ -21,9 +21,9 @@ def divergence(log_p: Array, log_q: Array) -> Array:
 def kd(student: Array, teacher: Array, temperature: float = 4.0) -> Array:
     """``tau^2 KL(softmax(t / tau) || softmax(s / tau))``, summed over the classes.
 
-    The mean of it over the batch is "batchmean"; averaging over the classes too, as is often seen,
-    weakens the loss by their number. Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural
-    Network", 2015.
+    Its mean over the batch is PyTorch's "batchmean"; averaging over the classes too would divide
+    the loss by their number. Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network",
+    2015.
 
     Raises:
       ConfigError: a temperature that is not positive.
@@ -43,9 +43,10 @@ def dkd(
 ) -> Array:
     """``tau^2 (alpha TCKD + beta NCKD)``.
 
-    TCKD is the divergence of "the label or not", NCKD that among the other classes. Plain `kd` is
-    alpha = 1 and beta = the teacher's softened probability of the other classes, example by
-    example. Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, equation 7.
+    TCKD is the divergence between the binary distributions (label, not label), NCKD that among the
+    other classes. Plain `kd` is alpha = 1 and beta = the teacher's softened probability of the
+    other classes, example by example. Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022,
+    equation 7.
 
     Raises:
       ConfigError: a temperature that is not positive.

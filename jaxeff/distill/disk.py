@@ -1,14 +1,13 @@
-"""Selective distillation: a helper lifts the student's answer where it cannot follow the teacher.
+"""Selective distillation (DiSK): a gate helps the student on examples it cannot learn.
 
 Kag, Acar, Gangrade, Saligrama, "Scaffolding a Student to Instill Knowledge", ICLR 2023 (DiSK). A
-gate ``g(x) >= 0``, used in training only, is added to the student's probabilities on the classes
-that matter, so that inputs beyond the student's means stop to dominate the loss; a budget on the
-help keeps the gate from helping everywhere. The variants follow the equation of the authors' poster
-and their released code; "normalised" is this package's own, whose lifted answer is a distribution
-again.
+gate ``g(x) >= 0``, used in training only, is added to the student's probabilities of selected
+classes, so that inputs beyond the student's capacity do not dominate the loss; a budget limits the
+help. The variants follow the equation of the authors' poster and their released code; "normalised"
+is an addition of this package, with renormalised probabilities.
 
 Everything is a function of logits ``[batch, classes]``, integer labels ``[batch]`` and gates
-``[batch]``; values are per example, averages are the caller's.
+``[batch]``; values are per example; the caller averages.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from jaxeff.typing import Array
 
 @dataclasses.dataclass(frozen=True)
 class Cosine:
-    """A schedule over rounds: half a cosine from ``start`` to ``end``, begun anew every period.
+    """A schedule over rounds: half a cosine from ``start`` to ``end``, restarted every period.
 
     Attributes:
       start: value at the beginning of the first period.
-      end: value that each period goes to.
+      end: value at the end of each period.
       period: rounds.
       decay: factor of ``start`` from one period to the next.
     """
@@ -52,7 +51,7 @@ class Cosine:
 def top_classes(logits: Array, labels: Array, count: int) -> Array:
     """Returns a mask ``[batch, classes]`` of the ``count`` largest logits and of the label.
 
-    A count of 0, or of all classes, masks nothing out.
+    A count of 0, or of all classes, selects all.
     """
     classes = logits.shape[-1]
     if not 0 < count < classes:
@@ -68,13 +67,13 @@ def target_within(logits: Array, mask: Array, temperature: float) -> Array:
 
 
 def target_above_rest(logits: Array, mask: Array, temperature: float) -> Array:
-    """As released: the other classes get the smallest logit, not softened, and are then cut off."""
+    """Released form: other classes get the smallest logit, unsoftened, and are then masked."""
     lowest = logits.min(-1, keepdims=True)
     return jax.nn.softmax(jnp.where(mask, logits / temperature, lowest), axis=-1) * mask
 
 
 def target_above_zero(logits: Array, mask: Array, temperature: float) -> Array:
-    """The release's older target: the other classes get the logit 0, and are then cut off."""
+    """Older released form: other classes get the logit 0, and are then masked."""
     return jax.nn.softmax(jnp.where(mask, logits / temperature, 0), axis=-1) * mask
 
 
@@ -83,8 +82,8 @@ def log_lifted(
 ) -> Array:
     """Returns ``log(s + g H)`` ``[batch, classes]``, or ``log((s + g H) / (1 + g |H|))``.
 
-    s is the softmax of the student's logits at the temperature and H the mask. Only the masked
-    entries are lifted. The sum is one of logarithms, so that a vanishing probability and a gate of
+    s is the softmax of the student's logits at the temperature and H the mask. Only selected
+    entries are raised. Computed with logarithms, so that vanishing probabilities and a gate of
     exactly 0 have finite values and gradients.
     """
     log_probabilities = jax.nn.log_softmax(logits / temperature, axis=-1)
@@ -100,15 +99,15 @@ def log_lifted(
 
 
 def hinge(excess: Array, strength: Array, multiplier: Array) -> tuple[Array, Array]:
-    """Price of help for ``strength * max(0, excess)``; the multiplier stays as it is."""
+    """Returns the penalty ``strength * max(0, excess)`` and the unchanged multiplier."""
     return jnp.where(excess > 0, strength, 0), multiplier
 
 
 def augmented_lagrangian(excess: Array, strength: Array, multiplier: Array) -> tuple[Array, Array]:
-    """Price of help for the constraint ``excess <= 0``, and the next multiplier, which it equals.
+    """Returns the penalty of the constraint ``excess <= 0``, and the next multiplier.
 
     The term is ``(max(0, m + r e)^2 - m^2) / (2 r)`` for multiplier m, strength r and excess e
-    (Rockafellar, 1973); its slope in e is what the multiplier becomes.
+    (Rockafellar, 1973); its slope in e is the next multiplier.
     """
     price = jnp.maximum(multiplier + strength * excess, 0)
     return price, price
@@ -116,24 +115,23 @@ def augmented_lagrangian(excess: Array, strength: Array, multiplier: Array) -> t
 
 @dataclasses.dataclass(frozen=True)
 class Disk:
-    """The settings that make a variant.
+    """Settings of a variant.
 
     Attributes:
       target: ``(logits, mask, temperature)`` to the teacher's probabilities.
-      normalised: whether the lifted answer is divided by its sum.
+      normalised: whether the raised probabilities are divided by their sum.
       divergence: whether the target's entropy is subtracted, which makes the loss a divergence.
-      gate_cost: weight of ``log(1 + K g)``, which stands for the missing normaliser in the release.
-      imitates: whether help is counted by the cross entropy with the teacher's answer, not the
-        label.
+      gate_cost: weight of ``log(1 + K g)``, the released code's substitute for the normaliser.
+      imitates: whether help is measured by the cross entropy with the teacher instead of the label.
       per_mistake: whether the help is averaged over the student's mistakes, not over all examples.
-      pays: whether the student, too, is trained to lower the price of its help.
+      pays: whether the penalty on help also trains the student.
       price: `hinge` or `augmented_lagrangian`.
-      strength: of the price, by rounds.
+      strength: of the penalty, by rounds.
       budget: help allowed on average, by rounds.
-      top_k: the teacher's classes that are kept, beside the label; 0 keeps all.
+      top_k: number of the teacher's classes that are selected in addition to the label; 0 for all.
       student_temperature: of the student's probabilities.
       teacher_temperature: of the teacher's.
-      max_cross_entropy: above which an example counts no more.
+      max_cross_entropy: clipping value of an example's cross entropy.
     """
 
     target: Callable[[Array, Array, float], Array] = target_within
@@ -171,18 +169,18 @@ class Disk:
         return self.student_temperature * self.teacher_temperature * values
 
     def cost(self, student: Array, gate: Array) -> Array:
-        """Returns what a gate costs whatever the budget, ``[batch]``."""
+        """Returns the cost of a gate apart from the budget, ``[batch]``."""
         kept = self.top_k or student.shape[-1]
         return self.gate_cost * jnp.log1p(kept * gate)
 
     def help(self, student: Array, teacher: Array, labels: Array, gate: Array) -> Array:
-        """Returns the help that is charged to the budget, gate times cross entropy, ``[batch]``."""
+        """Returns the help that counts against the budget: gate times cross entropy ``[batch]``."""
         towards = jnp.argmax(teacher, axis=-1) if self.imitates else labels
         needed = optax.softmax_cross_entropy_with_integer_labels(student, towards)
         return gate * jnp.minimum(needed, self.max_cross_entropy)
 
     def check_closed_form(self) -> None:
-        """Raises `ConfigError` if the variant's best gate has no closed form."""
+        """Raises `ConfigError` if the variant's optimal gate has no closed form."""
         if self.target is not target_within or self.gate_cost:
             raise ConfigError(
                 "a closed-form gate needs a variant whose target is a distribution: normalised or "
@@ -208,12 +206,12 @@ class Disk:
         return (jnp.argmax(student, axis=-1) != labels).astype(student.dtype)
 
     def spent(self, student: Array, teacher: Array, labels: Array, gate: Array) -> Array:
-        """Returns the average help of a batch; a batch without mistakes counts as having one."""
+        """Returns the average help of a batch; the number of mistakes is at least 1."""
         total = jnp.maximum(self.counted(student, labels).sum(), 1)
         return self.help(student, teacher, labels, gate).sum() / total
 
 
-# The release's penalty 24. Its penalty 25 is imitates=False, gate_cost=0.
+# Penalty 24 of the released code. Its penalty 25 is imitates=False, gate_cost=0.
 _CIFAR = Disk(
     target=target_above_rest,
     normalised=False,

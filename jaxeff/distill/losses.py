@@ -1,8 +1,7 @@
 """Distillation losses by name: thin layers over `jaxeff.distill.classic`, as a config lists them.
 
-A loss is a Flax module called with what is seen of the student and of the teacher and with the
-labels ``[batch]``; it returns ``[batch]``. Its parameters, if any, are trained with the student and
-dropped with the teacher.
+A loss is a Flax module called with `Seen` of student and teacher and the labels ``[batch]``; it
+returns ``[batch]``. Its parameters, if any, are trained with the student and discarded afterwards.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Matched(nn.Module):
 
     Attributes:
       at: "map" or "penultimate".
-      adapted: whether a linear layer over the channels maps the student's features first.
+      adapted: whether the student's features pass a linear layer over the channels first.
     """
 
     at: str
@@ -75,5 +74,5 @@ def fitnet(at: str = "penultimate") -> Matched:
 
 @LOSSES.register("simkd")
 def simkd(at: str = "penultimate") -> Matched:
-    """SimKD's loss, for a student whose own features have the teacher's shape, as ``projected``."""
+    """SimKD's loss, for a student with features of the teacher's shape, as model ``projected``."""
     return Matched(at, adapted=False)

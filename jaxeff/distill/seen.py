@@ -1,4 +1,4 @@
-"""What distillation sees of a network on a batch."""
+"""Outputs of a network on a batch, for distillation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from jaxeff.typing import Array
 
 @flax.struct.dataclass
 class Seen:
-    """Answers and features of a network on a batch.
+    """Logits and features of a network on a batch.
 
     Attributes:
       logits: ``[batch, classes]``.
-      features: by name, see `jaxeff.models.base.apply_with_features`; empty where only the answers
-        are kept.
+      features: by name, see `jaxeff.models.base.apply_with_features`; empty if only logits are
+        cached.
     """
 
     logits: Array
@@ -34,7 +34,7 @@ class Seen:
         if name not in self.features:
             there = ", ".join(["logits", *self.features])
             raise ConfigError(
-                f"a distillation loss or gate needs the features '{name}' of a network that shows "
+                f"a distillation loss or gate needs the features '{name}', but the network has "
                 f"only: {there}; choose another one, or set config.algorithm.cache=False"
             )
         return self.features[name]

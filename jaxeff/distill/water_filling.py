@@ -1,16 +1,16 @@
-"""The gate of selective distillation in closed form: a batch's budget of help is poured like water.
+"""The gate of selective distillation in closed form, by water filling of a batch's budget.
 
-A learned gate approximates what one batch knows exactly: which help lowers its loss most within the
-budget. With the student's geometric mean probability ``q = exp(-CE)`` of the teacher's classes, by
-the cross entropy CE with the teacher's target, the lifted loss of an example is at most
+It is the gate that minimises an upper bound of a batch's loss within the budget. With the student's
+geometric mean probability ``q = exp(-CE)`` of the teacher's classes, by the cross entropy CE with
+the teacher's target, the lifted loss of an example is at most
 
     -log(q + g) + log(1 + h g),          h kept classes, or 0 where nothing is normalised
 
-(with equality for a target of one class; Jensen). The gate minimises the sum of these bounds
-subject to ``sum(g b) <= allowed`` and ``0 <= g <= 1``, where b is what an example's help costs per
-unit.
-The problem splits by example once the price of help is known: the stationary g is the root of a
-quadratic, and the price is where the total meets what is allowed.
+(by Jensen's inequality, with equality for a target of one class). The gate minimises the sum of
+these bounds subject to ``sum(g b) <= allowed`` and ``0 <= g <= 1``, where b is the cost of an
+example's help per unit. For a given price (multiplier) of help the problem splits by example: the
+stationary g is the root of a quadratic, and the price is the one at which the total equals the
+budget.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import jax.numpy as jnp
 
 from jaxeff.typing import Array
 
-_LEAST = 1e-20  # probability and need below which an example is as one at this value
+_LEAST = 1e-20  # lower limit of probability and need
 _HALVINGS = 50
 
 
 def gate_at(price: Array, cross_entropy: Array, need: Array, kept: Array) -> Array:
-    """Returns every example's best gate ``[batch]``, in [0, 1], at a price of help.
+    """Returns every example's optimal gate ``[batch]``, in [0, 1], at a price of help.
 
     Args:
       price: a positive scalar.
       cross_entropy: of the student with the teacher's target, ``[batch]``.
-      need: what one unit of an example's gate costs, ``[batch]``.
+      need: cost of one unit of an example's gate, ``[batch]``.
       kept: classes that the gate lifts, ``[batch]``; 0 where the sum is not normalised.
     """
     likelihood = jnp.maximum(jnp.exp(-cross_entropy), _LEAST)
@@ -44,7 +44,7 @@ def gate_at(price: Array, cross_entropy: Array, need: Array, kept: Array) -> Arr
 def water_price(
     cross_entropy: Array, need: Array, kept: Array, allowed: Array, weight: Array
 ) -> Array:
-    """Returns the lowest price at which a batch's help stays within what is allowed.
+    """Returns the lowest price at which a batch's help is within the budget.
 
     Args:
       cross_entropy: see `gate_at`, as are the next two.

@@ -1,8 +1,8 @@
 """Thresholds of cascades of several models, and the choice of models, on calibration data.
 
-A cascade of m stages answers at the first stage whose score is not above its threshold, and has
-then run all stages before. Networks with early exits are the special case whose stages are the
-parts of one network.
+A cascade of m stages answers at the first stage whose score is not above its threshold, after
+running all previous stages. Early-exit networks are the special case whose stages are segments of
+one network.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from jaxeff.errors import ConfigError, DataError
 from jaxeff.hybrid.curves import Shares, accuracy_coverage, checked_scores, label_oracle
 from jaxeff.hybrid.route import checked_thresholds
 
-#: Most combinations of thresholds that are tabled.
+#: Largest number of combinations of thresholds.
 LARGEST = 2**24
 
 
 class OperatingPoint(NamedTuple):
-    """Thresholds of a cascade and what they give on the calibration data.
+    """Thresholds of a cascade and their results on the calibration data.
 
     Attributes:
       thresholds: one fewer than the stages.
       accuracy: share of the inputs answered correctly.
-      price: mean price of an input.
-      reached: share of the inputs that reaches each stage.
+      price: mean cost of an input.
+      reached: fraction of the inputs that reaches each stage.
     """
 
     thresholds: tuple[float, ...]
@@ -43,17 +43,17 @@ def follow(
     prices: Sequence[float],
     thresholds: Sequence[float],
 ) -> OperatingPoint:
-    """Returns what thresholds give, input by input.
+    """Returns the operating point of thresholds, by direct evaluation.
 
     Args:
       scores: of each stage but the last, ``[stages - 1, examples]``.
       correct: whether each stage is right, ``[stages, examples]``.
       prices: of running each stage.
-      thresholds: inputs with a score above, or with NaN for one, go on, ``[stages - 1]``.
+      thresholds: inputs with a score above, or a NaN score, are deferred, ``[stages - 1]``.
 
     Raises:
-      ConfigError: a threshold that is NaN, a price that is no number of at least 0, or not as many
-        as there are stages.
+      ConfigError: a threshold that is NaN, a negative or NaN price, or a number of prices other
+        than the number of stages.
     """
     thresholds = checked_thresholds(thresholds)
     require("a price", prices, "[0, inf)")
@@ -79,13 +79,12 @@ def follow(
 class ThresholdTable:
     """Accuracy and price of every combination of candidate thresholds.
 
-    Counts of the examples by their bins at the stages, summed up along every stage's axis from the
-    front stage to the last, are all that is needed: dynamic programming over the stages, exact for
-    the candidates, at a cost that does not depend on the number of examples.
+    Computed from a histogram of the examples over the stages' score bins by cumulative sums along
+    each axis: exact for the candidates, at a cost independent of the number of examples.
 
     Args:
-      scores: see `follow`, as are the next two.
-      correct: who is right.
+      scores: see `follow`, also for the next two.
+      correct: whether each stage is right.
       prices: of the stages.
       candidates: thresholds tried per stage: the scores' quantiles, or all values if they are
         fewer, with minus and plus infinity.
@@ -120,7 +119,7 @@ class ThresholdTable:
                 f"{' x '.join(map(str, shape))} combinations of thresholds are too many; lower "
                 "candidates"
             )
-        # Number of the first threshold that does not let an example go on.
+        # Index of the first threshold that does not defer an example.
         bins = [np.searchsorted(t, s) for t, s in zip(self.thresholds, scores, strict=True)]
         self.hits = np.zeros(shape, np.int64)
         self.price = np.full(shape, float(prices[0]))
@@ -137,7 +136,7 @@ class ThresholdTable:
     def _counts(
         axes: tuple[int, ...], where: tuple[np.ndarray, ...], chosen: np.ndarray, passed: int
     ) -> np.ndarray:
-        """Counts the chosen that pass the first ``passed`` stages and stay at the one after."""
+        """Counts the ``chosen`` examples that ``passed`` stages defer and the next keeps."""
         counts = np.zeros(axes, np.int64)
         np.add.at(counts, where, chosen)
         for axis in range(len(axes)):
@@ -152,18 +151,18 @@ class ThresholdTable:
         """Returns the thresholds of the highest accuracy less ``price`` times the mean price.
 
         Args:
-          price: what a unit of price is worth in accuracy.
+          price: accuracy worth one unit of cost.
           budget: largest mean price.
 
         Raises:
-          ConfigError: a price or a budget that is no number of at least 0.
+          ConfigError: a negative or NaN price or budget.
           DataError: not even the first stage alone is within the budget.
         """
         require("price", price, "[0, inf)")
         require("budget", budget, "[0, inf]")
         value = self.hits / self.correct.shape[1] - price * self.price
         value = np.where(self.price <= budget, value, -np.inf)
-        # Of equal values the cheapest.
+        # The cheapest of equal values.
         order = np.lexsort((self.price.ravel(), -value.ravel()))
         if not np.isfinite(value.ravel()[order[0]]):
             raise DataError(
@@ -199,20 +198,20 @@ def best_pairs(
 ) -> list[Pair]:
     """Ranks the pairs of a pool of models by hybrid accuracy within a mean price.
 
-    The base runs on every input, and the expert on as many as the budget allows or as help.
+    The base runs on every input, and the expert on as many as the budget allows and accuracy gains.
 
     Args:
       correct: whether each model is right, ``[models, examples]``.
       prices: of running each model.
       budget: largest mean price of an input.
       scores: query scores of each model as a base, ``[models, examples]``: confidence, or a trained
-        router's; None ranks by the label oracle, what a perfect router would reach.
+        router's; None ranks by the accuracy of a perfect router.
 
     Returns:
-      pairs, the best first; a model by itself is a pair with itself at coverage 1.
+      pairs, best first; a single model is a pair with itself at coverage 1.
 
     Raises:
-      ConfigError: a budget that is no number of at least 0, or a price that is not above 0.
+      ConfigError: a negative or NaN budget, or a price that is not positive.
       DataError: every model costs more than the budget.
     """
     require("budget", budget, "[0, inf]")

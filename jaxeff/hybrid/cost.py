@@ -1,4 +1,4 @@
-"""What a routing costs: multiply-adds, time measured on this device, and the way to a cloud."""
+"""Cost of routing: multiply-adds, time on this device, and time of requests to a cloud."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def hybrid_macs(coverage: float, base: float, expert: float, router: float = 0.0
 
 
 class CostModel(Protocol):
-    """What a hybrid answer costs."""
+    """Interface of cost models of hybrid inference."""
 
     def milliseconds(self, coverage: float) -> float:
-        """Returns the time per input where the base keeps the share ``coverage``."""
+        """Returns the time per input if the base keeps the fraction ``coverage``."""
 
     def batch_ms(self, reached: Sequence[int]) -> float:
         """Returns the time of one batch, given how many rows reached each stage."""
@@ -42,13 +42,13 @@ class CostModel(Protocol):
 class EdgeCloud:
     """A base on a microcontroller and an expert in the cloud.
 
-    The figures are derived from the points of the authors' poster, not stated there: hybrid points
-    stand every 200 ms from coverage 0.9 at 400 ms to 0.3 at 1600 ms, and energy is a tenth.
+    The defaults are derived from the plot on the authors' poster: hybrid points every 200 ms from
+    coverage 0.9 at 400 ms to 0.3 at 1600 ms, and a tenth of that as energy in mJ.
 
     Attributes:
       device_ms: time of the base.
-      query_ms: time that a query adds.
-      ms_per_mj: time that costs a millijoule.
+      query_ms: additional time of a query.
+      ms_per_mj: milliseconds per millijoule.
     """
 
     device_ms: float = 200.0
@@ -82,7 +82,7 @@ class AffineCost:
 
     @classmethod
     def fit(cls, rows: Sequence[float], values: Sequence[float]) -> AffineCost:
-        """Returns the least-squares line whose two numbers are not negative."""
+        """Returns the least-squares line with non-negative coefficients."""
         x, y = np.asarray(rows, float), np.asarray(values, float)
         matrix = np.stack([np.ones_like(x), x], axis=1)
         fixed, per_row = np.linalg.lstsq(matrix, y, rcond=None)[0]
@@ -106,7 +106,7 @@ class MeasuredCost:
       batch: rows of a batch.
       base_ms: of the first stage with its router, on the whole batch.
       later: milliseconds of each later stage by the size of its bucket.
-      query_ms: what the way to the expert adds for every input that is queried.
+      query_ms: additional time of every queried input.
     """
 
     batch: int
@@ -125,7 +125,8 @@ class MeasuredCost:
     def expected_ms(self, shares: Sequence[float]) -> float:
         """Returns the mean time per input, given the share of inputs that reaches each later stage.
 
-        A batch's numbers are binomial, and so some batches need a larger bucket than the mean does.
+        The number of queries per batch is binomial, so some batches need larger buckets than the
+        mean.
 
         Raises:
           ConfigError: a share outside [0, 1].
@@ -160,7 +161,7 @@ def binomial(trials: int, share: float) -> np.ndarray:
 
 
 def measure(cascade: Cascade, inputs: Any, *, query_ms: float = 0.0, rounds: int = 5) -> Any:
-    """Fits the cost of whole batches, on this device, with everything that the host does.
+    """Fits the cost of whole batches on this device, host work included.
 
     Every stage is timed with all its buckets, filled by the rows of highest score.
 
@@ -212,7 +213,7 @@ def cheapest(curve: AccuracyCoverageCurve, cost: CostModel, accuracy: float) -> 
             f"{curve.accuracy.max():.4f}"
         )
     costs = np.array([cost.milliseconds(float(c)) for c in curve.coverage[reached]])
-    # Of equal costs, as of two numbers of rows in one bucket, the higher accuracy.
+    # The highest accuracy of equal costs, such as row counts within one bucket.
     best = np.lexsort((-curve.accuracy[reached], costs))[0]
     return int(reached[best])
 

@@ -1,8 +1,8 @@
-"""Accuracy against coverage of a base and an expert joined by query scores, in NumPy.
+"""Accuracy against coverage of a base and an expert with query scores, in NumPy.
 
-An input is queried where its score is above a threshold. Coverage is the share that the base
-keeps. Everything is counted over the values that the scores really take: there is no grid, and
-equal scores are kept or queried together.
+An input is queried where its score is above a threshold. Coverage is the fraction that the base
+keeps. Curves have a point for every distinct score, without a grid; equal scores are kept or
+queried together.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Shares(NamedTuple):
 
 
 def _booleans(*arrays: np.ndarray) -> list[np.ndarray]:
-    """Returns arrays as booleans ``[examples]``; raises `DataError` for what is none."""
+    """Converts arrays to booleans ``[examples]``; raises `DataError` if that is impossible."""
     converted = [np.asarray(each) for each in arrays]
     shapes = {each.shape for each in converted}
     if len(shapes) > 1 or converted[0].ndim != 1 or not converted[0].size:
@@ -97,7 +97,7 @@ def _booleans(*arrays: np.ndarray) -> list[np.ndarray]:
 
 
 def checked_scores(scores: np.ndarray) -> np.ndarray:
-    """Returns query scores ``[..., examples]``; raises `DataError` for none, or one that is NaN."""
+    """Returns query scores ``[..., examples]``; raises `DataError` if empty or NaN."""
     scores = np.asarray(scores)
     if not scores.size:
         raise DataError("there are no query scores to choose a threshold on")
@@ -142,10 +142,10 @@ def calibrated_threshold(scores: np.ndarray, coverage: float) -> float:
     """Returns the smallest threshold, among the scores, that keeps at least ``coverage``.
 
     Coverage 0 queries everything (-inf) and coverage 1 keeps everything, on other data too (inf).
-    A coverage beyond them counts as the nearer one, with a warning.
+    A coverage outside [0, 1] is clipped, with a warning.
 
     Raises:
-      ConfigError: the coverage is no number.
+      ConfigError: the coverage is not a number.
       DataError: no scores, or one that is NaN.
     """
     require("coverage", coverage, "[-inf, inf]")
@@ -181,7 +181,7 @@ def breakdown(
 
 
 def label_oracle(queries: np.ndarray | float, shares: Shares) -> np.ndarray:
-    """Returns the best accuracy that any routing can have at shares of queries.
+    """Returns the highest accuracy of any routing at fractions of queries.
 
     With q queries: P(b or g right) - (p_g - q)_+ - (q - (1 - p_b))_+, where p_b and p_g are the
     shares that only the base and only the expert answers correctly.
@@ -196,7 +196,7 @@ def label_oracle(queries: np.ndarray | float, shares: Shares) -> np.ndarray:
 
 
 def worst_case(queries: np.ndarray | float, shares: Shares) -> np.ndarray:
-    """Returns the lowest accuracy that any routing can have at shares of queries.
+    """Returns the lowest accuracy of any routing at fractions of queries.
 
     It is P(b and g right) + (p_b - q)_+ + (q - (1 - p_g))_+.
 

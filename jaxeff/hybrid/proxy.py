@@ -1,13 +1,13 @@
-"""What a router is trained for, and how base and expert share the examples.
+"""Training targets of routers, and example weights of base and expert.
 
 Kag, Fedorov, Gangrade, Whatmough, Saligrama, "Efficient Edge Inference by Selective Query", ICLR
-2023. A router r(x) in {0, 1} keeps an input with the base b or sends it to the expert g. Queries
-are worth their price where the base is wrong and the expert right, so that is the proxy label
+2023. A router r(x) in {0, 1} keeps an input with the base b or sends it to the expert g. A query
+  helps if the base is wrong and the expert right, hence the proxy label
 
     o(x) = 1{b(x) != g(x) = y}
 
-and base and expert are trained with weights 2 - r and 1 + r. A router's logit is that of a query
-everywhere in this package; the authors' code has the opposite sign.
+and base and expert are trained with weights 2 - r and 1 + r. In this package a router's logit is
+that of a query; the authors' code has the opposite sign.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def stay_target(base_correct: Array, expert_correct: Array) -> Array:
 def difference_target(base_correct: Array, expert_correct: Array) -> Array:
     """Returns 1{g = y} - 1{b = y} in {-1, 0, 1}, float32 ``[batch]``.
 
-    Its conditional mean is what a query gains, so the optimal rule queries where it exceeds the
+    Its conditional mean is the gain of a query, so the optimal rule queries where it exceeds the
     price (Jitkrittum et al., "When Does Confidence-Based Cascade Deferral Suffice?", 2023). The
-    binary label knows nothing of the cases in which the query does harm.
+    binary label ignores the cases in which a query is harmful.
     """
     return expert_correct.astype(jnp.float32) - base_correct.astype(jnp.float32)
 
@@ -54,7 +54,7 @@ def agreement_oracle(base_labels: Array, expert_labels: Array) -> Array:
 
 
 def margin_oracle(base_correct: Array, expert_correct: Array) -> Array:
-    """Queries where only the expert is right, the fewest queries of the best accuracy."""
+    """Queries where only the expert is right: the fewest queries for the highest accuracy."""
     return query_target(base_correct, expert_correct)
 
 
@@ -77,7 +77,7 @@ def weighted_mean(losses: Array, weights: Array, *, released: bool = False) -> A
     """Returns mean(w l) of ``[batch]`` arrays.
 
     ``released`` gives the authors' mean(w) mean(l) instead: their weights ``[batch, 1]`` broadcast
-    against the losses ``[batch]``, so that which example has which weight is lost.
+    against the losses ``[batch]``, so the weights are not matched to the examples.
     """
     if released:
         return jnp.mean(weights) * jnp.mean(losses)
@@ -102,17 +102,17 @@ def difference_losses(query_scores: Array, difference: Array) -> Array:
 
 
 def coverage_penalty(query_logits: Array, coverage: float, *, form: str = "corrected") -> Array:
-    """Returns how far a batch's logits ``[batch]`` are from keeping the share ``coverage``.
+    """Returns the deviation of a batch's coverage from its target, of logits ``[batch]``.
 
     Args:
       query_logits: the router's.
       coverage: c, the share to keep.
       form: "corrected" is (c - mean(1 - sigma))_+, for the constraint that coverage be at least c;
-        "printed" has the sign of the authors' poster, (mean(1 - sigma) - c)_+, which punishes too
+        "printed" has the sign of the authors' poster, (mean(1 - sigma) - c)_+, which penalises too
         much coverage; "released" is their code, the printed one on raw logits.
 
     Raises:
-      ConfigError: another form, or a coverage outside [0, 1] (of "released", one that is NaN).
+      ConfigError: an unknown form, or a coverage outside [0, 1] (of "released", one that is NaN).
     """
     require("coverage", coverage, "(-inf, inf)" if form == "released" else "[0, 1]")
     if form not in PENALTIES:

@@ -1,9 +1,9 @@
-"""Routing that saves time: later stages run on deferred rows alone, in buckets of few sizes.
+"""Routing on static shapes: later stages run only on deferred rows, in buckets of few sizes.
 
 A compiled program has static shapes, so a batch's queries are gathered into a bucket, the smallest
 of at most eight sizes that holds them. The later stage runs once on the bucket, and its outputs are
-scattered back. A `Cascade` compiles one program per stage and size. The number of queries is read
-on the host between the stages; nothing else is.
+scattered back. A `Cascade` compiles one program per stage and size. Only the number of queries is
+read on the host between the stages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxeff.arguments import require, require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.typing import Array
 
-#: Programs per stage, at most.
+#: Largest number of compiled programs per stage.
 BUCKETS = 8
 
 
@@ -42,11 +42,11 @@ def bucket(rows: int, sizes: Sequence[int]) -> int:
 def by_priority(scores: Array, queried: Array) -> Array:
     """Returns the rows ``[batch]``: the queried first, by falling score, equal ones by index.
 
-    A score that is NaN comes before every other: nothing is known of such a row.
+    NaN scores come first, because they carry no evidence that the row can be kept.
     """
     scores = jnp.asarray(scores)
     if not jnp.issubdtype(scores.dtype, jnp.floating):
-        scores = scores.astype(jnp.float32)  # minus one without a sign would wrap around
+        scores = scores.astype(jnp.float32)  # negated unsigned integers would wrap around
     return jnp.lexsort((jnp.where(jnp.isnan(scores), -jnp.inf, -scores), ~queried))
 
 
@@ -56,7 +56,7 @@ def is_queried(scores: Array, threshold: Array | float) -> Array:
 
 
 def checked_thresholds(values: Sequence[float]) -> tuple[float, ...]:
-    """Returns thresholds as numbers; raises `ConfigError` for NaN, which nothing is above."""
+    """Returns thresholds as floats; raises `ConfigError` for NaN."""
     require("a threshold", values, "[-inf, inf]")
     if np.ndim(values) != 1:
         raise ConfigError(f"thresholds must be one number each, not {values!r}")
@@ -72,7 +72,7 @@ def gather(
       payload: tree of arrays ``[rows, ...]``.
       rows: their numbers in the batch.
       scores: their priorities.
-      queried: which of them ask for the later stage; rows that do not fill up the bucket.
+      queried: which of them are deferred; other rows pad the bucket.
       capacity: size of the bucket.
 
     Returns:
@@ -89,7 +89,7 @@ def scatter(old: Array, rows: Array, queried: Array, new: Array) -> Array:
 
 
 def require_same_outputs(old: Array, new: Array) -> None:
-    """Raises `ConfigError` where two stages give outputs ``[batch, ...]`` of other shapes."""
+    """Raises `ConfigError` if outputs ``[batch, ...]`` of two stages differ in shape."""
     if old.shape[1:] != new.shape[1:]:
         raise ConfigError(
             f"all stages must answer with the same classes, but one gives outputs {old.shape[1:]} "
@@ -105,7 +105,7 @@ def route(
     queried: Array,
     capacity: int,
 ) -> tuple[Array, Array]:
-    """Lets the expert answer at most ``capacity`` of the queried rows; for use inside ``jit``.
+    """Runs the expert on at most ``capacity`` of the queried rows; for use inside ``jit``.
 
     Returns:
       outputs ``[batch, ...]`` and which rows the expert answered, booleans ``[batch]``.
@@ -137,8 +137,8 @@ class Routed(NamedTuple):
       outputs: of the stage that answered, ``[batch, ...]``.
       answered_by: number of that stage, int32 ``[batch]``.
       scores: of the first stage, ``[batch]``.
-      reached: rows that each stage answered or passed on; padding is in none of them.
-      overflow: rows that asked for a stage without a place for them, and kept their answer.
+      reached: rows that each stage answered or deferred, without padding.
+      overflow: rows deferred beyond a stage's limit, which keep the previous answer.
     """
 
     outputs: Array
@@ -149,7 +149,7 @@ class Routed(NamedTuple):
 
 
 class _Progress(NamedTuple):
-    """What one stage hands to the next."""
+    """State between two stages."""
 
     outputs: Array
     answered_by: Array
@@ -161,16 +161,15 @@ class _Progress(NamedTuple):
 
 
 class Cascade:
-    """Stages, each of which runs only on the rows whose score there exceeds a threshold.
+    """A cascade; each later stage runs only on rows whose score exceeds the previous threshold.
 
-    The first stage runs on every row. The rows that go on by priority of their scores, equal ones
-    by index, are as many as have a place. A score that is NaN goes on, whatever the threshold, and
-    comes first.
+    The first stage runs on every row. Rows are deferred in descending order of their scores (equal
+    ones by index) up to the stage's limit. Rows with NaN scores are always deferred, and first.
 
     Args:
       stages: the stages, cheapest first.
-      thresholds: one fewer than the stages; rows with a score above go on.
-      limits: most rows of a batch that each later stage may get; None does not limit.
+      thresholds: one fewer than the stages; rows with a score above are deferred.
+      limits: largest number of rows of a batch for each later stage; None for no limit.
 
     Raises:
       ConfigError: numbers of stages, thresholds and limits that do not fit, or a limit that is no
@@ -230,13 +229,13 @@ class Cascade:
         thresholds: Sequence[float] | None = None,
         limits: Sequence[int | None] | None = None,
     ) -> Any:
-        """Dispatches the first stage and waits for nothing.
+        """Dispatches the first stage without waiting for its results.
 
         Args:
           inputs: tree of arrays ``[batch, ...]``.
-          valid: booleans ``[batch]``, False in rows of padding, which never go on; None is all.
-          thresholds: in the place of the cascade's own.
-          limits: in the place of the cascade's own.
+          valid: booleans ``[batch]``, False for padding, which is never deferred; None for all.
+          thresholds: override the cascade's.
+          limits: override the cascade's.
         """
         batch = len(jax.tree.leaves(inputs)[0])
         valid = np.ones(batch, bool) if valid is None else np.asarray(valid)

@@ -1,4 +1,4 @@
-"""Selective classification: when to abstain, what it costs and what can be promised.
+"""Selective classification: when to abstain, at which cost and with which guarantees.
 
 Pure functions: losses and rules of one-sided prediction, confidences, metrics, thresholds with
 guarantees, and an online learner that sees labels only where it abstains.

@@ -1,7 +1,8 @@
-"""Thresholds chosen on a calibration split, with what is guaranteed for new examples.
+"""Choice of thresholds on a calibration split, with guarantees for new examples.
 
 An example is accepted if its confidence reaches the threshold. The guarantees hold for new examples
-drawn like the calibration split, which neither training nor the choice of a model has seen.
+from the distribution of the calibration split, which must not be used for training or model
+selection.
 
 | method | keeps to | guarantee |
 | --- | --- | --- |
@@ -27,16 +28,16 @@ from jaxeff.errors import ConfigError, DataError
 from jaxeff.selective import metrics
 from jaxeff.selective.metrics import Rates, RiskCoverageCurve
 
-#: Fewest accepted examples of which a selective risk is tested, whatever the target.
+#: Smallest number of accepted examples for a test of the selective risk.
 FEWEST = 25
-#: Thresholds of confidences in [0, 1], where no better grid is known.
+#: Default grid of thresholds for confidences in [0, 1].
 UNIT_GRID = np.linspace(0, 1, 101)[:-1]
 _NAMES = {"joint": "joint error", "selective": "selective risk"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
-    """A threshold and what is known of it.
+    """A threshold with its rates and guarantee.
 
     Attributes:
       value: accept an example whose confidence is at least this.
@@ -73,7 +74,7 @@ def quantile(confidence: np.ndarray, coverage: float) -> Threshold:
     point = curve.covering(coverage)
     rates = curve.at(point)
     kept = coverage * curve.total / (curve.total + 1)
-    # Without labels nothing is known of errors.
+    # Without labels the errors are unknown.
     unknown = dataclasses.replace(rates, joint_error=np.nan, selective_risk=np.nan)
     sentence = (
         f"the coverage of new examples is at least {kept:.4g} on average over calibration splits"
@@ -125,8 +126,8 @@ def learn_then_test(
     ``delta``, until one fails (fixed-sequence testing). The joint error is a mean over all examples
     that falls with the threshold, so that all observed confidences can be tested. The selective
     risk is a mean over the accepted examples, and its grid must not depend on the calibration
-    split; a threshold is passed over if it accepts fewer than 25 examples, or so few that it would
-    fail without any error.
+    split; thresholds are skipped that accept fewer than 25 examples, or too few to pass even
+    without errors.
 
     Args:
       confidence: ``[examples]`` of the calibration split.
@@ -238,7 +239,7 @@ def choose_model(
 ) -> tuple[int, Threshold]:
     """Chooses among models, such as one per trade-off mu, and thresholds at once.
 
-    Like `plug_in` it guarantees nothing; test the choice on a split of its own for that.
+    Like `plug_in` it gives no guarantee; test the choice on a separate split.
 
     Args:
       confidences: ``[models, examples]`` of the calibration split.
@@ -335,6 +336,6 @@ def _unreachable(
     rates = curve.at(best)
     return DataError(
         f"no threshold keeps the {_NAMES[kind]} at {target:.4g}{hint} with {curve.total} "
-        f"calibration examples; the best that can be had is {reached[best]:.4g} at coverage "
+        f"calibration examples; the best possible is {reached[best]:.4g} at coverage "
         f"{rates.coverage:.4g}, with the threshold {curve.thresholds[best]:.6g}"
     )

@@ -1,7 +1,7 @@
 """Confidences: one number per example, by which to accept it or to abstain.
 
 The functions take NumPy or JAX arrays and compute in the type they are given. Double precision
-keeps confidences apart that single precision rounds to 1.
+distinguishes confidences that single precision rounds to 1.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def class_logits(objective: Any, outputs: Any) -> Any:
     """Returns the part of a model's outputs that predicts a class.
 
     Args:
-      objective: what the model was trained by; where the outputs are more than the logits of the
-        classes, its method ``class_logits`` says which part these are.
+      objective: of the model's training; if the outputs are more than class logits, its method
+        ``class_logits`` extracts them.
       outputs: ``[..., width]``.
 
     Returns:
@@ -59,7 +59,7 @@ def entropy(logits: Any) -> Any:
     """Returns the entropy in nats of the softmax, ``[..., classes]`` to ``[...]``."""
     xp, logits = _real(logits)
     logs = log_softmax(logits)
-    # A class that is ruled out, with a logit of minus infinity, adds nothing.
+    # A class with a logit of minus infinity contributes 0.
     return -xp.sum(xp.exp(logs) * xp.where(logs == -xp.inf, 0, logs), axis=-1)
 
 
@@ -102,14 +102,14 @@ def tune_p_norm(
     """Returns the power of `max_logit_p_norm` with the smallest `metrics.augrc`.
 
     Args:
-      logits: ``[examples, classes]`` of a validation split; a power that was tuned on the
-        calibration split voids what `calibrate.learn_then_test` promises.
+      logits: ``[examples, classes]`` of a validation split; tuning on the calibration split voids
+        the guarantee of `calibrate.learn_then_test`.
       wrong: boolean ``[examples]``.
-      powers: what to choose from.
+      powers: candidates.
 
     Returns:
-      the power; None where none is better than `softmax_response`, which `p_norm_or_response` then
-      falls back on.
+      the power; None if none is better than `softmax_response`, the fallback of
+      `p_norm_or_response`.
 
     Raises:
       ConfigError: no powers.
@@ -137,18 +137,18 @@ def selection_probability(selection_logits: Any) -> Any:
 
 
 def not_abstaining(logits: Any) -> Any:
-    """Returns 1 minus the probability of the last output, which stands for abstention.
+    """Returns 1 minus the probability of the last output, the abstention class.
 
     It is the confidence of Deep Gamblers (Liu et al., NeurIPS 2019) and of self-adaptive training
     (Huang et al., NeurIPS 2020): ``[..., classes + 1]`` to ``[...]``.
     """
     xp, logits = _real(logits)
     if logits.shape[-1] < 2:
-        raise ConfigError("an abstention output needs at least one class beside it")
+        raise ConfigError("an abstention output needs at least one class in addition")
     return xp.sum(xp.exp(log_softmax(logits)[..., :-1]), axis=-1)
 
 
-#: Confidences of class logits without anything to tune.
+#: Confidences of class logits without parameters.
 OF_LOGITS = {
     "softmax response": softmax_response,
     "negative entropy": negative_entropy,

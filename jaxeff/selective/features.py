@@ -1,4 +1,4 @@
-"""What a router sees of the base."""
+"""Features of the base's logits for routers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def margins(logits: Array, top: int = 10, *, released: bool = False) -> Array:
     Args:
       logits: ``[batch, classes]``.
       top: K, how many of the probabilities; all where there are fewer classes.
-      released: all K^2 ordered pairs as in the authors' code, of which the half are the other half
-        negated and K are 0, and not the K (K - 1) / 2 pairs that say something.
+      released: all K^2 ordered pairs, as in the authors' code, instead of the K (K - 1) / 2
+        distinct ones.
     """
     largest = jax.lax.top_k(jax.nn.softmax(logits), min(top, logits.shape[-1]))[0]
     differences = largest[:, :, None] - largest[:, None, :]

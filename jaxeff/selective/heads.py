@@ -1,4 +1,4 @@
-"""One-sided heads on the features of a frozen network, one for every trade-off mu at once."""
+"""One-sided heads on features of a frozen network, trained for all trade-offs mu together."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def train_heads(
     """Trains a linear head in the closed form for every mu, on the same batches, by Adam.
 
     The cheap variant of Gangrade, Kag, Saligrama, AISTATS 2021, in their first script: the network
-    is trained by cross entropy once, and not again. Its auxiliary head shares nothing with the
-    one-sided one here, and is left out. Features are normalised by their training mean and
+    is trained once by cross entropy and then frozen. The auxiliary head shares no parameters with
+    the one-sided head then, and is left out. Features are normalised by their training mean and
     deviation, which the returned heads include.
 
     Args:

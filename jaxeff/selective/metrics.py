@@ -1,6 +1,6 @@
-"""How good a classifier that may abstain is: coverage, errors, and curves over the threshold.
+"""Metrics of classifiers that may abstain: coverage, errors, and curves over the threshold.
 
-An example is accepted if its confidence reaches the threshold. Two errors are kept apart: the
+An example is accepted if its confidence reaches the threshold. There are two errors: the
 **joint error** is the share of all examples that are accepted and wrong, the **selective risk** the
 share of the accepted ones that are wrong; joint error = coverage times selective risk.
 """
@@ -19,12 +19,12 @@ ERRORS = ("joint", "selective")
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What a rule does to a set of examples, as shares of it.
+    """Rates of a rule on a set of examples, as fractions of all examples.
 
     Attributes:
-      coverage: accepted.
-      joint_error: accepted and wrong.
-      selective_risk: wrong among the accepted; 0 where nothing is accepted.
+      coverage: fraction accepted.
+      joint_error: fraction accepted and wrong.
+      selective_risk: fraction wrong among the accepted; 0 if none is accepted.
     """
 
     coverage: float
@@ -33,7 +33,7 @@ class Rates:
 
     @property
     def accuracy(self) -> float:
-        """Accepted and right."""
+        """Fraction accepted and right."""
         return self.coverage - self.joint_error
 
 
@@ -50,7 +50,7 @@ def rates(accepted: np.ndarray, wrong: np.ndarray) -> Rates:
 
 @dataclasses.dataclass(frozen=True)
 class RiskCoverageCurve:
-    """Risk and coverage at every threshold that makes a difference, by rising coverage.
+    """Risk and coverage at every distinct confidence, by rising coverage.
 
     Attributes:
       thresholds: the distinct confidences, falling, [points]; examples of equal confidence are

@@ -1,7 +1,7 @@
 r"""Selective classification by one-sided prediction (OSP).
 
-Each class k has a set :math:`S_k = \{x: f_k(x) \ge t\}` of examples that are accepted as k; what is
-in none is abstained on. With the softmax f of the head, the trade-off :math:`\mu` and
+Each class k has a set :math:`S_k = \{x: f_k(x) \ge t\}` of examples that are accepted as k;
+examples in no set are rejected. With the softmax f of the head, the trade-off :math:`\mu` and
 
 .. math:: L_k = \tfrac{1}{n_k^+} \sum_{y_i = k} -\log f_k(x_i), \qquad
           C_k = \tfrac{1}{n_k^-} \sum_{y_i \ne k} -\log (1 - f_k(x_i))
@@ -38,7 +38,7 @@ def log_complement(logits: Array) -> Array:
     top = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
     others = jax.nn.logsumexp(jnp.where(top, -jnp.inf, logits), axis=-1, keepdims=True)
     logs = jax.nn.log_softmax(logits, axis=-1)
-    small = jnp.where(top, -jnp.log(2.0).astype(logs.dtype), logs)  # no infinite slope behind where
+    small = jnp.where(top, -jnp.log(2.0).astype(logs.dtype), logs)  # avoids infinite gradients
     rest = others - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     return jnp.where(top, rest, jnp.log1p(-jnp.exp(small)))
 
@@ -47,8 +47,8 @@ class Sides(NamedTuple):
     """The losses of either side of every class.
 
     Attributes:
-      inside: of missing an example of the class; L.
-      outside: of taking an example of another class for one of it; C.
+      inside: L, loss of missed examples of the class.
+      outside: C, loss of examples of other classes accepted as this class.
     """
 
     inside: Array
@@ -56,7 +56,7 @@ class Sides(NamedTuple):
 
 
 def example_sides(logits: Array, labels: Array) -> Sides:
-    """Returns each example's part of every sum, ``[examples, classes]`` both.
+    """Returns each example's contribution to L and C, ``[examples, classes]`` both.
 
     Args:
       logits: of the one-sided head, ``[examples, classes]``.
@@ -138,7 +138,7 @@ def objective(
     slacks: Array | None = None,
     weight: Array | None = None,
 ) -> Array:
-    """Returns the objective of one batch in the closed form or as released code has it.
+    """Returns the objective of one batch, in closed form or as in released code.
 
     Args:
       logits: of the one-sided head, ``[examples, classes]``.
@@ -165,7 +165,7 @@ def objective(
     multipliers = jnp.full(num_classes, mu - 0.5) if multipliers is None else multipliers
     slacks = jnp.full(num_classes, 0.5) if slacks is None else slacks
     weight = jnp.ones(labels.shape, logits.dtype) if weight is None else weight
-    # No count is zero where a tenth of an example is added to it.
+    # Adding a tenth of an example keeps counts above zero.
     losses = _clipped_losses(logits, labels, weight, added=0.0 if form == "tensorflow" else 0.1)
     if form == "tensorflow":
         return lagrangian(losses, multipliers, slacks, mu) - 0.1 * mu
@@ -211,7 +211,7 @@ def move_multipliers(
     """Moves (phi, lambda) down and up the Lagrangian's slopes at ``at``, and keeps both positive.
 
     A step of extragradient is two moves from the same ``old``: the first at ``old`` itself, the
-    second at the result of the first. One move per step goes round the saddle point for ever.
+    second at the result of the first. A single move per step would cycle around the saddle point.
 
     Args:
       old: phi and lambda, ``[classes]`` both, to move from.
@@ -233,7 +233,7 @@ def extragradient(
     """Makes one extragradient step of all players.
 
     Args:
-      players: where they are.
+      players: the current point.
       losses: maps parameters to ``(Sides, penalty)``: L and C of a batch, and a scalar that is
         added to them, such as a ridge.
       mu: the trade-off.

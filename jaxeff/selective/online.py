@@ -1,9 +1,9 @@
 """Online selective classification with limited feedback: labels are seen only on abstention.
 
-A finite set of experts, each of which predicts a class or abstains, is followed in proportion to
-weights. At times the learner abstains to explore. Experts that were seen to err too often are
-dropped, and abstaining costs weight: so there are few mistakes, and not many more abstentions than
-the best expert without mistakes has.
+The learner follows one of a finite set of experts, each of which predicts a class or abstains, with
+probabilities proportional to weights. Sometimes it abstains to explore. Experts with too many
+observed mistakes are dropped, and abstaining reduces an expert's weight: so there are few mistakes,
+and not many more abstentions than those of the best expert without mistakes.
 
 References:
   Gangrade, Kag, Cutkosky, Saligrama, "Online Selective Classification with Limited Feedback",
@@ -26,12 +26,12 @@ from jaxeff.typing import Array, PRNGKey
 
 #: When the label is used: on abstention to explore, or on any abstention.
 FEEDBACKS = ("exploration", "abstention")
-# Largest discount of an abstaining expert: a weight of zero would never come back.
+# Largest discount of an abstaining expert: a weight of zero could never grow again.
 _LARGEST_DISCOUNT = 1 - 1e-6
 
 
 class Learner(NamedTuple):
-    """What the learner knows.
+    """State of the learner.
 
     Attributes:
       log_weights: of the experts, normalised, ``[experts]``; minus infinity for the dropped.
@@ -45,7 +45,7 @@ class Learner(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """What happened, ``[time]`` each.
+    """Record of the rounds, ``[time]`` each.
 
     Attributes:
       actions: the class predicted, or `ABSTAIN`.
@@ -81,7 +81,7 @@ def experts(scores: Array, thresholds: Array) -> Array:
 
 
 def start(num_experts: int) -> Learner:
-    """Returns a learner that knows nothing."""
+    """Returns the initial learner."""
     even = jnp.full(num_experts, -jnp.log(float(num_experts)))
     return Learner(even, jnp.zeros(num_experts, jnp.int32), jnp.zeros((), jnp.int32))
 
@@ -99,7 +99,7 @@ def step(
     """Plays one round.
 
     Args:
-      learner: what is known before.
+      learner: state before the round.
       predictions: of the experts, a class or `ABSTAIN`, ``[experts]``.
       label: the true class, used only where there is feedback.
       rate: probability of exploring, and the discount of abstaining experts.
@@ -109,8 +109,8 @@ def step(
       feedback: "exploration" or "abstention".
 
     Returns:
-      the learner, and what happened, scalars. If every expert would be dropped, none is and the
-      round's label is forgotten.
+      the learner, and the round's record of scalars. If every expert would be dropped, none is and
+      the round's label is forgotten.
     """
     predictions = jnp.asarray(predictions)
     explore_key, expert_key = jax.random.split(key)
@@ -157,7 +157,7 @@ def play(
 
     Raises:
       ConfigError: an unknown feedback, a negative tolerance, or a rate outside [0, 1].
-      DataError: labels that are no numbers of classes, or not one for every round.
+      DataError: labels that are not class indices, or not one for every round.
     """
     if feedback not in FEEDBACKS:
         raise ConfigError(f"feedback must be one of {', '.join(FEEDBACKS)}, not {feedback!r}")
@@ -196,7 +196,7 @@ def play_permuted(
     """Plays a random permutation of the stream for every key, all at once; see `play`.
 
     Returns:
-      what happened, ``[runs, time]``, and the permutations, ``[runs, time]``.
+      the record, ``[runs, time]``, and the permutations, ``[runs, time]``.
 
     Raises:
       ConfigError: see `play`.
@@ -216,14 +216,13 @@ def play_permuted(
 
 
 class Regret(NamedTuple):
-    """What the learner lost compared with experts in hindsight, counts.
+    """Regret of the learner against the experts in hindsight, as counts.
 
     Attributes:
-      mistakes: more than the best expert has, which has the fewest, and of these the fewest
-        abstentions.
-      abstentions: more than the best expert has.
-      matched_abstentions: more than the least abstaining expert among those with no more mistakes
-        than the learner; than the best expert's where there is none.
+      mistakes: minus those of the best expert: the fewest mistakes, then the fewest abstentions.
+      abstentions: minus those of the best expert.
+      matched_abstentions: minus those of the least abstaining expert with at most the learner's
+        mistakes, or of the best expert if there is none.
     """
 
     mistakes: Array
@@ -269,7 +268,7 @@ def weighted_errors(
       thresholds: ``[thresholds]``.
 
     Returns:
-      the estimates, and the variances of a round's part in them, both ``[thresholds]``.
+      the estimates, and the variances of a round's contribution, both ``[thresholds]``.
 
     Raises:
       ConfigError: a rate that is not in (0, 1].
@@ -308,7 +307,7 @@ def weighted_threshold(
       delta: probability of exceeding it.
 
     Returns:
-      a threshold, infinite where none passes.
+      a threshold, infinite if none passes.
 
     Raises:
       ConfigError: a target or a delta outside (0, 1), a rate outside (0, 1], or one round alone.

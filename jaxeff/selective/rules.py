@@ -1,4 +1,4 @@
-"""Rules of acceptance: from the scores of one-sided classes to a class or to abstention.
+"""Decision rules: from scores of one-sided classes to a class or abstention.
 
 Gangrade, Kag, Saligrama, AISTATS 2021; the authors' code uses all three.
 """
@@ -66,7 +66,7 @@ def rates(predictions: np.ndarray, labels: np.ndarray) -> metrics.Rates:
 
 @dataclasses.dataclass(frozen=True)
 class PerClass:
-    """A model and a threshold for each class, and what they reach where they were chosen.
+    """A model and a threshold for each class, with their rates on the calibration split.
 
     Attributes:
       models: number of the model that scores each class, int ``[classes]``.
@@ -100,8 +100,8 @@ def search_per_class(
 
     A step gives one class the model and the threshold with the largest coverage within the target,
     all others held; ties go to the smaller error. The first start is the best common threshold of
-    one model, so that the result is never worse; the others are those for smaller targets. Every
-    climb takes the classes in an order of its own.
+    one model, so the result is never worse; the other starts are those for smaller targets. Every
+    search visits the classes in a random order.
 
     Args:
       scores: of one-sided heads, ``[models, examples, classes]``, one model per trade-off mu.
@@ -204,7 +204,7 @@ def _step(
     class that held it; the rates at all thresholds are two cumulative sums.
     """
     best = others.max(-1)
-    # Of equal scores the class of the smaller number wins, as in `max_rule`.
+    # Ties go to the class of the smaller index, as in `max_rule`.
     wins = (class_scores > best) | ((class_scores == best) & (others.argmax(-1) > k))
     held = best > -np.inf
     wrong = held & (others.argmax(-1) != labels)

@@ -41,7 +41,7 @@ def descend(loss, constraints, settings, params, steps, rate):
 
 
 def test_example_of_the_documentation_finds_the_bound_and_its_multiplier():
-    text = constrained.__doc__.partition("::\n")[2].partition("Over devices")[0]
+    text = constrained.__doc__.partition("::\n")[2].partition("On several devices")[0]
     names = {name: getattr(package, name) for name in package.__all__} | {"jax": jax}
     exec(textwrap.dedent(text), names)
     assert names["w"] == pytest.approx(1, abs=1e-4)

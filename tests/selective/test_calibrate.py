@@ -95,7 +95,7 @@ def test_a_stricter_threshold_that_fails_ends_the_walk():
     sentence = "keeps the selective risk at 0.1 with probability 0.9 with 1000 calibration examples"
     with pytest.raises(DataError, match=sentence) as caught:
         calibrate.learn_then_test(confidence, wrong, 0.1, "selective")
-    best = float(str(caught.value).split("had is ")[1].split(" ")[0])
+    best = float(str(caught.value).split("possible is ")[1].split(" ")[0])
     assert binom.cdf(30, 100, best) == pytest.approx(0.1, abs=1e-3)
     assert calibrate.plug_in(confidence, wrong, 0.1, "selective").rates.coverage == 1
 
