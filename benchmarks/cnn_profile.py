@@ -141,7 +141,8 @@ def main() -> None:
         sys.stdout.write(f"  moved by copies and padding          {moved:7.0f} MB\n")
     form = "compiled library" if native.is_available() else "XLA alone"
     with locked_record(RESULTS / "cnn_profile.json") as record:
-        record.setdefault("tables", {})[f"jax {jax.__version__}, {form}"] = {
+        record["command"] = "python benchmarks/cnn_profile.py"
+        record.setdefault("lines", {})[f"jax {jax.__version__}, {form}"] = {
             **tables,
             **stamp("python benchmarks/cnn_profile.py"),
         }

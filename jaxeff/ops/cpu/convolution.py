@@ -35,7 +35,7 @@ def conv(
     if _is_tiny(x, kernel):
         return followed(_matrix_product(x, kernel, strides), bias, skip, relu)
     arrays = [a for a in (x, kernel, bias, skip) if a is not None]
-    if not is_forward_mode() and native.is_computable(*arrays):
+    if not is_forward_mode() and native.is_computable(*arrays) and _pays(x, kernel, strides):
         return native.convolution.conv(x, kernel, strides, bias, skip, relu)
     convolve = _dense if is_forward_mode() else _dense_with_gradient
     return followed(convolve(x, kernel, strides), bias, skip, relu)
@@ -79,6 +79,12 @@ def _dense_backward(strides: int, saved: tuple[Array, Array], g: Array) -> tuple
 
 
 _dense_with_gradient.defvjp(_dense_forward, _dense_backward)
+
+
+def _pays(x: Array, kernel: Array, strides: int) -> bool:
+    """Returns whether tiles are faster: their kernel is copied, which many pixels must share."""
+    pixels = x.shape[0] * x.shape[1] * x.shape[2] // strides**2
+    return kernel.size <= 2**16 or pixels >= 1024
 
 
 def _is_tiny(x: Array, kernel: Array) -> bool:

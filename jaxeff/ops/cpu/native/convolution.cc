@@ -63,20 +63,20 @@ struct Packed {
   int64_t vectors, lanes, groups, group_size;
   std::vector<float> values;
 
-  template <typename At>  // at(tap, input channel, output channel)
-  Packed(int64_t taps, int64_t inputs, int64_t outputs, const At& at)
+  // copy(tap, input channel, first output channel, how many, to) copies weights.
+  template <typename Copy>
+  Packed(int64_t taps, int64_t inputs, int64_t outputs, const Copy& copy)
       : vectors(VectorsOf(outputs)),
         lanes(vectors * kLanes),
         groups((outputs + lanes - 1) / lanes),
         group_size(taps * inputs * lanes),
         values(groups * group_size) {
-    for (int64_t group = 0; group < groups; ++group)
+    for (int64_t group = 0; group < groups; ++group) {
+      int64_t first = group * lanes, count = std::min(lanes, outputs - first);
       for (int64_t t = 0; t < taps; ++t)
-        for (int64_t i = 0; i < inputs; ++i) {
-          float* to = &values[group * group_size + (t * inputs + i) * lanes];
-          for (int64_t o = 0; o < std::min(lanes, outputs - group * lanes); ++o)
-            to[o] = at(t, i, group * lanes + o);
-        }
+        for (int64_t i = 0; i < inputs; ++i)
+          copy(t, i, first, count, &values[group * group_size + (t * inputs + i) * lanes]);
+    }
   }
 
   // Computes all output channels of rows of runs, given the first of them without its kernel. Groups
@@ -107,9 +107,10 @@ ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array bias, Arr
   Image seen{in[1], in[2], in[3]}, made{out[1], out[2], out[3]};
   int64_t rows = k[0], columns = k[1], inputs = k[2], outputs = k[3];
   const float* weights = kernel.typed_data();
-  Packed packed(rows * columns, inputs, outputs, [=](int64_t t, int64_t i, int64_t o) {
-    return weights[(t * inputs + i) * outputs + o];
-  });
+  Packed packed(rows * columns, inputs, outputs,
+                [=](int64_t t, int64_t i, int64_t first, int64_t count, float* to) {
+                  std::copy_n(weights + (t * inputs + i) * outputs + first, count, to);
+                });
   int64_t width = (made.columns - 1) * strides + columns;
   std::vector<Tap> taps;
   for (int64_t r = 0; r < rows; ++r)
@@ -157,9 +158,11 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Array g, Array kernel, Result dx,
   Image seen{in[1], in[2], in[3]}, made{out[1], out[2], out[3]};
   int64_t rows = k[0], columns = k[1], inputs = k[2], outputs = k[3];
   const float* weights = kernel.typed_data();
-  Packed packed(rows * columns, outputs, inputs, [=](int64_t t, int64_t o, int64_t i) {
-    return weights[(t * inputs + i) * outputs + o];
-  });
+  Packed packed(rows * columns, outputs, inputs,
+                [=](int64_t t, int64_t o, int64_t first, int64_t count, float* to) {
+                  for (int64_t i = 0; i < count; ++i)
+                    to[i] = weights[(t * inputs + first + i) * outputs + o];
+                });
   // Tap t sees input i from output (i + side / 2 - t) / strides, where that is whole.
   auto phase = [=](int64_t tap, int64_t side) {
     return ((tap - side / 2) % strides + strides) % strides;
