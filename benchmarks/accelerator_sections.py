@@ -102,7 +102,7 @@ def kernel_parity(quick: bool, clock: Clock) -> dict[str, Any]:
 
 def _kernel_errors(name: str, driver: str, width: int) -> dict[str, float]:
     cell = ode.CELLS[name](features=width)
-    params = cell.init(jax.random.key(0), 4)
+    params = _initialised(cell, 4)
     xs = jax.random.normal(jax.random.key(1), (50, 2 * width, 4))
 
     def run(driver: str) -> Any:
@@ -137,7 +137,7 @@ def recurrent_speed(quick: bool, clock: Clock) -> dict[str, Any]:
     for dtype in (jnp.float32, jnp.bfloat16):
         xs = jax.random.normal(jax.random.key(1), (length, batch, inputs), dtype)
         for name, cell in cells.items():
-            params = cell.init(jax.random.key(0), inputs, dtype)
+            params = _initialised(cell, inputs, dtype)
             for driver in drivers:
                 label = f"{name}, {driver}, {jnp.dtype(dtype).name}"
                 variants[label] = _gradient(cell, driver, params, xs)
@@ -148,6 +148,11 @@ def recurrent_speed(quick: bool, clock: Clock) -> dict[str, Any]:
             variants["lstm, PyTorch, float32"] = _torch_lstm(batch, length, inputs, width)
     sizes = {"batch": batch, "length": length, "width": width, "inputs": inputs}
     return sizes | {"ms": timed(variants, quick, clock)}
+
+
+def _initialised(cell: ode.Cell, inputs: int, dtype: Any = jnp.float32) -> Any:
+    """Returns first parameters, made by one program."""
+    return jax.jit(lambda: cell.init(jax.random.key(0), inputs, dtype))()
 
 
 def _gradient(cell: ode.Cell, driver: str, params: Any, xs: Any) -> Call:

@@ -95,19 +95,16 @@ def main():
     parser.add_argument("--length", type=int, default=784)
     args = parser.parse_args()
     topologies.prepare(args.topologies[0])
-    settings = itertools.product(args.topologies, args.cells, args.widths, args.types)
-    entries = [
-        measure(cell, width, jnp.dtype(dtype), topology, args)
-        for topology, cell, width, dtype in settings
-        if width == args.widths[0] or topology == args.topologies[0]
-    ]
-    command = shlex.join(["python", "benchmarks/kernel_memory.py", *sys.argv[1:]])
-    record = stamp(command) | {
+    record = stamp(shlex.join(["python", "benchmarks/kernel_memory.py", *sys.argv[1:]])) | {
         "task": f"gradient of the mean squared last output, {args.length} steps of {INPUTS} input, "
         f"batch {args.batch}",
-        "entries": entries,
+        "entries": [],
     }
-    write(RESULTS / "kernel_memory.json", record)
+    settings = itertools.product(args.topologies, args.cells, args.widths, args.types)
+    for topology, cell, width, dtype in settings:
+        if width == args.widths[0] or topology == args.topologies[0]:
+            record["entries"].append(measure(cell, width, jnp.dtype(dtype), topology, args))
+            write(RESULTS / "kernel_memory.json", record)
 
 
 if __name__ == "__main__":
