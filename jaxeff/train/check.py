@@ -120,7 +120,11 @@ def _fits(value: Any, like: Any) -> bool:
         return value is None or isinstance(value, str)
     if isinstance(like, bool) or isinstance(value, (bool, np.bool_)):
         return isinstance(like, bool) and isinstance(value, (bool, np.bool_))
-    kinds = {int: (int, np.integer), float: (int, float, np.integer, np.floating)}
+    kinds = {
+        int: (int, np.integer),
+        float: (int, float, np.integer, np.floating),
+        tuple: (tuple, list),  # JSON, in which configs are kept, has lists alone
+    }
     return isinstance(value, kinds.get(type(like), type(like)))
 
 
