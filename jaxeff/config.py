@@ -113,7 +113,7 @@ def base_config() -> Config:
             "export": {  # of a trained run, see jaxeff.exporting.export.Options
                 "to": "stablehlo",  # formats, with commas; see jaxeff.exporting.FORMATS
                 "precision": "float32",  # or another one of the formats
-                "batch_sizes": (1, 64),
+                "batch_sizes": [1, 64],
                 "threads": 1,
                 "rounds": 10,  # timed turns; 0 times nothing
             },

@@ -15,7 +15,7 @@ def test_a_run_is_exported_and_goes_on(tiny_config, tmp_path):
     folder = tmp_path / "run"
     tiny_config.devices.cpu = 1
     tiny_config.train.update({"num_steps": 2, "eval_every": 2})
-    tiny_config.export.update({"batch_sizes": (2,), "rounds": 1})
+    tiny_config.export.update({"batch_sizes": [2], "rounds": 1})
     with pytest.raises(CheckpointError, match="checkpoint"):
         run(tiny_config, folder, "export")
     run(tiny_config, folder)
