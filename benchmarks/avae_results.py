@@ -19,31 +19,31 @@ LENGTHS = (2, 4, 12)  # beside the usual
 
 def lines() -> dict[str, tuple[str, list[str], str]]:
     """Returns argument, overrides and file of the config of every line."""
-    found = {}
+    lines_by_name = {}
     for data in ("digits", "mnist_5k"):
         for model in PLANE:
-            found[f"{data}, {model}"] = (f"{data},model={model}", [], "avae")
+            lines_by_name[f"{data}, {model}"] = (f"{data},model={model}", [], "avae")
         # Without the numbers that make up for the pose.
-        found[f"{data}, vae, short"] = (f"{data},model=vae", ["model.latents=6"], "avae")
+        lines_by_name[f"{data}, vae, short"] = (f"{data},model=vae", ["model.latents=6"], "avae")
     for model in ("avae", "vae"):
-        found[f"digits_shifted, {model}"] = (f"digits_shifted,model={model}", [], "avae")
+        lines_by_name[f"digits_shifted, {model}"] = (f"digits_shifted,model={model}", [], "avae")
         for latents in LENGTHS:
             argument = f"digits,model={model},latents={latents}"
-            found[f"digits, {model}, latents {latents}"] = (argument, [], "avae")
+            lines_by_name[f"digits, {model}, latents {latents}"] = (argument, [], "avae")
     # As many seconds of training as an affine one.
-    found["digits, vae, longer"] = ("digits,model=vae", ["train.num_steps=1200"], "avae")
+    lines_by_name["digits, vae, longer"] = ("digits,model=vae", ["train.num_steps=1200"], "avae")
     # Trained upright, tested upright and, by the analysis, in every rotation.
-    found["digits, vae_upright"] = ("digits,model=vae_upright", [], "avae")
-    found["digits, avae_upright"] = ("digits,model=avae", ["data.rotation=0.0"], "avae")
+    lines_by_name["digits, vae_upright"] = ("digits,model=vae_upright", [], "avae")
+    lines_by_name["digits, avae_upright"] = ("digits,model=avae", ["data.rotation=0.0"], "avae")
     for model in ("avae", "vae", "avae_cube", "vae_cube"):
-        found[f"voxels, {model}"] = (f"digits,model={model}", [], "avae3d")
-    return found
+        lines_by_name[f"voxels, {model}"] = (f"digits,model={model}", [], "avae3d")
+    return lines_by_name
 
 
 def more(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns length of the code, parts of the loss, cost of inference and what analyses found."""
     first = reports[0]
-    found = {
+    extras = {
         "latents": first["config"]["model"]["latents"],
         "test_reconstruction": [r["metrics"]["test"]["reconstruction"] for r in reports],
         # Above what the best possible outputs would leave.
@@ -52,8 +52,8 @@ def more(reports: list[dict[str, Any]]) -> dict[str, Any]:
     }
     for analysis in ("loss_by_angle", "recovered_angles"):
         if analysis in first["extras"]:
-            found[analysis] = [report["extras"][analysis] for report in reports]
-    return found
+            extras[analysis] = [report["extras"][analysis] for report in reports]
+    return extras
 
 
 if __name__ == "__main__":

@@ -96,12 +96,14 @@ class Record:
     def known(self, part: str) -> dict[str, Any]:
         return read(self.path).get(self.setting, {}).get(part, {})
 
-    def write(self, part: str, found: dict[str, Any]) -> None:
+    def write(self, part: str, results: dict[str, Any]) -> None:
         """Replaces a part, all of which is measured at one go."""
-        made = stamp(f"python benchmarks/bottleneck_results.py {part} --setting={self.setting}")
+        provenance = stamp(
+            f"python benchmarks/bottleneck_results.py {part} --setting={self.setting}"
+        )
         with locked_record(self.path) as record:
             record["command"] = "python benchmarks/bottleneck_results.py"
-            record.setdefault(self.setting, {})[part] = {**found, **made}
+            record.setdefault(self.setting, {})[part] = {**results, **provenance}
 
     def write_accuracy(self, name: str, line: dict[str, Any]) -> None:
         """Puts one line among those of the networks, which are trained one after the other."""
@@ -120,10 +122,10 @@ class Record:
     def config(self, argument: str, overrides: list[str], seed: int) -> Any:
         """Returns a config; the seed is that of the supernet too."""
         quick = ["quick"] if self.quick else []
-        made = config_of(",".join([self.setting, argument, *quick]), overrides, "bottleneck")
-        for one in (made, *made.prerequisites.values()):
+        full_config = config_of(",".join([self.setting, argument, *quick]), overrides, "bottleneck")
+        for one in (full_config, *full_config.prerequisites.values()):
             one.seed, one.devices.cpu = seed, 1
-        return made
+        return full_config
 
     def network(self, name: str, seed: int) -> dict[str, Any]:
         """Trains the network of a line if need be, and returns its report."""
@@ -154,10 +156,10 @@ def accuracy(record: Record) -> None:
             "training_seconds": mean(r["training"]["seconds"] for r in reports),
             "models": [r["config"]["model"] for r in reports],
             "searches": [
-                {k: found[k] for k in ("requirement", "met", "found", "full", "seconds")}
-                | {"evaluations": found["evaluations"]}
+                {k: summary[k] for k in ("requirement", "met", "found", "full", "seconds")}
+                | {"evaluations": summary["evaluations"]}
                 for r in reports
-                if (found := r["extras"].get("search"))
+                if (summary := r["extras"].get("search"))
             ],
         }
         record.write_accuracy(name, line)
@@ -175,15 +177,18 @@ def latency(record: Record) -> None:
         for model in models
     }
     longest = min(network.encoder.shape.max_length for network in networks.values())
-    found: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for batch in BATCHES:
         for length in LENGTHS[:1] if record.quick else LENGTHS:
             if length > longest:
                 continue
-            calls = {key: measure.network_call(own, batch, length) for key, own in networks.items()}
+            calls = {
+                key: measure.network_call(one_network, batch, length)
+                for key, one_network in networks.items()
+            }
             rounds = 2 if record.quick else max(4, min(30, 30 * 32 * 32 // (batch * length)))
             times = bench.interleaved(calls, rounds, 2 if batch > 1 else 3, warmup=1)
-            found[f"batch {batch}, length {length}"] = {
+            rows[f"batch {batch}, length {length}"] = {
                 name: {
                     statistic: [getattr(times[json.dumps(model)], statistic) for model in models]
                     for statistic in ("median_ms", "min_ms")
@@ -191,14 +196,14 @@ def latency(record: Record) -> None:
                 for name, models in lines.items()
             }
             print(f"batch {batch}, length {length}", flush=True)
-    record.write("latency", found)
+    record.write("latency", rows)
 
 
 def prediction(record: Record) -> None:
     """Compares predicted with measured times of networks on which nothing was fitted."""
     network: Any = _supernet(record).model
     space, shape = network.space, network.encoder.shape
-    found = {}
+    rows = {}
     shapes = ((1, 32),) if record.quick else ((1, 32), (1, 128), (32, 32))
     for batch, length in shapes:
         began = time.perf_counter()
@@ -217,7 +222,7 @@ def prediction(record: Record) -> None:
         )
         line: dict[str, Any] = {"seconds": time.perf_counter() - began, "parts": len(times)}
         for statistic in ("median_ms", "min_ms"):
-            known = {key: own for key, own in times.items() if key not in held_out}
+            known = {key: ms for key, ms in times.items() if key not in held_out}
             predict = measure.table(known, batch, length, statistic)
             predicted = np.array([predict(plan) for plan in held_out])
             measured = np.array([getattr(times[plan], statistic) for plan in held_out])
@@ -229,8 +234,8 @@ def prediction(record: Record) -> None:
                 "measured": measured.tolist(),
             }
             print(batch, length, statistic, line[statistic]["mean_error"], flush=True)
-        found[f"batch {batch}, length {length}"] = line
-    record.write("prediction", found)
+        rows[f"batch {batch}, length {length}"] = line
+    record.write("prediction", rows)
 
 
 def _supernet(record: Record) -> Any:
@@ -276,24 +281,25 @@ def strategies_compared(record: Record) -> None:
         for seed in range(1 if name == "enumeration" else seeds):
             evaluations = Evaluations(space, kept, table, budget)
             way(evaluations, np.random.default_rng(seed))
-            fronts.setdefault(name, []).append(evaluations.found)
+            fronts.setdefault(name, []).append(evaluations.scores)
     worst = 1.01 * table(space.full), min(known.values()) - 0.01
 
-    def volume(found: Any) -> float:
-        return hypervolume([table(p) for p in found], list(found.values()), *worst)
+    def volume(evaluated: Any) -> float:
+        return hypervolume([table(p) for p in evaluated], list(evaluated.values()), *worst)
 
     everything = volume(known)
-    found = {
-        name: {"share_of_all_known": [volume(one) / everything for one in own], "budget": budget}
-        for name, own in fronts.items()
+    shares = {
+        name: {"share_of_all_known": [volume(one) / everything for one in draws], "budget": budget}
+        for name, draws in fronts.items()
     }
     # How well depth and cost alone order the networks that were evaluated.
     costs = [plan.macs(shape, length) for plan in known]
     ranks = scipy.stats.spearmanr(costs, list(known.values())).statistic
     record.write(
-        "strategies", {**found, "evaluated": len(known), "rank_correlation_with_macs": float(ranks)}
+        "strategies",
+        {**shares, "evaluated": len(known), "rank_correlation_with_macs": float(ranks)},
     )
-    print(json.dumps(found, indent=2))
+    print(json.dumps(shares, indent=2))
 
 
 class Here:
@@ -305,12 +311,12 @@ class Here:
             jax.block_until_ready(call())
 
     def time(self, name: str, calls: int) -> list[float]:
-        found = []
+        times = []
         for _ in range(calls):
             began = time.perf_counter()
             jax.block_until_ready(self.calls[name]())
-            found.append((time.perf_counter() - began) * 1e3)
-        return found
+            times.append((time.perf_counter() - began) * 1e3)
+        return times
 
 
 def serving(record: Record) -> None:
@@ -329,8 +335,8 @@ def serving(record: Record) -> None:
     record.write(
         "serving",
         {
-            name: {"texts_per_second": len(texts) / own.median_ms * 1e3}
-            for name, own in times.items()
+            name: {"texts_per_second": len(texts) / timing.median_ms * 1e3}
+            for name, timing in times.items()
         },
     )
 
@@ -347,12 +353,12 @@ def torch(record: Record) -> None:
     worker = Worker([python, str(HERE / "torch_encoder_worker.py"), *shapes])
     sides: Any = {"jaxeff": Here(calls), "torch": worker}
     try:
-        found = take_turns(sides, 2 if record.quick else 10, 3)
+        timings = take_turns(sides, 2 if record.quick else 10, 3)
     finally:
         worker.close()
-    record.write("torch", found)
-    for name, own in found.items():
-        print(name, f"{own['ms']:.2f} ms")
+    record.write("torch", timings)
+    for name, timing in timings.items():
+        print(name, f"{timing['ms']:.2f} ms")
 
 
 PARTS = {

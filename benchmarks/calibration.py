@@ -40,10 +40,10 @@ def simulate(method: str, kind: str, target: float, n: int) -> dict[str, float]:
     options = {"delta": DELTA} if method == "learn then test" else {}
     for repeat in range(REPEATS):
         try:
-            found = calibrate.METHODS[method](*draw(rng, n), target, kind, **options)
+            choice = calibrate.METHODS[method](*draw(rng, n), target, kind, **options)
         except DataError:
             continue
-        thresholds[repeat] = found.value
+        thresholds[repeat] = choice.value
     errors = TRUE[kind](thresholds)
     return {
         "violated": float(np.mean(errors > target)),

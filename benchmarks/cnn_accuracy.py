@@ -39,23 +39,23 @@ SHARED = {
 
 def lines() -> dict[str, tuple[str, list[str], str]]:
     """Returns argument, overrides and config file of every line, by ``data, network``."""
-    found: dict[str, tuple[str, list[str], str]] = {}
+    arguments: dict[str, tuple[str, list[str], str]] = {}
     for data in ("digits", "fashion"):
         host = f"{data},model=resnet32"
-        found[f"{data}, host"] = (host, [], "images")
-        found[f"{data}, global"] = (host, [], "global_cnn")
-        found[f"{data}, global 5 steps"] = (f"{host},steps=5", [], "global_cnn")
-        found[f"{data}, interpolated"] = (host, [], "si_cnn")
+        arguments[f"{data}, host"] = (host, [], "images")
+        arguments[f"{data}, global"] = (host, [], "global_cnn")
+        arguments[f"{data}, global 5 steps"] = (f"{host},steps=5", [], "global_cnn")
+        arguments[f"{data}, interpolated"] = (host, [], "si_cnn")
         for name, mode in SHARED.items():
-            found[f"{data}, {name}"] = (f"{host},mode={mode}", [], "shared_conv")
+            arguments[f"{data}, {name}"] = (f"{host},mode={mode}", [], "shared_conv")
         for kind, sizes in YARDSTICKS.items():
             shared = kind == "BSConv-S"
             base = f"{host},mode={SHARED[kind]}" if shared else host
             for size, widths in sizes.items():
                 override = [f"model.widths={list(widths)}"]
                 file = "shared_conv" if shared else "images"
-                found[f"{data}, {kind}, {size}"] = (base, override, file)
-    return found
+                arguments[f"{data}, {kind}, {size}"] = (base, override, file)
+    return arguments
 
 
 if __name__ == "__main__":

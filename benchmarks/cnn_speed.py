@@ -54,23 +54,23 @@ def cifar() -> dict[str, dict[str, Any]]:
 
 def imagenet() -> dict[str, dict[str, Any]]:
     """Returns networks for 224 x 224 pixels, and with interpolated blocks."""
-    found = {}
+    networks = {}
     for model, name in (("efficientnet_b0", "EfficientNet-B0"), ("mobilenet_v3", "MobileNetV3-L")):
         for file, suffix in (("images", ""), ("si_cnn", "-SI")):
             argument = f"cifar10,model={model}"
-            found[name + suffix] = network(file, argument, strides=())
-    return found
+            networks[name + suffix] = network(file, argument, strides=())
+    return networks
 
 
 def compared() -> dict[str, dict[str, Any]]:
     """Returns the networks whose accuracy `cnn_accuracy.py` compares."""
-    found = {}
+    specs = {}
     for name, (argument, overrides, file) in cnn_accuracy.lines().items():
         data, _, label = name.partition(", ")
         if data == "fashion":
             spec = config_of(argument, overrides, file).model.to_dict()
-            found[label] = {**spec, "axis_name": ""}
-    return found
+            specs[label] = {**spec, "axis_name": ""}
+    return specs
 
 
 def drawn(model: Any, x: Any) -> Any:
@@ -176,11 +176,11 @@ def gradients(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def both(name: str, ours: Any, theirs: Any, args: tuple[Any, ...]) -> dict[str, Any]:
     """Returns calls of two functions, compiled."""
-    found = {}
+    programs = {}
     for who, function in (("jaxeff", ours), ("XLA", theirs)):
         program = jax.jit(function).lower(*args).compile()
-        found[f"{name}, {who}"] = functools.partial(program, *args)
-    return found
+        programs[f"{name}, {who}"] = functools.partial(program, *args)
+    return programs
 
 
 def parts() -> dict[str, Callable[[], dict[str, Any]]]:
@@ -210,8 +210,8 @@ def main() -> None:
         with locked_record(OUT) as record:
             record["command"] = "python benchmarks/cnn_speed.py"
             record.setdefault("tables", {})[part] = lines
-            made = stamp(f"python benchmarks/cnn_speed.py {shlex.quote(part)}")
-            record.setdefault("made", {})[part] = made
+            provenance = stamp(f"python benchmarks/cnn_speed.py {shlex.quote(part)}")
+            record.setdefault("made", {})[part] = provenance
         sys.stdout.write(f"{part}\n")
         for name, line in lines.items():
             sys.stdout.write(f"  {name:40s} {line['median_ms']:9.2f} ms\n")

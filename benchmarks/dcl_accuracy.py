@@ -32,17 +32,17 @@ CONSTRAINTS = {
 
 def lines() -> dict[str, tuple[str, list[str], str]]:
     """Returns argument, overrides and config file of every line, by ``data, method``."""
-    found: dict[str, tuple[str, list[str], str]] = {}
+    arguments: dict[str, tuple[str, list[str], str]] = {}
     for data in ("digits", "fashion"):
         small = SMALL.get(data, [])
         for method in ("plain", "smoothing", "sam", "cvar"):
-            found[f"{data}, {method}"] = (f"{data},method={method}", small, "dcl")
+            arguments[f"{data}, {method}"] = (f"{data},method={method}", small, "dcl")
         for name, argument in CONSTRAINTS.items():
-            found[f"{data}, dcl{name}"] = (f"{data},method=dcl{argument}", small, "dcl")
+            arguments[f"{data}, dcl{name}"] = (f"{data},method=dcl{argument}", small, "dcl")
         for weight in WEIGHTS:
             argument = f"{data},method=penalty,weight={weight}"
-            found[f"{data}, penalty, {weight}"] = (argument, small, "dcl")
-    return found
+            arguments[f"{data}, penalty, {weight}"] = (argument, small, "dcl")
+    return arguments
 
 
 def about_constraints(reports: list[dict[str, Any]]) -> dict[str, Any]:
@@ -84,11 +84,11 @@ def times() -> None:
         state = built.algorithm.init_state(jax.random.key(0), batch["inputs"][:1])
         update = jax.jit(built.algorithm.update)
         calls[name] = lambda update=update, state=state, batch=batch: update(state, batch)[0]
-    found = bench.interleaved(calls, 5, 2)
+    timings = bench.interleaved(calls, 5, 2)
     with locked_record(HERE / "results" / f"{TABLE}.json") as record:
-        record["update_ms"] = {name: time.median_ms for name, time in found.items()}
-        made = stamp("python benchmarks/dcl_accuracy.py times")
-        record.setdefault("made", {})["update_ms"] = made
+        record["update_ms"] = {name: time.median_ms for name, time in timings.items()}
+        provenance = stamp("python benchmarks/dcl_accuracy.py times")
+        record.setdefault("made", {})["update_ms"] = provenance
 
 
 def summary() -> None:

@@ -83,10 +83,10 @@ def digits():
     import numpy as np
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    order = np.random.default_rng(0).permutation(len(found.target))
-    inputs = jnp.asarray(found.images[order, ..., None] / 16, jnp.float32)
-    return inputs, jnp.asarray(found.target[order], jnp.int32)
+    bunch = load_digits()
+    order = np.random.default_rng(0).permutation(len(bunch.target))
+    inputs = jnp.asarray(bunch.images[order, ..., None] / 16, jnp.float32)
+    return inputs, jnp.asarray(bunch.target[order], jnp.int32)
 
 
 def trained(fields: dict[str, Any], hidden: int, starts: Any = None, teacher: Any = None) -> Any:

@@ -30,19 +30,21 @@ def memory(cell: ode.Cell, length: int, algorithm: str, backward: str) -> int | 
     model = SequenceModel(cell, 10, backward=backward)
     task = Task("classification", 10, length, steps_per_epoch=100)
     optimizer = optax.adam(1e-3)
-    made = (
+    configured = (
         FPTT(model, cross_entropy(), optimizer, task, parts=PARTS, auxiliary="uniform")
         if algorithm == "fptt"
         else BPTT(model, cross_entropy(), optimizer, task)
     )
     shape = (BATCH, length, 1)
-    state = jax.eval_shape(made.init_state, jax.random.key(0), jax.ShapeDtypeStruct(shape, "f4"))
+    state = jax.eval_shape(
+        configured.init_state, jax.random.key(0), jax.ShapeDtypeStruct(shape, "f4")
+    )
     batch = {
         "inputs": jax.ShapeDtypeStruct(shape, jnp.float32),
         "labels": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
         "weight": jax.ShapeDtypeStruct(shape[:1], jnp.float32),
     }
-    step = jax.jit(made.update, donate_argnums=(0,))
+    step = jax.jit(configured.update, donate_argnums=(0,))
     return bench.compiled_memory(step, state, batch)["temp_bytes"]
 
 
@@ -53,11 +55,11 @@ def main():
         "bptt, differentiated scan": ("bptt", "autodiff"),
     }
     entries = [
-        {"cell": name, "length": length, "algorithm": label, "temp_bytes": found}
+        {"cell": name, "length": length, "algorithm": label, "temp_bytes": temp_bytes}
         for name, cell in CELLS.items()
         for length in LENGTHS
         for label, options in variants.items()
-        if (found := memory(cell, length, *options)) is not None
+        if (temp_bytes := memory(cell, length, *options)) is not None
     ]
     record = {
         "command": "python benchmarks/fptt_memory.py",

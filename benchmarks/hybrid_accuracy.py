@@ -48,24 +48,24 @@ EPOCHS = 2  # of base, expert and networks alone; the last training has half of 
 def config(name: str, seed: int) -> Any:
     """Returns the config of a line."""
     if name == EXITS:
-        made = config_of("fashion,expert=resnet20,early_exit", [], "hybrid")
-        made.model.backbone.depth = 8
-        made.train.num_steps *= EPOCHS
-        made.seed, made.devices.cpu = seed, 1
-        return made
-    made = config_of(f"fashion,expert=resnet20{HYBRID.get(name, '')}", [], "hybrid")
-    parts = made.prerequisites
-    parts.expert.model.depth = made.model.expert.depth = 8
+        experiment = config_of("fashion,expert=resnet20,early_exit", [], "hybrid")
+        experiment.model.backbone.depth = 8
+        experiment.train.num_steps *= EPOCHS
+        experiment.seed, experiment.devices.cpu = seed, 1
+        return experiment
+    experiment = config_of(f"fashion,expert=resnet20{HYBRID.get(name, '')}", [], "hybrid")
+    parts = experiment.prerequisites
+    parts.expert.model.depth = experiment.model.expert.depth = 8
     for part in parts.values():
         part.train.num_steps *= EPOCHS
-    made.train.num_steps //= 2
-    made.analyses = [{"name": "hybrid", "accuracy_losses": LOSSES}]
+    experiment.train.num_steps //= 2
+    experiment.analyses = [{"name": "hybrid", "accuracy_losses": LOSSES}]
     if name not in HYBRID:
-        made = parts[name if name in PARTS else "expert"]
-        made.model.widths = {**WIDTHS, NARROW: (4, 8, 16)}.get(name, made.model.widths)
-    for each in (made, *made.prerequisites.values()):
+        experiment = parts[name if name in PARTS else "expert"]
+        experiment.model.widths = {**WIDTHS, NARROW: (4, 8, 16)}.get(name, experiment.model.widths)
+    for each in (experiment, *experiment.prerequisites.values()):
         each.seed, each.devices.cpu = seed, 1
-    return made
+    return experiment
 
 
 def times() -> dict[str, float]:
@@ -82,8 +82,8 @@ def times() -> dict[str, float]:
         variables = jax.jit(model.init)(jax.random.key(0), inputs[:1])
         call = jax.jit(model.apply)
         calls[name] = lambda call=call, variables=variables: call(variables, inputs)
-    found = bench.interleaved(calls, 10, 2)
-    return {name: time.median_ms / batch for name, time in found.items()}
+    timings = bench.interleaved(calls, 10, 2)
+    return {name: time.median_ms / batch for name, time in timings.items()}
 
 
 def command(name: str) -> str:
@@ -98,9 +98,11 @@ def line(name: str) -> dict[str, Any]:
     """Returns accuracies, times and tables of all seeds."""
     reports = []
     for seed in SEEDS:
-        made = config(name, seed)
-        folder = folder_of(made, base_of("hybrid_accuracy", name, seed))
-        reports.append(train_in(made, folder_of_required(made) if name in PARTS else folder))
+        experiment = config(name, seed)
+        folder = folder_of(experiment, base_of("hybrid_accuracy", name, seed))
+        reports.append(
+            train_in(experiment, folder_of_required(experiment) if name in PARTS else folder)
+        )
     test = [report["metrics"]["test"]["accuracy"] for report in reports]
     return {
         "command": command(name),
@@ -118,9 +120,9 @@ def main() -> None:
     """Runs the lines that the command line asks for and that are not in the record yet."""
     words = [word for word in sys.argv[1:] if not word.startswith("--")]
     if words == ["times"]:
-        found = times()
+        timings = times()
         with locked_record(OUT) as record:
-            record["times"] = found
+            record["times"] = timings
             record.setdefault("made", {})["times"] = stamp(
                 "python benchmarks/hybrid_accuracy.py times"
             )
@@ -128,13 +130,15 @@ def main() -> None:
     for name in (*PARTS, *WIDTHS, EXITS, *HYBRID):
         if not all(word in name for word in words):
             continue
-        found = read(OUT).get("lines", {}).get(name, {})
-        if not is_current(found, command(name), lambda name=name: key_of_line(name)):
-            found = line(name)
+        timings = read(OUT).get("lines", {}).get(name, {})
+        if not is_current(timings, command(name), lambda name=name: key_of_line(name)):
+            timings = line(name)
             with locked_record(OUT) as record:
                 record["command"] = "python benchmarks/hybrid_accuracy.py"
-                record.setdefault("lines", {})[name] = found
-        print(f"{name:26s} {found['test_mean']:.4f} +- {found['test_deviation']:.4f}", flush=True)
+                record.setdefault("lines", {})[name] = timings
+        print(
+            f"{name:26s} {timings['test_mean']:.4f} +- {timings['test_deviation']:.4f}", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -110,8 +110,8 @@ def reference(case: Case, workdir: Path, folder: Path) -> Reference:
             run.kill_all()
             raise RuntimeError(f"{case.command} does not end:\n{run.log.read_text()[-2000:]}")
         seconds = time.monotonic() - began
-    found = outcome(workdir, case.prerequisites)
-    return Reference(found, seconds, first, seconds - last, count)
+    finished = outcome(workdir, case.prerequisites)
+    return Reference(finished, seconds, first, seconds - last, count)
 
 
 class Trial:
@@ -229,11 +229,11 @@ class Tally:
         self.peers += trial.peers
         self.moments.update(trial.kills)
         if differs:
-            found = {"seed": seed, "kills": trial.kills, "differs": differs[:20]}
-            self.differences.append(found)
+            entry = {"seed": seed, "kills": trial.kills, "differs": differs[:20]}
+            self.differences.append(entry)
 
     def line(self) -> dict[str, Any]:
-        found: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "command": self.case.command,
             "processes": self.case.processes,
             "trials": self.trials,
@@ -245,9 +245,9 @@ class Tally:
             "differences": self.differences,
         }
         if self.case.processes > 1:
-            found["seconds_until_the_others_followed"] = [round(s, 2) for s in self.peers]
-            found["others_that_stayed"] = self.stayed
-        return found
+            fields["seconds_until_the_others_followed"] = [round(s, 2) for s in self.peers]
+            fields["others_that_stayed"] = self.stayed
+        return fields
 
 
 def main() -> int:
@@ -294,8 +294,10 @@ def main() -> int:
         if trial.missed and not trial.kills:
             raise RuntimeError(f"no kill of {name} came in time; see {workdir}")
     options = " ".join(f"--{key}={getattr(arguments, key)}" for key in ("kills", "seed"))
-    made = {"environment": bench.environment()}
-    lines = {name: {**tally.line(), **made} for name, tally in tallies.items() if tally.trials}
+    provenance = {"environment": bench.environment()}
+    lines = {
+        name: {**tally.line(), **provenance} for name, tally in tallies.items() if tally.trials
+    }
     record = {
         "command": f"python benchmarks/kills.py {options} --configs {' '.join(names)}",
         "kills": sum(line["kills"] for line in lines.values()),

@@ -45,11 +45,11 @@ def programs(cell, methods):
     def parallel(jacobian):
         return lambda params, xs: unroll_parallel(cell, params, xs, jacobian=jacobian)[1]
 
-    made = {}
+    compiled = {}
     for name, run in {"loop": loop, **{m: parallel(m) for m in methods}}.items():
         gradient = jax.grad(lambda params, xs, run=run: jnp.mean(jnp.square(run(params, xs))))
-        made |= {(TASKS[0], name): jax.jit(run), (TASKS[1], name): jax.jit(gradient)}
-    return made
+        compiled |= {(TASKS[0], name): jax.jit(run), (TASKS[1], name): jax.jit(gradient)}
+    return compiled
 
 
 def iterations(cell, jacobian, params, xs) -> dict:

@@ -64,13 +64,13 @@ def trained(workdir: Path) -> tuple[Any, Any]:
 
 def some_images(built: Any, count: int) -> jnp.ndarray:
     """Returns so many images, those of the test split first."""
-    found: list[np.ndarray] = []
+    parts: list[np.ndarray] = []
     for name in ("test", "validation", "train"):
-        split, left = built.dataset.splits[name], count - sum(map(len, found))
+        split, left = built.dataset.splits[name], count - sum(map(len, parts))
         if left:
             rows = np.arange(min(left, len(split)))
-            found.append(split.take(rows, np.random.default_rng(0))["inputs"])
-    return jnp.asarray(np.concatenate(found))
+            parts.append(split.take(rows, np.random.default_rng(0))["inputs"])
+    return jnp.asarray(np.concatenate(parts))
 
 
 def on_a_grid(built: Any, variables: Any, images: Any) -> np.ndarray:
@@ -106,8 +106,8 @@ def inference(built: Any, variables: Any, images: Any) -> dict[str, Any]:
 
     def plain(images: Any) -> Any:
         pose = jnp.tile(built.model.family.identity(), (len(images), 1))
-        found = built.algorithm.problem(variables).code({"inputs": images}, pose)
-        return found[0]  # without any resampling that matters
+        codes = built.algorithm.problem(variables).code({"inputs": images}, pose)
+        return codes[0]  # without any resampling that matters
 
     def full(images: Any) -> Any:
         settings = WAYS["best 4 by Gauss-Newton"]
@@ -156,23 +156,23 @@ def main() -> None:
         "starts": STARTS,
         "steps": STEPS,
         "ms": {name: {"median": float(np.median(t)), "all": t} for name, t in times.items()},
-        "mean_loss": {name: float(found.mean()) for name, found in losses.items()},
+        "mean_loss": {name: float(losses_of_one.mean()) for name, losses_of_one in losses.items()},
     }
     some = some_images(built, asked.quality)
     best = on_a_grid(built, variables, some)
     record["within_a_percent_of_a_grid_of_degrees"] = {
-        name: float((found <= 1.01 * best).mean())
-        for name, found in searches(built, variables, some)[1].items()
+        name: float((losses_of_one <= 1.01 * best).mean())
+        for name, losses_of_one in searches(built, variables, some)[1].items()
     }
     if asked.amortised:
         built, variables = trained(asked.amortised)
         images = some_images(built, asked.batch)
         programs = inference(built, variables, images)
         variants = {n: (lambda p=program: p(images)) for n, program in programs.items()}
-        found = bench.interleaved(variants, asked.rounds, 1, warmup=1)
+        losses_of_one = bench.interleaved(variants, asked.rounds, 1, warmup=1)
         objective = built.algorithm.objective
         record["inference"] = {
-            "ms": {name: timing.median_ms for name, timing in found.items()},
+            "ms": {name: timing.median_ms for name, timing in losses_of_one.items()},
             "mean_loss": {
                 name: float(objective(programs[name](images), {"inputs": images})["loss"].mean())
                 for name in ("amortised", "search")

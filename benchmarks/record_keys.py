@@ -30,24 +30,24 @@ def key(config: Any) -> str:
     """Returns the key of a training, that of its prerequisites included."""
     from jaxeff.train import check
 
-    found = {
+    parts = {
         "config": check.identity(config),
         "data": data_of(config),
         "code": code_digest(Path(jaxeff.__file__).parent),
         "environment": machine(),
     }
-    return _digest(json.dumps(found, sort_keys=True).encode())[:LENGTH]
+    return _digest(json.dumps(parts, sort_keys=True).encode())[:LENGTH]
 
 
 def of_code(script: Path, settings: Any) -> str:
     """Returns the key of what a script does by itself, without a config."""
-    found = {
+    parts = {
         "script": ast.dump(_without_docstrings(ast.parse(script.read_text(encoding="utf-8")))),
         "settings": settings,
         "code": code_digest(Path(jaxeff.__file__).parent),
         "environment": machine(),
     }
-    return _digest(json.dumps(found, sort_keys=True).encode())[:LENGTH]
+    return _digest(json.dumps(parts, sort_keys=True).encode())[:LENGTH]
 
 
 @functools.cache
@@ -63,11 +63,11 @@ def machine() -> dict[str, Any]:
 @functools.cache
 def code_digest(package: Path) -> str:
     """Returns a digest of the code in a folder and below it."""
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         tree = _without_docstrings(ast.parse(path.read_text(encoding="utf-8")))
-        found.update(f"{path.relative_to(package)}\n{ast.dump(tree)}\n".encode())
-    return found.hexdigest()
+        hashed.update(f"{path.relative_to(package)}\n{ast.dump(tree)}\n".encode())
+    return hashed.hexdigest()
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
@@ -81,10 +81,10 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 def data_of(config: Any) -> dict[str, str]:
     """Returns digests of all data that a training and its prerequisites read, by their fields."""
     fields = json.dumps(json.loads(config.data.to_json_best_effort()), sort_keys=True)
-    found = {fields: _data_digest(fields, config.data)}
+    digests = {fields: _data_digest(fields, config.data)}
     for required in config.prerequisites.values():
-        found |= data_of(required)
-    return found
+        digests |= data_of(required)
+    return digests
 
 
 _DIGESTS: dict[str, str] = {}
@@ -104,19 +104,19 @@ def digest(dataset: data.Dataset) -> str:
     Of examples that are computed on the fly only the first are read: the code that makes them
     counts anyway.
     """
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for name, split in sorted(dataset.splits.items()):
         number = len(split)
-        found.update(f"{name} {number}\n".encode())
+        hashed.update(f"{name} {number}\n".encode())
         if isinstance(split, GeneratedSplit):
             number = min(number, BATCH)
         for first in range(0, number, BATCH):
             batch = split.take(np.arange(first, min(first + BATCH, number)))
             for part, array in sorted(batch.items()):
                 array = np.ascontiguousarray(array)
-                found.update(f"{part} {array.dtype} {array.shape}\n".encode())
-                found.update(array.tobytes())
-    return found.hexdigest()
+                hashed.update(f"{part} {array.dtype} {array.shape}\n".encode())
+                hashed.update(array.tobytes())
+    return hashed.hexdigest()
 
 
 def _digest(text: bytes) -> str:

@@ -106,7 +106,7 @@ def base_of(table: str, name: str, seed: int) -> Path:
 
 def configs_of(argument: str, overrides: list[str], file: str) -> dict[int, Any]:
     """Returns the configs of a line by their seeds."""
-    found = {}
+    configs = {}
     for seed in SEEDS:
         config = config_of(argument, overrides, file)
         config.seed, config.devices.cpu = seed, 1
@@ -114,8 +114,8 @@ def configs_of(argument: str, overrides: list[str], file: str) -> dict[int, Any]
             # One teacher for all, as is usual; whatever else a seed may change follows it.
             required.seed = 0 if part == "teacher" else seed
             required.devices.cpu = 1
-        found[seed] = config
-    return found
+        configs[seed] = config
+    return configs
 
 
 def key_of(configs: Iterable[Any]) -> str:

@@ -104,16 +104,16 @@ def main() -> None:
     names = [word for word in sys.argv[1:] if word in PAIRS] or list(PAIRS)
     rounds = next((int(word) for word in sys.argv[1:] if word.isdigit()), 15)
     for name in names:
-        found = compare(name, rounds)
-        made = stamp(f"python benchmarks/routing_speed.py {name} {rounds}")
+        comparison = compare(name, rounds)
+        provenance = stamp(f"python benchmarks/routing_speed.py {name} {rounds}")
         with locked_record(OUT) as record:
             record |= {"command": "python benchmarks/routing_speed.py", "batch": BATCH}
-            record.setdefault("pairs", {})[name] = {**found, **made}
+            record.setdefault("pairs", {})[name] = {**comparison, **provenance}
         sys.stdout.write(
-            f"{name}: base {found['base_ms']:.1f}, expert {found['expert_ms']:.1f}, "
-            f"both {found['both_ms']:.1f} ms\n"
+            f"{name}: base {comparison['base_ms']:.1f}, expert {comparison['expert_ms']:.1f}, "
+            f"both {comparison['both_ms']:.1f} ms\n"
         )
-        for share, line in found["shares"].items():
+        for share, line in comparison["shares"].items():
             sys.stdout.write(
                 f"  {share:>4s}: routed {line['routed_ms']:.1f} ms, {line['over_ideal']:.2f} of "
                 f"the ideal, {line['over_both']:.2f} of both; largest difference "

@@ -79,8 +79,8 @@ def train(
     for name, net in (("base", BASE), ("expert", EXPERT)):
 
         def loss(params, rows, net=net):
-            found = net.apply(params, x[rows])
-            return optax.softmax_cross_entropy_with_integer_labels(found, y[rows]).mean()
+            logits = net.apply(params, x[rows])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y[rows]).mean()
 
         nets[name] = fit(loss, net.init(next(keys), x[:1]), next(keys), len(x), steps[name])
 
@@ -105,13 +105,13 @@ def train(
     }
 
 
-def rules(found: dict[str, np.ndarray]) -> dict[str, curves.AccuracyCoverageCurve]:
+def rules(outputs: dict[str, np.ndarray]) -> dict[str, curves.AccuracyCoverageCurve]:
     """Returns the curve of every rule on the test inputs of one seed."""
-    base, expert = found["base"].argmax(-1), found["expert"].argmax(-1)
-    right = base == found["labels"], expert == found["labels"]
+    base, expert = outputs["base"].argmax(-1), outputs["expert"].argmax(-1)
+    right = base == outputs["labels"], expert == outputs["labels"]
     scores = {
-        "learned": found["router"],
-        "entropy": confidence.entropy(found["base"].astype(np.float64)),
+        "learned": outputs["router"],
+        "entropy": confidence.entropy(outputs["base"].astype(np.float64)),
         "agreement oracle": (base != expert).astype(float),
         "label oracle": right[1].astype(float) - right[0],
         "random": np.zeros(len(base)),
@@ -123,10 +123,10 @@ def compare(variant: str, penalty: str | None = None, seeds: int = 5, **options:
     """Returns accuracies at `COVERAGES` and areas in percent, ``[seeds]``, by rule."""
     keys = jax.random.split(jax.random.key(0), seeds)
     both = jax.jit(jax.vmap(lambda key: train(key, VARIANTS[variant], penalty, **options)))
-    found = jax.tree.map(np.asarray, both(keys))
+    outputs = jax.tree.map(np.asarray, both(keys))
     table: dict[str, dict[str, list[float]]] = {}
     for seed in range(seeds):
-        for rule, curve in rules({name: a[seed] for name, a in found.items()}).items():
+        for rule, curve in rules({name: a[seed] for name, a in outputs.items()}).items():
             row = table.setdefault(rule, {})
             row.setdefault("area", []).append(100 * curve.area)
             for coverage in COVERAGES:

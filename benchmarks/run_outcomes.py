@@ -29,18 +29,18 @@ def last_step(folder: Path) -> int:
 
 def outcome(workdir: Path, prerequisites: Sequence[str] = ()) -> dict[str, Any]:
     """Returns what a finished run and its prerequisites have to show, by name."""
-    found: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
     for folder in (workdir, *(workdir / name for name in prerequisites)):
         place = str(folder.relative_to(workdir.parent)).partition("/")[2] or "run"
         step = last_step(folder)
-        found |= {f"{place}: {key}": v for key, v in checkpoint(folder, step).items()}
-        found[f"{place}: step"] = step
-        found[f"{place}: history"] = (folder / "metrics.csv").read_text(encoding="utf-8")
+        contents |= {f"{place}: {key}": v for key, v in checkpoint(folder, step).items()}
+        contents[f"{place}: step"] = step
+        contents[f"{place}: history"] = (folder / "metrics.csv").read_text(encoding="utf-8")
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        found[f"{place}: metrics"] = json.dumps(report["metrics"], sort_keys=True)
+        contents[f"{place}: metrics"] = json.dumps(report["metrics"], sort_keys=True)
         for field in ("steps", "updates", "weights", "epochs", "best_step"):
-            found[f"{place}: {field}"] = report["training"][field]
-    return found
+            contents[f"{place}: {field}"] = report["training"][field]
+    return contents
 
 
 def checkpoint(workdir: Path, step: int) -> dict[str, Any]:
@@ -57,17 +57,17 @@ def checkpoint(workdir: Path, step: int) -> dict[str, Any]:
         ocp.checkpointables_metadata(path).metadata["state"],
     )
     loaded = ocp.load_checkpointables(path, {"state": like, "plain": None})
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(loaded["state"]):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         array = np.asarray(leaf)
-        found[jax.tree_util.keystr(keys)] = (str(array.dtype), array.shape, array.tobytes())
+        arrays[jax.tree_util.keystr(keys)] = (str(array.dtype), array.shape, array.tobytes())
     values = plain_values(loaded["plain"])
     for name in ("best_metrics", "best_step", "best_weights", "weights", "last_metrics", "pending"):
-        found[name] = repr(values.get(name))
-    found["position in the data"] = repr(values.get("data"))
-    return found
+        arrays[name] = repr(values.get(name))
+    arrays["position in the data"] = repr(values.get("data"))
+    return arrays
 
 
 def plain_values(plain: dict[str, Any]) -> dict[str, Any]:

@@ -38,11 +38,11 @@ PANELS = ("at_joint_error", "at_selective_risk", "at_coverage")
 def smaller(method: str) -> list[str]:
     """Returns the overrides of a method's small setting."""
     model = "model.backbone" if method == "selectivenet" else "model"
-    found = [f"{model}.{field}={value}" for field, value in SMALL.items()]
-    found.append(f"train.num_steps={STEPS}")
+    overrides = [f"{model}.{field}={value}" for field, value in SMALL.items()]
+    overrides.append(f"train.num_steps={STEPS}")
     if method == "gamblers":
-        found.append(f"algorithm.pretrain_steps={PRETRAIN_STEPS}")
-    return found
+        overrides.append(f"algorithm.pretrain_steps={PRETRAIN_STEPS}")
+    return overrides
 
 
 def lines() -> dict[str, tuple[str, list[str], str]]:
@@ -50,38 +50,42 @@ def lines() -> dict[str, tuple[str, list[str], str]]:
     models = {"digits": "resnet20", "fashion": "resnet32"}
     if "cifar10" in sys.argv:
         models = {"cifar10": "resnet32"}
-    found = {}
+    arguments = {}
     for data, model in models.items():
         for name, (argument, _) in METHODS.items():
             overrides = smaller(name) if data == "fashion" else []
-            found[f"{data}, {name}"] = (f"{data},model={model},{argument}", overrides, "selective")
-    return found
+            arguments[f"{data}, {name}"] = (
+                f"{data},model={model},{argument}",
+                overrides,
+                "selective",
+            )
+    return arguments
 
 
 def tables(name: str) -> list[dict[str, Any]]:
     """Returns what the analysis found, for each seed of a line; [] unless all have been run."""
     configs = configs_of(*lines()[name])
-    found = [known_report(folder_of(c, base_of(TABLE, name, s))) for s, c in configs.items()]
-    return [report["extras"]["selective"] for report in found if report] if all(found) else []
+    reports = [known_report(folder_of(c, base_of(TABLE, name, s))) for s, c in configs.items()]
+    return [report["extras"]["selective"] for report in reports if report] if all(reports) else []
 
 
-def flat(found: dict[str, Any], confidence: str) -> dict[str, dict[str, float] | str]:
+def flat(table: dict[str, Any], confidence: str) -> dict[str, dict[str, float] | str]:
     """Returns the rows of one confidence by ``panel target (method)``, with named columns."""
     rows = {}
     for panel in PANELS:
-        for target, row in found["confidences"][confidence][panel].items():
+        for target, row in table["confidences"][confidence][panel].items():
             methods = row if isinstance(row, dict) else {"quantile": row}
             for method, values in methods.items():
                 named = isinstance(values, list)
                 rows[f"{panel} {target} ({method})"] = (
-                    dict(zip(found["columns"], values, strict=True)) if named else values
+                    dict(zip(table["columns"], values, strict=True)) if named else values
                 )
     return rows
 
 
-def summary(founds: list[dict[str, Any]], confidence: str) -> dict[str, Any]:
+def summary(per_run: list[dict[str, Any]], confidence: str) -> dict[str, Any]:
     """Returns means and deviations over the seeds; rows that a seed cannot reach say so."""
-    per_seed = [flat(found, confidence) for found in founds]
+    per_seed = [flat(table, confidence) for table in per_run]
     rows: dict[str, Any] = {}
     for key in per_seed[0]:
         values = [rows_of[key] for rows_of in per_seed]
@@ -92,7 +96,7 @@ def summary(founds: list[dict[str, Any]], confidence: str) -> dict[str, Any]:
                 numbers = [v[column] for v in reached]
                 rows[key] |= {column: mean(numbers), f"{column}_deviation": stdev(numbers)}
     areas = {
-        area: mean(found["confidences"][confidence][area] for found in founds)
+        area: mean(table["confidences"][confidence][area] for table in per_run)
         for area in ("aurc", "aurc_of_prefixes", "augrc")
     }
     return {"areas": areas, "rows": rows}
@@ -105,16 +109,16 @@ def best_trade_off(data: str) -> dict[str, Any] | None:
     run here.
     """
     names = [name for name in METHODS if name.startswith("osp")]
-    found = {name: tables(f"{data}, {name}") for name in names}
-    if not all(found.values()):
+    by_name = {name: tables(f"{data}, {name}") for name in names}
+    if not all(by_name.values()):
         return None
     rows = {}
-    for key in flat(found[names[0]][0], "one-sided score"):
+    for key in flat(by_name[names[0]][0], "one-sided score"):
         if "(plug-in)" not in key:
             continue
         chosen = []
         for number in range(len(SEEDS)):
-            options = [flat(found[name][number], "one-sided score")[key] for name in names]
+            options = [flat(by_name[name][number], "one-sided score")[key] for name in names]
             reached = [row for row in options if isinstance(row, dict)]
             if reached:
                 chosen.append(max(reached, key=lambda row: row["calibrated_coverage"]))
@@ -132,13 +136,13 @@ def main():
     done = asked(all_lines)
     with locked_record(HERE / "results" / f"{TABLE}.json") as record:
         for name in done:
-            own = METHODS[name.split(", ")[1]][1]
-            founds = tables(name)
-            if not founds:  # a line of an older record, from elsewhere
+            of_method = METHODS[name.split(", ")[1]][1]
+            per_run = tables(name)
+            if not per_run:  # a line of an older record, from elsewhere
                 continue
             record["lines"][name]["selective"] = {
-                confidence: summary(founds, confidence)
-                for confidence in dict.fromkeys((own, "softmax response", "max-logit p-norm"))
+                confidence: summary(per_run, confidence)
+                for confidence in dict.fromkeys((of_method, "softmax response", "max-logit p-norm"))
             }
         for data in {name.split(", ")[0] for name in done}:
             chosen = best_trade_off(data)

@@ -20,13 +20,17 @@ ABLATIONS = ("fptt_no_regularizer", "fptt_no_auxiliary", "bptt_repeated")
 
 def lines() -> dict[str, tuple[str, list[str], str]]:
     """Returns argument, overrides and config file of every line, by ``task, cell, algorithm``."""
-    found: dict[str, tuple[str, list[str], str]] = {}
+    arguments: dict[str, tuple[str, list[str], str]] = {}
 
     def add(task: str, cells, algorithms, overrides=()):
         for cell in cells:
             for algorithm in algorithms:
                 name = f"{task}, {cell}, {algorithm}"
-                found[name] = (f"{task},cell={cell},algorithm={algorithm}", list(overrides), "fptt")
+                arguments[name] = (
+                    f"{task},cell={cell},algorithm={algorithm}",
+                    list(overrides),
+                    "fptt",
+                )
 
     add("pixels", MAIN_CELLS, ALGORITHMS)
     for task in ("vowels", "motions", "text"):
@@ -39,10 +43,10 @@ def lines() -> dict[str, tuple[str, list[str], str]]:
     add("fashion_pixels", ("tarnn", "lstm"), ("fptt", "bptt"), short)
     for cell in ("tarnn", "lstm"):
         name = f"fashion_pixels, {cell}, bptt_small_batches"
-        found[name] = (f"fashion_pixels,cell={cell},algorithm=bptt", small, "fptt")
+        arguments[name] = (f"fashion_pixels,cell={cell},algorithm=bptt", small, "fptt")
     add("pixels", OTHERS, ("bptt", "fptt"))
     add("permuted", MAIN_CELLS[:3], ALGORITHMS)
-    return found
+    return arguments
 
 
 if __name__ == "__main__":

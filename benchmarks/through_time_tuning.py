@@ -45,11 +45,11 @@ SHORT = ("train.num_steps=80", "train.eval_every=40", "data.validation_fraction=
 
 def lines() -> dict[str, tuple[str, list[str]]]:
     """Returns config argument and overrides of every run, by its name."""
-    found = {}
+    arguments = {}
     for cell, (field, start), rate, warmup, seed in AGAIN:
         name = f"{cell}, fptt, {field} {start:g}, rate {rate:g}, warm-up {warmup}, seed {seed}"
         options = [f"model.cell.{field}={start}", f"optim.learning_rate={rate}", f"seed={seed}"]
-        found[name] = (
+        arguments[name] = (
             f"fashion_pixels,cell={cell},algorithm=fptt",
             [*SHORT, *options, f"optim.warmup_steps={warmup}"],
         )
@@ -57,11 +57,11 @@ def lines() -> dict[str, tuple[str, list[str]]]:
         for rate, start in itertools.product(RATES, STARTS[cell]):
             options = [f"model.cell.{key}={value}" for key, value in start.items()]
             name = ", ".join([cell, algorithm, *(f"{k} {v:g}" for k, v in start.items())])
-            found[f"{name}, rate {rate:g}"] = (
+            arguments[f"{name}, rate {rate:g}"] = (
                 f"fashion_pixels,cell={cell},algorithm={algorithm}",
                 [*SHORT, f"optim.learning_rate={rate}", *options, f"seed={SEED}"],
             )
-    return found
+    return arguments
 
 
 def tuned(argument: str, overrides: list[str]) -> Any:
@@ -73,14 +73,14 @@ def tuned(argument: str, overrides: list[str]) -> Any:
 def outcome(name: str, argument: str, overrides: list[str]) -> dict[str, Any]:
     """Returns the validation accuracy of one run; one that diverged has none."""
     config = tuned(argument, overrides)
-    found: dict[str, Any] = stamp(command(argument, overrides, "fptt"))
-    found["key"] = key_of([config])
+    line: dict[str, Any] = stamp(command(argument, overrides, "fptt"))
+    line["key"] = key_of([config])
     folder = HERE.parent / "runs" / "through_time_tuning" / name.replace(", ", "-")
     try:
         report = train(config, folder)
     except TrainingError as error:
-        return {**found, "accuracy": None, "diverged": str(error)}
-    return {**found, "accuracy": report["metrics"]["validation"]["accuracy"]}
+        return {**line, "accuracy": None, "diverged": str(error)}
+    return {**line, "accuracy": report["metrics"]["validation"]["accuracy"]}
 
 
 def main():

@@ -50,7 +50,7 @@ def timed(call, repeats):
 
 
 def main():
-    found = {}
+    times = {}
     for layout, name in (
         (torch.contiguous_format, "ResNet32 in PyTorch"),
         (torch.channels_last, "ResNet32 in PyTorch, channels last"),
@@ -77,11 +77,11 @@ def main():
 
             return call
 
-        found.setdefault("32x32, batch 256", {})[name] = timed(infer(256), 10)
-        found.setdefault("32x32, batch 1", {})[name] = timed(infer(1), 50)
+        times.setdefault("32x32, batch 256", {})[name] = timed(infer(256), 10)
+        times.setdefault("32x32, batch 1", {})[name] = timed(infer(1), 50)
         part = "training step, 32x32, batch 128"
-        found.setdefault(part, {})[name] = timed(train(128), 6)
-    print(json.dumps(found))
+        times.setdefault(part, {})[name] = timed(train(128), 6)
+    print(json.dumps(times))
 
 
 if __name__ == "__main__":

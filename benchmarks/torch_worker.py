@@ -42,8 +42,8 @@ def tarnn_sequence(p, xs: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
     for x in torch.unbind(xs):
         before = x if before is None else before
         gate = torch.sigmoid(h @ p["Ug"] + x @ p["Wg"] + p["bg"])
-        given = h @ p["U2"] + x @ p["W1"] + before @ p["W2"] + p["b1"]
-        slope = torch.relu(h @ p["U1"] + given) - h - h + x @ p["B1"] + h @ p["B2"]
+        shared = h @ p["U2"] + x @ p["W1"] + before @ p["W2"] + p["b1"]
+        slope = torch.relu(h @ p["U1"] + shared) - h - h + x @ p["B1"] + h @ p["B2"]
         h = h + p["eta"] * gate * slope
         before = x
     return h

@@ -83,12 +83,12 @@ def _search(config, chosen: dict, published: bool) -> None:
 def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
     options = ["quick", "model", "latents"]
-    setting, given = split_argument(arg, list(SETTINGS), "digits", options)
-    model = chosen(given, "model", MODELS, "avae")
+    setting, choices = split_argument(arg, list(SETTINGS), "digits", options)
+    model = chosen(choices, "model", MODELS, "avae")
     fields, values = MODELS[model], SETTINGS[setting]
     translation = values["data"].get("translation", 0.0)
     freedom = 3 if translation else 1
-    latents = whole_number(given, "latents", values["latents"], least=1)
+    latents = whole_number(choices, "latents", values["latents"], least=1)
 
     config = base_config()
     config.name = f"{model}_{setting}"
@@ -126,7 +126,7 @@ def get_config(arg: str = ""):
     config.analyses = [{"name": "reconstructions"}, {"name": "loss_by_angle", "images": 64}]
     if not model.startswith("vae"):
         config.analyses.append({"name": "recovered_angles", "images": 300})
-    if "quick" in given:
+    if "quick" in choices:
         config.train.num_steps = 40
         evaluate_at_shares(config, 1, 1)
     return config

@@ -47,10 +47,10 @@ FREEDOM = 3
 def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
     options = ["quick", "model", "latents"]
-    setting, given = split_argument(arg, list(SETTINGS), "digits", options)
-    model = chosen(given, "model", MODELS, "avae")
+    setting, choices = split_argument(arg, list(SETTINGS), "digits", options)
+    model = chosen(choices, "model", MODELS, "avae")
     fields, values = MODELS[model], SETTINGS[setting]
-    latents = whole_number(given, "latents", values["latents"], least=1)
+    latents = whole_number(choices, "latents", values["latents"], least=1)
 
     config = base_config()
     config.name = f"{model}_{setting}_voxels"
@@ -87,7 +87,7 @@ def get_config(arg: str = ""):
     config.train.eval_every = config.checkpoint.every = values["every"]
     config.eval.batch_size = 64
     config.analyses = [{"name": "reconstructions", "images": 8}]
-    if "quick" in given:
+    if "quick" in choices:
         config.train.num_steps = 20
         evaluate_at_shares(config, 1, 1)
     return config

@@ -54,19 +54,19 @@ EXAMPLES = {
 
 def sections(names: str) -> tuple[dict, ...]:
     """Returns the sections of constraints."""
-    found = []
+    constraints = []
     for name in names.split("+"):
         if name not in CONSTRAINTS:
             hint = closest(name, CONSTRAINTS)
             raise ConfigError(f"the config's argument constraints={names}: no '{name}'{hint}")
-        found.append({"name": name, **CONSTRAINTS[name]})
-    return tuple(found)
+        constraints.append({"name": name, **CONSTRAINTS[name]})
+    return tuple(constraints)
 
 
 def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
-    own, rest = IMAGES["take"](arg, OPTIONS)
-    method = chosen(own, "method", METHODS, "dcl")
+    options, rest = IMAGES["take"](arg, OPTIONS)
+    method = chosen(options, "method", METHODS, "dcl")
     config = IMAGES["get_config"](rest)
     config.name = f"{method}_{config.name}"
     setting = next((item for item in rest.split(",") if item in SETTINGS), "digits")
@@ -74,7 +74,7 @@ def get_config(arg: str = ""):
     # Measured alone, where nothing else is asked: what the outputs say costs nothing to know.
     constraints: tuple[dict, ...] = ({"name": "entropy", "start": 0.0},)
     if method in ("dcl", "penalty"):
-        constraints = sections(own.get("constraints") or BUNDLE)
+        constraints = sections(options.get("constraints") or BUNDLE)
     if method == "dcl":
         # Violations are in parts of their statistic, and a width is a small part of a loss: a
         # multiplier of 0.02 weighs it as sharpness-aware minimisation does. With one of 0.5 the
@@ -85,7 +85,7 @@ def get_config(arg: str = ""):
         fields["decay"] = 0.9 if setting in ("digits", "fashion") else 0.99
     elif method == "penalty":
         constraints = tuple(c for c in constraints if c["name"] != "discount")
-        fields["initial_multiplier"] = real_number(own, "weight", 0.1)
+        fields["initial_multiplier"] = real_number(options, "weight", 0.1)
     elif method == "smoothing":
         config.objective = {"name": "cross_entropy", "label_smoothing": 0.1}
     elif method == "sam":

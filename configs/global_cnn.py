@@ -57,8 +57,8 @@ CIFAR = {"resnet32": (32, 6e-5), "resnet56": (32, 8e-5), "densenet_bc": (64, 1e-
 
 def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
-    own, rest = IMAGES["take"](arg, ("model", "steps"))
-    model = own.get("model", "resnet32")
+    options, rest = IMAGES["take"](arg, ("model", "steps"))
+    model = options.get("model", "resnet32")
     if model not in MODELS:
         raise ConfigError(f"there is no Global variant of '{model}'; choose {', '.join(MODELS)}")
     config = IMAGES["get_config"](f"{rest},model={model}")
@@ -68,7 +68,7 @@ def get_config(arg: str = ""):
         if "quick" in rest.split(","):
             config.train.num_steps = quick
     host, layer = MODELS[model]
-    steps = whole_number(own, "steps", 1)
+    steps = whole_number(options, "steps", 1)
     config.name = f"global_{config.name}"
     with config.model.unlocked():
         config.model.update(host)

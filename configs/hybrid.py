@@ -49,14 +49,14 @@ ROUTERS = ("slim", "released")
 
 def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
-    own, rest = IMAGES["take"](arg, ("expert", "router", "train"), ("early_exit",))
+    options, rest = IMAGES["take"](arg, ("expert", "router", "train"), ("early_exit",))
     if "imagenet" in rest.split(","):
         raise ConfigError(f"there is no recipe for imagenet here; choose {', '.join(SETTINGS)}")
     if "model=" in rest:
         raise ConfigError("name the large network by expert=NAME in the argument, not by model")
     setting = IMAGES["get_config"](rest).name.partition("_")[2]
     small, large = PAIRS[setting]
-    large = chosen(own, "expert", IMAGES["MODELS"], large)
+    large = chosen(options, "expert", IMAGES["MODELS"], large)
     quick = "quick" in rest.split(",")
 
     def of(model: str):
@@ -65,7 +65,7 @@ def get_config(arg: str = ""):
         return config
 
     expert = of(large)
-    if "early_exit" in own:
+    if "early_exit" in options:
         expert.name = f"early_exit_{expert.name}"
         backbone = {k: v for k, v in expert.model.to_dict().items() if k != "axis_name"}
         model = {"name": "early_exit", "backbone": backbone, "axis_name": "data"}
@@ -87,12 +87,12 @@ def get_config(arg: str = ""):
         "name": "hybrid",
         "base": base.model.to_dict(),
         "expert": expert.model.to_dict(),
-        "router": {"name": chosen(own, "router", ROUTERS, "slim")},
+        "router": {"name": chosen(options, "router", ROUTERS, "slim")},
         "coverage": 0.75,
     }
     config.algorithm = {
         "name": "hybrid",
-        "phases": PHASES[chosen(own, "train", PHASES, "all")],
+        "phases": PHASES[chosen(options, "train", PHASES, "all")],
         "rates": {"base": 0.1, "expert": 0.1},
         "router_folds": FOLDS,
     }

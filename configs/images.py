@@ -58,9 +58,9 @@ def take(arg: str, names, switches=()) -> tuple[dict[str, str], str]:
     """Splits an argument into the options called so, with their values, and the rest."""
     items = dict(argument_items(arg, ("quick", *switches)))
     rest = {name: value for name, value in items.items() if name not in (*names, *switches)}
-    own = ",".join(f"{n}={v}" if v else n for n, v in items.items() if n not in rest)
-    _, found = split_argument(own, (), "", (*names, *switches), switches)
-    return found, ",".join(f"{n}={v}" if v else n for n, v in rest.items())
+    taken_items = ",".join(f"{n}={v}" if v else n for n, v in items.items() if n not in rest)
+    _, options = split_argument(taken_items, (), "", (*names, *switches), switches)
+    return options, ",".join(f"{n}={v}" if v else n for n, v in rest.items())
 
 
 def set_cifar_recipe(config, batch: int = 128, weight_decay: float = 5e-5) -> None:

@@ -43,9 +43,9 @@ MUS = (0.49, 1.67)
 
 def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
-    own, rest = IMAGES["take"](arg, ("method", "mu"))
-    method = chosen(own, "method", METHODS, "osp")
-    if "mu" in own and method != "osp":
+    options, rest = IMAGES["take"](arg, ("method", "mu"))
+    method = chosen(options, "method", METHODS, "osp")
+    if "mu" in options and method != "osp":
         raise ConfigError(f"mu in the config's argument is of method=osp, not of method={method}")
     if "imagenet" in rest.split(","):
         raise ConfigError(f"there is no recipe for imagenet here; choose {', '.join(SETTINGS)}")
@@ -73,7 +73,7 @@ def get_config(arg: str = ""):
         if method == "selectivenet":
             config.model = {"name": "selecting", "backbone": config.model, "axis_name": "data"}
         if method == "osp":
-            config.objective.mu = real_number(own, "mu", MUS[0], positive=True)
+            config.objective.mu = real_number(options, "mu", MUS[0], positive=True)
         if method == "gamblers":
             config.algorithm.pretrain_steps = share_of_steps(config, *PRETRAINED)
     config.eval.select = "last"

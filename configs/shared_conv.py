@@ -31,7 +31,7 @@ STAGES = {
 
 def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
-    own, rest = IMAGES["take"](arg, FIELDS, SWITCHES)
+    options, rest = IMAGES["take"](arg, FIELDS, SWITCHES)
     model = IMAGES["take"](rest, ("model",))[0].get("model", "resnet20")
     config = IMAGES["get_config"](rest)
     config.name = f"shared_{config.name}"
@@ -39,10 +39,10 @@ def get_config(arg: str = ""):
     with config.model.unlocked():
         config.model.design = {
             "name": "shared",
-            "mode": own.get("mode") or ("depthwise_tile" if separable else "out_tile"),
-            "factor": whole_number(own, "factor", 2),
+            "mode": options.get("mode") or ("depthwise_tile" if separable else "out_tile"),
+            "factor": whole_number(options, "factor", 2),
             "stages": STAGES.get(model, (1, 2)),
-            "modulate": "modulate" in own,
-            "share_shortcut": "share_shortcut" in own,
+            "modulate": "modulate" in options,
+            "share_shortcut": "share_shortcut" in options,
         }
     return config

@@ -23,10 +23,10 @@ FIELDS = ("stride", "cheap", "mixing", "interpolation", "sampling")
 
 def get_config(arg: str = ""):
     """Returns the config of a setting; see the file's docstring for the argument."""
-    own, rest = IMAGES["take"](arg, FIELDS)
+    options, rest = IMAGES["take"](arg, FIELDS)
     config = IMAGES["get_config"](rest)
     config.name = f"si_{config.name}"
-    stride = whole_number(own, "stride", 2)
+    stride = whole_number(options, "stride", 2)
     with config.model.unlocked():
-        config.model.design = {"name": "interpolated", **own, "stride": stride}
+        config.model.design = {"name": "interpolated", **options, "stride": stride}
     return config

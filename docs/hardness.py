@@ -13,8 +13,8 @@ def calibration() -> str:
         kind, target, _, examples = name.replace(",", " ,").split(" ")[:4]
         cells = [f"{kind} {target}, {examples}"]
         for method in ("plug-in", "learn then test", "conformal risk control"):
-            found = line.get(method)
-            shown = f"{100 * found['violated']:.1f} / {found['coverage']:.3f}" if found else "–"
+            cell = line.get(method)
+            shown = f"{100 * cell['violated']:.1f} / {cell['coverage']:.3f}" if cell else "–"
             cells.append(shown)
         rows.append([*cells, f"{line['ideal_coverage']:.3f}"])
     methods = ["plug-in", "learn then test", "conformal risk control"]
@@ -23,8 +23,8 @@ def calibration() -> str:
 
 def spread(values: list[float], scale: float = 1.0, digits: int = 1) -> str:
     """Returns mean and deviation."""
-    found = [scale * value for value in values]
-    return f"{mean(found):.{digits}f} ± {stdev(found):.{digits}f}"
+    scaled = [scale * value for value in values]
+    return f"{mean(scaled):.{digits}f} ± {stdev(scaled):.{digits}f}"
 
 
 DISTILLED = {
@@ -45,8 +45,8 @@ def distilled() -> str:
     starts = [(units, start) for start in ("pretrained", "scratch") for units in (2, 3)]
     rows = []
     for method, label in DISTILLED.items():
-        found = [lines[f"digits, {units} units, {start}, {method}"] for units, start in starts]
-        shown = [f"{100 * li['test_mean']:.1f} ± {100 * li['test_error']:.1f}" for li in found]
+        chosen = [lines[f"digits, {units} units, {start}, {method}"] for units, start in starts]
+        shown = [f"{100 * li['test_mean']:.1f} ± {100 * li['test_error']:.1f}" for li in chosen]
         rows.append([label, *shown])
     return table(["test accuracy, %", *(f"{u} units, {s}" for u, s in starts)], rows)
 
@@ -66,9 +66,9 @@ def distilled_images() -> str:
     students = [s for s in ("xxxs", "xxs") if f"fashion, {s}, ce" in lines]
     rows = []
     for method, like in OF_IMAGES.items():
-        found = [lines.get(f"fashion, {student}, {method}") for student in students]
-        if any(found):
-            shown = (spread(li["test"], 100) if li else "–" for li in found)
+        chosen = [lines.get(f"fashion, {student}, {method}") for student in students]
+        if any(chosen):
+            shown = (spread(li["test"], 100) if li else "–" for li in chosen)
             rows.append([DISTILLED[like], *shown])
     sizes = [f"{s}, {lines[f'fashion, {s}, ce']['parameters']:,} parameters" for s in students]
     return table(["test accuracy, %", *sizes], rows)
@@ -123,24 +123,24 @@ def routed() -> str:
         accuracy = spread(lines[name]["test"], 100, 2) if name in lines else "–"
         rows.append([f"{name}, alone", accuracy, alone, "–"])
     for name, line in lines.items():
-        founds = [found["hybrid"] for found in line["analyses"] if "hybrid" in found]
-        if founds:
-            experts = [found["static"]["expert"]["accuracy"] for found in founds]
+        per_run = [analyses["hybrid"] for analyses in line["analyses"] if "hybrid" in analyses]
+        if per_run:
+            experts = [analyses["static"]["expert"]["accuracy"] for analyses in per_run]
             rows.append([f"{name}: expert alone", spread(experts, 100, 2), "1.00", "100"])
-        for rule in ("learned router", "margin", "negative entropy") if founds else ():
+        for rule in ("learned router", "margin", "negative entropy") if per_run else ():
             for label, (part, key) in THRESHOLDS.items():
-                cells = [found["rules"][rule][part][key] for found in founds]
-                rows.append([f"{name}: {rule}, {label}", *_routed(cells, founds)])
+                cells = [analyses["rules"][rule][part][key] for analyses in per_run]
+                rows.append([f"{name}: {rule}, {label}", *_routed(cells, per_run)])
     rows += _exits(lines)
     return table(["network", "accuracy, %", "time over the expert's", "asked, %"], rows)
 
 
-def _routed(cells: list[dict], founds: list[dict]) -> list[str]:
+def _routed(cells: list[dict], per_run: list[dict]) -> list[str]:
     if any("unreachable" in cell for cell in cells):
         return ["not reached by every seed", "–", "–"]
     shares = [
-        cell["milliseconds"] / found["static"]["expert"]["milliseconds"]
-        for cell, found in zip(cells, founds, strict=True)
+        cell["milliseconds"] / analysis["static"]["expert"]["milliseconds"]
+        for cell, analysis in zip(cells, per_run, strict=True)
     ]
     asked = [100 * (1 - cell["coverage"]) for cell in cells]
     accuracy = spread([cell["accuracy"] for cell in cells], 100, 2)
@@ -149,14 +149,14 @@ def _routed(cells: list[dict], founds: list[dict]) -> list[str]:
 
 def _exits(lines: dict) -> list[list[str]]:
     """Returns what the network with exits reaches with parts of its multiply-adds."""
-    founds = [found["early_exits"] for found in lines["early exits"]["analyses"]]
+    per_run = [analyses["early_exits"] for analyses in lines["early exits"]["analyses"]]
     rows = []
     for budget in ("0.6", "0.8", "1"):
-        plans = [found["budgets"][budget] for found in founds]
+        plans = [analyses["budgets"][budget] for analyses in per_run]
         if all("accuracy" in plan for plan in plans):
             shares = [
-                plan["milliseconds"] / whole(found["cost"])
-                for plan, found in zip(plans, founds, strict=True)
+                plan["milliseconds"] / whole(analyses["cost"])
+                for plan, analyses in zip(plans, per_run, strict=True)
             ]
             label = f"early exits, {100 * float(budget):g} % of their multiply-adds"
             accuracy = spread([plan["accuracy"] for plan in plans], 100, 2)
@@ -182,19 +182,19 @@ def selective(data: str) -> str:
         if not name.startswith(f"{data}, ") or "selective" not in line:
             continue
         trained = [c for c in line["selective"] if c not in OF_ANY]
-        own = trained[0] if trained else OF_ANY[0]
-        found = line["selective"][own]
-        cells = [f"{name.partition(', ')[2]}, {own}", score(line)]
+        confidence = trained[0] if trained else OF_ANY[0]
+        of_confidence = line["selective"][confidence]
+        cells = [f"{name.partition(', ')[2]}, {confidence}", score(line)]
         for target in TARGETS:
-            cells.append(accepted(found["rows"][f"at_joint_error {target} (plug-in)"]))
+            cells.append(accepted(of_confidence["rows"][f"at_joint_error {target} (plug-in)"]))
         for target in ("0.95", "0.9"):
-            row = found["rows"][f"at_coverage {target} (quantile)"]
+            row = of_confidence["rows"][f"at_coverage {target} (quantile)"]
             cells.append(f"{100 * row['joint_error']:.2f}" if "joint_error" in row else "–")
-        rows.append([*cells, f"{1000 * found['areas']['aurc']:.2f}"])
+        rows.append([*cells, f"{1000 * of_confidence['areas']['aurc']:.2f}"])
     chosen = record.get("chosen_trade_off", {}).get(data)
     if chosen:
-        found = [chosen.get(f"at_joint_error {target} (plug-in)", {}) for target in TARGETS]
-        cells = [accepted(row) if row else "–" for row in found]
+        of_confidence = [chosen.get(f"at_joint_error {target} (plug-in)", {}) for target in TARGETS]
+        cells = [accepted(row) if row else "–" for row in of_confidence]
         rows.append(["osp, mu by calibrated coverage", "–", *cells, "–", "–", "–"])
     header = ["method, confidence", "accuracy, %"]
     header += [f"coverage at {t} %, error" for t in ("0.5", "1", "2")]

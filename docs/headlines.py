@@ -86,7 +86,7 @@ def _shortened() -> list[str]:
 
 def _hybrid() -> list[str]:
     record = read("hybrid_accuracy")
-    runs = [found["hybrid"] for found in record["lines"]["hybrid"]["analyses"]]
+    runs = [analyses["hybrid"] for analyses in record["lines"]["hybrid"]["analyses"]]
     routed = [run["rules"]["learned router"]["at_coverage"]["0.9"] for run in runs]
     experts = [run["static"]["expert"] for run in runs]
     shares = [

@@ -69,10 +69,10 @@ def routing() -> None:
     """Accuracy of routed and of static networks against the time of an image."""
     record, axis = read("hybrid_accuracy"), "time over the expert's"
     times, lines = record["times"], {}
-    founds = [found["hybrid"] for found in record["lines"]["hybrid"]["analyses"]]
-    experts = [found["static"]["expert"]["milliseconds"] for found in founds]
+    per_run = [analyses["hybrid"] for analyses in record["lines"]["hybrid"]["analyses"]]
+    experts = [analyses["static"]["expert"]["milliseconds"] for analyses in per_run]
     for rule in ("learned router", "margin", "negative entropy"):
-        tables = [found["rules"][rule]["at_coverage"] for found in founds]
+        tables = [analyses["rules"][rule]["at_coverage"] for analyses in per_run]
         lines[rule] = (
             [
                 mean(t[c]["milliseconds"] / e for t, e in zip(tables, experts, strict=True))

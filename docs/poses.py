@@ -58,7 +58,7 @@ def by_angle(data: str) -> str:
         if label == "AVAE":
             named["AVAE: resampling alone"] = "resampling_floor"
         for name, key in named.items():
-            mean = np.mean([found[key] for found in seeds], 0)
+            mean = np.mean([of_seed[key] for of_seed in seeds], 0)
             rows.append([name, *(f"{v:.2f}" for v in mean), f"{mean.mean():.2f}"])
     return table(["rotation", *(f"{d}°" for d in degrees), "mean"], rows)
 
@@ -80,20 +80,20 @@ def search_times() -> str:
     """Returns times of searches for a batch, the losses found, and how good they are."""
     record = read("pose_search_speed")
     rows = []
-    for name, found in record["ms"].items():
+    for name, times in record["ms"].items():
         loss, near = record["mean_loss"], record["within_a_percent_of_a_grid_of_degrees"]
         shown = (f"{loss[name]:.3f}", f"{100 * near[name]:.1f}") if name in loss else ("–", "–")
-        rows.append([name, f"{found['median'] / 1e3:.2f}", *shown])
+        rows.append([name, f"{times['median'] / 1e3:.2f}", *shown])
     return table(["search", "seconds", "mean loss", "within 1 % of a grid of degrees, %"], rows)
 
 
 def inference() -> str:
     """Returns what a batch costs by proposals, by a search and without poses."""
-    found = read("pose_search_speed")["inference"]
+    record = read("pose_search_speed")["inference"]
     names = {"plain": "plain pass", "amortised": "proposed and aligned", "search": "searched"}
     rows = []
     for key, label in names.items():
-        ms, loss = found["ms"][key], found["mean_loss"].get(key)
+        ms, loss = record["ms"][key], record["mean_loss"].get(key)
         shown = "–" if loss is None else f"{loss:.3f}"
-        rows.append([label, f"{ms:.1f}", f"{ms / found['ms']['plain']:.1f}", shown])
+        rows.append([label, f"{ms:.1f}", f"{ms / record['ms']['plain']:.1f}", shown])
     return table(["inference", "ms", "of a plain pass", "mean loss"], rows)

@@ -18,22 +18,22 @@ def read(name: str) -> dict:
 FACTS = ("cpu", "cpu_cores", "python", "jax", "torch")
 
 
-def environments(found: Any) -> list[dict]:
+def environments(part_of_record: Any) -> list[dict]:
     """Returns the environments of a record or of a part of it, those of its lines included.
 
     Each is there as often as there are lines that were made in it.
     """
-    if not isinstance(found, dict):
+    if not isinstance(part_of_record, dict):
         return []
-    own = [found["environment"]] if "environment" in found else []
-    below = (environments(v) for name, v in found.items() if name != "environment")
-    return own + [environment for part in below for environment in part]
+    here = [part_of_record["environment"]] if "environment" in part_of_record else []
+    below = (environments(v) for name, v in part_of_record.items() if name != "environment")
+    return here + [environment for part in below for environment in part]
 
 
-def told(found: dict) -> str:
+def told(record: dict) -> str:
     """Returns in words where a record was made; where there were several machines, all of them."""
     counts: dict[tuple, int] = {}
-    for environment in environments(found):
+    for environment in environments(record):
         facts = tuple(environment.get(name) for name in FACTS)
         counts[facts] = counts.get(facts, 0) + 1
     said = []

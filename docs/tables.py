@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and of the pages in docs from the records in benchmarks/results.
+"""Writes the tables of README.md and the pages in docs from the records in benchmarks/results.
 
     python docs/tables.py           # rewrite the tables
     python docs/tables.py --check   # fail if a table differs from the records
@@ -14,15 +14,23 @@ import re
 import sys
 from pathlib import Path
 
+import accelerators
 import hardness
 import headlines
+import integer_tables
 import poses
 import shipped
 import texts
 from records import mebibytes, read, score, table, told
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/results.md", "docs/loading.md")
+PAGES = (
+    "README.md",
+    "docs/results.md",
+    "docs/accelerators.md",
+    "docs/integers.md",
+    "docs/loading.md",
+)
 
 
 def accuracy(prefix: str = "") -> str:
@@ -68,16 +76,16 @@ def grid(task: str, algorithms=("bptt", "tbptt", "fptt")) -> str:
     cells = sorted({cell for _, cell, _ in lines}, key=lambda c: lines_order(c))
     rows = []
     for cell in cells:
-        found = [lines.get((task, cell, algorithm)) for algorithm in algorithms]
-        known = next((line for line in found if line), None)
+        chosen = [lines.get((task, cell, algorithm)) for algorithm in algorithms]
+        known = next((line for line in chosen if line), None)
         if known is None:
             continue
-        seconds = " / ".join(f"{li['seconds_per_epoch']:.1f}" if li else "–" for li in found)
-        memory = " / ".join(mebibytes(li["step_temp_bytes"], 1) if li else "–" for li in found)
+        seconds = " / ".join(f"{li['seconds_per_epoch']:.1f}" if li else "–" for li in chosen)
+        memory = " / ".join(mebibytes(li["step_temp_bytes"], 1) if li else "–" for li in chosen)
         rows.append(
             [
                 cell,
-                *(score(line) if line else "–" for line in found),
+                *(score(line) if line else "–" for line in chosen),
                 f"{known['parameters']:,}",
                 f"{known['macs_per_example']:,}",
                 seconds,
@@ -130,21 +138,21 @@ def search() -> str:
     rows = []
     for name, line in sorted(read("through_time_tuning")["lines"].items()):
         cell, algorithm, start, rate, *rest = name.split(", ")
-        found = "diverged" if line["accuracy"] is None else f"{100 * line['accuracy']:.1f}"
+        accuracy = "diverged" if line["accuracy"] is None else f"{100 * line['accuracy']:.1f}"
         start, rate = start.replace("_", " "), rate.removeprefix("rate ")
-        rows.append([cell, ALGORITHMS[algorithm], start, rate, ", ".join(rest) or "–", found])
+        rows.append([cell, ALGORITHMS[algorithm], start, rate, ", ".join(rest) or "–", accuracy])
     return table(["cell", "training", "start", "rate", "second look", "validation, %"], rows)
 
 
 def memory() -> str:
-    found = {
+    by_setting = {
         (e["cell"], e["length"], e["algorithm"]): e["temp_bytes"]
         for e in read("fptt_memory")["entries"]
     }
     rows = []
-    for cell, length in dict.fromkeys((c, n) for c, n, _ in found):
+    for cell, length in dict.fromkeys((c, n) for c, n, _ in by_setting):
         fptt, bptt, scan = (
-            found[cell, length, a] for a in ("fptt", "bptt", "bptt, differentiated scan")
+            by_setting[cell, length, a] for a in ("fptt", "bptt", "bptt, differentiated scan")
         )
         sizes = (f"{size / 2**20:.1f}" for size in (fptt, bptt, scan))
         rows.append([cell, f"{length:,}", *sizes, f"{bptt / fptt:.0f}", f"{scan / fptt:.0f}"])
@@ -314,6 +322,8 @@ TABLES = {
     "ablations": ablations,
     "fashion": fashion,
     "fashion search": search,
+    "integer accuracy": integer_tables.integer_accuracy,
+    "integer accuracy conditions": lambda: conditions("integer_accuracy"),
     "memory": memory,
     "memory conditions": lambda: conditions("fptt_memory"),
     "parallel": parallel,
@@ -343,6 +353,9 @@ TABLES = {
     "texts strategies": texts.strategies,
     "texts against torch": texts.against_torch,
     "texts conditions": lambda: conditions("bottleneck_results", texts.SETTING, "latency"),
+    "compiled steps": accelerators.matrix,
+    "compiled steps conditions": lambda: conditions("compile_matrix"),
+    "scaling on paper": accelerators.scaling,
     "calibration conditions": lambda: conditions("calibration"),
     "distilled": hardness.distilled,
     "distilled images": hardness.distilled_images,
@@ -377,11 +390,11 @@ def main() -> int:
     for page in PAGES:
         path = ROOT / page
         text = path.read_text(encoding="utf-8")
-        made = fill(text)
-        if made != text:
+        filled = fill(text)
+        if filled != text:
             stale.append(page)
             if "--check" not in sys.argv:
-                path.write_text(made, encoding="utf-8")
+                path.write_text(filled, encoding="utf-8")
     if "--check" in sys.argv and stale:
         print(f"tables differ from benchmarks/results in {', '.join(stale)}; run docs/tables.py")
         return 1

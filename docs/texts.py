@@ -14,8 +14,8 @@ PADDED, ALONE = "batch 32, length 128", "batch 1, length 32"
 
 def part(name: str, setting: str = SETTING) -> dict:
     """Returns the lines of a part of the record."""
-    found = read("bottleneck_results")[setting].get(name, {})
-    return {key: line for key, line in found.items() if key not in ("command", "environment")}
+    lines = read("bottleneck_results")[setting].get(name, {})
+    return {key: line for key, line in lines.items() if key not in ("command", "environment")}
 
 
 def found_networks(line: dict) -> str:
@@ -55,14 +55,14 @@ def searches() -> str:
     """Returns what every search found under its requirement, and its cost."""
     rows = []
     for line in part("accuracy").values():
-        for found, model in zip(line["searches"], line["models"], strict=False):
+        for search, model in zip(line["searches"], line["models"], strict=False):
             plan = found_networks({"models": [model]})
-            ms = [found["found"]["predicted_ms"], found["found"]["measured_ms"]]
-            ms = [f"{t:.0f}" for t in (*ms, found["full"]["measured_ms"])]
-            scores = [f"{100 * found[which]['accuracy']:.1f}" for which in ("found", "full")]
-            spent = [f"{found['seconds'][what]:.0f}" for what in ("measuring", "all")]
-            asked = found["requirement"]
-            rows.append([asked, plan, *ms, *scores, str(found["evaluations"]), *spent])
+            ms = [search["found"]["predicted_ms"], search["found"]["measured_ms"]]
+            ms = [f"{t:.0f}" for t in (*ms, search["full"]["measured_ms"])]
+            scores = [f"{100 * search[which]['accuracy']:.1f}" for which in ("found", "full")]
+            spent = [f"{search['seconds'][what]:.0f}" for what in ("measuring", "all")]
+            asked = search["requirement"]
+            rows.append([asked, plan, *ms, *scores, str(search["evaluations"]), *spent])
     header = ["asked for", "found", "predicted, ms", "measured", "full one", "accuracy, %"]
     header += ["full one's", "networks evaluated", "seconds of timing", "of all"]
     return table(header, rows)
@@ -83,9 +83,9 @@ def serving() -> str:
     for name in dict.fromkeys(name.rpartition(", ")[0] for name in known):
         cells = [name]
         for way in ("one length", "next length"):
-            own, full = (known[f"{n}, {way}"]["texts_per_second"] for n in (name, "full"))
-            cells += [f"{own:.0f}", f"{full / own:.2f}"]
-        rows.append((own, cells))
+            rate, full = (known[f"{n}, {way}"]["texts_per_second"] for n in (name, "full"))
+            cells += [f"{rate:.0f}", f"{full / rate:.2f}"]
+        rows.append((rate, cells))
     header = ["network", "all of one length", "time", "padded to the next of a few", "time"]
     return table(header, [cells for _, cells in sorted(rows)])
 
@@ -95,9 +95,9 @@ def prediction() -> str:
     rows = []
     for shape, line in sorted(part("prediction").items(), key=lambda item: by_size(item[0])):
         for statistic, label in (("median_ms", "median"), ("min_ms", "fastest call")):
-            found = line[statistic]
-            errors = (f"{100 * found[f'{kind}_error']:.1f}" for kind in ("mean", "largest"))
-            rank = f"{found['rank_correlation']:.3f}"
+            cell = line[statistic]
+            errors = (f"{100 * cell[f'{kind}_error']:.1f}" for kind in ("mean", "largest"))
+            rank = f"{cell['rank_correlation']:.3f}"
             rows.append([shape, label, *errors, rank, f"{line['seconds']:.0f}"])
     header = ["input", "time", "mean error, %", "largest, %", "rank correlation", "seconds"]
     return table(header, rows)

@@ -39,11 +39,11 @@ def parameters(factory: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter
         callables += [base.__init__ for base in factory.__mro__[1:] if "__init__" in vars(base)]  # type: ignore
     named: dict[str, inspect.Parameter] = {}
     for number, function in enumerate(callables):
-        found = list(inspect.signature(function).parameters.values())[number > 0 :]  # not self
-        for parameter in found:
+        listed = list(inspect.signature(function).parameters.values())[number > 0 :]  # not self
+        for parameter in listed:
             if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 named.setdefault(parameter.name, parameter)
-        if not any(p.kind is p.VAR_KEYWORD for p in found):
+        if not any(p.kind is p.VAR_KEYWORD for p in listed):
             return named, False
     return named, True
 
@@ -67,8 +67,8 @@ def check_types(factory: Callable[..., Any], fields: Mapping[str, Any], where: s
             continue
         kinds = _kinds(parameter.annotation)
         if kinds is not None and not any(_fits(value, *kind) for kind in kinds):
-            wanted = " or ".join(dict.fromkeys(_wanted(*kind) for kind in kinds))
-            raise ConfigError(f"config.{where}.{name} must be {wanted}, not {_shown(value)}")
+            expected = " or ".join(dict.fromkeys(_wanted(*kind) for kind in kinds))
+            raise ConfigError(f"config.{where}.{name} must be {expected}, not {_shown(value)}")
 
 
 def _kinds(annotation: Any) -> list[tuple[str, str]] | None:

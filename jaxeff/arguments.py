@@ -6,14 +6,20 @@ Each complaint is one sentence. What JAX is tracing has no values to look at and
 from __future__ import annotations
 
 import numbers
+import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.registry import closest
+
+
+def _is_traced(value: Any) -> bool:
+    """Returns whether JAX is tracing a value; data sets, which check theirs, do without JAX."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(value, jax.core.Tracer)
 
 
 def require(what: str, value: Any, interval: str) -> None:
@@ -28,19 +34,19 @@ def require(what: str, value: Any, interval: str) -> None:
     Raises:
       ConfigError: a value is outside, or no number.
     """
-    if isinstance(value, jax.core.Tracer):
+    if _is_traced(value):
         return
     try:
         if np.asarray(value).dtype.kind in "USb":  # which NumPy would read as numbers
             raise TypeError
-        given = np.asarray(value, float)
+        number = np.asarray(value, float)
     except (TypeError, ValueError):
         raise ConfigError(f"{what} must be a number in {interval}, not {value!r}") from None
     low, high = (float(end) for end in interval[1:-1].split(","))
-    above = given >= low if interval[0] == "[" else given > low
-    below = given <= high if interval[-1] == "]" else given < high
+    above = number >= low if interval[0] == "[" else number > low
+    below = number <= high if interval[-1] == "]" else number < high
     if not (above & below).all():
-        wrong = given[~(above & below)].flat[0]
+        wrong = number[~(above & below)].flat[0]
         per_cent = high == 1 and 10 <= wrong <= 100
         hint = f"; {wrong:g} per cent is {wrong / 100:g}" if per_cent else ""
         raise ConfigError(f"{what} must be in {interval}, not {wrong:g}{hint}")
@@ -91,26 +97,26 @@ def checked_labels(
     Raises:
       DataError: another shape, no whole numbers, or a number that no class has.
     """
-    if isinstance(labels, jax.core.Tracer):
+    if _is_traced(labels):
         return labels  # type: ignore[return-value]
-    found = np.asarray(labels)
-    if found.ndim != 1 or len(found) != (len(found) if examples is None else examples):
+    array = np.asarray(labels)
+    if array.ndim != 1 or len(array) != (len(array) if examples is None else examples):
         count = "" if examples is None else f" {examples}"
         raise DataError(
             f"{what} must be one number of a class for each of the{count} examples, not an array "
-            f"{found.shape}"
+            f"{array.shape}"
         )
-    if not len(found):
+    if not len(array):
         raise DataError(f"{what}: there are no examples")
-    if found.dtype == bool:
-        found = found.astype(np.int64)
-    if not np.issubdtype(found.dtype, np.integer):
-        raise DataError(f"{what} must be integers, the numbers of the classes, not {found.dtype}")
-    impossible = found < 0 if num_classes is None else (found < 0) | (found >= num_classes)
+    if array.dtype == bool:
+        array = array.astype(np.int64)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise DataError(f"{what} must be integers, the numbers of the classes, not {array.dtype}")
+    impossible = array < 0 if num_classes is None else (array < 0) | (array >= num_classes)
     if impossible.any():
         row = int(np.flatnonzero(impossible)[0])
         known = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
         raise DataError(
-            f"{what} must be the numbers of classes, {known}, but example {row} has {found[row]}"
+            f"{what} must be the numbers of classes, {known}, but example {row} has {array[row]}"
         )
-    return found
+    return array

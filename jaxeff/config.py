@@ -33,6 +33,10 @@ def native(value: Any) -> Any:
     return value
 
 
+#: Sections that configs of older runs lack.
+LATER_SECTIONS = ("quantize",)
+
+
 class Config(ml_collections.ConfigDict):
     """A ``ConfigDict`` that takes NumPy's scalars for the numbers that they are."""
 
@@ -85,6 +89,12 @@ def base_config() -> Config:
                 "clip_norm": 0.0,  # 0 does not clip
                 "weight_decay": 0.0,  # of kernels only
             },
+            "quantize": {  # training that rounds as integers will, see jaxeff.quantize
+                "weight_bits": 0,  # of kernels, 2 to 8; 0 does not round
+                "state_bits": 0,  # of recurrent states, 8 or 16; 0 does not round
+                "state_bound": 1.0,  # a power of two that states stay below
+                "per_channel": True,  # a scale for every output of a kernel
+            },
             "train": {
                 "batch_size": 128,  # examples per step over all devices
                 "num_steps": 1000,
@@ -100,10 +110,18 @@ def base_config() -> Config:
                 "every": 200,  # steps
                 "keep": 2,
             },
+            "export": {  # of a trained run, see jaxeff.exporting.export.Options
+                "to": "stablehlo",  # formats, with commas; see jaxeff.exporting.FORMATS
+                "precision": "float32",  # or another one of the formats
+                "batch_sizes": (1, 64),
+                "threads": 1,
+                "rounds": 10,  # timed turns; 0 times nothing
+            },
             "parallel": "shard_map",  # or pmap
             "devices": {
                 "cpu": 0,  # CPU devices to make; 0 is one per core
-                "coordinator": config_dict.placeholder(str),  # host:port, for several processes
+                "topology": "",  # that --mode=compile compiles for: v5e:2x4, h100:8, cpu:8
+                "coordinator": config_dict.placeholder(str),  # host:port or auto, of processes
                 "num_processes": 1,
                 "process_id": 0,
             },
@@ -282,6 +300,30 @@ def _tie(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict, name:
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the config as plain dicts, lists, numbers and strings."""
     return json.loads(json.dumps(native(config.to_dict())))
+
+
+def distinctive(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what makes a run what it is: a plain config without what changes no figure.
+
+    That is where it runs, what is exported of it, and sections that older versions lack, as long
+    as they ask for nothing.
+    """
+    return {name: value for name, value in _asked(fields).items() if name != "devices"}
+
+
+def _asked(fields: Mapping[str, Any]) -> dict[str, Any]:
+    neutral = plain(base_config())
+    rest = {
+        name: value
+        for name, value in fields.items()
+        if name != "export" and (name not in LATER_SECTIONS or value != neutral[name])
+    }
+    if isinstance(rest.get("prerequisites"), Mapping):
+        required = rest["prerequisites"].items()
+        rest["prerequisites"] = {
+            name: _asked(each) if isinstance(each, Mapping) else each for name, each in required
+        }
+    return rest
 
 
 def first_difference(before: Any, now: Any, where: str = "config") -> str | None:

@@ -39,17 +39,17 @@ def find(path: str) -> Path:
     Raises:
       ConfigError: there is none, or it is a folder.
     """
-    found = Path(path)
-    if path and not _exists(found) and found.parts[:1] == ("configs",):
-        shipped = [folder.joinpath(*found.parts[1:]) for folder in SHIPPED]
-        found = next((file for file in shipped if _exists(file)), found)
-    if not path or not _exists(found):
+    config_file = Path(path)
+    if path and not _exists(config_file) and config_file.parts[:1] == ("configs",):
+        shipped = [folder.joinpath(*config_file.parts[1:]) for folder in SHIPPED]
+        config_file = next((file for file in shipped if _exists(file)), config_file)
+    if not path or not _exists(config_file):
         raise ConfigError(f"there is no config file {path!r}; {EXAMPLE} is an example")
-    if found.is_dir():
+    if config_file.is_dir():
         raise ConfigError(f"the config {path} is a folder; name a file such as {EXAMPLE}")
-    if not found.is_file() or found.stat().st_size > MAX_BYTES:
+    if not config_file.is_file() or config_file.stat().st_size > MAX_BYTES:
         raise ConfigError(f"the config {path} is no file of Python text; {EXAMPLE} is an example")
-    return found
+    return config_file
 
 
 def _exists(path: Path) -> bool:
@@ -73,9 +73,11 @@ def load(text: str) -> ml_collections.ConfigDict:
     try:
         inspect.signature(get_config).bind(*arguments)
     except TypeError as error:
-        given = f"no argument, so {argument!r}" if arguments else "an argument: name it after a"
+        argument_error = (
+            f"no argument, so {argument!r}" if arguments else "an argument: name it after a"
+        )
         rest = " cannot be given after its name" if arguments else f" colon, {path}:ARGUMENT"
-        raise ConfigError(f"get_config of {file} takes {given}{rest}") from error
+        raise ConfigError(f"get_config of {file} takes {argument_error}{rest}") from error
     config = _run(file, lambda: get_config(*arguments))
     if isinstance(config, ml_collections.FrozenConfigDict):
         config = config.as_configdict()
@@ -114,12 +116,12 @@ def _get_config(file: Path) -> Callable[..., Any]:
     if folder not in sys.path:  # behind all others, so that modules beside it shadow none
         sys.path.append(folder)
     _run(file, lambda: exec(code, module.__dict__))
-    found = getattr(module, "get_config", None)
-    if not callable(found):
+    function = getattr(module, "get_config", None)
+    if not callable(function):
         raise ConfigError(
             f"{file} defines no function get_config(); {EXAMPLE} is an example of a config"
         )
-    return found
+    return function
 
 
 def _run(file: Path, call: Callable[[], Any]) -> Any:

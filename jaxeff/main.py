@@ -19,6 +19,7 @@ import ml_collections
 from absl import app, flags, logging
 
 from jaxeff import config_files, overrides, signals
+from jaxeff.config import distinctive
 from jaxeff.errors import UserError, explained
 
 _FLAGS = flags.FLAGS
@@ -33,8 +34,10 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "mode",
         "train",
-        ["train", "eval", "bench"],
-        "train: train and test; eval: test a trained run again; bench: measure speed and memory.",
+        ["train", "eval", "bench", "compile", "export"],
+        "train: train and test; eval: test a trained run again; bench: measure speed and memory; "
+        "compile: compile the training step for devices that need not be there; "
+        "export: write a trained run for other runtimes.",
         values,
     )
     flags.DEFINE_bool("debug", False, "Show the traceback behind an error's sentence.", values)
@@ -45,8 +48,7 @@ define(_FLAGS)
 
 def default_workdir(config: ml_collections.ConfigDict) -> str:
     """Returns a folder of its own for every distinct config."""
-    fields = json.loads(config.to_json_best_effort())
-    fields.pop("devices", None)  # where a run runs is not what it is
+    fields = distinctive(json.loads(config.to_json_best_effort()))
     text = json.dumps(fields, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"runs/{config.name or 'run'}-{digest}"

@@ -11,12 +11,13 @@ import pytest
 import jaxeff
 from jaxeff import config_files, train
 from jaxeff.data import DATASETS
+from jaxeff.errors import DataError
 from jaxeff.models import MODELS
 from jaxeff.ode import CELLS
-from jaxeff.train import OBJECTIVES
+from jaxeff.train import OBJECTIVES, launch
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
-CELL, CONFIG, OTHERS, ARRAYS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+CELL, CONFIG, OTHERS, ARRAYS, CALL = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +67,19 @@ def test_a_file_of_arrays_is_trained_on_by_a_shipped_config():
             config.data[name] = value
     dataset = train.build(config).dataset
     assert (dataset.input_shape, dataset.num_classes) == ((20, 3), 4)
+
+
+def test_arrays_are_trained_on_without_a_file(monkeypatch):
+    exec(ARRAYS, names := {})
+    monkeypatch.setattr(train, "run", lambda *args, **options: names.update(options, args=args))
+    exec(CALL, names)
+    config, workdir = names["args"]
+    config = launch.with_arrays(config, Path(workdir), names["arrays"])
+    dataset = train.build(config).dataset
+    assert (dataset.input_shape, dataset.num_classes) == ((20, 3), 4)
+    np.testing.assert_array_equal(
+        dataset.splits["test"].take(np.arange(100))["labels"], names["y"][200:]
+    )
+    ragged = [np.ones((n, 3)) for n in (2, 3)]
+    with pytest.raises(DataError, match="x_train is no array of numbers"):
+        launch.with_arrays(config, Path(workdir), {"x_train": np.array(ragged, object)})

@@ -1,7 +1,8 @@
 """Affine poses of images and voxels: resampling, parameterisations, losses and the pose search."""
 
-from jaxeff.affine.pose_search import Found, Problem, Search, adam, align, gauss_newton, search
+from jaxeff.affine.pose_search import Search, search
 from jaxeff.affine.poses import POSES, Poses
+from jaxeff.affine.refine import Found, Problem, adam, align, gauss_newton
 from jaxeff.affine.resampling import Transform, compose, inverse, resample
 
 __all__ = [

@@ -74,7 +74,7 @@ TARGETS: dict[str, Callable[[Array], Array]] = {
 
 def per_example(values: Array) -> Array:
     """Sums ``[batch, ...]`` to ``[batch]``."""
-    return values.reshape(len(values), -1).sum(1)
+    return values.reshape(values.shape[0], -1).sum(1)
 
 
 def output_floor(error: Callable[[Array, Array], Array], targets: Array) -> Array:

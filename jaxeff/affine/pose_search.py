@@ -1,18 +1,8 @@
 """Search for the pose of every image that minimises its own loss, the weights fixed.
 
 All starts of all images are candidates of one computation: screened, the best of each image kept
-and refined, the best of everything ever evaluated returned. Nothing is shared between candidates,
-so an image's pose does not depend on the rest of its batch.
-
-Poses have few numbers, so derivatives are taken in forward mode: one pass per number, without
-keeping activations. That gives the residuals' Jacobian too, and with it Gauss-Newton steps: the
-loss is a sum of convex functions of the outputs, whose curvature is weighed into ``J^T H J``.
-
-References:
-  N. N. Schraudolph. Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent. Neural
-  Computation 14(7), 2002.
-  D. W. Marquardt. An Algorithm for Least-Squares Estimation of Nonlinear Parameters. SIAM Journal
-  11(2), 1963.
+and refined (`jaxeff.affine.refine`), the best of everything ever evaluated returned. Nothing is
+shared between candidates, so an image's pose does not depend on the rest of its batch.
 """
 
 from __future__ import annotations
@@ -22,155 +12,27 @@ import functools
 import math
 import numbers
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from jaxeff.affine.refine import (
+    AdamState,
+    Found,
+    Problem,
+    adam,
+    adam_start,
+    adam_steps,
+    align,
+    as_arrays,
+    better,
+    gauss_newton,
+)
 from jaxeff.errors import ConfigError
-from jaxeff.ops.platforms import forward_mode, has_cpu_form
+from jaxeff.ops.platforms import has_cpu_form
 from jaxeff.registry import closest
 from jaxeff.typing import Array
-
-
-class Problem(NamedTuple):
-    """A loss of poses; all arrays have the batch as first axis.
-
-    Attributes:
-      code: maps data and poses ``[batch, size]`` to a tree, what the pose is found together with.
-      place: maps a code and poses to a tree of outputs.
-      criterion: maps outputs and data to losses ``[batch]``: per example a sum of convex functions
-        of one number of the outputs each.
-      valid: maps poses ``[..., size]`` to whether they are admissible.
-    """
-
-    code: Callable[[Any, Array], Any]
-    place: Callable[[Any, Array], Any]
-    criterion: Callable[[Any, Any], Array]
-    valid: Callable[[Array], Array] = lambda pose: jnp.ones(pose.shape[:-1], bool)
-
-    def outputs(self, data: Any, pose: Array) -> Any:
-        """Returns the outputs of the pose's own code."""
-        return self.place(self.code(data, pose), pose)
-
-    def loss(self, data: Any, pose: Array) -> Array:
-        """Returns losses ``[batch]``, infinite for poses that may not be used."""
-        return self._checked(self.criterion(self.outputs(data, pose), data), pose)
-
-    def _checked(self, loss: Array, pose: Array) -> Array:
-        return jnp.where(self.valid(pose) & jnp.isfinite(loss), loss, jnp.inf)
-
-    def derivatives(self, data: Any, pose: Array) -> tuple[Array, Array, Array]:
-        """Returns losses ``[batch]``, gradients ``[batch, size]`` and Gauss-Newton matrices."""
-        with forward_mode():
-            outputs, push = jax.linearize(functools.partial(self.outputs, data), pose)
-        slope = jax.grad(lambda outputs: self.criterion(outputs, data).sum())
-        slopes, curvatures = jax.jvp(slope, (outputs,), (jax.tree.map(jnp.ones_like, outputs),))
-        basis = jnp.eye(pose.shape[-1], dtype=pose.dtype)[:, None]
-        jacobian = jax.vmap(lambda way: push(jnp.broadcast_to(way, pose.shape)))(basis)
-
-        def rows(a: Array) -> Array:
-            return a.reshape(*a.shape[:2], -1)  # [size, batch, outputs]
-
-        def flat(a: Array) -> Array:
-            return a.reshape(len(a), -1)
-
-        gradient, matrix = jnp.zeros(()), jnp.zeros(())
-        leaves = (jax.tree.leaves(tree) for tree in (jacobian, slopes, curvatures))
-        for j, g, h in zip(*leaves, strict=True):
-            gradient = gradient + jnp.einsum("sbo,bo->bs", rows(j), flat(g))
-            matrix = matrix + jnp.einsum("sbo,bo,tbo->bst", rows(j), flat(h), rows(j))
-        loss = self._checked(self.criterion(outputs, data), pose)
-        return loss, gradient, matrix
-
-
-class Found(NamedTuple):
-    """The best of what a search evaluated.
-
-    Attributes:
-      pose: ``[batch, size]``.
-      loss: ``[batch]``.
-    """
-
-    pose: Array
-    loss: Array
-
-
-def _arrays(data: Any, pose: Any) -> tuple[Any, Array]:
-    """Returns data and poses as arrays of JAX, which traced numbers can index."""
-    return jax.tree.map(jnp.asarray, data), jnp.asarray(pose)
-
-
-def _better(best: Found, pose: Array, loss: Array) -> Found:
-    wins = loss < best.loss
-    return Found(jnp.where(wins[:, None], pose, best.pose), jnp.where(wins, loss, best.loss))
-
-
-def adam(problem: Problem, data: Any, pose: Array, steps: int, learning_rate: float) -> Found:
-    """Refines poses ``[batch, size]`` by Adam; the best of all steps is kept."""
-    data, pose = _arrays(data, pose)
-    optimizer = optax.adam(learning_rate)
-
-    def step(loop: Any, _: None) -> tuple[Any, None]:
-        pose, state, best = loop
-        loss, gradient = problem.derivatives(data, pose)[:2]
-        best = _better(best, pose, loss)
-        update, state = optimizer.update(gradient, state)
-        return (pose + update, state, best), None
-
-    start = pose, optimizer.init(pose), Found(pose, jnp.full(len(pose), jnp.inf, pose.dtype))
-    last, _ = jax.lax.scan(step, start, length=steps)
-    return _better(last[2], last[0], problem.loss(data, last[0]))
-
-
-def gauss_newton(
-    problem: Problem, data: Any, pose: Array, steps: int, damping: float = 1e-2
-) -> Found:
-    """Refines poses by Levenberg's and Marquardt's damped Gauss-Newton steps.
-
-    A step that makes a candidate worse is taken back, and its damping raised; one that makes it
-    better lowers it. One evaluation of the derivatives per step, of the loss alone at the last.
-    """
-    data, pose = _arrays(data, pose)
-    eye = jnp.eye(pose.shape[-1], dtype=pose.dtype)
-
-    def trial(at: Any) -> Array:
-        pose, _, gradient, matrix, damping = at
-        scale = jnp.einsum("bss->b", matrix) / pose.shape[-1] + 1e-12
-        damped = matrix + (damping * scale)[:, None, None] * eye
-        return pose - jnp.linalg.solve(damped, gradient[..., None])[..., 0]
-
-    def step(at: Any, _: None) -> tuple[Any, None]:
-        tried = trial(at)
-        loss, gradient, matrix = problem.derivatives(data, tried)
-        wins = loss < at[1]
-
-        def choose(new: Array, old: Array) -> Array:
-            return jnp.where(wins.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
-
-        accepted = (tried, loss, gradient, matrix, at[4] * 0.2)
-        kept = (*at[:4], jnp.minimum(at[4] * 10, 1e6))
-        return jax.tree.map(choose, accepted, kept), None
-
-    start = (pose, *problem.derivatives(data, pose), jnp.full(len(pose), damping, pose.dtype))
-    at, _ = jax.lax.scan(step, start, length=steps - 1)
-    last = trial(at)
-    return _better(Found(at[0], at[1]), last, problem.loss(data, last))
-
-
-def align(problem: Problem, data: Any, pose: Array, steps: int, damping: float = 1e-2) -> Found:
-    """Moves what a pose's code draws onto the image, by Gauss-Newton steps with the code fixed.
-
-    One encoding and decoding for all steps, which only place the drawing again. Where the encoder
-    is good this is the gradient of the whole loss, since the code is then stationary. The loss
-    found is that of the old code in the new pose, which is a code of the image like any other.
-    """
-    data, pose = _arrays(data, pose)
-    code = problem.code(data, pose)
-    fixed = problem._replace(code=lambda both, pose: both[1])
-    aligned = fixed._replace(criterion=lambda outputs, both: problem.criterion(outputs, both[0]))
-    return gauss_newton(aligned, (data, code), pose, steps, damping)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +48,8 @@ class Search:
         "screen" (no refinement).
       steps: of the refinement.
       learning_rate: of Adam.
+      halving: of Adam: pairs of a step and how many of an image's candidates go on after it, the
+        best ones so far (successive halving, Jamieson and Talwalkar, AISTATS 2016); () keeps all.
       damping: first one of Gauss-Newton, in parts of the mean curvature.
       chunk: candidates to compute at once; 0 takes what fits a processor's cache on a CPU, and all
         of them elsewhere.
@@ -198,6 +62,7 @@ class Search:
     method: str = "adam"
     steps: int = 20
     learning_rate: float = 0.01
+    halving: tuple[tuple[int, int], ...] = ()
     damping: float = 1e-2
     chunk: int = 0
 
@@ -222,6 +87,25 @@ class Search:
         if self.method != "screen" and self.steps < 1:
             raise ConfigError(
                 f"search.steps must be at least 1, not {self.steps}; method='screen' has none"
+            )
+
+        self._check_halving()
+
+    def _check_halving(self) -> None:
+        try:
+            pairs = [(int(step), int(keep)) for step, keep in self.halving]
+        except (TypeError, ValueError):
+            pairs = [(0, 0)]
+        steps, kept = [0, *(pair[0] for pair in pairs)], [pair[1] for pair in pairs]
+        falling = sorted(set(kept), reverse=True) == kept and min(kept, default=1) > 0
+        if pairs and (
+            self.method != "adam"
+            or sorted({*steps, self.steps}) != [*steps, self.steps]
+            or not falling
+        ):
+            raise ConfigError(
+                f"search.halving must be pairs of a step below {self.steps} and fewer and fewer "
+                f"candidates, both whole and in order, of method 'adam', not {self.halving!r}"
             )
 
     @classmethod
@@ -253,6 +137,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "2019_rotation": {"starts": 40, "steps": 20, "learning_rate": 0.01},
     "2019_affine": {"starts": 120, "steps": 30, "learning_rate": 0.03},
     "2019_training": {"starts": 20, "keep": 1, "steps": 10, "learning_rate": 0.01},
+    "2019_rotation_halving": {
+        "starts": 40,
+        "steps": 20,
+        "learning_rate": 0.01,
+        "halving": ((2, 12), (6, 4)),
+    },
     "2020": {"starts": 32, "keep": 8, "steps": 15, "learning_rate": 0.03},
     "exhaustive": {"method": "screen"},
 }
@@ -268,30 +158,58 @@ METHODS: dict[str, Callable[[Search], Refine | None]] = {
 }
 
 
-def _chunked(function: Callable[[Any, Array], Any], data: Any, pose: Array, chunk: int) -> Any:
-    """Applies a function of candidates to ``pose`` ``[batch, candidates, size]``, in parts.
+def _chunked(function: Callable[[Any, Any], Any], data: Any, candidates: Any, chunk: int) -> Any:
+    """Applies a function to candidates, a tree of arrays ``[batch, count, ...]``, in parts.
 
     Candidates of an image share its data, which is looked up part by part instead of copied.
     """
-    batch, count, size = pose.shape
-    image, flat = jnp.repeat(jnp.arange(batch), count), pose.reshape(-1, size)
+    batch, count = jax.tree.leaves(candidates)[0].shape[:2]
+    image = jnp.repeat(jnp.arange(batch), count)
+    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), candidates)
 
-    def apply(part: tuple[Array, Array]) -> Any:
-        number, pose = part
-        return function(jax.tree.map(lambda a: a[number], data), pose)
+    def apply(part: tuple[Array, Any]) -> Any:
+        number, candidates = part
+        return function(jax.tree.map(lambda a: a[number], data), candidates)
 
-    total = len(flat)
-    parts = -(-total // (chunk or candidates_at_once(total)))
-    if parts == 1:
+    total = len(image)
+    at_once = chunk or candidates_at_once(total)
+    if at_once >= total:
         results = apply((image, flat))
     else:
+        parts = -(-total // at_once)
         each = -(-total // parts)  # parts of one size, the last filled up with copies
-        more = ((0, parts * each - total),)
-        image = jnp.pad(image, more, mode="edge").reshape(parts, each)
-        flat = jnp.pad(flat, (*more, (0, 0)), mode="edge").reshape(parts, each, size)
-        results = jax.lax.map(apply, (image, flat))
+
+        def divided(a: Array) -> Array:
+            more = ((0, parts * each - total), *((0, 0) for _ in a.shape[1:]))
+            return jnp.pad(a, more, mode="edge").reshape(parts, each, *a.shape[1:])
+
+        results = jax.lax.map(apply, jax.tree.map(divided, (image, flat)))
         results = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:total], results)
     return jax.tree.map(lambda a: a.reshape(batch, count, *a.shape[1:]), results)
+
+
+def _halved(problem: Problem, data: Any, starts: Array, settings: Search) -> Found:
+    """Refines by Adam, and drops the worse candidates of every image on the way."""
+    state = jax.vmap(adam_start)(starts)
+    ends = [*settings.halving, (settings.steps, 0)]
+    first = 0
+    for step, keep in ends:
+
+        def run(data: Any, state: AdamState, first: int = first, step: int = step) -> AdamState:
+            return adam_steps(problem, data, state, first, step - first, settings.learning_rate)
+
+        state, first = _chunked(run, data, state, settings.chunk), step
+        if keep and keep < state.pose.shape[1]:
+            chosen = jax.lax.top_k(-state.best.loss, keep)[1]
+            state = jax.tree.map(lambda a, c=chosen: _picked(a, c), state)
+    last = _chunked(problem.loss, data, state.pose, settings.chunk)
+    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (state.best, state.pose, last))
+    return jax.tree.map(lambda a: a.reshape(*last.shape, *a.shape[1:]), better(*flat))
+
+
+def _picked(array: Array, chosen: Array) -> Array:
+    """Returns the chosen candidates ``[batch, keep]`` of an array ``[batch, count, ...]``."""
+    return jnp.take_along_axis(array, chosen.reshape(*chosen.shape, *(1,) * (array.ndim - 2)), 1)
 
 
 @has_cpu_form("jaxeff.ops.cpu.candidates")
@@ -315,9 +233,13 @@ def search(problem: Problem, data: Any, starts: Array, settings: Search) -> Foun
     Raises:
       ConfigError: starts of another shape, or of another number of images than the data.
     """
-    data, starts = _arrays(data, starts)
+    data, starts = as_arrays(data, starts)
     leaves = jax.tree.leaves(data)
-    if starts.ndim != 3 or not starts.shape[1] or any(len(a) != len(starts) for a in leaves):
+    if (
+        starts.ndim != 3
+        or not starts.shape[1]
+        or any(a.shape[0] != starts.shape[0] for a in leaves)
+    ):
         shapes = [a.shape for a in leaves]
         raise ConfigError(
             f"a search needs starts [batch, starts, size] for data [batch, ...], not "
@@ -332,7 +254,9 @@ def search(problem: Problem, data: Any, starts: Array, settings: Search) -> Foun
         kept = Found(jnp.take_along_axis(starts, chosen[..., None], 1), -values)
     else:  # the refinement evaluates every start anyway
         kept = Found(starts, jnp.full(starts.shape[:2], jnp.inf, starts.dtype))
-    if refine is not None:
+    if settings.halving:
+        kept = _halved(problem, data, kept.pose, settings)
+    elif refine is not None:
         # The best of its steps, the start among them.
         kept = _chunked(functools.partial(refine, problem), data, kept.pose, settings.chunk)
     best = jnp.argmin(kept.loss, 1)[:, None]

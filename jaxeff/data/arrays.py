@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxeff.arguments import require_choice
 from jaxeff.data.base import DATASETS, STREAMS, Dataset, Request, Split, sizes
 from jaxeff.data.images import NORMALIZERS, ImageArrays, check_labels, image_dataset
 from jaxeff.data.series import (
@@ -26,6 +27,8 @@ from jaxeff.data.series import (
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.files import paths, reading
 
+TASKS = ("classification", "regression")
+
 #: Classes that labels without names may number; more are identifiers, not labels.
 MAX_CLASSES = 1 << 20
 
@@ -36,12 +39,14 @@ class _Part:
 
     Attributes:
       where: the part in words.
+      task: "classification" or "regression".
       inputs: images, or what `series_rows` takes.
-      labels: integers [examples].
+      labels: integers [examples], or the numbers to predict, see ``task``.
       padding: numbers of real steps or a mask of them, or None.
     """
 
     where: str
+    task: str
     inputs: Any
     labels: np.ndarray
     padding: np.ndarray | None = None
@@ -71,7 +76,17 @@ class _Part:
             )
         elif not self.inputs:
             raise DataError(f"{self.where} has no examples")
-        check_labels(self.where, self.labels, len(self.inputs))
+        if self.task == "classification":
+            check_labels(self.where, self.labels, len(self.inputs))
+        else:
+            _check_targets(self.where, self.labels, len(self.inputs))
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The labels as a split holds them: int32 [examples], or float32 [examples, outputs]."""
+        if self.task == "classification":
+            return self.labels.astype(np.int32)
+        return self.labels.reshape(len(self.labels), -1).astype(np.float32)
 
     @property
     def images(self) -> np.ndarray | None:
@@ -107,6 +122,22 @@ class _Part:
         return lengths
 
 
+def _check_targets(where: str, targets: np.ndarray, examples: int) -> None:
+    if targets.dtype.kind not in "iuf" or targets.ndim not in (1, 2) or len(targets) != examples:
+        raise DataError(
+            f"{where} has labels of {targets.dtype}, shape {targets.shape}, for {examples} "
+            "examples; for regression give numbers [examples] or [examples, outputs]"
+        )
+    if not targets.size:
+        raise DataError(f"{where} has labels of shape {targets.shape}, which hold no values")
+    with np.errstate(over="ignore"):
+        rows = np.isfinite(targets.astype(np.float32)).reshape(examples, -1).all(-1)
+    if not rows.all():
+        raise DataError(
+            f"{where} has a label in row {rows.argmin()} that is no number of single precision"
+        )
+
+
 def from_arrays(
     name: str,
     request: Request,
@@ -115,8 +146,9 @@ def from_arrays(
     *,
     class_names: Sequence[str] = (),
     normalize: str = "unit",
+    task: str = "classification",
 ) -> Dataset:
-    """Returns a data set for classification; validation is held out of the train part.
+    """Returns a data set; validation is held out of the train part.
 
     Args:
       name: of the data set.
@@ -126,21 +158,30 @@ def from_arrays(
         or integers ``[examples, time]`` (symbols), or a list of such series of different lengths.
         Labels are integers ``[examples]`` from 0 on. Lengths are integers ``[examples]``, a mask is
         non-zero where a step is real ``[examples, time]``.
+        For regression, labels are numbers ``[examples]`` or ``[examples, outputs]``, which are
+        learned as they are, and inputs are series.
       test: as ``train``.
       class_names: of the labels; () numbers the classes up to the largest label of the train part.
       normalize: of images, see `jaxeff.data.images.affine`. Series are left as they are by "unit",
         and have mean 0 and deviation 1 of each feature over the train part by "standard".
+      task: "classification" or "regression".
 
     Raises:
       ConfigError: an impossible field.
       DataError: arrays of another type or shape, without examples, or with values that are not
         finite; the part and the first such row are named.
     """
-    parts = {p: _Part(f"{name}: the {p} part", *a) for p, a in (("train", train), ("test", test))}
-    names = _class_names(name, parts, class_names)
+    require_choice("config.data.task", task, TASKS)
+    parts = {
+        part: _Part(f"{name}: the {part} part", task, *arrays)
+        for part, arrays in (("train", train), ("test", test))
+    }
+    names = () if task == "regression" else _class_names(name, parts, class_names)
     images = [part.images for part in parts.values()]
     if images[0] is None:
         return _series_dataset(name, request, parts, names, normalize)
+    if task == "regression":
+        raise DataError(f"{name}: regression takes series; images need the numbers of classes")
     if any(part.padding is not None for part in parts.values()):
         raise DataError(f"{name}: images have no lengths; leave them out, or give series of floats")
     if images[1] is None:
@@ -195,9 +236,18 @@ def _series_dataset(
             f"{name}: the test part has inputs of shape {second}, but the train part of {first}; "
             "pad or cut all series to one length, or give their lengths"
         )
-    labels = np.concatenate([part.labels for part in parts.values()]).astype(np.int32)
+    train_targets, test_targets = (part.targets for part in parts.values())
+    if train_targets.shape[1:] != test_targets.shape[1:]:
+        raise DataError(
+            f"{name}: the test part has {test_targets.shape[1]} numbers to predict, but the train "
+            f"part {train_targets.shape[1]}"
+        )
+    labels = np.concatenate([train_targets, test_targets])
+    regression = labels.ndim > 1
     rows, held_out = stratified_indices(
-        parts["train"].labels, request.validation_fraction, request.split_seed
+        np.zeros(len(train), int) if regression else train_targets,
+        request.validation_fraction,
+        request.split_seed,
     )
     request.require_parts(name, len(train), train=len(rows), validation=len(held_out))
     symbols = train[0].ndim == 1
@@ -211,12 +261,18 @@ def _series_dataset(
         part: SeriesSplit(values, labels, indices, real, STREAMS[part], scaling)
         for part, indices in members.items()
     }
+    kind, outputs = (
+        ("numbers to predict", labels.shape[1]) if regression else ("classes", len(names))
+    )
     padded = "" if real is None else f", {lengths.min()} to {lengths.max()} steps and padding"
     return Dataset(
-        *(name, "classification", len(names), len(names), values.shape[1:]),
+        name,
+        "regression" if regression else "classification",
+        len(names),
+        outputs,
+        values.shape[1:],
         splits,
-        f"{name} from arrays: {sizes(splits)}; {len(names)} classes; inputs {values.shape[1:]}"
-        f"{padded}",
+        f"{name} from arrays: {sizes(splits)}; {outputs} {kind}; inputs {values.shape[1:]}{padded}",
         names,
         input_dtype=values.dtype.name,
         vocabulary=int(values.max()) + 1 if symbols else 0,
@@ -225,7 +281,11 @@ def _series_dataset(
 
 @DATASETS.register("arrays")
 def arrays(
-    request: Request, *, normalize: str = "unit", class_names: Sequence[str] = ()
+    request: Request,
+    *,
+    normalize: str = "unit",
+    class_names: Sequence[str] = (),
+    task: str = "classification",
 ) -> Dataset:
     """Arrays of an .npz file: ``x_train``, ``y_train``, ``x_test`` and ``y_test``.
 
@@ -236,6 +296,7 @@ def arrays(
       request: see ``Request``; its ``dir`` is the file.
       normalize: see `from_arrays`.
       class_names: of the labels; () takes the file's, or numbers the classes.
+      task: "classification", or "regression" of ``y``, numbers ``[examples(, outputs)]``.
 
     Raises:
       ConfigError: no file is named, or a field is impossible.
@@ -262,6 +323,12 @@ def arrays(
         parts.append((held[f"x_{part}"], held[f"y_{part}"], *padding))
     names = class_names if len(class_names) else held.get("class_names", np.array(()))
     dataset = from_arrays(
-        str(path), request, parts[0], parts[1], class_names=list(names), normalize=normalize
+        str(path),
+        request,
+        parts[0],
+        parts[1],
+        class_names=list(names),
+        normalize=normalize,
+        task=task,
     )
     return dataclasses.replace(dataset, name="arrays")

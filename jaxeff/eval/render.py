@@ -24,7 +24,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         _section("Cost", _cost(report["cost"])),
         _section("Training", _facts(report["training"])),
         _section("Parameters", _fence(report["model"].get("parameter_table", ""))),
-        _section("Extras", _yaml(report["extras"])),
+        _section("Extras", _extras(report["extras"])),
         _section("Not finite", _facts(report.get("non_finite", {}))),
         _section("Artifacts", _artifacts(report["artifacts"])),
         _section("Environment", _facts(report["environment"])),
@@ -82,6 +82,27 @@ def _batch_size(item: tuple[str, Any]) -> tuple[int, str]:
 
 def _mebibytes(size: int | None) -> str:
     return "–" if size is None else f"{size / 2**20:,.2f}"
+
+
+def _extras(extras: Mapping[str, Any]) -> str:
+    """Lists of alike records as tables, everything else as YAML."""
+    tables = {name: value for name, value in extras.items() if _is_table(value)}
+    parts = [_yaml({name: value for name, value in extras.items() if name not in tables})]
+    for name, records in tables.items():
+        rows = [[_shown(value) for value in record.values()] for record in records]
+        header = [column.replace("_", " ") for column in records[0]]
+        parts.append(f"### {name}\n\n{_table(header, rows)}")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _is_table(value: Any) -> bool:
+    records = value if isinstance(value, list) else []
+    return bool(records) and all(
+        isinstance(record, Mapping)
+        and list(record) == list(records[0])
+        and not any(isinstance(field, (Mapping, list)) for field in record.values())
+        for record in records
+    )
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

@@ -97,6 +97,7 @@ REPORT_SCHEMA: Schema = _object(
         epochs=_AMOUNT,
         seconds=_AMOUNT,
         examples_per_second=_AMOUNT,
+        waiting_for_data=_AMOUNT,
         best_step=_COUNT_OR_NULL,
         updates=_COUNT,
         weights=_TEXT,

@@ -1,11 +1,11 @@
-r"""Bottlenecks of the sequence length: k neighbouring tokens become one.
+r"""Layers that shorten sequences: k neighbouring tokens become one.
 
 Tokens carry weights ``[batch, length]``: 1 for a real token, 0 for padding, and after merging the
-number of tokens that one stands for. A group's weight is 0 just where it holds no real token.
+number of tokens merged into one. A group's weight is 0 exactly if it has no real token.
 
-Learned shortening of a pretrained encoder for one task (Bidart, 2023) is known from its abstract
-only; the layers here are a reconstruction. `merge_tokens` is that of Bolya et al., "Token Merging",
-2023, on hidden states.
+Only the abstract of the source (learned shortening of a pretrained encoder for one task, Bidart,
+2023) is public; the layers are a reconstruction. `merge_tokens` follows Bolya et al., "Token
+Merging", 2023, applied to hidden states.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ KINDS = ("mean", "linear", "conv", "attention", "merge")
 
 
 def shortened(length: int, factor: int, keep_first: int = 0) -> int:
-    """Returns how many tokens are left: the kept ones, and a k-th of the rest, rounded up."""
+    """Returns the shortened length: ``keep_first`` plus the rest divided by k, rounded up."""
     kept = min(keep_first, length)
     return kept + math.ceil((length - kept) / factor)
 
 
 def grouped(tokens: Array, weight: Array, factor: int) -> tuple[Array, Array]:
-    """Groups neighbours, filling the last group up with padding.
+    """Groups neighbouring tokens; the last group is padded.
 
     Args:
       tokens: ``[batch, length, features]``.
       weight: ``[batch, length]``.
-      factor: k, tokens in a group.
+      factor: tokens per group, k.
 
     Returns:
       ``[batch, groups, k, features]`` and ``[batch, groups, k]``.
@@ -47,13 +47,13 @@ def grouped(tokens: Array, weight: Array, factor: int) -> tuple[Array, Array]:
 
 
 def real(tokens: Array, weight: Array, keep_first: int = 0) -> Array:
-    """Returns tokens with zeros for padding behind the kept ones, which may hold NaN."""
+    """Returns tokens with padding after the first ``keep_first`` set to zero (it may be NaN)."""
     inside = (jnp.asarray(weight) > 0).at[:, :keep_first].set(True)
     return jnp.where(inside[..., None], tokens, jnp.zeros_like(tokens))
 
 
 class Bottleneck(nn.Module):
-    r"""Shortens a sequence k times; with its initial parameters by the mean of each group.
+    r"""Shortens a sequence by a factor k; initially by the mean of each group.
 
     With :math:`m_i` = 1 for the real tokens of a group and 0 for padding:
 
@@ -63,14 +63,14 @@ class Bottleneck(nn.Module):
        \text{conv} &: \text{the same with diagonal } W_i \\
        \text{attention} &: \sum_i a_i h_i, \quad a_i \propto m_i e^{q \cdot h_i / \sqrt d}
 
-    At first :math:`W_i = I/k`, :math:`b = 0` and :math:`q = 0`.
+    Initial values: :math:`W_i = I/k`, :math:`b = 0` and :math:`q = 0`.
 
     "merge" has no parameters, see `merge_tokens`.
 
     Attributes:
       factor: k.
       kind: one of `KINDS`.
-      keep_first: tokens at the start that pass as they are, such as the class token.
+      keep_first: tokens at the start that pass unchanged, such as the class token.
       dtype: of the computation.
       param_dtype: of the parameters.
 
@@ -86,11 +86,11 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Array, weight: Array) -> tuple[Array, Array]:
-        """Shortens.
+        """Shortens a batch of sequences.
 
         Args:
           tokens: ``[batch, length, features]``.
-          weight: ``[batch, length]``, see the module's file.
+          weight: ``[batch, length]``, see the module docstring.
 
         Returns:
           ``[batch, shortened(length, k), features]`` and the weights of these tokens.
@@ -122,7 +122,7 @@ class Bottleneck(nn.Module):
             query = self.param("query", nn.initializers.zeros, (features,), self.param_dtype)
             scores = jnp.einsum("bgkd,d->bgk", groups, query.astype(groups.dtype))
             scores = jnp.where(inside > 0, scores / math.sqrt(features), -jnp.inf)
-            # A group of padding alone has no maximum; it is made zero by the caller.
+            # A group of padding only has no maximum; the caller sets it to zero.
             scores = jnp.where(jnp.isfinite(scores).any(-1, keepdims=True), scores, 0)
             return jnp.einsum("bgk,bgkd->bgd", jax.nn.softmax(scores, axis=-1), groups)
         bias = self.param("bias", nn.initializers.zeros, (features,), self.param_dtype)
@@ -147,23 +147,24 @@ class Bottleneck(nn.Module):
 def merge_tokens(
     tokens: Array, weight: Array, factor: int, keep_first: int = 0
 ) -> tuple[Array, Array]:
-    """Merges the tokens that are most alike until a k-th, at least half, is left; no parameters.
+    """Merges the most similar tokens until 1/k of them is left; no parameters.
 
-    Tokens at even places each find their most similar (cosine) token at an odd place; the most
-    similar pairs merge to means weighted by what they stand for. Padding is merged first, with
-    weight 0, so how many real tokens merge depends on the padding.
+    Each token at an even position is paired with its most similar (cosine) token at an odd
+    position; the most similar pairs are replaced by their weighted means. Padding is merged first,
+    with weight 0, so the number of merged real tokens depends on the amount of padding.
 
     Args:
       tokens: ``[batch, length, features]``.
-      weight: ``[batch, length]``: how many tokens each stands for.
+      weight: ``[batch, length]``: number of original tokens in each.
       factor: k, 1 or 2.
-      keep_first: tokens at the start that pass as they are.
+      keep_first: tokens at the start that pass unchanged.
 
     Returns:
-      ``[batch, shortened(length, k), features]`` and their weights; odd places come last.
+      ``[batch, shortened(length, k), features]`` and their weights; tokens from odd positions come
+      last.
 
     Raises:
-      ConfigError: another factor.
+      ConfigError: ``factor`` is not 1 or 2.
     """
     check("merge", factor)
     if factor == 1:
@@ -175,7 +176,7 @@ def merge_tokens(
     inside = weight[:, keep_first:].astype(tokens.dtype)
     even, odd = rest[:, ::2], rest[:, 1::2]
     even_weight, odd_weight = inside[:, ::2], inside[:, 1::2]
-    left = even.shape[1] - odd.shape[1]  # the longer half keeps one token where the length is odd
+    left = even.shape[1] - odd.shape[1]  # one token more if the length is odd
 
     def direction(x):
         return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)

@@ -1,4 +1,4 @@
-"""Checks of the modules that layers and models are given."""
+"""Checks of modules that are passed to layers and models."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from jaxeff.errors import ConfigError
 
 
 def called(module: nn.Module, x: Any, train: bool) -> Any:
-    """Returns ``module(x, train=train)``, or ``module(x)`` of one that knows no training."""
+    """Returns ``module(x, train=train)``, or ``module(x)`` if it takes no ``train``."""
     return module(x, train=train) if _takes_train(module) else module(x)  # type: ignore[operator]
 
 
 def _takes_train(function: Any) -> bool:
-    if isinstance(function, nn.Sequential):  # hands its arguments to the first
+    if isinstance(function, nn.Sequential):  # passes its arguments to the first
         return bool(function.layers) and _takes_train(function.layers[0])
     target = type(function).__call__ if isinstance(function, nn.Module) else function
     parameters = inspect.signature(target).parameters
@@ -24,11 +24,11 @@ def _takes_train(function: Any) -> bool:
 
 
 def require_linen(model: Any, where: str = "the model") -> None:
-    """Raises `ConfigError` for what is no module of ``flax.linen``.
+    """Raises `ConfigError` unless ``model`` is a module of ``flax.linen``.
 
     Args:
-      model: what should be one.
-      where: names it in the complaint.
+      model: any object.
+      where: its name in the error message.
     """
     if isinstance(model, nn.Module):
         return
@@ -37,7 +37,7 @@ def require_linen(model: Any, where: str = "the model") -> None:
     kinds = model.__mro__ if isinstance(model, type) else type(model).__mro__
     if any(kind.__module__.startswith("flax.nnx") for kind in kinds):
         raise ConfigError(
-            f"{cause}, which is one of flax.nnx; wrap its class, as in "
+            f"{cause}, which is a flax.nnx module; wrap its class, as in "
             f"flax.nnx.bridge.ToLinen({name}, args=(...))"
         )
     hint = "; build it first" if isinstance(model, type) and issubclass(model, nn.Module) else ""

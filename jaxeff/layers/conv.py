@@ -1,4 +1,4 @@
-"""Convolutions with normalisation, the units that convolutional bodies are made of."""
+"""Convolutions and normalisation, the building blocks of convolutional networks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from jaxeff.arguments import one_size, require, require_whole
 from jaxeff.errors import ConfigError
+from jaxeff.layers.normalisation import BatchNorm
 from jaxeff.ops import convolution
-from jaxeff.ops.precision import plus_bias
+from jaxeff.ops.convolution import followed
 from jaxeff.registry import closest
 from jaxeff.typing import Array, Dtype, PRNGKey
 
@@ -33,30 +34,30 @@ def he_fan_out(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32)
 
 
 def he_depthwise(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
-    """Draws a depthwise kernel ``[k, k, 1, channels]`` from N(0, 2 / (k k)), its own fan-out."""
+    """Draws a depthwise kernel ``[k, k, 1, channels]`` from N(0, 2 / (k k))."""
     return (2.0 / (shape[0] * shape[1])) ** 0.5 * jax.random.normal(key, shape, dtype)
 
 
 def uniform_fan_in(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
-    """Draws from U(-1, 1) / sqrt(inputs), as PyTorch and with it the authors' networks do."""
+    """Draws from U(-1, 1) / sqrt(inputs), PyTorch's default, used by the authors' networks."""
     return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
 
 
 def activation(name: str) -> Any:
-    """Returns the named activation; raises `ConfigError` for another name."""
+    """Returns the named activation; raises `ConfigError` for an unknown name."""
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ConfigError(f"unknown activation '{name}'{closest(str(name), ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 class Conv(nn.Module):
-    """`jaxeff.ops.convolution` with a kernel of its own, ``[k, k, inputs, features]``.
+    """`jaxeff.ops.convolution` with a learned kernel ``[k, k, inputs, features]``.
 
     Attributes:
-      features: output channels; 0 convolves every channel by itself, by ``[k, k, 1, channels]``.
+      features: output channels; 0 is a depthwise convolution, with kernel ``[k, k, 1, channels]``.
       kernel_size: k, odd, or (k, k).
       strides: of both axes, or (s, s).
-      use_bias: whether a bias per channel is added.
+      use_bias: whether to add a bias per channel.
       kernel_init: initialiser.
       dtype: of the computation; None follows the input.
       param_dtype: of the parameters.
@@ -71,37 +72,60 @@ class Conv(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Returns the convolved ``[..., rows, columns, channels]``, padded with zeros."""
+    def __call__(
+        self,
+        x: Array,
+        norm: tuple[Array, Array] | None = None,
+        skip: Array | None = None,
+        *,
+        relu: bool = False,
+    ) -> Array:
+        """Returns the convolved ``[..., rows, columns, channels]``, padded with zeros.
+
+        Args:
+          x: ``[..., rows, columns, channels]``.
+          norm: factor and offset ``[channels]`` of a normalisation that follows; taken into kernel
+            and bias.
+          skip: added, like the result.
+          relu: whether negative values then become zero.
+        """
         require_whole("Conv.features", self.features, 0)
         side = one_size("Conv.kernel_size", self.kernel_size)
         strides = one_size("Conv.strides", self.strides)
         channels = (x.shape[-1], self.features) if self.features else (1, x.shape[-1])
-        convolve = convolution.conv if self.features else convolution.depthwise_conv
         shape = (side, side, *channels)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = None
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, shape[-1:], self.param_dtype)
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = convolve(x.reshape(-1, *x.shape[-3:]), kernel, strides)
-        y = y.reshape(*x.shape[:-3], *y.shape[-3:])
-        return y if bias is None else plus_bias(y, bias)
+        if norm is not None:
+            factor, offset = norm
+            bias = offset if bias is None else offset + bias * factor
+            kernel = kernel * factor
+        x, kernel, bias, skip = nn.dtypes.promote_dtype(x, kernel, bias, skip, dtype=self.dtype)
+        images = x.reshape(-1, *x.shape[-3:])
+        if self.features:
+            images_skip = None if skip is None else skip.reshape(-1, *skip.shape[-3:])
+            y = convolution.conv(images, kernel, strides, bias, images_skip, relu)
+        else:
+            y = convolution.depthwise_conv(images, kernel, strides)
+            y = followed(y, bias, skip, relu)
+        return y.reshape(*x.shape[:-3], *y.shape[-3:])
 
 
 @dataclasses.dataclass(frozen=True)
 class Ops:
-    """How a network makes its convolutions, normalisations and activations.
+    """Factory of a network's convolutions, normalisations and activations.
 
     Attributes:
       activation: name in `ACTIVATIONS`.
       epsilon: of the normalisations.
       momentum: of their running statistics; Flax's is one minus PyTorch's.
-      axis_name: mapped axis over which batch statistics are averaged; None is each device's own.
+      axis_name: mapped axis over which batch statistics are averaged; None: not averaged.
       kernel_init: initialiser of the kernels.
-      depthwise_init: initialiser of the depthwise ones.
+      depthwise_init: initialiser of depthwise kernels.
       dtype: of the computation; None follows the input. Statistics and parameters stay float32.
-      drop_path: highest rate at which a residual branch is left out in training.
+      drop_path: largest stochastic-depth rate of a residual branch.
     """
 
     activation: str = "relu"
@@ -119,16 +143,16 @@ class Ops:
 
     @classmethod
     def of(cls, dtype: Dtype, axis_name: str | None, **fields: Any) -> Ops:
-        """Returns the operations of a model's fields; an empty ``axis_name`` is none."""
+        """Returns the `Ops` for a model's fields; an empty ``axis_name`` means None."""
         return cls(axis_name=axis_name or None, dtype=jnp.dtype(dtype), **fields)
 
     def act(self, x: Array) -> Array:
         """Applies the activation."""
         return activation(self.activation)(x)
 
-    def norm(self, *, train: bool, name: str | None = None, **fields: Any) -> nn.Module:
-        """Returns a batch normalisation; ``fields`` are others of Flax's."""
-        return nn.BatchNorm(
+    def norm(self, *, train: bool, name: str | None = None, **fields: Any) -> BatchNorm:
+        """Returns a batch normalisation; ``fields`` are others of `BatchNorm`."""
+        return BatchNorm(
             use_running_average=not train,
             momentum=self.momentum,
             epsilon=self.epsilon,
@@ -154,20 +178,20 @@ class Ops:
     def conv_norm(
         self, features: int, kernel_size: int = 3, strides: int = 1, name: str | None = None
     ) -> nn.Module:
-        """Returns a convolution and its normalisation, called with ``(x, train=...)``."""
+        """Returns a convolution followed by normalisation, called with ``(x, train=...)``."""
         return ConvNorm(self, features, kernel_size, strides, name=name)
 
     def replace(self, **changes: Any) -> Ops:
-        """Returns a copy with other fields."""
+        """Returns a copy with changed fields."""
         return dataclasses.replace(self, **changes)
 
 
 class ConvNorm(nn.Module):
-    """A convolution without bias, then normalisation; ``features=0`` is depthwise.
+    """A convolution without bias, followed by normalisation.
 
     Attributes:
-      ops: how they are made.
-      features: output channels; 0 convolves every channel by itself.
+      ops: factory of the two.
+      features: output channels; 0 is a depthwise convolution.
       kernel_size: side of the kernel.
       strides: of both axes.
     """
@@ -178,7 +202,27 @@ class ConvNorm(nn.Module):
     strides: int = 1
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Maps ``[..., rows, columns, channels]`` to the normalised convolution."""
+    def __call__(
+        self,
+        x: Array,
+        *,
+        train: bool = False,
+        skip: Array | None = None,
+        activation: str = "identity",
+    ) -> Array:
+        """Maps ``[..., rows, columns, channels]`` to the normalised convolution.
+
+        Args:
+          x: ``[..., rows, columns, channels]``.
+          train: whether statistics of the batch are used; others are taken into the kernel.
+          skip: added, like the result.
+          activation: of the sum, a name in `ACTIVATIONS`.
+        """
         conv = self.ops.conv(self.features, self.kernel_size, self.strides, name="conv")
-        return self.ops.norm(train=train, name="norm")(conv(x))
+        norm = self.ops.norm(train=train, name="norm")
+        relu = activation == "relu"
+        if train or not isinstance(conv, Conv):
+            y = norm(conv(x), skip, relu=relu)
+        else:
+            y = conv(x, norm.folded(self.features or x.shape[-1]), skip, relu=relu)
+        return y if relu else ACTIVATIONS[activation](y)

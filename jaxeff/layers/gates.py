@@ -1,7 +1,7 @@
-"""Gates of selective distillation: networks on the teacher's side that say where to help.
+"""Gates of selective distillation: networks on teacher features that weight each example.
 
-A gate is called with what is seen of the teacher and returns ``[batch]`` in (0, 1). It exists in
-training only.
+A gate maps the teacher's outputs and features to ``[batch]`` in (0, 1). It is used in training
+only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GATES = Registry("gate")
 
 
 def opened(x: Array) -> Array:
-    """Returns the sigmoid ``[batch]`` of a last linear layer ``[batch, 1]``."""
+    """Returns the gate ``[batch]``: a linear layer of width 1 and a sigmoid."""
     return jax.nn.sigmoid(x[:, 0])
 
 
@@ -27,9 +27,9 @@ class MLPGate(nn.Module):
 
     Attributes:
       reads: "logits" or "penultimate", of the teacher.
-      hidden: widths.
-      normalised: whether batch normalisation comes before each ReLU.
-      ops: how the normalisation is made.
+      hidden: widths of the hidden layers.
+      normalised: whether batch normalisation precedes each ReLU.
+      ops: factory of the normalisation.
     """
 
     reads: str
@@ -52,12 +52,13 @@ class MLPGate(nn.Module):
 class MapGate(nn.Module):
     """Three convolutions on the teacher's feature map, then linear layers and a sigmoid (B24).
 
-    The release reads the map after the last stage but one, this the last, the head's input.
+    The released code uses the map after the second-last stage; this class uses the last map, the
+    head's input.
 
     Attributes:
       num_classes: width of the second linear layer.
       width: channels of the convolutions and of the first linear layer.
-      ops: how the convolutions are made.
+      ops: factory of the convolutions.
     """
 
     num_classes: int
@@ -77,7 +78,7 @@ class MapGate(nn.Module):
 
 @GATES.register("auto")
 class AutoGate(nn.Module):
-    """A `MapGate` where the teacher shows a feature map, else a small one on its logits.
+    """A `MapGate` if the teacher has a feature map, else a small `MLPGate` on its logits.
 
     Attributes:
       num_classes: classes of the teacher.
@@ -106,20 +107,20 @@ def logits_gate(*, num_classes: int, hidden: int = 32) -> MLPGate:
 
 @GATES.register("features")
 def features_gate(*, num_classes: int) -> MLPGate:
-    """The release's B23: layers of 64 and 128 on the teacher's pooled features."""
+    """The released code's B23: layers of 64 and 128 on the teacher's pooled features."""
     del num_classes
     return MLPGate("penultimate", (64, 128))
 
 
 @GATES.register("map")
 def map_gate(*, num_classes: int, width: int = 256, axis_name: str | None = None) -> MapGate:
-    """The release's B24, see `MapGate`."""
+    """The released code's B24, see `MapGate`."""
     return MapGate(num_classes, width, Ops(activation="swish", axis_name=axis_name or None))
 
 
 @GATES.register("wide_features")
 def wide_features_gate(*, num_classes: int, axis_name: str | None = None) -> MLPGate:
-    """The release's B2 for ImageNet: normalised layers of 1000, 64 and 1000 on pooled features."""
+    """The released code's B2 for ImageNet: normalised layers 1000, 64, 1000 on pooled features."""
     del num_classes
     ops = Ops(axis_name=axis_name or None)
     return MLPGate("penultimate", (1000, 64, 1000), normalised=True, ops=ops)

@@ -1,4 +1,4 @@
-"""The Global layer: a residual stage's repeated blocks replaced by a short solve of a PDE."""
+"""The Global layer: a few PDE time steps that replace the repeated blocks of a residual stage."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ COEFFICIENTS = ("u", "v", "diffusion_x", "diffusion_y")
 
 
 class GlobalLayer(nn.Module):
-    r"""Steps advection, diffusion and a source on a feature map, with coefficients read from it.
+    r"""Advection, diffusion and a source on a feature map, with coefficients predicted from it.
 
-    The coefficients are ``activation(norm(conv(h)))`` of the initial field, one depthwise
-    convolution and one normalisation each, and stay as they are over the steps; the output is
-    ``activation(norm(h_K))``. Parameters with the defaults: 46 per channel, 24 with constant
-    diffusivity. Equation and solvers are in `jaxeff.ode.transport`.
+    Each coefficient is ``activation(norm(conv(h)))`` of the initial field, with a depthwise
+    convolution, and is constant over the steps; the output is ``activation(norm(h_K))``. Parameters
+    with the defaults: 46 per channel, 24 with constant diffusivity. Equation and solvers are in
+    `jaxeff.ode.transport`.
 
     Kag, Saligrama, "Condensing CNNs with Partial Differential Equations", CVPR 2022. Defaults are
     those of the authors' code, whose velocity has the opposite sign of the printed equation and
@@ -43,18 +43,19 @@ class GlobalLayer(nn.Module):
         cells to the neighbours.
       diffusivity: constant (Dx, Dy); None learns both.
       velocity: sign of u and v. "reference": never positive, as in the authors' code; "paper":
-        never negative, as printed; "signed": ``spacing / (2 dt) * tanh(norm(conv(h)))``, either
-        way, within the leapfrog scheme's stability limit for equal diffusivities and spacings.
+        never negative, as printed; "signed": ``spacing / (2 dt) * tanh(norm(conv(h)))``, of either
+        sign, within the leapfrog scheme's stability limit for equal diffusivities and spacings.
       source: whether the input is the source term f.
       scheme: "leapfrog", "spectral" (coefficients averaged over the grid, one exact step over
-        ``num_steps * dt``) or "line_implicit"; the last two are this package's own.
+        ``num_steps * dt``) or "line_implicit"; the last two are additions of this package.
       start: first step of the leapfrog scheme: "repeat" as published, or "euler", second order.
       boundary: "periodic" or "reflecting".
       kernel_size: of the coefficients' convolutions.
-      use_bias: whether those have a bias.
+      use_bias: whether these convolutions have a bias.
       activation: name in `jaxeff.layers.conv.ACTIVATIONS`; diffusivities take its positive part.
-      product: one velocity for both directions, the activated product of the two predictions (the
-        first one's normalised convolution times the activated second), and one diffusivity alike.
+      product: use one velocity for both directions, the activated product of the two predictions
+        (normalised convolution of the first times the activated second), and one diffusivity
+        computed in the same way.
       coefficient_epsilon: epsilon of the coefficients' normalisation; None is the number of
         channels.
       epsilon: epsilon of the output's normalisation.
@@ -96,8 +97,8 @@ class GlobalLayer(nn.Module):
 
         Args:
           x: the layer's input.
-          initial: the initial field, x if None. If it has x's shape, x is still the source and the
-            field one step before, else it takes their places too.
+          initial: the initial field, x if None. If its shape is that of x, x remains the source and
+            the field one step before; otherwise ``initial`` is used for these as well.
           train: True normalises with the batch's statistics and updates the running ones.
         """
         self._check(x)
@@ -112,12 +113,12 @@ class GlobalLayer(nn.Module):
         def solve(variables: Mapping[str, Any], h: Array, x: Array, dt: float) -> Any:
             return self.clone(parent=None, dt=dt).apply(variables, h, x, method=GlobalLayer._solve)
 
-        # Outside training, images of a batch do not depend on each other.
+        # In evaluation the images of a batch are independent.
         return rowwise(solve, self.variables, h, x, self.dt)
 
     @nn.compact
     def _solve(self, h: Array, x: Array, *, train: bool = False) -> Array:
-        """Steps the field h with the source x, which also stands for the field before h."""
+        """Steps the field h with the source x, which is also the field one step before h."""
         names = COEFFICIENTS if self.diffusivity is None else COEFFICIENTS[:2]
         predicted = {name: self._predicted(name, h, train) for name in names}
         values = (self._activated(name, predicted) for name in names)
@@ -138,7 +139,8 @@ class GlobalLayer(nn.Module):
         return x + y if self.residual else y
 
     def _predicted(self, name: str, h: Array, train: bool) -> Array:
-        # Its initialiser is the fan-out without regard to groups, as the authors' for CIFAR.
+        # He initialisation with the fan-out of an ungrouped convolution, as in the authors' CIFAR
+        # code.
         conv = Conv(
             0,
             self.kernel_size,
@@ -165,11 +167,11 @@ class GlobalLayer(nn.Module):
         return act(value) * (1 if self.velocity == "paper" else -1)
 
     def _watch(self, h: Array, c: Coefficients) -> None:
-        """Shows by how much a wave can grow over the steps, NaN if the field is not finite."""
+        """Sows the growth of waves over the steps, NaN if the field is not finite."""
         if not self.is_mutable_collection("stability") or self.is_initializing():
             return
         grown = jnp.ones(())
-        if self.scheme == "leapfrog" and self.num_steps > 1:  # one step cannot grow far
+        if self.scheme == "leapfrog" and self.num_steps > 1:  # a single step cannot grow much
             grown = jnp.max(transport.growth(c, self.dt, self.spacing)) ** self.num_steps
         grown = jnp.where(jnp.isfinite(h).all(), grown.astype(jnp.float32), jnp.nan)
         self.sow("stability", "growth", grown, reduce_fn=jnp.maximum, init_fn=_zero)
@@ -202,7 +204,7 @@ class GlobalLayer(nn.Module):
         if not isinstance(self.dt, jax.core.Tracer) and not 0 < self.dt < math.inf:
             raise ConfigError(f"GlobalLayer.dt must be positive, not {self.dt}")
         if self.scheme != "leapfrog" and self.start != "repeat":
-            raise ConfigError(f"GlobalLayer.start has no use with scheme={self.scheme!r}")
+            raise ConfigError(f"GlobalLayer.start has no effect with scheme={self.scheme!r}")
         if self.diffusivity is not None and not all(0 <= d < math.inf for d in self.diffusivity):
             raise ConfigError(
                 f"GlobalLayer.diffusivity must not be negative, but is {self.diffusivity}"
@@ -216,11 +218,11 @@ def global_layer_from_reference(
 
     ``convg`` and ``convg1`` are the velocities' convolutions along rows and columns, ``convDx`` and
     ``convDy`` the diffusivities'. Kernels ``[channels, 1, k, k]`` become ``[k, k, 1, channels]``.
-    The running variance is copied as it is: PyTorch's is the unbiased one.
+    The running variance is copied unchanged; PyTorch's is the unbiased estimate.
 
     Args:
       state: arrays by name, for the whole network or the layer alone.
-      prefix: what stands before the layer's names, such as ``"layer1.1."``.
+      prefix: of the layer's names, such as ``"layer1.1."``.
 
     Raises:
       ValueError: an array is missing.
@@ -253,12 +255,12 @@ def global_layer_from_reference(
 
 
 def unstable_layers(model: nn.Module, variables: Mapping[str, Any], x: Array) -> list[str]:
-    """Returns a sentence for every Global layer whose time steps are unstable for these inputs.
+    """Returns a warning for every Global layer whose time steps are unstable for these inputs.
 
-    The velocities are read from the features and have no bound, so whether the leapfrog scheme is
-    stable depends on parameters and inputs: a layer is unstable where a wave can grow by more than
-    a tenth within ``num_steps`` (`jaxeff.ode.transport.growth`). A layer of any scheme whose
-    features are not finite is named too.
+    Velocities are predicted from the features without a bound, so the stability of the leapfrog
+    scheme depends on parameters and inputs. A layer counts as unstable if a wave can grow by more
+    than 10 % within ``num_steps`` (`jaxeff.ode.transport.growth`). Layers of any scheme with
+    non-finite features are reported too.
 
     Args:
       model: any model.

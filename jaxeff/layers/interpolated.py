@@ -1,11 +1,11 @@
-"""SI-CNN: the residual body runs on anchor pixels, a cheap branch on all of them.
+"""SI-CNN: the residual body runs on a subset of pixels (anchors), a cheap branch on all pixels.
 
 The paper ("Spatially Interpolated Inverted Residual Block", Kag, Wadhwa, Saligrama, Jain, listed as
-a preprint in 2023) is not public. What follows is a **reconstruction** from the author's research
+a preprint in 2023) is not public. This is a **reconstruction** from the author's research
 statement, which describes an interpolation between features processed on a low-resolution sampling
 of the input and cheaper features processed at the input's resolution, for up to 40 % less compute.
-Sampling before the body is the only order that makes an inverted residual's expansion, most of its
-multiply-adds, cheap. Where the sources leave a choice it is a switch.
+Sampling before the body is the only order that reduces the cost of an inverted residual's
+expansion, which has most of its multiply-adds. Choices that the sources leave open are options.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ CHOICES = {
 
 
 class Interpolated(nn.Module):
-    r"""A residual body F on every s-th pixel, filled in with the help of a cheap branch G.
+    r"""A residual body F on every s-th pixel, interpolated and mixed with a cheap branch G.
 
     .. math::
        a = F(x_{::s,::s}), \quad g = G(x), \quad
        y = \lambda\, U a + (1 - \lambda)\, g
 
-    U interpolates from the anchors; lambda is 1 on them, so that they keep F's value exactly, and
-    ``sigmoid(share)``, one number per channel, elsewhere. Without the skip, which the host adds:
-    it drops in wherever F stands. F keeps its own parameters under ``body``.
+    U interpolates from the anchors; lambda is 1 at the anchors, which keep F's value exactly, and
+    ``sigmoid(share)``, one number per channel, elsewhere. The module replaces F in a residual
+    block, which adds the skip. F has its parameters under ``body``.
 
     Attributes:
       body: F, a module called as ``body(x, train=train)``, or ``body(x)`` if it has no ``train``,
@@ -49,15 +49,15 @@ class Interpolated(nn.Module):
       stride: distance s of the anchors along both axes; 1 is F itself.
       cheap: G: "depthwise" (3x3 and normalisation), "separable" (then activation, 1x1 and
         normalisation) or "none" (zero).
-      mixing: "anchors" as above, or "blend": the learned share everywhere.
+      mixing: "anchors" as above, or "blend": ``sigmoid(share)`` at the anchors too.
       interpolation: "linear"; "hold", each anchor's value for the pixels after it; "edge_aware",
-        weights that follow g (`jaxeff.ops.anchors.edge_aware`, sharpness learned from 1).
-      sampling: "strided", or "area", means over the pixels from an anchor to the next.
-      dense_share: share of the map's tiles on which F runs at full resolution too, those of the
-        largest squares of g; 0 has none. This package's own: the regular anchors stay a prior, the
-        shapes stay static, and the choice has a straight-through gradient.
-      tile: side of a tile, which must divide rows and columns; F sees each tile with zeros around.
-      initial_share: of the interpolated features off the anchors, in (0, 1).
+        weights that depend on g (`jaxeff.ops.anchors.edge_aware`, learned sharpness, initially 1).
+      sampling: "strided", or "area": means over the pixels from each anchor to the next.
+      dense_share: fraction of the map's tiles on which F also runs at full resolution: those with
+        the largest mean square of g; 0 disables it. An addition of this package, with static shapes
+        and a straight-through gradient.
+      tile: side of a tile, which must divide rows and columns; F pads each tile with zeros.
+      initial_share: initial ``sigmoid(share)``, in (0, 1).
       zero_init: whether the last normalisation of G starts at scale 0.
       epsilon: of the normalisation.
       momentum: of the running statistics.
@@ -120,7 +120,7 @@ class Interpolated(nn.Module):
         return self._refined(x, mixed, g, train) if self.dense_share else mixed
 
     def _refined(self, x: Array, coarse: Array, g: Array, train: bool) -> Array:
-        """Returns ``coarse`` with the body's own values on the tiles of the largest g."""
+        """Returns ``coarse`` with full-resolution values of the body on the tiles of largest g."""
         all_tiles = tiles.split(coarse, self.tile)
         count = max(1, round(self.dense_share * all_tiles.shape[1]))
         energy = jnp.square(tiles.split(g, self.tile)).mean((-3, -2, -1))
@@ -166,7 +166,7 @@ class Interpolated(nn.Module):
                     f"not {getattr(self, field)!r}"
                 )
         if self.interpolation == "edge_aware" and self.cheap == "none":
-            raise ConfigError("edge_aware interpolation follows the cheap branch; cheap is 'none'")
+            raise ConfigError("edge_aware interpolation needs the cheap branch; cheap is 'none'")
         if not 0 < self.initial_share < 1:
             raise ConfigError(
                 f"Interpolated.initial_share must be in (0, 1), not {self.initial_share}"

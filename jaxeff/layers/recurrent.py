@@ -1,11 +1,11 @@
 """Flax layers over the recurrences of `jaxeff.ode`.
 
-Every cell here is an ordinary Flax Linen recurrent cell: it drops into ``flax.linen.RNN`` and
-``flax.linen.Bidirectional``. `RNN` below is the package's own wrapper: the same result, but with
-the driver of `jaxeff.ode.unroll`, which is faster and needs less memory in training.
+Every cell here is a Flax Linen recurrent cell and works with ``flax.linen.RNN`` and
+``flax.linen.Bidirectional``. `RNN` below gives the same results as ``flax.linen.RNN`` but runs
+`jaxeff.ode.unroll`, which is faster and needs less memory in training.
 
-In ``flax.nnx`` a cell needs a wrapper, because ``nnx.RNN`` asks it for a first carry. `RNN` below
-needs none, ``flax.nnx.bridge.ToNNX(RNN(LSTMCell(4)), rngs=rngs).lazy_init(x)``::
+In ``flax.nnx`` a cell needs a wrapper, because ``nnx.RNN`` asks it for the initial carry. `RNN`
+below needs no wrapper: ``flax.nnx.bridge.ToNNX(RNN(LSTMCell(4)), rngs=rngs).lazy_init(x)``::
 
     class Bridged(nnx.RNNCellBase):
         num_feature_axes = 1
@@ -40,13 +40,13 @@ from jaxeff.typing import Array, Carry, Dtype, Params, PRNGKey
 
 
 class RecurrentCell(nn.RNNCellBase):
-    """Flax cell that owns the parameters and leaves the mathematics to a pure cell.
+    """Flax cell that holds the parameters of a pure cell.
 
     Calling it with ``(carry, inputs)``, inputs of shape ``[..., inputs]``, returns
     ``(carry, output)`` with an output of shape ``[..., features]``.
 
     Attributes:
-      pure: the pure cell, one of the package's or of your own.
+      pure: the pure cell.
       dtype: type of the computation; that of inputs and parameters if None.
       param_dtype: type of the parameters.
     """
@@ -59,7 +59,7 @@ class RecurrentCell(nn.RNNCellBase):
         written = "__init__" in vars(cls)
         pure_class = getattr(cls.__init__, "pure_class", None)
         super().__init_subclass__(**options)
-        if pure_class is not None and not written:  # a subclass takes what its base takes
+        if pure_class is not None and not written:  # a subclass has the constructor of its base
             cls.__init__ = _fields_of(pure_class, cls.__init__)  # type: ignore[method-assign]
 
     @property
@@ -80,7 +80,7 @@ class RecurrentCell(nn.RNNCellBase):
         return self.pure.initial_carry(input_shape[:-1], dtype, input_shape[-1])
 
     def parameters(self, input_size: int) -> Params:
-        """Declares (or fetches) the parameters for inputs of that width."""
+        """Declares (or fetches) the parameters for inputs of width ``input_size``."""
         return {
             name: self.param(name, spec.init, spec.shape, self.param_dtype)
             for name, spec in self.pure.param_specs(input_size).items()
@@ -104,7 +104,7 @@ class RecurrentCell(nn.RNNCellBase):
         leaves, treedef = jax.tree.flatten((self.parameters(width), inputs))
         params, inputs = jax.tree.unflatten(treedef, promote_dtype(*leaves, dtype=self.dtype))
         if carry is not None:
-            # Not every array of a carry is of that type: a step counter stays wide.
+            # A step counter in the carry keeps its wider type.
             types = jax.eval_shape(lambda: self.pure.initial_carry((), inputs.dtype, width))
             carry = jax.tree.map(lambda a, like: jnp.asarray(a, like.dtype), carry, types)
         return params, carry, inputs
@@ -120,11 +120,11 @@ def from_pure(
 def _fields_of(
     pure_class: type[ode.Cell], construct: Callable[..., None] = RecurrentCell.__init__
 ) -> Callable[..., None]:
-    """Returns a constructor that takes the fields of a pure cell in place of the cell.
+    """Returns a constructor that takes the fields of a pure cell instead of the cell.
 
     Args:
       pure_class: the class of the pure cell.
-      construct: the constructor that takes the cell, and fields of the layer.
+      construct: the constructor that takes the cell and the layer's fields.
     """
     layer_fields = list(inspect.signature(construct).parameters.values())[2:]
 
@@ -201,13 +201,13 @@ class DualODECell(RecurrentCell):
 
 
 class RNN(nn.RNN):
-    """Runs a recurrent cell over sequences: ``flax.linen.RNN`` with the driver of `jaxeff.ode`.
+    """Runs a recurrent cell over sequences: ``flax.linen.RNN`` on `jaxeff.ode.unroll`.
 
-    Takes what ``flax.linen.RNN`` takes, and means the same by it. The package's cells go through
-    `jaxeff.ode.unroll`, where padded steps leave the carry as it is and repeat the output. Any
-    other cell goes through ``flax.linen.RNN``, and so does every cell where an option of
-    ``flax.linen.scan`` (``unroll``, ``variable_axes``, ``variable_broadcast``, ``variable_carry``,
-    ``split_rngs``) is set. Parameters live under the cell, ``{"cell": {...}}``, in both.
+    Same arguments and meaning as ``flax.linen.RNN``. The package's cells run in
+    `jaxeff.ode.unroll`, where padded steps leave the carry unchanged and repeat the output. Other
+    cells run in ``flax.linen.RNN``, and so do all cells if an option of ``flax.linen.scan``
+    (``unroll``, ``variable_axes``, ``variable_broadcast``, ``variable_carry``, ``split_rngs``) is
+    set. Parameters are under ``{"cell": {...}}`` in both cases.
 
     Attributes:
       cell: the cell.
@@ -218,11 +218,13 @@ class RNN(nn.RNN):
         True at their inputs' positions.
       return_sequence: True returns every output, False that of the last step computed.
       backward: how gradients are computed, see `jaxeff.ode.unroll`; the package's cells only.
+      driver: what runs the steps, see `jaxeff.ode.unroll`; the package's cells only.
       block_size: time steps per block of the backward pass; the package's cells only.
     """
 
     return_sequence: bool = True
     backward: str = "auto"
+    driver: str = "scan"
     block_size: int | None = None
 
     def __call__(
@@ -238,19 +240,19 @@ class RNN(nn.RNN):
         keep_order: bool | None = None,
         mask: Array | None = None,
     ) -> Any:
-        """Runs over the inputs; what is None is as the fields say.
+        """Runs over the inputs; arguments that are None default to the fields.
 
         Args:
           inputs: ``[*batch, time, features]``.
-          initial_carry: carry before the first step; the cell's own if None.
-          init_key: key for cells whose first carry is drawn.
+          initial_carry: carry before the first step; the cell's initial carry if None.
+          init_key: key for cells with a random initial carry.
           seq_lengths: ``[*batch]``, the number of real steps at the beginning of each sequence.
           return_carry: see the class.
           time_major: see the class.
           reverse: see the class.
           keep_order: see the class.
-          mask: ``[*batch, time]``, non-zero where a step is real, in place of lengths; the
-            package's cells only.
+          mask: ``[*batch, time]``, non-zero where a step is real, instead of lengths; the package's
+            cells only.
 
         Returns:
           outputs ``[*batch, time, features]`` or ``[*batch, features]``; see ``return_carry``.
@@ -305,6 +307,7 @@ class RNN(nn.RNN):
             mask=mask,
             return_sequence=self.return_sequence,
             backward=self.backward,
+            driver=self.driver,
             block_size=self.block_size,
             reverse=reverse,
         )
@@ -330,7 +333,7 @@ SCAN_OPTIONS = ("unroll", "variable_axes", "variable_broadcast", "variable_carry
 
 
 def _last_output(outputs: Array, lengths: Array | None) -> Array:
-    """Returns the last real ones of outputs ``[time, *batch, ...]``."""
+    """Returns the outputs at the last real step, from ``[time, *batch, ...]``."""
     if lengths is None:
         return outputs[-1]
     index = (jnp.asarray(lengths) - 1)[None]

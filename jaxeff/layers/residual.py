@@ -1,8 +1,7 @@
-"""Residual bodies and blocks of the convolutional hosts.
+"""Residual bodies and blocks of convolutional networks.
 
 A body is a module called as ``body(x, train=train)`` that maps ``[batch, rows, columns, channels]``
-to the features that its block adds to the skip. Hosts choose bodies; whatever keeps this interface
-drops in.
+to the features that its block adds to the skip. Any module with this interface can be a body.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ class BasicBody(nn.Module):
     """Two 3x3 convolutions (He et al., "Deep Residual Learning", 2016).
 
     Attributes:
-      ops: how convolutions are made.
+      ops: factory of the convolutions.
       features: output channels.
       strides: of the first convolution.
     """
@@ -31,17 +30,26 @@ class BasicBody(nn.Module):
     strides: int = 1
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool = False) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        *,
+        train: bool = False,
+        skip: Array | None = None,
+        activation: str = "identity",
+    ) -> Array:
         """See the module."""
-        x = self.ops.conv_norm(self.features, 3, self.strides, name="conv1")(x, train=train)
-        return self.ops.conv_norm(self.features, 3, name="conv2")(self.ops.act(x), train=train)
+        first = self.ops.conv_norm(self.features, 3, self.strides, name="conv1")
+        last = self.ops.conv_norm(self.features, 3, name="conv2")
+        x = first(x, train=train, activation=self.ops.activation)
+        return last(x, train=train, skip=skip, activation=activation)
 
 
 class BottleneckBody(nn.Module):
     """1x1, 3x3 with the stride, 1x1 to ``expansion`` times the width (ResNet v1.5).
 
     Attributes:
-      ops: how convolutions are made.
+      ops: factory of the convolutions.
       features: output channels.
       strides: of the 3x3 convolution.
       expansion: output channels per inner channel.
@@ -53,22 +61,31 @@ class BottleneckBody(nn.Module):
     expansion: int = 4
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool = False) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        *,
+        train: bool = False,
+        skip: Array | None = None,
+        activation: str = "identity",
+    ) -> Array:
         """See the module."""
-        width, act = self.features // self.expansion, self.ops.act
-        x = act(self.ops.conv_norm(width, 1, name="conv1")(x, train=train))
-        x = act(self.ops.conv_norm(width, 3, self.strides, name="conv2")(x, train=train))
-        return self.ops.conv_norm(self.features, 1, name="conv3")(x, train=train)
+        width, act = self.features // self.expansion, self.ops.activation
+        x = self.ops.conv_norm(width, 1, name="conv1")(x, train=train, activation=act)
+        middle = self.ops.conv_norm(width, 3, self.strides, name="conv2")
+        x = middle(x, train=train, activation=act)
+        last = self.ops.conv_norm(self.features, 1, name="conv3")
+        return last(x, train=train, skip=skip, activation=activation)
 
 
 class SqueezeExcite(nn.Module):
     """Scales every channel by a gate read from the channel means (Hu et al., 2018).
 
     Attributes:
-      ops: how convolutions are made.
+      ops: factory of the convolutions.
       hidden: inner width.
       activation: between the two layers.
-      hard: whether the gate is the hard sigmoid.
+      hard: whether the gate is a hard sigmoid instead of a sigmoid.
     """
 
     ops: Ops
@@ -79,13 +96,13 @@ class SqueezeExcite(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Returns ``x`` scaled."""
-        pooled = x.mean((-3, -2), keepdims=True)
+        pooled = x.mean((-3, -2))
         options: Any = {"kernel_init": he_fan_out, "dtype": self.ops.dtype}
         inner = nn.Dense(self.hidden, name="reduce", **options)(pooled)
         inner = activation(self.activation)(inner)
         gate = nn.Dense(x.shape[-1], name="expand", **options)(inner)
         gate = jax.nn.hard_sigmoid(gate) if self.hard else jax.nn.sigmoid(gate)
-        return x * jnp.broadcast_to(gate, x.shape)
+        return x * jnp.broadcast_to(gate[..., None, None, :], x.shape)
 
 
 class InvertedBody(nn.Module):
@@ -94,13 +111,13 @@ class InvertedBody(nn.Module):
     Sandler et al., "MobileNetV2", 2018; with squeeze-excitation as in MobileNetV3 and EfficientNet.
 
     Attributes:
-      ops: how convolutions are made.
+      ops: factory of the convolutions.
       features: output channels.
       strides: of the depthwise convolution.
       hidden: inner channels.
       kernel_size: of the depthwise convolution.
-      squeeze: inner width of the squeeze-excitation; 0 is none.
-      hard_gate: whether its gate is the hard sigmoid, with relu inside.
+      squeeze: inner width of the squeeze-excitation; 0 for none.
+      hard_gate: whether the squeeze-excitation uses a hard sigmoid and ReLU.
       expand: whether there is an expansion.
     """
 
@@ -114,29 +131,38 @@ class InvertedBody(nn.Module):
     expand: bool = True
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool = False) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        *,
+        train: bool = False,
+        skip: Array | None = None,
+        activation: str = "identity",
+    ) -> Array:
         """See the module."""
-        act = self.ops.act
+        act = self.ops.activation
         if self.expand:
-            x = act(self.ops.conv_norm(self.hidden, 1, name="expand")(x, train=train))
+            expand = self.ops.conv_norm(self.hidden, 1, name="expand")
+            x = expand(x, train=train, activation=act)
         depthwise = self.ops.conv_norm(0, self.kernel_size, self.strides, name="depthwise")
-        x = act(depthwise(x, train=train))
+        x = depthwise(x, train=train, activation=act)
         if self.squeeze:
             inner = "relu" if self.hard_gate else self.ops.activation
             x = SqueezeExcite(self.ops, self.squeeze, inner, self.hard_gate, name="gate")(x)
-        return self.ops.conv_norm(self.features, 1, name="project")(x, train=train)
+        project = self.ops.conv_norm(self.features, 1, name="project")
+        return project(x, train=train, skip=skip, activation=activation)
 
 
 class SeparableBody(nn.Module):
     """Activations and separable convolutions, each normalised, then pooling (Chollet, "Xception").
 
     Attributes:
-      ops: how convolutions are made.
+      ops: factory of the convolutions.
       features: output channels.
       strides: of the max-pooling at the end.
       repeats: separable convolutions.
       start_with_act: whether an activation precedes the first.
-      grow_first: whether the first, and not the last, changes the number of channels.
+      grow_first: whether the first instead of the last convolution changes the channels.
     """
 
     ops: Ops
@@ -167,7 +193,7 @@ class DenseBody(nn.Module):
     """Normalisation, activation and convolution, first 1x1, then 3x3 (DenseNet's bottleneck).
 
     Attributes:
-      ops: how convolutions are made.
+      ops: factory of the convolutions.
       features: output channels.
       bottleneck: inner channels.
     """
@@ -185,14 +211,18 @@ class DenseBody(nn.Module):
         return self.ops.conv(self.features, 3, name="conv2")(x)
 
 
+#: Bodies whose last convolution adds the skip, and applies the activation, in its own pass.
+ADD_SKIP = (BasicBody, BottleneckBody, InvertedBody)
+
+
 class Residual(nn.Module):
     """A body and its skip.
 
     Attributes:
       body: the body.
-      shortcut: what the skip passes, a module called like a body; None is the identity.
+      shortcut: module on the skip, called like a body; None is the identity.
       activation: applied to the sum.
-      drop_path: rate at which the body of an example is left out in training.
+      drop_path: stochastic-depth rate, per example.
     """
 
     body: nn.Module
@@ -207,10 +237,12 @@ class Residual(nn.Module):
         Raises:
           ValueError: body and shortcut differ in shape.
         """
-        y = self.body(x, train=train)
         skip = x if self.shortcut is None else self.shortcut(x, train=train)
+        if isinstance(self.body, ADD_SKIP) and not (self.drop_path and train):
+            return self.body(x, train=train, skip=skip, activation=self.activation)
+        y = self.body(x, train=train)
         if y.shape != skip.shape:
-            raise ValueError(f"the body gives {y.shape}, but the skip {skip.shape}")
+            raise ValueError(f"the body returns {y.shape}, but the skip {skip.shape}")
         if self.drop_path and train:
             y = nn.Dropout(self.drop_path, broadcast_dims=(-3, -2, -1))(y, deterministic=False)
         return activation(self.activation)(y + skip)
@@ -231,10 +263,10 @@ class Dense(nn.Module):
 
 
 class Transition(nn.Module):
-    """Normalisation, activation, 1x1 convolution and 2x2 means, between dense stages.
+    """Normalisation, activation, 1x1 convolution and 2x2 mean pooling, between dense stages.
 
     Attributes:
-      ops: how convolutions are made.
+      ops: factory of the convolutions.
       features: output channels.
     """
 
@@ -243,10 +275,10 @@ class Transition(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Returns half the rows and columns."""
+        """Returns features with half the rows and columns."""
         x = self.ops.act(self.ops.norm(train=train, name="norm")(x))
         x = self.ops.conv(self.features, 1, name="conv")(x)
-        return nn.avg_pool(x, (2, 2), (2, 2))
+        return nn.avg_pool(x, window_shape=(2, 2), strides=(2, 2))
 
 
 class Loop(nn.Module):
@@ -256,7 +288,7 @@ class Loop(nn.Module):
 
     Attributes:
       block: the block.
-      times: how often.
+      times: number of applications.
     """
 
     block: nn.Module
@@ -270,11 +302,11 @@ class Loop(nn.Module):
 
 
 class GlobalBlock(nn.Module):
-    """A `GlobalLayer` whose initial field a body or block computes.
+    """A `GlobalLayer` with a body or block that computes its initial field.
 
     Attributes:
       layer: the Global layer.
-      initial: computes the initial field; None takes the input.
+      initial: computes the initial field; None uses the input.
     """
 
     layer: nn.Module

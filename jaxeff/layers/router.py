@@ -1,4 +1,4 @@
-"""Routers: small networks on what the base has computed anyway, that score a query."""
+"""Routers: small networks on the base's logits and features that score each query."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ ROUTERS = Registry("router")
 
 @ROUTERS.register("slim")
 class SlimRouter(nn.Module):
-    """At most 20,000 parameters, without batch statistics.
+    """A router of at most 20,000 parameters, without batch normalisation.
 
-    The base's features, normalised and projected to a few, join entropy and margins; one hidden
-    layer follows. A batch of one is scored as in any other batch.
+    Inputs are the base's normalised and projected features, its entropy and its margins; one hidden
+    layer follows. Scores do not depend on the other inputs of a batch.
 
     Attributes:
       hidden: width of the hidden layer.
-      projection: width to which the base's features are projected, or what 16,384 weights allow.
-      top: how many of the base's probabilities the margins compare.
+      projection: width to which the base's features are projected; less if that would need more
+        than 16,384 weights.
+      top: number of the base's largest probabilities in the margins.
     """
 
     hidden: int = 32
@@ -50,8 +51,8 @@ class ReleasedRouter(nn.Module):
     """The router of the authors' code: seven linear layers with batch normalisation.
 
     Attributes:
-      top: how many of the base's probabilities the margins compare.
-      axis_name: mapped axis over which batch statistics are averaged; None keeps each device's own.
+      top: number of the base's largest probabilities in the margins.
+      axis_name: mapped axis over which batch statistics are averaged; None: not averaged.
     """
 
     top: int = 10

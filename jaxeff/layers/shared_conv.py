@@ -1,7 +1,6 @@
-"""Convolutions whose kernels repeat themselves over channels.
+"""Convolutions whose kernels are tied over channels.
 
-"System 1" of the second thesis. Modes, with k the kernel's side, C inputs, O outputs, s the factor
-and tiles of period C/s or O/s:
+Modes, with k the kernel's side, C inputs, O outputs, s the factor and tiles of period C/s or O/s:
 
 =============== ============================================= ================= ================
 mode            free kernel                                   parameters        MACs per pixel
@@ -17,10 +16,10 @@ basis           outer products of M patterns and coefficients C O M + k k M     
 =============== ============================================= ================= ================
 
 ``in_tile`` with k = 1 is the tiling of pointwise kernels. It is evaluated as the sum of the s
-groups of channels followed by the small convolution, so that it saves multiply-adds too.
-Tied copies are exact copies: a stage all of whose convolutions use "out_tile" with one factor
-computes what an s times narrower stage computes (`fold_output_tiles`). ``modulate`` breaks that
-symmetry with a learned scale and shift per channel.
+groups of channels followed by the small convolution, which also saves multiply-adds. Tied copies
+are exact copies: a stage all of whose convolutions use "out_tile" with one factor computes what an
+s times narrower stage computes (`fold_output_tiles`). ``modulate`` breaks that symmetry with a
+learned scale and shift per channel.
 """
 
 from __future__ import annotations
@@ -35,8 +34,9 @@ import jax.numpy as jnp
 
 from jaxeff.arguments import one_size, require_whole
 from jaxeff.errors import ConfigError
-from jaxeff.layers.conv import Ops, he_fan_out
+from jaxeff.layers.conv import ACTIVATIONS, Ops, he_fan_out
 from jaxeff.ops.convolution import conv, depthwise_conv
+from jaxeff.ops.normalisation import finished
 from jaxeff.ops.precision import widened
 from jaxeff.typing import Array, Dtype, PRNGKey
 
@@ -45,7 +45,7 @@ TILED = MODES[:3]
 
 
 def tile(x: Array, times: int) -> Array:
-    """Repeats the last axis as a whole: channel c of the result is channel c mod C of ``x``."""
+    """Tiles the last axis: channel c of the result is channel c mod C of ``x``."""
     return jnp.tile(x, (1,) * (x.ndim - 1) + (times,))
 
 
@@ -60,19 +60,19 @@ def low_rank_width(inputs: int, share: float) -> int:
 
 
 def signs_and_ones(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
-    """Draws scales of -1 or 1, so that tied copies differ from the start."""
+    """Draws scales of -1 or 1, so that tied copies differ at initialisation."""
     return jax.random.rademacher(key, shape).astype(dtype)
 
 
 def modulated(
     module: nn.Module, x: Array, dtype: Dtype | None, param_dtype: Dtype = jnp.float32
 ) -> Array:
-    """Returns x scaled and shifted per channel by parameters of a compact module."""
+    """Returns x scaled and shifted per channel by parameters of ``module``."""
     shape = x.shape[-1:]
     scale = module.param("scale", signs_and_ones, shape, param_dtype)
     shift = module.param("shift", nn.initializers.zeros, shape, param_dtype)
     x, scale, shift = nn.dtypes.promote_dtype(x, scale, shift, dtype=dtype)
-    # Their gradients are sums over all pixels, which half precision cannot hold.
+    # Their gradients are sums over all pixels, too long for half precision.
     total, scale, shift = widened((x, scale, shift))
     total = total * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(shift, x.shape)
     return total.astype(x.dtype)
@@ -83,16 +83,16 @@ class SharedConv(nn.Module):
 
     Attributes:
       mode: one of `MODES`.
-      features: output channels; "depthwise_tile" keeps the input's.
+      features: output channels; "depthwise_tile" keeps the number of input channels.
       kernel_size: k, odd, or (k, k).
       strides: of both axes, or (s, s).
       factor: s, of the tiled modes; 1 is the plain convolution.
       rank: M of "basis".
       share: M / C of "blueprint_low".
-      modulate: learned scale and shift of the tied channels: those of the output, but of the input
-        for "in_tile". Scales start at random signs.
-      effective_init: whether a tied kernel is drawn for the size it acts with; False draws it for
-        its own smaller size, as the authors' code does.
+      modulate: learned scale and shift of the tied channels (output channels; input channels for
+        "in_tile"). Scales are initialised with random signs.
+      effective_init: whether a tied kernel is initialised for its effective (tiled) size; False
+        uses its smaller size, as the authors' code does.
       kernel_init: initialiser.
       dtype: of the computation; None follows the input.
       param_dtype: of the parameters.
@@ -145,7 +145,7 @@ class SharedConv(nn.Module):
         return self._patterns(self._convolved(self._convolved(x, down, 1), up, 1))
 
     def _basis(self, x: Array) -> Array:
-        # The product of the two has the variance that the plain kernel is drawn with.
+        # The product of the two has the variance of the plain kernel's initialisation.
         atom = nn.initializers.normal((2 / (math.prod(self._window) * self.features)) ** 0.5)
         share = nn.initializers.normal(self.rank**-0.5)
         shape = (x.shape[-1], self.features, self.rank)
@@ -171,7 +171,7 @@ class SharedConv(nn.Module):
         return self.param(name, self.kernel_init, shape, self.param_dtype)
 
     def _tied(self, name: str, shape: tuple[int, ...], axis: int) -> Array:
-        """Returns a free kernel, ``factor`` times smaller along an axis than it acts."""
+        """Returns the untied kernel, ``factor`` times smaller along ``axis`` than the tiled one."""
         small = list(shape)
         small[axis] //= self.factor
 
@@ -222,10 +222,10 @@ class SharedConv(nn.Module):
 
 
 class OutTileNorm(nn.Module):
-    """A convolution of O/s outputs, its normalisation, and only then the tiling.
+    """A convolution of O/s outputs, then normalisation, then the tiling.
 
     Attributes:
-      ops: how they are made.
+      ops: factory of convolution and normalisation.
       features: O.
       kernel_size: side of the kernel.
       strides: of both axes.
@@ -241,8 +241,15 @@ class OutTileNorm(nn.Module):
     modulate: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Maps ``[batch, rows, columns, channels]`` to the tiled features."""
+    def __call__(
+        self,
+        x: Array,
+        *,
+        train: bool = False,
+        skip: Array | None = None,
+        activation: str = "identity",
+    ) -> Array:
+        """Maps ``[batch, rows, columns, channels]`` to the tiled features; see `ConvNorm`."""
         if self.features % self.factor:
             raise ConfigError(
                 f"the sharing factor {self.factor} does not divide the {self.features} output "
@@ -251,7 +258,8 @@ class OutTileNorm(nn.Module):
         width = self.features // self.factor
         narrow = self.ops.conv_norm(width, self.kernel_size, self.strides, name="narrow")
         y = tile(narrow(x, train=train), self.factor)
-        return modulated(self, y, self.ops.dtype) if self.modulate else y
+        y = modulated(self, y, self.ops.dtype) if self.modulate else y
+        return ACTIVATIONS[activation](finished(y, skip, relu=False))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,12 +267,12 @@ class SharedOps(Ops):
     """`Ops` whose convolutions are `SharedConv`; 1x1 kernels are shared by the tiled modes only.
 
     Attributes:
-      mode: see `SharedConv`, as are the next four.
+      mode: see `SharedConv`, also for the other fields.
       factor: s.
       rank: M of "basis".
       share: M / C of "blueprint_low".
       modulate: learned scale and shift.
-      effective_init: size that kernels are drawn for.
+      effective_init: size that kernels are initialised for.
     """
 
     mode: str = "out_tile"

@@ -27,14 +27,14 @@ def uniform(bound: float) -> Any:
 
 
 class StridedConv(nn.Module):
-    """`jaxeff.ops.strided.conv` with a kernel of its own.
+    """`jaxeff.ops.strided.conv` with a learned kernel.
 
     Attributes:
       features: output channels.
       kernel_size: k, of all axes.
       strides: of all axes.
       padding: zeros on either side.
-      use_bias: whether a bias per channel is added.
+      use_bias: whether to add a bias per channel.
       dtype: of the computation; None follows the input.
     """
 
@@ -61,7 +61,7 @@ class StridedConv(nn.Module):
 
 
 class TransposedConv(nn.Module):
-    """`jaxeff.ops.strided.transposed_conv` with a kernel of its own, without bias.
+    """`jaxeff.ops.strided.transposed_conv` with a learned kernel, without bias.
 
     Attributes:
       features: output channels.
@@ -90,7 +90,7 @@ class TransposedConv(nn.Module):
 
 
 def _sizes(layer: StridedConv | TransposedConv) -> tuple[int, int]:
-    """Returns the side of a layer's kernel and its stride; raises `ConfigError` for impossible."""
+    """Returns a layer's kernel side and stride; raises `ConfigError` for impossible values."""
     name = type(layer).__name__
     require_whole(f"{name}.features", layer.features)
     require_whole(f"{name}.padding", layer.padding, 0)

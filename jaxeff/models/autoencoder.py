@@ -1,18 +1,17 @@
-"""Variational autoencoders of images and voxels, of the content and of the pose apart.
+"""Variational autoencoders of images and voxels, with separate content and pose.
 
-An `Autoencoder` without poses is a plain VAE. With them, it encodes the image that a transform has
-brought into a canonical pose, and places the reconstruction back: what codes an image is its latent
-vector and its pose. Who finds the pose is left open: a search (`jaxeff.train.algorithms.affine`),
-or the model's own head of proposals, the first of which is used when no pose is given.
+An `Autoencoder` without poses is a plain VAE. With poses, it transforms the image into a canonical
+pose, encodes it, and transforms the reconstruction back; the code of an image is its latent vector
+and its pose. The pose comes from a search (`jaxeff.train.algorithms.affine`) or from a proposal
+head of the model, whose first proposal is used if no pose is given.
 
 References:
   R. Bidart, A. Wong. Affine Variational Autoencoders: An Efficient Approach for Improving
-  Generalization and Robustness to Distribution Shift. 2019. arXiv:1905.05300. The convolutions are
-  those of its code, after L. Schott et al. 2018, and in three dimensions of its sequel's.
-  T. Bepler et al. Explicitly disentangling image content from translation and rotation with
-  spatial-VAE. NeurIPS 2019. arXiv:1909.11663 (the decoder of coordinates).
-  M. Jaderberg et al. Spatial Transformer Networks. NeurIPS 2015. arXiv:1506.02025 (one proposal,
-  trained through the loss).
+  Generalization and Robustness to Distribution Shift. 2019. arXiv:1905.05300. The 2-D convolutions
+  are those of its code, after L. Schott et al. 2018; the 3-D ones those of its follow-up. T. Bepler
+  et al. Explicitly disentangling image content from translation and rotation with spatial-VAE.
+  NeurIPS 2019. arXiv:1909.11663 (the decoder of coordinates). M. Jaderberg et al. Spatial
+  Transformer Networks. NeurIPS 2015. arXiv:1506.02025 (one proposal, trained through the loss).
 """
 
 from __future__ import annotations
@@ -38,17 +37,17 @@ ENCODERS = {
     2: ((32, 5, 1, 2), (32, 4, 2, 1), (64, 3, 2, 1), (16, 5, 1, 2)),
     3: ((16, 3, 1, 1), (16, 5, 2, 2), (32, 5, 2, 2), (8, 3, 2, 1)),
 }
-#: The same of the decoder's transposed ones, and what is added at their far end.
+#: The same for the decoder's transposed convolutions, and their output padding.
 DECODERS = {
     2: ((32, 4, 1, 2, 0), (16, 5, 2, 1, 1), (16, 5, 2, 2, 1)),
     3: ((32, 3, 2, 1, 1), (16, 5, 2, 2, 1), (16, 5, 2, 2, 1)),
 }
-#: By how much the encoder's strides divide a side.
+#: Factor by which the encoder reduces each side.
 SHRINKS = {2: 4, 3: 8}
 
 
 class Outputs(NamedTuple):
-    """What an autoencoder returns.
+    """Outputs of an autoencoder.
 
     Attributes:
       reconstruction: in [0, 1], in the frame of the input.
@@ -92,11 +91,11 @@ def _norm(train: bool, name: str, axis_name: str | None) -> nn.Module:
 
 
 class ConvEncoder(nn.Module):
-    """Convolutions and linear heads of mean and logarithm of the variance.
+    """Convolutions and linear heads for mean and log-variance of the code.
 
     Attributes:
       latents: length of the code.
-      with_variance: whether there is a head of the variance; without one it is 1.
+      with_variance: whether there is a head for the variance; otherwise it is 1.
       axis_name: see `Autoencoder`.
     """
 
@@ -112,7 +111,7 @@ class ConvEncoder(nn.Module):
             x = StridedConv(*stage, name=f"conv{i}")(x)
             x = nn.elu(_norm(train, f"norm{i}", self.axis_name)(x))
         x = StridedConv(*last, use_bias=True, name=f"conv{len(stages)}")(x)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         self.sow("intermediates", "penultimate", x)
         mean = TorchDense(self.latents, name="mean")(x)
         if not self.with_variance:
@@ -124,7 +123,7 @@ class Decoder(nn.Module):
     """A linear layer and transposed convolutions to pixels in [0, 1].
 
     Attributes:
-      shape: of the image.
+      shape: of the image, without channels.
       channels: of the image.
       axis_name: see `Autoencoder`.
     """
@@ -140,7 +139,7 @@ class Decoder(nn.Module):
         small = [n // SHRINKS[count] for n in self.shape]
         features = ENCODERS[count][-1][0]
         x = TorchDense(features * math.prod(small), name="linear")(z)
-        x = x.reshape(len(x), *small, features)
+        x = x.reshape(x.shape[0], *small, features)
         for i, stage in enumerate(DECODERS[count]):
             x = TransposedConv(*stage, name=f"conv{i}")(x)
             x = nn.elu(_norm(train, f"norm{i}", self.axis_name)(x))
@@ -149,13 +148,13 @@ class Decoder(nn.Module):
 
 
 class PoseHead(nn.Module):
-    """Proposes poses for an image as it is, the likeliest first.
+    """Proposes poses for an image, most likely first.
 
     Attributes:
       family: the poses.
-      proposals: how many.
-      features: of its three convolutions.
-      hidden: width of the layer behind them.
+      proposals: number of proposals.
+      features: channels of its three convolutions.
+      hidden: width of the layer after them.
     """
 
     family: poses.Poses
@@ -170,7 +169,7 @@ class PoseHead(nn.Module):
         for i, features in enumerate(self.features):
             conv = StridedConv(features, 3, 2, 1, use_bias=True, name=f"conv{i}")
             x = nn.elu(conv(x))
-        x = nn.elu(TorchDense(self.hidden, name="hidden")(x.reshape(len(x), -1)))
+        x = nn.elu(TorchDense(self.hidden, name="hidden")(x.reshape(x.shape[0], -1)))
         spread = self.family.to_raw(self.family.spread(self.proposals))
         raw = nn.Dense(
             spread.size,
@@ -186,19 +185,19 @@ class PoseHead(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """A variational autoencoder, with a pose beside the code if ``family`` is given.
+    """A variational autoencoder, with a pose in addition to the code if ``family`` is given.
 
     Attributes:
       shape: of the images, without channels.
       latents: length of the code, without the pose.
       channels: of the images.
       family: the `Poses`, or None.
-      proposals: poses that a head of the model proposes; 0 has no head.
-      decoder: "convolutional", whose image is resampled into its place, or "coordinates", which
-        paints it there.
-      sampled: whether training draws the code, or takes its mean.
-      with_variance: whether the variance of the code depends on the image, or is 1.
-      axis_name: mapped axis over which batch statistics are averaged; None keeps each device's own.
+      proposals: number of poses from the proposal head; 0 for no head.
+      decoder: "convolutional", whose image is resampled to the pose, or "coordinates", a
+        function of transformed coordinates.
+      sampled: whether training samples the code instead of using its mean.
+      with_variance: whether the variance of the code is predicted, or 1.
+      axis_name: mapped axis over which batch statistics are averaged; None: not averaged.
     """
 
     shape: tuple[int, ...]
@@ -212,7 +211,7 @@ class Autoencoder(nn.Module):
     axis_name: str | None = None
 
     def setup(self) -> None:
-        """Makes the parts."""
+        """Builds the submodules."""
         self.encoder = ConvEncoder(self.latents, self.with_variance, self.axis_name)
         if self.decoder == "coordinates":
             self.painter = CoordinateDecoder(self.channels)
@@ -223,12 +222,12 @@ class Autoencoder(nn.Module):
 
     @property
     def code_length(self) -> int:
-        """Numbers that code an image: the latent ones and those of the pose."""
+        """Size of the code of an image: latents plus pose."""
         return self.latents + (self.family.freedom if self.family else 0)
 
     @nn.nowrap
     def outputs(self, reconstruction: Array, mean: Array, log_variance: Array) -> Outputs:
-        """Returns what the model's call returns."""
+        """Packs the outputs of `__call__`."""
         return Outputs(reconstruction, mean, log_variance)
 
     def propose(self, images: Array, *, train: bool = False) -> tuple[Array, Array]:
@@ -238,18 +237,18 @@ class Autoencoder(nn.Module):
     def encode(
         self, images: Array, pose: Array | None, *, train: bool = False
     ) -> tuple[Array, Array]:
-        """Returns mean and log-variance of the code of images brought into canonical pose."""
+        """Returns mean and log-variance of the code of images transformed to the canonical pose."""
         self._check(images)
         if pose is not None:
             images = resampling.resample(images, self.family.transform(pose))
         return self.encoder(images, train=train)
 
     def draw(self, z: Array, *, train: bool = False) -> Array:
-        """Returns what `place` needs: the canonical image, or the code to paint it from."""
+        """Returns the input of `place`: the canonical image, or the code for "coordinates"."""
         return z if self.decoder == "coordinates" else self.canonical(z, train=train)
 
     def place(self, drawn: Array, pose: Array | None) -> Array:
-        """Returns the drawn image in the frame of the input ``[batch, *shape, channels]``."""
+        """Returns the reconstruction in the frame of the input ``[batch, *shape, channels]``."""
         if self.decoder != "coordinates":
             if pose is None:
                 return drawn
@@ -257,18 +256,18 @@ class Autoencoder(nn.Module):
         points = jnp.asarray(resampling.grid(self.shape).reshape(1, -1, len(self.shape)))
         if pose is not None:
             points = resampling.apply(resampling.inverse(self.family.transform(pose)), points)
-        return self.painter(points, drawn).reshape(len(drawn), *self.shape, self.channels)
+        return self.painter(points, drawn).reshape(drawn.shape[0], *self.shape, self.channels)
 
     def __call__(self, images: Array, pose: Array | None = None, *, train: bool = False) -> Outputs:
         """Encodes and reconstructs images.
 
         Args:
           images: ``[batch, *shape, channels]``, in [0, 1].
-          pose: ``[batch, size]``; None takes the head's first proposal, or none without a head.
-          train: whether to use the batch's statistics, and to draw the code if ``sampled``.
+          pose: ``[batch, size]``; None uses the head's first proposal, or no pose without a head.
+          train: whether to use batch statistics, and to sample the code if ``sampled``.
 
         Raises:
-          ConfigError: images of another size.
+          ConfigError: images of another size than the model's.
         """
         self._check(images)
         if self.proposals and pose is None:
@@ -285,7 +284,7 @@ class Autoencoder(nn.Module):
     def _check(self, images: Array) -> None:
         if images.shape[1:] != (*self.shape, self.channels):
             raise ConfigError(
-                f"the model is made for images {(*self.shape, self.channels)}, not "
+                f"the model takes images {(*self.shape, self.channels)}, not "
                 f"{images.shape[1:]}; set config.model.size or config.data.size"
             )
 
@@ -315,7 +314,7 @@ def _build(
     family = poses.build(pose) if pose else None
     if family is not None and family.dimensions != dimensions:
         raise ConfigError(
-            f"pose '{pose['name'] if pose else ''}' turns {family.dimensions} dimensions, but the "
+            f"pose '{pose['name'] if pose else ''}' is for {family.dimensions} dimensions, but the "
             f"model's images have {dimensions}"
         )
     if proposals and (family is None or family.elements):
@@ -336,16 +335,16 @@ def autoencoder(
     sampled: bool = True,
     axis_name: str | None = None,
 ) -> Autoencoder:
-    """A VAE of grey images, plain, with poses (AVAE), or with proposals (also as an STN).
+    """A VAE of grey images: plain, with poses (AVAE), or with proposals (also as an STN).
 
     Args:
       num_outputs: of the data; not used.
       size: side of the square images, a multiple of 4.
-      latents: see `Autoencoder`, as are the last four.
-      pose: section of a family in `jaxeff.affine.POSES`; nothing has no pose.
-      proposals: of a head.
+      latents: see `Autoencoder`, also for the last four arguments.
+      pose: name and fields of a family in `jaxeff.affine.POSES`; None for no pose.
+      proposals: number of proposed poses.
       decoder: kind of decoder.
-      sampled: whether codes are drawn in training.
+      sampled: whether codes are sampled in training.
       axis_name: mapped axis.
     """
     return _build(2, size, latents, pose, proposals, decoder, axis_name, sampled=sampled)
@@ -364,17 +363,17 @@ def voxel_autoencoder(
     with_variance: bool = False,
     axis_name: str | None = None,
 ) -> Autoencoder:
-    """A VAE of voxels; as published, the variance of the code is 1 and training takes its mean.
+    """A VAE of voxels; as published, the code's variance is 1 and training uses its mean.
 
     Args:
       num_outputs: of the data; not used.
       size: side of the cube, a multiple of 8.
-      latents: see `Autoencoder`, as are the last five.
+      latents: see `Autoencoder`, also for the last five arguments.
       pose: see `autoencoder`.
-      proposals: of a head.
+      proposals: number of proposed poses.
       decoder: kind of decoder.
-      sampled: whether codes are drawn in training.
-      with_variance: whether there is a head of the variance.
+      sampled: whether codes are sampled in training.
+      with_variance: whether the variance is predicted.
       axis_name: mapped axis.
     """
     fields = {"sampled": sampled, "with_variance": with_variance}

@@ -1,17 +1,17 @@
-"""The registry of models and what a model is.
+"""The registry of models and their interface.
 
-A model is a Flax module called with ``(inputs, train=...)``; it returns outputs that an objective
-understands. Its factory gets the data set's facts (``num_outputs``) and the config's fields.
+A model is a Flax module called with ``(inputs, train=...)``; it returns the inputs of an objective.
+Its factory gets ``num_outputs``, from the data set, and the config's fields.
 
-It shows the input of its last linear layer, ``self.sow("intermediates", "penultimate", ...)``, and
-that of its head as ``"map"`` if it is convolutional, so that others can build on its features
-without knowing it. Where nobody asks for them, this costs nothing.
+It sows the input of its last linear layer, ``self.sow("intermediates", "penultimate", ...)``, and a
+convolutional model also the input of its head, as ``"map"``, so that other code can use its
+features. This costs nothing unless "intermediates" is requested.
 
-A model of symbols says how many it has vectors for, ``num_symbols``, and one of texts that it reads
-token types, ``reads_types``.
+A model of integer inputs has ``num_symbols``, the size of its embedding table, and a text model
+``reads_types``, whether it accepts token types.
 
-A model that starts from weights on disk has ``initial_variables(variables)``, which gets the fresh
-variables and returns what training starts from.
+A model that starts from weights on disk has ``initial_variables(variables)``, which maps newly
+initialised variables to those that training starts from.
 """
 
 from __future__ import annotations
@@ -33,38 +33,38 @@ FEATURES = ("penultimate", "map")
 
 
 def call_options(model: nn.Module, *, train: bool, **options: Any) -> dict[str, Any]:
-    """Returns the keywords with which to call a model.
+    """Returns the keyword arguments for a call of a model.
 
-    A plain module of Flax, which does not know training from evaluation, takes no ``train``.
+    ``train`` is left out for Flax modules that do not take it.
 
     Args:
       model: any module of ``flax.linen``.
       train: training or evaluation.
-      **options: others, such as a mask.
+      **options: other arguments, such as a mask.
 
     Raises:
-      ConfigError: no module of ``flax.linen``, or one that does not take the other options.
+      ConfigError: not a module of ``flax.linen``, or one that does not take the other options.
     """
     require_linen(model)
-    called = getattr(model, "nnx_class", None) or type(model)  # of a module that ToLinen wraps
+    called = getattr(model, "nnx_class", None) or type(model)  # the module that ToLinen wraps
     known = inspect.signature(called.__call__).parameters
     anything = any(each.kind is each.VAR_KEYWORD for each in known.values())
     for name in options:
         if not anything and name not in known:
-            raise ConfigError(f"{called.__name__} takes no {name}, which these inputs come with")
+            raise ConfigError(f"{called.__name__} takes no {name}, which these inputs have")
     return {**options, "train": train} if anything or "train" in known else options
 
 
 def check_symbols(model: nn.Module, symbols: int, data: str, typed: bool = False) -> None:
-    """Raises ConfigError for a model that has no vectors for some symbols of its data.
+    """Raises ConfigError if a model's embedding table is too small for its data.
 
-    A look-up beyond a table gives NaN, which would otherwise be seen after the first step.
+    A look-up beyond the table gives NaN, which would otherwise only show after the first step.
 
     Args:
-      model: the model, or one with such a ``backbone``.
-      symbols: number of different integers in the data.
+      model: the model, or one with a ``backbone``.
+      symbols: number of distinct integers in the data.
       data: name of the data, for the message.
-      typed: whether the data have token types too.
+      typed: whether the data have token types.
     """
     inner: Any = model
     while not hasattr(inner, "num_symbols") and hasattr(inner, "backbone"):
@@ -97,13 +97,13 @@ def apply_with_features(
     """Applies a model and returns its outputs and the features that it sows.
 
     Args:
-      model: a model of this package, or any that shows what it needs to.
+      model: a model of this package, or any that sows the needed features.
       variables: its parameters and other collections.
       inputs: ``[batch, ...]``.
       train: training or evaluation.
       mutable: collections that the call may change, such as batch statistics.
       rngs: random keys of the call, by name.
-      needs: features that the model must show.
+      needs: names of features that the model must sow.
       **options: other arguments of the model's call, such as ``mask``.
 
     Returns:
@@ -111,7 +111,7 @@ def apply_with_features(
       network, ``map`` ``[batch, rows, columns, channels]``), and the changed collections.
 
     Raises:
-      ConfigError: the model does not show features that it must, or shows two.
+      ConfigError: a needed feature is not sown, or sown more than once.
     """
     outputs, changed = model.apply(
         variables,
@@ -130,7 +130,7 @@ def apply_with_features(
         if len(sown_values[name]) != 1:
             what = {"penultimate": "the input of its last linear layer"}.get(name, "it")
             raise ConfigError(
-                f"{type(model).__name__} shows {len(sown_values[name])} {name} features, not one; "
+                f"{type(model).__name__} sows {len(sown_values[name])} {name} features, not one; "
                 f'sow {what} as "{name}" into "intermediates"'
             )
     features = {name: values[0] for name, values in sown_values.items() if len(values) == 1}

@@ -1,8 +1,8 @@
-"""Convolutional networks: a host gives a family's residual blocks, a design changes them.
+"""Convolutional networks: a host defines a family's residual blocks, a design modifies them.
 
-A `Host` knows a family's stem, its residual blocks and its head. A design (`jaxeff.models.designs`)
-decides which of the blocks to keep, which convolutions or bodies they have and what else to put
-into a stage. Either is written without the other.
+A `Host` defines a family's stem, residual blocks and head. A design (`jaxeff.models.designs`)
+chooses which blocks to keep, their convolutions and bodies, and additional layers of a stage. Hosts
+and designs are independent of each other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jaxeff.layers.conv import Ops, activation, uniform_fan_in
 from jaxeff.layers.global_layer import unstable_layers
 from jaxeff.typing import Array, Dtype
 
-#: What a network may compute again in the backward pass.
+#: Units that the backward pass may recompute (rematerialise).
 REMAT = ("none", "stage", "block")
 
 Wrap = Callable[[nn.Module], nn.Module]
@@ -28,7 +28,7 @@ Wrap = Callable[[nn.Module], nn.Module]
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
-    """A residual block of a host: where it stands and what it maps; hosts subclass it.
+    """Position and sizes of a residual block of a host; hosts subclass it.
 
     Attributes:
       stage: number of the stage, from 0.
@@ -50,7 +50,7 @@ class BlockSpec:
 
     @property
     def keeps_shape(self) -> bool:
-        """Whether input and output have one shape, so that the skip can be the identity."""
+        """Whether input and output have the same shape, so that the skip can be the identity."""
         return self.strides == 1 and self.in_features == self.features
 
 
@@ -61,7 +61,7 @@ class Host(abc.ABC, Generic[Spec]):
     """A family of networks.
 
     Attributes:
-      ops: how its convolutions are made.
+      ops: factory of its convolutions.
       specs: its blocks, stage by stage.
     """
 
@@ -70,15 +70,15 @@ class Host(abc.ABC, Generic[Spec]):
 
     @abc.abstractmethod
     def stem(self) -> nn.Module:
-        """Returns what stands before the first stage."""
+        """Returns the layers before the first stage."""
 
     @abc.abstractmethod
     def body(self, spec: Spec, ops: Ops) -> nn.Module:
-        """Returns the body of a block, made by ``ops``."""
+        """Returns the body of a block, with convolutions of ``ops``."""
 
     @abc.abstractmethod
     def residual_block(self, spec: Spec, body: nn.Module, shortcut_ops: Ops) -> nn.Module:
-        """Returns a body with its skip, whose convolution, if it has one, ``shortcut_ops`` make."""
+        """Returns a body with its skip; ``shortcut_ops`` makes the skip's convolution, if any."""
 
     def block(
         self,
@@ -92,20 +92,20 @@ class Host(abc.ABC, Generic[Spec]):
 
         Args:
           spec: the block.
-          ops: how its body's convolutions are made, if not as elsewhere in the host.
+          ops: factory of its body's convolutions; the host's if None.
           shortcut_ops: the same for the shortcut.
-          wrap: maps the body to the body that is used.
+          wrap: replaces the body by a function of it.
         """
         body = self.body(spec, ops or self.ops)
         return self.residual_block(spec, wrap(body) if wrap else body, shortcut_ops or self.ops)
 
     def shape_keeping_block(self, stage: int) -> nn.Module:
-        """Returns a block like the last of a stage that keeps the shape of the stage's output."""
+        """Returns a block like the last of a stage that keeps the shape of its input."""
         width, last = self.out_channels(stage), self.specs[stage][-1]
         return self.block(dataclasses.replace(last, in_features=width, features=width, strides=1))
 
     def transition(self, stage: int) -> nn.Module | None:
-        """Returns what stands between a stage and the next, if anything does."""
+        """Returns the layers between a stage and the next, or None."""
         return None
 
     def out_channels(self, stage: int) -> int:
@@ -114,7 +114,7 @@ class Host(abc.ABC, Generic[Spec]):
 
     @abc.abstractmethod
     def head(self, num_outputs: int) -> nn.Module:
-        """Returns what stands after the last stage."""
+        """Returns the layers after the last stage."""
 
 
 class ConvNet(nn.Module):
@@ -125,9 +125,9 @@ class ConvNet(nn.Module):
       stages: blocks, called with ``(x, train=train)``.
       head: called like a block; returns ``[batch, outputs]``.
       dtype: of the computation.
-      remat: what is computed again in the backward pass instead of being kept, "stage" or "block";
-        "none" keeps all. Parameters and gradients do not depend on it. It saves memory on
-        accelerators; XLA's compiler for CPUs drops the barriers that it rests on.
+      remat: unit that the backward pass recomputes instead of storing its intermediates, "stage" or
+        "block"; "none" stores all. Parameters and gradients do not depend on it. It saves memory on
+        accelerators; XLA's CPU compiler removes the barriers that it needs.
     """
 
     stem: nn.Module
@@ -142,7 +142,7 @@ class ConvNet(nn.Module):
         return unstable_layers(self, variables, inputs)
 
     def stage(self, number: int, x: Array, *, train: bool = False) -> Array:
-        """Applies the blocks of a stage to its input."""
+        """Applies one stage."""
 
         def blocks(network: ConvNet, x: Array) -> Array:
             for index in range(len(network.stages[number])):
@@ -179,10 +179,10 @@ class Stem(nn.Module):
     """Convolutions with normalisation and activation.
 
     Attributes:
-      ops: how they are made.
-      widths: output channels of each.
-      kernel_size: of each.
-      strides: of each.
+      ops: factory of the convolutions.
+      widths: output channels of each convolution.
+      kernel_size: of each convolution.
+      strides: of each convolution.
       pool: whether a 3x3 max-pooling with stride 2 follows.
       bare: only the first convolution, without normalisation and activation.
     """
@@ -201,7 +201,7 @@ class Stem(nn.Module):
             return self.ops.conv(self.widths[0], self.kernel_size, self.strides[0], name="conv")(x)
         for i, (width, strides) in enumerate(zip(self.widths, self.strides, strict=True)):
             unit = self.ops.conv_norm(width, self.kernel_size, strides, name=f"conv{i}")
-            x = self.ops.act(unit(x, train=train))
+            x = unit(x, train=train, activation=self.ops.activation)
         return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))) if self.pool else x
 
 
@@ -209,10 +209,10 @@ class Head(nn.Module):
     """An optional 1x1 convolution, channel means, dropout and a linear classifier.
 
     Attributes:
-      ops: how the convolution is made.
+      ops: factory of the convolution.
       num_outputs: width of the output.
-      width: channels of the convolution before the means; 0 has none.
-      hidden: channels of a layer with bias and activation after the means; 0 has none.
+      width: channels of the convolution before the means; 0 for none.
+      hidden: width of a layer with bias and activation after the means; 0 for none.
       dropout: rate before the classifier.
       norm_first: whether normalisation and activation come first.
     """
@@ -233,7 +233,8 @@ class Head(nn.Module):
         if self.norm_first:
             x = act(self.ops.norm(train=train, name="norm")(x))
         if self.width:
-            x = act(self.ops.conv_norm(self.width, 1, name="conv")(x, train=train))
+            unit = self.ops.conv_norm(self.width, 1, name="conv")
+            x = unit(x, train=train, activation=self.ops.activation)
         x = x.mean((-3, -2))
         if self.hidden:
             x = act(nn.Dense(self.hidden, dtype=self.ops.dtype, name="hidden")(x))

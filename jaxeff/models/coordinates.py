@@ -1,4 +1,4 @@
-"""A decoder that is a function of a point: it paints an image in any pose without resampling it."""
+"""A decoder that is a function of coordinates: renders an image in any pose without resampling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxeff.typing import Array
 
 
 def with_waves(points: Array, octaves: int) -> Array:
-    """Returns points ``[..., d]``, their sines and their cosines, ``[..., d (1 + 2 octaves)]``.
+    """Returns points ``[..., d]`` and their Fourier features, ``[..., d (1 + 2 octaves)]``.
 
     The k-th octave is ``pi 2^k / 2`` times the coordinates, from k = 0.
     """
@@ -21,16 +21,16 @@ def with_waves(points: Array, octaves: int) -> Array:
 
 
 class CoordinateDecoder(nn.Module):
-    """Maps points and a code to intensities, by a small network of waves of the coordinates.
+    """Maps points and a code to intensities, by a small network on Fourier features.
 
-    Waves of the coordinates, see `with_waves`, let few layers paint strokes, which the plain
-    coordinates of the reference do not.
+    Fourier features of the coordinates (`with_waves`) let few layers represent thin strokes; with
+    plain coordinates, as in the reference, they do not.
 
     Attributes:
       channels: of the image.
       hidden: width of the layers.
       layers: number of hidden layers.
-      octaves: of the waves.
+      octaves: of the Fourier features.
 
     References:
       T. Bepler et al. Explicitly disentangling image content from translation and rotation with

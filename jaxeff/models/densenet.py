@@ -53,7 +53,7 @@ class DenseNetHost(Host[BlockSpec]):
         return Dense(body)
 
     def shape_keeping_block(self, stage: int) -> nn.Module:
-        """See `Host.shape_keeping_block`; a dense block keeps no shape, but its body may."""
+        """See `Host.shape_keeping_block`; a dense block widens its input, so only its body."""
         features = self.out_channels(stage)
         return DenseBody(self.ops, features, 2 * features)
 
@@ -91,9 +91,9 @@ def densenet(
       blocks: dense blocks of each stage.
       growth: channels that each block adds.
       stem_width: channels of the first convolution.
-      compression: share of the channels that a transition keeps, in (0, 1].
-      design: see `jaxeff.models.designs`; no block keeps its shape here, which "interpolated" and
-        "looped" need.
+      compression: fraction of the channels that a transition keeps, in (0, 1].
+      design: see `jaxeff.models.designs`; "interpolated" and "looped" do not apply, because they
+        need blocks that keep their shape.
       axis_name: see `jaxeff.models.resnet.resnet`.
       dtype: of the computation.
       remat: see `jaxeff.models.convnet.ConvNet`.

@@ -1,4 +1,4 @@
-"""What stands in the stages of a convolutional host, by name.
+"""Designs: modifications of a convolutional host's stages, by name.
 
 config.model = {"name": "resnet", "depth": 32, "design": {"name": "interpolated", "stride": 2}}
 """
@@ -37,7 +37,7 @@ class Design:
         return [host.block(spec) for spec in specs]
 
     def behind(self, host: Host, stage: int) -> Sequence[nn.Module]:
-        """Returns what follows a stage and its transition."""
+        """Returns the layers after a stage and its transition."""
         return ()
 
 
@@ -46,15 +46,14 @@ DESIGNS.register("plain")(Design)
 
 @DESIGNS.register("global")
 class Global(Design):
-    """A Global layer in the place of a stage's repeated blocks (`jaxeff.layers.GlobalLayer`).
+    """A Global layer instead of a stage's repeated blocks (`jaxeff.layers.GlobalLayer`).
 
     Args:
-      stages: numbers of the stages that have one, from 0; None is those of the first three that
-        the host has.
+      stages: stages with a Global layer, from 0; None: the first three, as far as they exist.
       kept: blocks kept in those stages; -1 keeps all. One number, or one for each of ``stages``.
       initial: the layer's initial field: "identity", its input; "block", one of the host's blocks
-        applied to it; "next", the host's first block that is not kept, in whose place it stands.
-      per_stage: more fields of the layer by the stage's number.
+        applied to it; "next", the first block that is not kept applied to it.
+      per_stage: additional fields of the layer by stage.
       **layer: fields of the layer.
     """
 
@@ -138,10 +137,10 @@ class Global(Design):
 
 @DESIGNS.register("interpolated")
 class InterpolatedDesign(Design):
-    """Bodies that run on anchor pixels where the block has a skip (`jaxeff.layers.Interpolated`).
+    """Bodies on anchor pixels, in all blocks that keep their shape (`jaxeff.layers.Interpolated`).
 
     Args:
-      stages: numbers of the stages, from 0; None is all.
+      stages: stages to modify, from 0; None for all.
       **layer: fields of the layer.
     """
 
@@ -188,9 +187,9 @@ class Shared(Design):
     Args:
       mode: see `jaxeff.layers.shared_conv`.
       factor: s, of the tiled modes.
-      stages: numbers of the stages that share, from 0; None is stages 1 to 3 as far as the host
-        has them, and the only one of a host of one.
-      share_shortcut: whether the shortcuts' convolutions share too.
+      stages: stages with tied kernels, from 0; None: stages 1 to 3, as far as they exist, or stage
+        0 of a host with one stage.
+      share_shortcut: whether the shortcuts' convolutions are tied too.
       **fields: more fields of `jaxeff.layers.shared_conv.SharedOps`.
     """
 
@@ -229,7 +228,7 @@ class Shared(Design):
         """See `Design.check`."""
         _check_stages(host, self.stages)
         mode, factor = self.fields["mode"], self.fields["factor"]
-        if mode in TILED and factor == 1:  # asked for by name: the plain convolutions
+        if mode in TILED and factor == 1:  # the plain convolutions, requested explicitly
             return
         stages = self._stages(host)
         sharing = (spec for specs in host.specs for spec in specs if spec.stage in stages)
@@ -248,7 +247,7 @@ class Shared(Design):
 
 @DESIGNS.register("looped")
 class Looped(Design):
-    """Blocks of a stage in a row that keep their shape are one block, applied as often."""
+    """Consecutive blocks of a stage that keep their shape become one block applied repeatedly."""
 
     @staticmethod
     def _rows(specs: Sequence[BlockSpec]) -> list[list[BlockSpec]]:
@@ -272,7 +271,7 @@ class Looped(Design):
 
 
 _NO_PLACE = (
-    "the design '{0}' finds no blocks that keep their shape in {1}, and would change nothing; "
+    "the design '{0}' changes nothing in {1}, which has no blocks that keep their shape; "
     "choose another design or host, or more blocks"
 )
 
@@ -282,7 +281,7 @@ def _family(host: Host) -> str:
 
 
 def _check_stages(host: Host, stages: Collection[int] | None) -> None:
-    """Raises `ConfigError` for stages that a host has not; None stands for its own choice."""
+    """Raises `ConfigError` for stages that the host does not have; None is valid."""
     if stages is None:
         return
     count = len(host.specs)
@@ -297,9 +296,9 @@ def _check_stages(host: Host, stages: Collection[int] | None) -> None:
 
 
 def _differ(block: nn.Module, plain: nn.Module, in_features: int) -> bool:
-    """Whether two blocks have other parameters; nothing is computed.
+    """Whether two blocks have different parameters; only shapes are evaluated.
 
-    What does not fit in a block is said where the network is called.
+    Errors within a block are left to the call of the network.
     """
     x = jax.ShapeDtypeStruct((1, 8, 8, in_features), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -313,7 +312,7 @@ def _differ(block: nn.Module, plain: nn.Module, in_features: int) -> bool:
 def assemble(
     host: Host, spec: Mapping[str, Any] | None, num_outputs: int, remat: str = "none"
 ) -> ConvNet:
-    """Returns a host's network in the design of a config's section ``model.design``.
+    """Returns a host's network with the design of the config section ``model.design``.
 
     Args:
       host: the host.

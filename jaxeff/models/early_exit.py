@@ -1,7 +1,7 @@
-"""Convolutional networks with exits: a backbone whose later stages run for hard inputs only.
+"""Convolutional networks with early exits: later stages run for hard inputs only.
 
-Teerapittayanon et al., "BranchyNet", 2016. As a cascade they are the case in which a stage goes on
-from what the last one has computed.
+Teerapittayanon et al., "BranchyNet", 2016. They are cascades in which every stage continues from
+the features of the previous one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from jaxeff.typing import Array, Dtype
 class EarlyExitNet(ConvNet):
     """A `ConvNet` with linear classifiers of the channel means after some stages.
 
-    Called as it is, it answers at the end of the network.
+    ``__call__`` returns the logits of the final head.
 
     Attributes:
-      exits: numbers of the stages with an exit, rising.
+      exits: stages with an exit, ascending.
       exit_heads: the heads, called like blocks.
     """
 
@@ -37,11 +37,12 @@ class EarlyExitNet(ConvNet):
     exit_heads: tuple[nn.Module, ...] = ()
 
     def segment(self, x: Array, number: int, *, train: bool = False) -> tuple[Array, Array]:
-        """Runs what lies between two exits.
+        """Runs the layers between two exits.
 
         Args:
-          x: images ``[batch, rows, columns, channels]`` for the first, then the last one's map.
-          number: of the exit at the end; ``len(exits)`` is the network's own head.
+          x: images ``[batch, rows, columns, channels]`` for the first segment, then the previous
+            map.
+          number: of the exit at the end; ``len(exits)`` is the final head.
           train: training or evaluation.
 
         Returns:
@@ -65,7 +66,7 @@ class EarlyExitNet(ConvNet):
         return jnp.stack(exits)
 
     def __call__(self, inputs: Array, *, train: bool = False) -> Array:
-        """See `ConvNet`; an initialising call makes the exits' parameters too."""
+        """See `ConvNet`; initialisation creates the exits' parameters too."""
         if self.is_initializing():
             self.every_exit(inputs, train=train)
         return super().__call__(inputs, train=train)
@@ -85,7 +86,7 @@ def early_exit(
     Args:
       num_outputs: classes.
       backbone: name and fields of a convolutional model.
-      exits: numbers of the stages with an exit, from 0; the last stage has the network's own head.
+      exits: stages with an exit, from 0; the last stage has the final head.
       axis_name: mapped axis over which the backbone's batch statistics are averaged.
       dtype: of the exits.
 
@@ -95,10 +96,10 @@ def early_exit(
     inner = {**backbone, "axis_name": axis_name} if axis_name else backbone
     body = MODELS.build(inner, "model.backbone", num_outputs=num_outputs)
     if not isinstance(body, ConvNet):
-        raise ConfigError(f"backbone: '{backbone['name']}' is no convolutional network")
+        raise ConfigError(f"backbone: '{backbone['name']}' is not a convolutional network")
     exits = tuple(exits)
     if not exits or list(exits) != sorted(set(exits)) or exits[0] < 0:
-        raise ConfigError(f"exits must be rising numbers of stages, not {exits}")
+        raise ConfigError(f"exits must be ascending numbers of stages, not {exits}")
     if exits[-1] > len(body.stages) - 2:
         raise ConfigError(
             f"exits {exits} must stand before the last of the backbone's {len(body.stages)} stages"
@@ -120,13 +121,13 @@ def early_exits(
     Args:
       model: the network.
       variables: its parameters and other collections.
-      thresholds: of each exit, minus the confidence below which inputs go on; keeps everything at
-        the first until planned if not given.
-      score: which confidence, see `jaxeff.models.staged.confident_stage`.
+      thresholds: for each exit, minus the confidence below which inputs continue; by default all
+        inputs stop at the first exit until `StagedModel.plan` is called.
+      score: name of the confidence, see `jaxeff.models.staged.confident_stage`.
       **options: of `StagedModel`.
 
     Raises:
-      ConfigError: another model, or an unknown confidence.
+      ConfigError: not an `EarlyExitNet`, or an unknown confidence.
     """
     confident = require_confidence(score)
     require_linen(model, "a network with exits")

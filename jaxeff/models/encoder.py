@@ -1,7 +1,7 @@
 """Pretrained text encoders (BERT, RoBERTa, MiniLM, DistilBERT) with bottlenecks between layers.
 
 Devlin et al., "BERT", 2019; Liu et al., "RoBERTa", 2019. `jaxeff.models.pretrained` loads weights.
-With no cut and full depth the network is the pretrained one.
+Without cuts and with full depth the network is the pretrained one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jaxeff.layers.bottleneck import Bottleneck
 from jaxeff.models.encoder_plan import EncoderPlan
 from jaxeff.typing import Array, Dtype
 
-#: What an encoder may compute again in the backward pass.
+#: Units that the backward pass may recompute (rematerialise).
 REMAT = ("none", "layer")
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -37,14 +37,14 @@ class EncoderShape:
     """Sizes of a pretrained encoder.
 
     Attributes:
-      vocabulary: tokens.
+      vocabulary: number of tokens.
       width: features of a token.
-      layers: layers.
+      layers: number of layers.
       heads: attention heads.
       hidden: inner width of the feed-forward part.
-      positions: rows of the table of positions.
-      first_position: row of the first token; RoBERTa's tables begin with rows for padding.
-      types: token types; 0 has none.
+      positions: rows of the position table.
+      first_position: row of the first token; RoBERTa's tables start with rows for padding.
+      types: number of token types; 0 for none.
       epsilon: of the layer normalisation.
       activation: a name in `ACTIVATIONS`.
       dropout: rate in training.
@@ -90,12 +90,12 @@ class EncoderShape:
 
     @property
     def max_length(self) -> int:
-        """Tokens that a text may have."""
+        """Largest number of tokens of a text."""
         return self.positions - self.first_position
 
 
 class TransformerLayer(nn.Module):
-    """Attention and a feed-forward part, each with a skip and a layer normalisation behind it.
+    """Attention and feed-forward part, each with a skip and a layer normalisation (post-norm).
 
     Attributes:
       shape: sizes.
@@ -114,13 +114,13 @@ class TransformerLayer(nn.Module):
         memory: tuple[Array, Array] | None = None,
         train: bool = False,
     ) -> tuple[Array, Array]:
-        """Returns the next ``[batch, length, width]``, and the attention paid, see `attention`.
+        """Returns the next ``[batch, length, width]``, and the attention weights, see `attention`.
 
         Args:
           tokens: ``[batch, length, width]``, the queries.
-          weight: ``[batch, length]``; a token counts as so many in the attention.
-          memory: tokens and weights of keys and values, if they are not the queries'.
-          train: whether to drop.
+          weight: ``[batch, length]``: multiplicity of each token in the attention.
+          memory: tokens and weights for keys and values, if not those of the queries.
+          train: whether to apply dropout.
         """
         shape = self.shape
         drop = nn.Dropout(shape.dropout, deterministic=not train)
@@ -151,9 +151,9 @@ def attention(
       heads: number of heads.
 
     Returns:
-      ``[batch, queries, width]``, and each key's share ``[batch, heads, queries, keys]``.
+      ``[batch, queries, width]``, and the attention weights ``[batch, heads, queries, keys]``.
     """
-    # Heads first, as in a batch of matrices: alone that is faster by a third on a CPU.
+    # Heads as a batch axis of matrices: a third faster on a CPU.
     q, k, v = (x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2) for x in (query, key, value))
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k).astype(jnp.float32) / math.sqrt(q.shape[-1])
     w = weight.astype(jnp.float32)
@@ -170,12 +170,12 @@ class Encoder(nn.Module):
       shape: sizes.
       plan: depth and cuts.
       dtype: of the computation.
-      inactive_cuts: further pairs (l, k), as a plan's cuts, whose parameters exist without being
-        used.
-      between: maps the number of a layer, the tokens behind it, their weights and the attention
-        that it paid to the tokens and weights that the next layer gets, in place of cuts.
-      remat: "layer" computes layers again in the backward pass instead of keeping what is in them;
-        "none" keeps all. Parameters and gradients do not depend on it; see
+      inactive_cuts: further pairs (l, k), like a plan's cuts, with parameters that are not used.
+      between: function applied after every layer instead of the cuts: maps the layer's number, its
+        output tokens, their weights and its attention weights to the tokens and weights of the next
+        layer's input.
+      remat: "layer" recomputes layers in the backward pass instead of storing their intermediates;
+        "none" stores all. Parameters and gradients do not depend on it; see
         `jaxeff.models.convnet.ConvNet`.
     """
 
@@ -195,14 +195,14 @@ class Encoder(nn.Module):
         types: Array | None = None,
         train: bool = False,
     ) -> tuple[Array, Array]:
-        """Encodes.
+        """Encodes a batch of texts.
 
         Args:
           tokens: integers ``[batch, length]``, or tokens and their types ``[batch, length, 2]``.
           mask: ``[batch, length]``, non-zero where a token is real; None means everywhere.
-          types: integers ``[batch, length]``; None is type 0 everywhere. An encoder that knows one
-            type passes over them.
-          train: whether to drop.
+          types: integers ``[batch, length]``; None is type 0 everywhere. Ignored by an
+            encoder with at most one type.
+          train: whether to apply dropout.
 
         Returns:
           ``[batch, length', width]`` and the tokens' weights ``[batch, length']``.
@@ -253,7 +253,7 @@ class Encoder(nn.Module):
 
     def _cut(self, place: int, factor: int) -> Bottleneck:
         plan = self.plan
-        name = f"cut_{place}_{factor}"  # one of another factor has other parameters
+        name = f"cut_{place}_{factor}"  # cuts of other factors have separate parameters
         return Bottleneck(factor, plan.kind, plan.keep_first, self.dtype, name=name)
 
     def _embedded(self, tokens: Array, types: Array | None) -> Array:

@@ -1,4 +1,4 @@
-"""What a shortened encoder is: its depth, and where its sequences become shorter."""
+"""Plans of shortened encoders: the depth, and where sequences are shortened."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxeff.layers.bottleneck import check, shortened
 
 
 class Sizes(Protocol):
-    """What the arithmetic of an encoder depends on, see `jaxeff.models.encoder.EncoderShape`."""
+    """Sizes that determine an encoder's multiply-adds, see `jaxeff.models.encoder.EncoderShape`."""
 
     @property
     def width(self) -> int:
@@ -24,12 +24,12 @@ class Sizes(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class EncoderPlan:
-    """How deep an encoder is and where its sequences are shortened.
+    """Depth of an encoder and the layers after which sequences are shortened.
 
     Attributes:
-      depth: layers used, from the first.
-      cuts: pairs (l, k): behind layer l, counted from 1, the length is divided by k.
-      keep_first: tokens at the start that no cut touches.
+      depth: number of layers used, from the first.
+      cuts: pairs (l, k): after layer l, counted from 1, the length is divided by k.
+      keep_first: number of tokens at the start that cuts leave unchanged.
       kind: of the bottlenecks, see `jaxeff.layers.bottleneck.Bottleneck`.
       pooled_queries: whether the layer after a cut still has keys and values of the longer
         sequence, as in Dai et al., "Funnel-Transformer", 2020.
@@ -47,8 +47,8 @@ class EncoderPlan:
         places = [place for place, _ in self.cuts]
         if places != sorted(set(places)) or any(not 0 < p < self.depth for p in places):
             raise ConfigError(
-                f"cuts must lie behind layers 1 to {self.depth - 1}, each once and in order, not "
-                f"behind {places}"
+                f"cuts must be after layers 1 to {self.depth - 1}, each once and in order, not "
+                f"after {places}"
             )
         for _, factor in self.cuts:
             check(self.kind, factor)

@@ -1,6 +1,6 @@
-"""The plans among which to search: depths, and a few cuts of the sequence length at any layers.
+"""The search space of shortened encoders: depths, and cuts of the sequence length at any layers.
 
-The space is that of a reconstruction: the text of Bidart, 2023, is public as an abstract only.
+The space is a reconstruction: only the abstract of Bidart, 2023, is public.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from jaxeff.arguments import is_whole, require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.models.encoder_plan import EncoderPlan
 
-#: Searches sort all plans by their cost and list them in memory: half a minute, hundreds of MB.
+#: Searches list all plans in memory and sort them by cost: half a minute and hundreds of MB.
 MOST_PLANS = 500_000
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSpace:
-    """All plans of the given depths with at most so many cuts.
+    """All plans of the given depths with at most ``max_cuts`` cuts.
 
-    What all plans share are fields too, because they share one classifier: whether it reads the
-    first token, and of what kind the bottlenecks are.
+    All plans share one classifier, so the use of the first token and the kind of the bottlenecks
+    are fields of the space too.
 
     Attributes:
       depths: numbers of layers, ascending.
       factors: of a cut, above 1.
-      max_cuts: cuts of a plan, at most.
-      keep_first: see `jaxeff.models.encoder_plan.EncoderPlan`, as are the next two.
+      max_cuts: largest number of cuts of a plan.
+      keep_first: see `jaxeff.models.encoder_plan.EncoderPlan`, also for the next two.
       kind: of the bottlenecks.
-      pooled_queries: whether the layer behind a cut has keys of the longer sequence.
+      pooled_queries: whether the layer after a cut has keys of the longer sequence.
     """
 
     depths: tuple[int, ...]
@@ -61,10 +61,10 @@ class EncoderSpace:
                 "depths, fewer factors or a smaller max_cuts"
             )
         for factor in self.factors:
-            self.plan(2, ((1, factor),))  # refuses what the kind cannot do
+            self.plan(2, ((1, factor),))  # raises for a factor that the kind does not allow
 
     def plan(self, depth: int, cuts: Sequence[tuple[int, int]] = ()) -> EncoderPlan:
-        """Returns a plan with what all plans share."""
+        """Returns a plan with the fields that all plans share."""
         return EncoderPlan(depth, tuple(cuts), self.keep_first, self.kind, self.pooled_queries)
 
     @property
@@ -74,18 +74,18 @@ class EncoderSpace:
 
     @property
     def smallest(self) -> EncoderPlan:
-        """The shallowest plan, with the largest cuts behind its first layers."""
+        """The shallowest plan, with the largest cuts after its first layers."""
         depth = self.depths[0]
         places = range(1, min(self.max_cuts, depth - 1) + 1)
         return self.plan(depth, [(place, self.factors[-1]) for place in places])
 
     @property
     def cuts(self) -> tuple[tuple[int, int], ...]:
-        """Every cut that some plan has."""
+        """All cuts that occur in some plan."""
         return tuple(itertools.product(range(1, self.depths[-1]), self.factors))
 
     def _sizes(self) -> Iterator[int]:
-        """Gives the numbers of plans of every depth and number of cuts."""
+        """Yields the number of plans for every depth and number of cuts."""
         for depth in self.depths:
             for cuts in range(min(self.max_cuts, depth - 1) + 1):
                 yield math.comb(depth - 1, cuts) * len(self.factors) ** cuts
@@ -101,7 +101,7 @@ class EncoderSpace:
 
     @functools.cached_property
     def plans(self) -> tuple[EncoderPlan, ...]:
-        """All plans, shallow ones first."""
+        """All plans, shallowest first."""
         return tuple(self)
 
     def __contains__(self, plan: object) -> bool:
@@ -114,13 +114,13 @@ class EncoderSpace:
         )
 
     def random(self, rng: np.random.Generator) -> EncoderPlan:
-        """Draws from all plans, each as likely as any other."""
+        """Draws a plan uniformly."""
         return self.plans[rng.integers(len(self.plans))]
 
     def mutated(
         self, plan: EncoderPlan, rng: np.random.Generator, probability: float = 0.5
     ) -> EncoderPlan:
-        """Redraws the depth with the given probability, and on average so many of the cuts."""
+        """Redraws the depth, and each cut, with the given probability."""
         depth = plan.depth
         if rng.random() < probability:
             depth = self.depths[rng.integers(len(self.depths))]
@@ -132,14 +132,14 @@ class EncoderSpace:
     def crossed(
         self, one: EncoderPlan, other: EncoderPlan, rng: np.random.Generator
     ) -> EncoderPlan:
-        """Takes the depth of either plan, and each of their cuts with probability one half."""
+        """Takes the depth of one of the plans, and each of their cuts with probability one half."""
         depth = (one, other)[rng.integers(2)].depth
         return self.repaired(depth, [c for c in one.cuts + other.cuts if rng.random() < 0.5], rng)
 
     def repaired(
         self, depth: int, cuts: Sequence[tuple[int, int]], rng: np.random.Generator
     ) -> EncoderPlan:
-        """Returns a plan of the space: cuts at places that it has, each once, not too many."""
+        """Drops impossible and duplicate cuts, and those above the limit; returns the plan."""
         fitting = dict(cut for cut in cuts if 0 < cut[0] < depth)
         places = rng.permutation(sorted(fitting))[: self.max_cuts]
         return self.plan(depth, [(int(p), fitting[int(p)]) for p in np.sort(places)])
@@ -148,7 +148,7 @@ class EncoderSpace:
 def stratified(
     plans: Sequence[EncoderPlan], cost: Callable[[EncoderPlan], float], number: int, seed: int
 ) -> list[EncoderPlan]:
-    """Draws plans evenly over their ranks by cost: one of each of so many strata, cheap first.
+    """Draws one plan from each of ``number`` equal strata of the plans by cost, cheapest first.
 
     Raises:
       ConfigError: the number is negative or not whole.

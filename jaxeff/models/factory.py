@@ -1,11 +1,11 @@
-"""Models by name: an architecture and, behind an underscore, a design of its blocks.
+"""Models by name: an architecture and, after an underscore, a design of its blocks.
 
     create_model("resnet32_global", num_classes=10)
     create_model("irnn", num_classes=6, cell={"features": 32})
 
-The architectures are those of ``configs/images.py``, laid out for small images; for large ones
-give ResNets ``stem="large"`` and inverted residuals ``strides=()``. Every registered recurrent cell
-is an architecture too, one layer of it with a linear read-out of its last state.
+The architectures are those of ``configs/images.py``, for small images; for large images pass
+``stem="large"`` to ResNets and ``strides=()`` to inverted residuals. Every registered recurrent
+cell is an architecture too: one layer with a linear read-out of its last state.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from jaxeff.ode import CELLS
 
 Spec = Mapping[str, Any]
 
-#: Width of a recurrent model unless ``cell={"features": ...}`` says another.
+#: Default width of a recurrent model; set by ``cell={"features": ...}``.
 CELL_FEATURES = 128
 
-# Inverted residuals were laid out for 224 x 224; small images are halved four times less.
+# Inverted residuals were designed for 224 x 224; small images use fewer strided stages.
 _SMALL = (1, 1, 1, 2, 2, 1, 2, 1)
 ARCHITECTURES: dict[str, Spec] = {
     "mlp": {"name": "mlp"},
@@ -63,8 +63,8 @@ def _tiled(mode: str, stages: tuple[int, ...] | None = None) -> Spec:
     return {"design": {"name": "shared", "mode": mode, "factor": 2, "stages": stages}}
 
 
-#: By design and architecture, the fields that the design adds to those of the architecture. The
-#: Global variants are laid out as their authors do it (Kag, Saligrama, CVPR 2022).
+#: Additional fields by design and architecture. The Global variants follow their authors (Kag,
+#: Saligrama, CVPR 2022).
 DESIGNED: dict[str, dict[str, Spec]] = {
     "global": {
         "resnet32": {**_FOUR_STAGES, "blocks": (1,) * 4, "design": {"name": "global"}},
@@ -104,23 +104,23 @@ DESIGNED: dict[str, dict[str, Spec]] = {
 
 
 def list_models(pattern: str = "*", *, trained: bool = False) -> list[str]:
-    """Returns the names that `create_model` knows and that fit a pattern, in order.
+    """Returns the sorted model names of `create_model` that match a pattern.
 
     Args:
-      pattern: as of files, ``"*global*"``.
+      pattern: shell-style wildcards, such as ``"*global*"``.
       trained: True returns those of the trained models instead that `jaxeff.load` knows.
     """
     return sorted(fnmatch.filter(shipped.names() if trained else _specs(), pattern))
 
 
 def create_model(name: str, *, num_classes: int, **fields: Any) -> nn.Module:
-    """Builds a model, which has no parameters yet: ``model.init(key, inputs)`` makes them.
+    """Builds a model without parameters; ``model.init(key, inputs)`` creates them.
 
     Args:
-      name: one of `list_models`, or of the registry `MODELS`, whose fields are then all given here.
+      name: one of `list_models`, or of the registry `MODELS`, which needs all fields.
       num_classes: width of the output.
-      **fields: fields of the model in place of those that go with its name. A mapping, such as
-        ``design={"stride": 3}``, changes the fields that it has, unless its own ``name`` differs.
+      **fields: fields of the model that override those of its name. A mapping, such as
+        ``design={"stride": 3}``, is merged with the existing one, unless its ``name`` differs.
 
     Returns:
       a Flax module called with ``(inputs, train=False)``, which returns ``[batch, num_classes]``.
@@ -143,7 +143,7 @@ def create_model(name: str, *, num_classes: int, **fields: Any) -> nn.Module:
 
 
 def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns fields with changes; sections of one ``name`` are merged, others replaced."""
+    """Returns fields with changes; sections with the same ``name`` are merged, others replaced."""
     result = dict(fields)
     for name, value in changes.items():
         before = result.get(name)
@@ -155,7 +155,7 @@ def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 def _specs() -> dict[str, Spec]:
-    """Returns the fields of every model that has a name."""
+    """Returns the fields of every named model."""
     specs: dict[str, Spec] = {
         cell: {"name": "sequence", "cell": {"name": cell, "features": CELL_FEATURES}}
         for cell in CELLS

@@ -1,4 +1,4 @@
-"""Turns a network of tiled outputs into the narrow network that computes the same."""
+"""Folds a network of tiled outputs into the equivalent narrow network."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ TIED = "narrow"
 
 
 def fold_output_tiles(variables: Mapping[str, Any], factor: int) -> dict[str, Any]:
-    """Folds a residual network whose last stages share outputs, their shortcuts included.
+    """Folds a residual network whose last stages, with shortcuts, have tiled outputs.
 
-    Every feature map of those stages is ``factor`` equal copies, so a kernel that reads one can be
+    Every feature map of those stages is ``factor`` equal copies, so kernels applied to it can be
     summed over the copies: ``W[:, :, j, o] = sum_r V[:, :, r C / s + j, o]``. The result fits the
-    same host with the widths of those stages divided by ``factor`` and the plain design, and gives
-    the same outputs at a ``factor`` times smaller cost per convolution.
+    same host with the plain design and the widths of those stages divided by ``factor``. Outputs
+    are equal, at a ``factor`` times smaller cost per convolution.
 
     Args:
       variables: ``params`` and ``batch_stats`` of a ResNet with the design "shared", mode
@@ -27,7 +27,7 @@ def fold_output_tiles(variables: Mapping[str, Any], factor: int) -> dict[str, An
       factor: the sharing factor.
 
     Raises:
-      ValueError: a shortcut is not tied, or the copies are modulated: then they differ.
+      ValueError: a shortcut is not tied, or the copies are modulated, so that they differ.
     """
     params = flatten_dict(dict(variables["params"]))
     tied_blocks = sorted({path[0] for path in params if TIED in path}, key=_position)

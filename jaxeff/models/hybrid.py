@@ -31,21 +31,22 @@ PARTS = ("base", "expert", "router")
 
 
 def part(variables: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Returns one part's collections from those of a `HybridNetwork`."""
+    """Returns the variables of one part of a `HybridNetwork`."""
     return {kind: tree[name] for kind, tree in variables.items() if name in tree}
 
 
 class HybridNetwork(nn.Module):
-    """Base, expert and router as one model to train and to save, with a fixed share of queries.
+    """Base, expert and router as one model for training and saving, with a fixed coverage.
 
-    Of a batch of n the base keeps ``floor(coverage n)``; the inputs of highest score go to the
-    expert, which runs on them alone. A deployed model has a threshold instead, see `HybridModel`.
+    Of a batch of n the base keeps ``floor(coverage n)``; the inputs with the highest scores go to
+    the expert, which runs only on them. A deployed model has a threshold instead, see
+    `HybridModel`.
 
     Attributes:
       base: runs on every input.
       expert: the more accurate, more expensive model.
       router: see `jaxeff.layers.router`.
-      coverage: share of the inputs that the base keeps.
+      coverage: fraction of the inputs that the base keeps.
     """
 
     base: nn.Module
@@ -93,7 +94,7 @@ def hybrid(
       base: name and fields of a model.
       expert: name and fields of a model.
       router: name and fields in `jaxeff.layers.router.ROUTERS`; None is the slim one.
-      coverage: share of the inputs that the base keeps.
+      coverage: fraction of the inputs that the base keeps.
 
     Raises:
       ConfigError: an impossible coverage, or models that cannot be built.
@@ -108,7 +109,7 @@ def hybrid(
 
 
 def routed_stage(base: Classifier, router: Classifier) -> Stage:
-    """Returns a base as a first stage, whose scores a trained router gives."""
+    """Returns the first stage: a base with the scores of a trained router."""
     (model, base_variables), (scorer, of_router) = map(checked_classifier, (base, router))
 
     def call(variables: Any, payload: Any) -> tuple[Array, Array, Any]:
@@ -124,10 +125,10 @@ def routed_stage(base: Classifier, router: Classifier) -> Stage:
 
 
 class HybridModel(StagedModel):
-    """A base and an expert, trained models of this package, joined by a router; or a base alone.
+    """A trained base and expert with a router between them; or a base that abstains.
 
-    Where the expert is in a cloud, give `cost` an `jaxeff.hybrid.EdgeCloud`; on one device, let
-    `measure` fit it. Without an expert the model abstains where it would ask.
+    For an expert in a cloud, set `cost` to a `jaxeff.hybrid.EdgeCloud`; on one device, `measure`
+    fits it. Without an expert the model abstains instead of deferring.
 
         hybrid = HybridModel((small, variables), (large, others), batch_size=256)
         hybrid.calibrate(images, labels, coverage=0.75)
@@ -138,7 +139,7 @@ class HybridModel(StagedModel):
       expert: module and variables, or None to abstain.
       router: module and variables of a trained router, or the name of a confidence of the base in
         `jaxeff.selective.confidence.OF_LOGITS`.
-      threshold: inputs with a score above it are asked about; keeps everything until calibrated.
+      threshold: inputs with a score above it are deferred; by default none, until calibrated.
       **options: of `StagedModel`.
     """
 
@@ -174,14 +175,14 @@ class HybridModel(StagedModel):
 
     @threshold.setter
     def threshold(self, value: float) -> None:
-        # That of a model with an expert is its cascade's, which `plan` sets too.
+        # With an expert it is the cascade's threshold, which `plan` also sets.
         if self.abstains:
             (self._own_threshold,) = checked_thresholds((value,))
         else:
             self.thresholds = (value,)
 
     def predict(self, inputs: Any, mask: Any = None) -> Answers:
-        """See `StagedModel.predict`; label and answerer are `ABSTAINED` where nobody answers."""
+        """See `StagedModel.predict`; label and answerer are `ABSTAINED` for rejected inputs."""
         answers = super().predict(inputs, mask)
         if not self.abstains:
             return answers
@@ -194,7 +195,7 @@ class HybridModel(StagedModel):
     def curve(
         self, inputs: Any, labels: np.ndarray, mask: Any = None
     ) -> curves.AccuracyCoverageCurve:
-        """Returns accuracy against coverage; where the model abstains, it is not right.
+        """Returns accuracy against coverage; abstained inputs count as errors.
 
         Raises:
           DataError: labels that do not fit the inputs or the classes, or a score that is NaN.
@@ -220,16 +221,16 @@ class HybridModel(StagedModel):
           inputs: examples that base, expert and router were not trained on.
           labels: their classes.
           mask: see `predict`.
-          coverage: smallest share that the base is to keep; or
-          accuracy: accuracy to reach at the least cost; or
-          budget_ms: time per input within which to be as accurate as possible.
+          coverage: smallest fraction that the base keeps; or
+          accuracy: accuracy to reach at the lowest cost; or
+          budget_ms: largest mean time per input, for the highest accuracy.
 
         Returns:
           coverage and accuracy on the calibration data.
 
         Raises:
-          ConfigError: not one of the three targets, an impossible one, or one that needs the
-            model's cost without it.
+          ConfigError: not exactly one target, an impossible one, or one that needs the missing cost
+            of the model.
           DataError: a target that no threshold reaches, labels that do not fit the inputs or the
             classes, or a score that is NaN.
         """

@@ -31,7 +31,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool = False) -> Array:
-        """Maps ``[batch, ...]`` to ``[batch, num_outputs]``; training and evaluation are one."""
+        """Maps ``[batch, ...]`` to ``[batch, num_outputs]``; ``train`` has no effect."""
         x = jnp.asarray(inputs, self.dtype).reshape(inputs.shape[0], -1)
         act = activation_named(self.activation)
         for number, width in enumerate(self.hidden):

@@ -22,9 +22,9 @@ from jaxeff.typing import Dtype
 
 
 class Row(NamedTuple):
-    """Blocks of a stage that are alike.
+    """Consecutive blocks of a stage with equal fields.
 
-    ``expansion`` 0 has no expansion at all; ``squeeze`` is the share of the channels inside the
+    ``expansion`` 0 means no expansion; ``squeeze`` is the ratio of channels inside the
     squeeze-excitation; ``activation`` None is the network's.
     """
 
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A network: the rows of each stage, stem, head and conventions."""
+    """A network: the rows of each stage, the stem, the head and conventions."""
 
     stages: tuple[tuple[Row, ...], ...]
     activation: str
@@ -128,13 +128,13 @@ class MobileHost(Host[InvertedSpec]):
     """Stages of inverted residuals.
 
     Args:
-      ops: how convolutions are made; the table's activation takes the place of theirs.
+      ops: factory of the convolutions; its activation is replaced by the table's.
       table: the network.
       width: multiplier of all channels.
-      strides: strides of the stem and of each stage instead of the table's; () keeps them.
+      strides: strides of the stem and of each stage; () uses the table's.
       dropout: rate before the classifier.
-      project_skip: whether blocks without stride that change the channels have a skip with a 1x1
-        convolution, and whether the first stage expands too, as in a variant common for CIFAR.
+      project_skip: a variant common for CIFAR: blocks of stride 1 that change the channels have a
+        skip with a 1x1 convolution, and the first stage expands too.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class MobileHost(Host[InvertedSpec]):
         return body
 
     def _drop_path(self, spec: InvertedSpec) -> float:
-        """Grows linearly with the depth."""
+        """Returns the stochastic-depth rate, which grows linearly with the depth."""
         counts = [len(specs) for specs in self.specs]
         return self.ops.drop_path * (sum(counts[: spec.stage]) + spec.index) / sum(counts)
 
@@ -235,15 +235,15 @@ def mobile(
     dtype: Dtype = jnp.float32,
     remat: str = "none",
 ) -> ConvNet:
-    """Builds a network of inverted residuals; a config names the table as the model.
+    """Builds a network of inverted residuals; the table's name is the model's name in a config.
 
     Args:
       table: a name in `TABLES`.
       num_outputs: classes.
       width: multiplier of all channels.
-      strides: of the stem and of each stage, for small images; () keeps the table's.
+      strides: of the stem and of each stage, for small images; () uses the table's.
       dropout: rate before the classifier.
-      drop_path: rate at which the last residual branch is left out in training; others less.
+      drop_path: stochastic-depth rate of the last residual branch; grows linearly from the first.
       project_skip: see `MobileHost`.
       design: see `jaxeff.models.designs`.
       axis_name: see `jaxeff.models.resnet.resnet`.

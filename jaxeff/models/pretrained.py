@@ -1,7 +1,7 @@
-"""Pretrained text encoders from folders as Hugging Face lays them out.
+"""Pretrained text encoders from folders in Hugging Face's layout.
 
-`jaxeff.hub.model_folder` says where the folders are. Tensors are matched by
-name, and none may be missing, unknown or of another shape; heads of other tasks are left out.
+`jaxeff.hub.model_folder` locates the folders. Tensors are matched by name; missing, unknown or
+misshapen ones are errors; heads of other tasks are ignored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jaxeff.hub.model_folder import CONFIG, locate
 from jaxeff.models.encoder import ACTIVATIONS, EncoderShape
 
 _QKV = "query_key_value"
-# Their module in a layer to ours; query, key and value become parts of one.
+# Hugging Face's module names to ours; query, key and value become one kernel.
 _BERT = {
     "attention.self.query": f"{_QKV}/0",
     "attention.self.key": f"{_QKV}/1",
@@ -49,14 +49,14 @@ _TABLES = {"word": "tokens", "position": "positions", "token_type": "types"}
 
 @dataclasses.dataclass(frozen=True)
 class _Family:
-    """How a kind of model names its sizes and tensors.
+    """Names of sizes and tensors of a kind of model.
 
     Attributes:
-      layers: what stands before a layer's number.
-      modules: their modules in a layer to ours.
+      layers: name prefix of a layer's number.
+      modules: Hugging Face's module names in a layer to ours.
       sizes: fields of `EncoderShape` to their names in the config.
-      defaults: values of fields that a config leaves out, those of the library transformers.
-      ignored: pattern of tensors that are no part of the encoder.
+      defaults: values of missing config fields, as in the library transformers.
+      ignored: pattern of tensors that do not belong to the encoder.
     """
 
     layers: str
@@ -111,13 +111,13 @@ FAMILIES = {
         "transformer.layer", _DISTILBERT, _DISTILBERT_SIZES, {**_DEFAULTS, "layers": 6}, _IGNORED
     ),
 }
-#: Other names of activations.
+#: Alternative names of activations.
 _ACTIVATIONS = {
     "gelu_python": "gelu",
     "gelu_pytorch_tanh": "gelu_new",
     "gelu_fast": "gelu_new",
 }
-#: What trainers put before the names of a model's tensors, and the model's own name.
+#: Prefixes of tensor names: those of trainers, and the model's name.
 _PREFIX = re.compile(r"((module|model|_orig_mod|auto_model|\d+)\.)*((bert|roberta|distilbert)\.)?")
 
 
@@ -128,7 +128,7 @@ class Pretrained:
     Attributes:
       shape: its sizes.
       params: parameters of an `jaxeff.models.encoder.Encoder` of full depth without cuts.
-      folder: where it came from.
+      folder: its source.
     """
 
     shape: EncoderShape
@@ -137,7 +137,7 @@ class Pretrained:
 
 
 def read_shape(folder: Path) -> tuple[EncoderShape, str]:
-    """Returns the sizes in a folder's ``config.json`` and the kind of model.
+    """Returns the sizes and the kind of model from a folder's ``config.json``.
 
     Raises:
       DataError: the file is missing or damaged, or the model is of another kind.
@@ -178,7 +178,7 @@ def read_shape(folder: Path) -> tuple[EncoderShape, str]:
 
 
 def _kind(config: Mapping[str, Any]) -> str:
-    """Returns the kind of a model whose config is older than ``model_type``."""
+    """Returns the kind of a model whose config has no ``model_type`` (older files)."""
     named = config.get("architectures") or [""]
     name = str(named[0] if isinstance(named, list) else named).lower()
     kinds = sorted(FAMILIES, key=len, reverse=True)
@@ -193,7 +193,7 @@ def load(name: str) -> Pretrained:
     """
     folder = locate(name)
     read = [folder / CONFIG, *safetensor_files.parts(folder)]
-    # The two newest are kept, as long as their files are the same.
+    # Caches two models; the stamps invalidate entries whose files have changed.
     stats = [path.stat() for path in read if path.is_file()]
     return _load(folder, tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats))
 
@@ -215,13 +215,13 @@ def from_tensors(
       tensors: the tensors; matrices are ``[outputs, inputs]``.
       shape: sizes to check against.
       kind: a name in `FAMILIES`.
-      source: where they came from, for messages.
+      source: for messages.
 
     Raises:
       DataError: tensors are missing, unknown or misshapen; the message names them.
     """
     family = FAMILIES[kind]
-    if shape.layers > len(tensors):  # too many to be listed
+    if shape.layers > len(tensors):  # a missing-tensor list would be too long
         raise DataError(
             f"{source} has {len(tensors)} tensors for the {shape.layers} layers of {CONFIG}"
         )
@@ -270,9 +270,9 @@ def from_tensors(
 
 
 def _plain(name: str) -> str:
-    """Returns a tensor's name in the encoder, without prefixes and in today's spelling."""
+    """Returns a tensor's name in the encoder, without prefixes and in the current spelling."""
     name = _PREFIX.sub("", name, count=1)
-    # Models born in TensorFlow name scale and shift of a normalisation as it does.
+    # Models converted from TensorFlow use its names for scale and shift of a normalisation.
     return re.sub(
         r"(?i)(layer_?norm)\.(gamma|beta)$",
         lambda m: f"{m[1]}.{'weight' if m[2].lower() == 'gamma' else 'bias'}",
@@ -289,7 +289,7 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None
 def _wanted(
     shape: EncoderShape, family: _Family
 ) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
-    """Returns path in our tree and their shape of every tensor, by their name."""
+    """Returns the path in our tree and the expected shape of every tensor, by tensor name."""
     d = shape.width
     expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
     rows = {"word": shape.vocabulary, "position": shape.positions, "token_type": shape.types}
@@ -319,9 +319,9 @@ def _wanted(
 
 
 def overlaid(params: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns an encoder's parameters with the loaded ones in their places.
+    """Returns an encoder's parameters overwritten with the loaded ones.
 
-    Layers that the encoder does not have are left out; bottlenecks keep what they have.
+    Layers that the encoder does not have are ignored; bottlenecks keep their parameters.
     """
     return {
         name: loaded.get(name, value)

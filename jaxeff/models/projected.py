@@ -19,9 +19,9 @@ class Projector(nn.Module):
     """Convolutions of 1x1, 3x3 and 1x1, each with normalisation and activation.
 
     Attributes:
-      ops: how they are made.
+      ops: factory of the convolutions.
       width: output channels.
-      factor: by which the channels in between are fewer.
+      factor: ratio of ``width`` to the inner channels.
     """
 
     ops: Ops
@@ -56,7 +56,7 @@ def projected(
       num_outputs: classes.
       backbone: fields of a convolutional model, whose own head is dropped.
       width: channels of the teacher's last map.
-      factor: by which the projector's inner channels are fewer than ``width``.
+      factor: ratio of ``width`` to the projector's inner channels.
       axis_name: mapped axis over which the projector's batch statistics are averaged.
       dtype: of the projector.
 
@@ -65,7 +65,7 @@ def projected(
     """
     body = MODELS.build(backbone, "model.backbone", num_outputs=num_outputs)
     if not isinstance(body, ConvNet):
-        raise ConfigError(f"backbone: '{backbone['name']}' is no convolutional network")
+        raise ConfigError(f"backbone: '{backbone['name']}' is not a convolutional network")
     if not 1 <= factor <= width:
         raise ConfigError(f"factor must be in [1, width={width}], not {factor}")
     ops = Ops.of(dtype, axis_name)

@@ -111,20 +111,20 @@ def resnet(
         the CIFAR networks with three stages of n blocks and widths 16, 32, 64; 0 to give
         ``blocks`` and ``widths`` instead.
       blocks: blocks of each stage.
-      widths: width of each stage; given with ``depth``, they take the place of the usual ones.
+      widths: width of each stage; overrides those of ``depth``.
       bottleneck: blocks of 1x1, 3x3, 1x1 with 4 times the width outside.
       stem: "small", a 3x3 convolution, or "large", 7x7 with stride 2 and pooling.
       stem_width: channels of the stem; 0 is the first width.
       design: see `jaxeff.models.designs`.
       activation: name in `jaxeff.layers.conv.ACTIVATIONS`.
-      drop_path: rate at which residual branches are left out in training.
-      axis_name: mapped axis over which batch statistics are averaged, "data" in training; None
-        keeps each device's own.
+      drop_path: stochastic-depth rate.
+      axis_name: mapped axis over which batch statistics are averaged, "data" in training; None: not
+        averaged.
       dtype: of the computation.
       remat: see `jaxeff.models.convnet.ConvNet`.
 
     Raises:
-      ConfigError: fields that make no network.
+      ConfigError: inconsistent fields.
     """
     if depth in LARGE:
         blocks, bottleneck = LARGE[depth]
@@ -159,7 +159,7 @@ def wide_resnet(
       num_outputs: classes.
       depth: ``6 n + 4``.
       width: multiplier of the widths 16, 32, 64.
-      design: see `resnet`, as are the next two.
+      design: see `resnet`, also for the next two.
       axis_name: mapped axis.
       dtype: of the computation.
       remat: see `jaxeff.models.convnet.ConvNet`.

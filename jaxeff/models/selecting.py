@@ -1,4 +1,4 @@
-"""A classifier whose selection head has a hidden layer (SelectiveNet)."""
+"""SelectiveNet's classifier: a selection head with a hidden layer."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from jaxeff.typing import Array, Dtype
 
 
 class Selecting(nn.Module):
-    """Outputs of classes, selection and auxiliary classes; the selection has a hidden layer.
+    """Logits of classes, selection and auxiliary classes; the selection has a hidden layer.
 
-    The layer is linear in the features of the backbone, whose last linear layer therefore computes
-    it beside the classes: any classifier can be the backbone.
+    The hidden layer is linear in the backbone's features, so the backbone's last linear layer
+    computes it together with the classes. Any classifier can be the backbone.
 
     Attributes:
       backbone: a classifier of ``2 classes + hidden`` outputs.
-      hidden: width of the layer.
-      ops: how normalisations are made.
+      hidden: width of the hidden layer.
+      ops: factory of the normalisation.
     """
 
     backbone: nn.Module
@@ -33,7 +33,7 @@ class Selecting(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool = False, **options: Any) -> Array:
-        """Maps a batch to ``[batch, 2 classes + 1]``, the selection in the middle."""
+        """Maps a batch to ``[batch, 2 classes + 1]``: classes, selection, auxiliary classes."""
         outputs = self.backbone(inputs, train=train, **options)
         classes = (outputs.shape[-1] - self.hidden) // 2
         first, hidden, second = jnp.split(outputs, (classes, classes + self.hidden), axis=-1)
@@ -57,7 +57,7 @@ def selecting(
     normalised with scales that start at 0.1, before the selection.
 
     Args:
-      num_outputs: twice the classes and one, as the objective "selective_net" asks for.
+      num_outputs: 2 classes + 1, as the objective "selective_net" requires.
       backbone: fields of a classifier.
       hidden: width of the selection's hidden layer.
       axis_name: mapped axis over which the layer's batch statistics are averaged.
@@ -70,7 +70,8 @@ def selecting(
         raise ConfigError(f"hidden must be positive, not {hidden}")
     if num_outputs < 3 or num_outputs % 2 == 0:
         raise ConfigError(
-            f"model 'selecting' has two heads and a selection, which are not {num_outputs} outputs;"
+            f"model 'selecting' has two heads and a selection, which cannot be {num_outputs} "
+            f"outputs;"
             " train it with config.objective.name='selective_net'"
         )
     body = MODELS.build(backbone, "model.backbone", num_outputs=num_outputs - 1 + hidden)

@@ -21,16 +21,17 @@ class SequenceModel(nn.Module):
     """Recurrent layers, then a linear read-out of the last state or of every state.
 
     Attributes:
-      cell: the pure cell; each layer has parameters of its own.
+      cell: the pure cell; layers do not share parameters.
       num_outputs: width of the read-out.
       num_layers: number of recurrent layers.
       readout: "last" gives ``[batch, num_outputs]``, "every_step" ``[batch, time, num_outputs]``.
-      dropout: rate at which states are dropped before the read-out, in training.
+      dropout: rate of dropout before the read-out, in training.
       backward: how gradients through time are computed, see `jaxeff.ode.unroll`.
+      driver: what runs the steps, see `jaxeff.ode.unroll`.
       embedding: width of the learned vectors that stand for integer inputs.
       dtype: type of the computation.
-      vocabulary: number of those vectors; 0 takes ``num_outputs``, as where the next symbol is
-        predicted. Integers beyond them become NaN.
+      vocabulary: rows of the embedding table; 0 uses ``num_outputs``, for prediction of the next
+        symbol. Larger integers give NaN.
     """
 
     cell: Cell
@@ -39,6 +40,7 @@ class SequenceModel(nn.Module):
     readout: str = "last"
     dropout: float = 0.0
     backward: str = "auto"
+    driver: str = "scan"
     embedding: int = 64
     dtype: Dtype = jnp.float32
     vocabulary: int = 0
@@ -50,7 +52,7 @@ class SequenceModel(nn.Module):
 
     @nn.nowrap
     def initial_carry(self, inputs: Array) -> tuple[Carry, ...]:
-        """Returns the state before the first step for inputs like these, one entry per layer."""
+        """Returns the carry before the first step, one entry per layer."""
         width = inputs.shape[-1] if inputs.ndim == 3 else self.embedding
         widths = [width] + [self.cell.features] * (self.num_layers - 1)
         batch = inputs.shape[:1]
@@ -83,9 +85,9 @@ class SequenceModel(nn.Module):
 
         Args:
           inputs: ``[batch, time, features]``, or integers ``[batch, time]`` to embed.
-          train: whether to drop states.
+          train: whether to apply dropout.
           mask: ``[batch, time]``, non-zero where a step is real.
-          carry: state to go on from, as `initial_carry` or an earlier call gave it.
+          carry: carry to continue from, of `initial_carry` or an earlier call.
           return_carry: True returns ``(outputs, carry)``.
 
         Raises:
@@ -109,6 +111,7 @@ class SequenceModel(nn.Module):
                 return_sequence=layer + 1 < self.num_layers or self.readout == "every_step",
                 return_carry=True,
                 backward=self.backward,
+                driver=self.driver,
                 name=f"layer_{layer}",
             )(states, initial_carry=None if carry is None else carry[layer], mask=mask)
             carries.append(after)
@@ -136,6 +139,7 @@ def sequence(
     readout: str = "last",
     dropout: float = 0.0,
     backward: str = "auto",
+    driver: str = "scan",
     embedding: int = 64,
     dtype: Dtype = jnp.float32,
     vocabulary: int = 0,
@@ -148,6 +152,7 @@ def sequence(
         readout=readout,
         dropout=dropout,
         backward=backward,
+        driver=driver,
         embedding=embedding,
         dtype=jnp.dtype(dtype),
         vocabulary=vocabulary,

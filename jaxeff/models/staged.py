@@ -1,4 +1,4 @@
-"""Trained models in stages, as a user runs them: predictions, who answered, and what it cost."""
+"""Cascades of trained models for inference: predictions, answering stages, and cost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jaxeff.typing import Array
 
 #: A Flax module and its variables.
 Classifier = tuple[nn.Module, Mapping[str, Any]]
-#: In the place of a label, and of who answered, where nobody did.
+#: Value of a label, and of the answering stage, where all stages abstained.
 ABSTAINED = -1
 
 
@@ -35,9 +35,9 @@ class Answers(NamedTuple):
       outputs: logits of the stage that answered, ``[batch, classes]``.
       answered_by: number of that stage, ``[batch]``.
       scores: query scores of the first stage, ``[batch]``.
-      overflow: inputs that asked for a later stage without a place for them.
+      overflow: number of deferred inputs beyond the limit of a later stage.
       macs: multiply-adds per input, of all stages that ran for it.
-      milliseconds: per input, by the model's cost; None if it has none.
+      milliseconds: per input, by the model's cost; None without a cost.
     """
 
     labels: np.ndarray
@@ -50,19 +50,19 @@ class Answers(NamedTuple):
 
     @property
     def coverage(self) -> float:
-        """Share of the inputs that the first stage answered."""
+        """Fraction of the inputs that the first stage answered."""
         return float(np.mean(self.answered_by == 0))
 
 
 def apply(model: nn.Module, variables: Any, payload: Mapping[str, Any]) -> Array:
-    """Applies a classifier to ``inputs`` and, where there is one, ``mask``."""
+    """Applies a classifier to ``inputs`` and, if present, ``mask``."""
     options = {name: value for name, value in payload.items() if name != "inputs"}
     called = call_options(model, train=False, **options)
     return model.apply(variables, payload["inputs"], **called)  # type: ignore
 
 
 def require_confidence(score: str) -> Callable[[Array], Array]:
-    """Returns the named confidence of logits; raises `ConfigError` for another name."""
+    """Returns the named confidence of logits; raises `ConfigError` for an unknown name."""
     if score not in confidence.OF_LOGITS:
         known = ", ".join(confidence.OF_LOGITS)
         raise ConfigError(f"the score must be one of {known} or a trained router, not {score!r}")
@@ -70,7 +70,7 @@ def require_confidence(score: str) -> Callable[[Array], Array]:
 
 
 def checked_classifier(classifier: Classifier) -> Classifier:
-    """Returns a classifier; raises `ConfigError` if it is no Flax module with its variables."""
+    """Returns a classifier; raises `ConfigError` unless it is a pair (Flax module, variables)."""
     if isinstance(classifier, nn.Module) or not isinstance(classifier, Sequence):
         require_linen(classifier, "a classifier")
     if isinstance(classifier, nn.Module) or len(classifier) != 2:
@@ -91,14 +91,14 @@ def last_stage(classifier: Classifier) -> Stage:
 
 
 def confident_stage(classifier: Classifier, score: str = "softmax response") -> Stage:
-    """Returns a stage that defers the inputs for which a confidence of its logits is low.
+    """Returns a stage that defers inputs of low confidence.
 
     Args:
       classifier: the stage's model.
       score: a name in `jaxeff.selective.confidence.OF_LOGITS`.
 
     Raises:
-      ConfigError: another name.
+      ConfigError: an unknown confidence.
     """
     confident, (model, variables) = require_confidence(score), checked_classifier(classifier)
 
@@ -114,11 +114,11 @@ class StagedModel:
 
     Args:
       stages: see `jaxeff.hybrid.route`.
-      thresholds: query scores above go on; see `plan`.
-      limits: most inputs of a batch that each later stage may get.
-      batch_size: inputs are taken in batches of this size, the last filled up, so that each stage
-        is compiled for few sizes; None takes all inputs of a call as one batch, filled up to a
-        power of two.
+      thresholds: inputs with a score above are deferred; see `plan`.
+      limits: largest number of inputs of a batch for each later stage.
+      batch_size: inputs are processed in batches of this size, the last one padded, so
+        that each stage is compiled for few sizes; None processes all inputs of a call as one batch,
+        padded to a power of two.
 
     Raises:
       ConfigError: an impossible batch size, or thresholds that do not fit.
@@ -186,7 +186,7 @@ class StagedModel:
                 yield jax.tree.map(lambda a, k=kept: a[k], payload), rows < total
 
     def macs(self, payload: Mapping[str, Any]) -> list[int]:
-        """Returns each stage's multiply-adds for one input, routers included."""
+        """Returns each stage's multiply-adds per input, routers included."""
         shape = tuple(payload["inputs"].shape[1:])
         if shape not in self._macs:
             part: Any = jax.tree.map(
@@ -200,7 +200,7 @@ class StagedModel:
         return self._macs[shape]
 
     def collect(self, inputs: Any, mask: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """Runs every stage on every input, as calibration needs it.
+        """Runs every stage on every input, for calibration.
 
         Returns:
           outputs ``[stages, examples, classes]`` and scores ``[stages, examples]``.
@@ -240,10 +240,10 @@ class StagedModel:
           inputs: examples that no stage was trained on.
           labels: their classes.
           mask: see `predict`.
-          prices: of running each stage; multiply-adds if not given.
-          price: what a unit of price is worth in accuracy.
-          budget: largest mean price of an input.
-          candidates: thresholds tried per stage.
+          prices: cost of each stage; multiply-adds if None.
+          price: accuracy worth one unit of cost.
+          budget: largest mean cost of an input.
+          candidates: number of thresholds to try per stage.
 
         Raises:
           ConfigError: an impossible price or budget, or one stage alone.
@@ -264,16 +264,16 @@ class StagedModel:
         return best
 
     def measure(self, inputs: Any, mask: Any = None, *, rounds: int = 5, query_ms: float = 0.0):
-        """Fits and keeps this device's cost of one batch of `batch_size` inputs.
+        """Fits and stores this device's cost of one batch of `batch_size` inputs.
 
         Args:
           inputs: at least one batch.
           mask: see `predict`.
           rounds: timed calls of every size.
-          query_ms: what the way to a later stage adds for every input.
+          query_ms: additional time per input that is sent to a later stage.
         """
         payload = _payload(inputs, mask)
-        self.batch_size = self.batch_size or len(inputs)  # of which alone the cost is known
+        self.batch_size = self.batch_size or len(inputs)  # the cost holds for this size only
         batch, _ = next(self._batches(payload))
         self.cost = cost.measure(self.cascade, batch, query_ms=query_ms, rounds=rounds)
         return self.cost
@@ -286,7 +286,7 @@ def _payload(inputs: Any, mask: Any) -> dict[str, Any]:
     }
     shape = payload["inputs"].shape
     if len(shape) < 2 or not shape[0]:
-        raise ConfigError(f"there are no inputs to answer: [batch, ...] is asked for, not {shape}")
+        raise ConfigError(f"there are no inputs: expected [batch, ...], not {shape}")
     if mask is not None and len(payload["mask"]) != shape[0]:
         raise ConfigError(f"a mask {payload['mask'].shape} does not fit inputs {shape}")
     return payload
@@ -303,9 +303,9 @@ def cascade(
 
     Args:
       classifiers: modules and variables.
-      thresholds: minus the confidence below which inputs go on; keeps everything until planned if
-        not given.
-      score: which confidence, see `confident_stage`.
+      thresholds: minus the confidence below which inputs are deferred; by default none is, until
+        `StagedModel.plan` is called.
+      score: name of the confidence, see `confident_stage`.
       **options: of `StagedModel`.
     """
     if not len(classifiers):

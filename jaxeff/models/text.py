@@ -1,4 +1,4 @@
-"""Text classifiers on encoders, and supernets that hold the parameters of all shortened ones."""
+"""Text classifiers on encoders, and supernets with the parameters of all shortened encoders."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from jaxeff.typing import Array, Dtype
 
 
 class TextClassifier(nn.Module):
-    """An encoder, the mean of its tokens, or its first token if that is kept, and a linear layer.
+    """An encoder, a linear layer on the mean token, or on the first token if ``keep_first`` > 0.
 
     Attributes:
       encoder: the encoder.
       num_outputs: width of the output.
       dtype: of the computation.
       pretrained: model whose weights the encoder starts with, see
-        `jaxeff.hub.model_folder.locate`; None starts at random.
+        `jaxeff.hub.model_folder.locate`; None for random weights.
     """
 
     encoder: Encoder
@@ -37,12 +37,12 @@ class TextClassifier(nn.Module):
 
     @property
     def num_symbols(self) -> int:
-        """See `jaxeff.models.base.check_symbols`, as is the next."""
+        """Size of the vocabulary; see `jaxeff.models.base.check_symbols`."""
         return self.encoder.shape.vocabulary
 
     @property
     def reads_types(self) -> bool:
-        """Whether inputs may be tokens with their types."""
+        """Whether inputs may include token types; see `jaxeff.models.base.check_symbols`."""
         return True
 
     @nn.compact
@@ -58,12 +58,12 @@ class TextClassifier(nn.Module):
 
     @nn.nowrap
     def pooled(self, tokens: Array, weight: Array) -> Array:
-        """Returns what the linear layer reads ``[batch, width]`` of the encoder's output."""
+        """Returns the input of the linear layer ``[batch, width]``."""
         return tokens[:, 0] if self.encoder.plan.keep_first else masked_mean(tokens, weight)
 
     @nn.nowrap
     def initial_variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns fresh variables with the pretrained encoder's weights in their places."""
+        """Returns the variables with the pretrained encoder's weights."""
         if not self.pretrained:
             return dict(variables)
         loaded = {"encoder": pretrained.load(self.pretrained).params}
@@ -71,17 +71,17 @@ class TextClassifier(nn.Module):
 
 
 class TextSupernet(TextClassifier):
-    """The full network, with the parameters of every cut of a space beside its own.
+    """The full network, with additional parameters for every cut of a space.
 
     Attributes:
-      space: the plans whose parameters it holds.
+      space: the plans that it has parameters for.
     """
 
     space: EncoderSpace | None = None
 
     @nn.nowrap
     def subnetwork(self, plan: EncoderPlan) -> TextClassifier:
-        """Returns the network of a plan, which finds its parameters among this one's."""
+        """Returns the network of a plan; its parameters are a subset of this one's."""
         encoder = self.encoder
         return TextClassifier(
             Encoder(encoder.shape, plan, encoder.dtype, remat=encoder.remat),
@@ -93,7 +93,7 @@ class TextSupernet(TextClassifier):
     def encoded(
         self, params: Any, between: Callable[..., Any], inputs: Array, mask: Array | None = None
     ) -> tuple[Array, Array]:
-        """Returns tokens and weights of the full encoder, changed behind every layer.
+        """Returns tokens and weights of the full encoder, modified after every layer.
 
         Args:
           params: the network's parameters.
@@ -107,13 +107,13 @@ class TextSupernet(TextClassifier):
 
     @nn.nowrap
     def classified(self, params: Any, pooled: Array) -> Array:
-        """Returns what the linear layer makes of `pooled`, ``[batch, num_outputs]``."""
+        """Applies the linear layer to `pooled`; returns ``[batch, num_outputs]``."""
         layer = params["classifier"]
         return pooled @ layer["kernel"] + layer["bias"]
 
 
 def _shape(shape: Mapping[str, Any] | None, name: str | None) -> EncoderShape:
-    """Returns the sizes given by a config, or else those of the pretrained encoder."""
+    """Returns the sizes of a config, or those of the pretrained encoder."""
     if bool(shape) == bool(name):
         raise ConfigError(
             "an encoder needs config.model.shape or config.model.pretrained, not both"
@@ -149,10 +149,10 @@ def _cut(cut: Any) -> tuple[int, int]:
 
 
 def _floats(dtype: Dtype) -> Dtype:
-    """Returns the type of a computation, which is one of floats."""
+    """Returns the type of a computation; raises `ConfigError` unless it is floating point."""
     kind = jnp.dtype(dtype)
     if not jnp.issubdtype(kind, jnp.floating):
-        raise ConfigError(f"dtype must be one of floats, such as float32, not {kind}")
+        raise ConfigError(f"dtype must be a floating-point type, such as float32, not {kind}")
     return kind
 
 
@@ -174,11 +174,11 @@ def encoder(
 
     Args:
       num_outputs: classes.
-      shape: fields of `EncoderShape`, for one that starts at random.
+      shape: fields of `EncoderShape`, for random weights.
       pretrained: model to start from, see `jaxeff.hub.model_folder.locate`.
-      depth: layers used; 0 is all.
-      cuts: see `EncoderPlan`, as are the next three.
-      keep_first: tokens that pass.
+      depth: number of layers used; 0 for all.
+      cuts: see `EncoderPlan`, also for the next three.
+      keep_first: tokens at the start that cuts leave unchanged.
       kind: of the bottlenecks.
       pooled_queries: see `EncoderPlan`.
       dtype: of the computation.
@@ -221,12 +221,12 @@ def encoder_supernet(
 
     Args:
       num_outputs: classes.
-      shape: see `encoder`, as is the next.
-      pretrained: model to start from.
-      depths: see `EncoderSpace`, as are the next five; () is every depth from 2.
+      shape: see `encoder`.
+      pretrained: see `encoder`.
+      depths: see `EncoderSpace`, also for the next five; () is every depth from 2.
       factors: of cuts.
       max_cuts: of a plan.
-      keep_first: tokens that pass.
+      keep_first: tokens at the start that cuts leave unchanged.
       kind: of the bottlenecks.
       pooled_queries: see `EncoderPlan`.
       dtype: of the computation.

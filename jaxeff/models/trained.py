@@ -1,4 +1,4 @@
-"""A model with the variables that a training gave it."""
+"""A trained model with its variables."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import flax.linen as nn
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A model that was trained before, for an algorithm that builds on it.
+    """A trained model that an algorithm builds on.
 
     Attributes:
       model: the Flax module.
       variables: its parameters and other collections.
-      experience: what it and those that it builds on have seen, see `jaxeff.train.leakage`.
+      experience: the data that it and its own prerequisites have used, see `jaxeff.train.leakage`.
     """
 
     model: nn.Module

@@ -31,9 +31,9 @@ class TailHead(nn.Module):
     """Two separable convolutions, channel means and a linear classifier.
 
     Attributes:
-      ops: how convolutions are made.
+      ops: factory of the convolutions.
       num_outputs: width of the output.
-      widths: of the two convolutions; () has none.
+      widths: of the two convolutions; () for none.
     """
 
     ops: Ops
@@ -51,12 +51,12 @@ class TailHead(nn.Module):
 
 
 class XceptionHost(Host[SeparableSpec]):
-    """Stage 0 has the plain blocks, stage 1 those that weight sharing applies to.
+    """Xception; weight sharing applies to the blocks of stage 1, not to those of stage 0.
 
     Args:
-      ops: how convolutions are made.
-      small: the very small network of three blocks.
-      divide: divides the widths of the second stage.
+      ops: factory of the convolutions.
+      small: the smallest variant, of three blocks.
+      divide: divisor of the widths of the second stage.
     """
 
     def __init__(self, ops: Ops, *, small: bool = False, divide: int = 1):
@@ -133,8 +133,8 @@ def xception(
 
     Args:
       num_outputs: classes.
-      small: the very small one, 0.8 instead of 7.6 million parameters.
-      divide: divides the widths of the later blocks, the yardstick of weight sharing.
+      small: the smallest variant, with 0.8 instead of 7.6 million parameters.
+      divide: divisor of the widths of the later blocks, the baseline for weight sharing.
       design: see `jaxeff.models.designs`; sharing applies to stage 1 (0 if ``small``).
       axis_name: see `jaxeff.models.resnet.resnet`.
       dtype: of the computation.

@@ -54,7 +54,7 @@ _MOVED = {name: f"jaxeff.ops.{name}" for name in ("anchors", "convolution", "str
 
 
 def __getattr__(name: str) -> Any:
-    """Finds what had another name in version 0.1."""
+    """Resolves names that were renamed since version 0.1."""
     if name == "ProductCell":
         raise AttributeError(
             "jaxeff.ode.ProductCell is jaxeff.ode.FusedCell now, with other methods; docs/"

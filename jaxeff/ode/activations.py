@@ -1,7 +1,7 @@
 """Activations, with derivatives written in terms of the activated values.
 
-Knowing the derivative from the output alone lets a backward pass keep the activated values and
-throw the pre-activations away.
+With the derivative as a function of the output, a backward pass needs only the activated values and
+can drop the pre-activations.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the drivers of recurrences check and bring into shape before the first step."""
+"""Checks and preprocessing of the arguments of `unroll` and `unroll_parallel`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxeff.typing import Array, Carry, Params
 
 
 def is_static(size: Any) -> bool:
-    """Whether a size is a number and not a symbol of an exported program."""
+    """Whether a size is an integer, not a symbolic dimension of `jax.export`."""
     return isinstance(size, int) and not isinstance(size, bool)
 
 
@@ -24,12 +24,12 @@ def prepare_arguments(
     """Checks the arguments of `jaxeff.ode.unroll`.
 
     Returns:
-      the inputs, zero where a step is not real; the first carry; and the mask ``[time, ..., 1]``.
-      Inputs and carry are at least of the type that inputs and parameters are promoted to.
+      the inputs, zero at padded steps; the initial carry; and the mask ``[time, ..., 1]``.
+      Inputs and carry have at least the promoted type of inputs and parameters.
 
     Raises:
       ValueError: xs or mask has the wrong shape.
-      ConfigError: more steps than the cell can run, or a carry that is not the cell's.
+      ConfigError: more steps than the cell can run, or a carry of another structure or shape.
     """
     xs = jnp.asarray(xs)
     if xs.ndim < 2 or xs.shape[0] == 0:
@@ -51,16 +51,16 @@ def prepare_arguments(
     if mask is None:
         return xs, carry, None
     mask = (jnp.asarray(mask) != 0)[..., None]
-    # A gradient of zero times what comes of NaN would be NaN.
+    # Masking the outputs alone is not enough: zero cotangents times NaN would give NaN gradients.
     return jnp.where(mask, xs, jnp.zeros_like(xs)), carry, mask
 
 
 def check_length(cell: Cell, length: Any) -> None:
-    """Raises `ConfigError` if the cell cannot run over that many steps, of any number or a symbol.
+    """Raises `ConfigError` if the cell cannot run over ``length`` steps.
 
     Args:
       cell: the cell.
-      length: an integer, or a symbolic dimension, which stands for any.
+      length: an integer, or a symbolic dimension, which stands for any length.
     """
     if is_static(length):
         return cell.check_length(length)
@@ -68,16 +68,16 @@ def check_length(cell: Cell, length: Any) -> None:
         return cell.check_length(length)
     except ConfigError:
         raise
-    except Exception as error:  # an undecided comparison
+    except Exception as error:  # a comparison that a symbolic dimension cannot decide
         raise ConfigError(
-            f"{type(cell).__name__} cannot run over any number of steps; export it for one number "
-            f"of steps instead of {length}"
+            f"{type(cell).__name__} cannot run over an arbitrary number of steps; export it for a "
+            f"fixed number instead of {length}"
         ) from error
 
 
 def _fitting(carry: Carry, like: Any) -> Carry:
     """Returns the carry; raises `ConfigError` unless it has the arrays and shapes of another."""
-    shapes, needed = (jax.tree.map(jnp.shape, tree) for tree in (carry, like))
+    shapes, needed = (jax.tree.map(np.shape, tree) for tree in (carry, like))
     if shapes != needed:
         raise ConfigError(f"the carry must have arrays of the shapes {needed}, not {shapes}")
     return carry
@@ -100,7 +100,7 @@ def length_mask(lengths: Array, time: int) -> Array:
       ValueError: a length is negative or above ``time`` (where the lengths are known).
     """
     if not isinstance(lengths, jax.core.Tracer) and np.size(lengths):
-        # By NumPy, which is not traced where the lengths are constants of a compiled function.
+        # NumPy, so that constant lengths are checked even inside a traced function.
         known = np.asarray(lengths)
         if not np.array_equal(known, np.floor(known)):
             raise ValueError(f"sequence lengths must be whole numbers of steps, not {known.dtype}")
@@ -109,7 +109,7 @@ def length_mask(lengths: Array, time: int) -> Array:
             wrong = least if least < 0 else most
             raise ValueError(
                 f"a sequence length of {wrong} does not fit inputs of {time} steps; pad the inputs "
-                "further, or mend the lengths"
+                f"further, or correct the lengths"
             )
     lengths = jnp.asarray(lengths)
     steps = jnp.arange(time).reshape(-1, *(1,) * lengths.ndim)

@@ -1,4 +1,4 @@
-"""What a recurrence carries from step to step, and what of it follows from the inputs alone."""
+"""The carry of a recurrence, and its parts that depend on inputs and mask alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from jaxeff.typing import Array, Carry, Dtype
 
 
 class CarryParts(NamedTuple):
-    """A carry that says what its parts are; a carry of any other form is all state.
+    """A carry with named parts; a carry of any other type is all state.
 
     Only the state needs to be stepped through. The other parts follow from the inputs and the
-    mask, so that `jaxeff.ode.unroll` and `jaxeff.ode.unroll_parallel` know them for all steps of a
-    sequence before the first.
+    mask, so `jaxeff.ode.unroll` and `jaxeff.ode.unroll_parallel` compute them for a whole sequence
+    before the first step.
 
     Attributes:
       state: tree of floating-point arrays ``[..., width]``.
@@ -35,10 +35,10 @@ def parts_of(carry: Carry) -> CarryParts:
 
 
 def step_counter(batch_shape: tuple[int, ...], dtype: Dtype) -> Array:
-    """Returns the steps taken before the first, zeros ``[*batch_shape, 1]``.
+    """Returns the step counter before the first step, zeros ``[*batch_shape, 1]``.
 
-    A counter is floating point, so that a carry stays differentiable throughout, and of at least
-    single precision, so that it counts far.
+    It is floating point, so that every array of a carry is differentiable, and of at least single
+    precision, so that it counts up to 2^24.
     """
     # Not `promote_types`, which strict promotion forbids.
     wide = dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
@@ -54,7 +54,7 @@ def after_step(carry: Carry, state: Any, x: Array) -> Carry:
 
 
 def before_steps(carry: Carry, xs: Array, mask: Array | None) -> CarryParts:
-    """Returns what a carry holds beside the state before every step of a sequence.
+    """Returns the previous input and the step count before every step of a sequence.
 
     Args:
       carry: the carry before the first step.
@@ -93,13 +93,14 @@ def after_steps(carry: Carry, state: Any, xs: Array, mask: Array | None) -> Carr
 def _real_steps(xs: Array, mask: Array | None, like: Array) -> Array:
     """Returns how many of the steps up to each are real, ``[time, ..., 1]``."""
     if mask is None:
-        return (jnp.arange(xs.shape[0]) + 1).reshape(-1, *(1,) * like.ndim).astype(like.dtype)
+        numbers = jnp.arange(xs.shape[0]) + 1
+        return jnp.expand_dims(numbers, range(1, like.ndim + 1)).astype(like.dtype)
     return jnp.cumsum(mask, axis=0, dtype=jnp.int32).astype(like.dtype)
 
 
 def _last_real(mask: Array) -> Array:
     """Returns the index of the last real step up to each, or -1, ``[time, ..., 1]``."""
-    steps = jnp.arange(mask.shape[0]).reshape(-1, *(1,) * (mask.ndim - 1))
+    steps = jnp.expand_dims(jnp.arange(mask.shape[0]), range(1, mask.ndim))
     return jax.lax.cummax(jnp.where(mask, steps, -1), axis=0)
 
 

@@ -1,10 +1,11 @@
-"""What a recurrent cell is: static sizes in a frozen dataclass, pure functions of parameters.
+"""The interface of recurrent cells: frozen dataclasses of static sizes with pure functions.
 
-`Cell` is the whole contract: parameters, an initial carry, one step, and what of the state is the
-output. Any recurrence fits. `jaxeff.ode.fused.FusedCell` is for recurrences whose step is a
-product of the state followed by element-wise operations, which run faster.
+`Cell` is the full interface: parameters, an initial carry, one step, and the output as a function
+of the state. It fits any recurrence. `jaxeff.ode.fused.FusedCell` is for recurrences whose step is
+a matrix product with the state followed by element-wise operations; these run faster.
 
-A cell knows nothing of time, losses or devices. Matrices multiply row vectors from the right.
+Cells do not depend on sequence lengths, losses or devices. Matrices multiply row vectors from the
+right.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ class Cell:
         require_whole(f"{type(self).__name__}.features", self.features)
 
     def param_specs(self, input_size: int) -> dict[str, ParamSpec]:
-        """Returns the shape and the initialiser of every parameter for inputs of that width."""
+        """Returns shape and initialiser of every parameter, for inputs of width ``input_size``."""
         raise NotImplementedError
 
     def init(self, key: PRNGKey, input_size: int, dtype: Dtype = jnp.float32) -> dict[str, Array]:
-        """Returns fresh parameters, a flat dict of arrays; equal keys give equal parameters."""
+        """Returns initial parameters, a flat dict of arrays; equal keys give equal parameters."""
         specs = self.param_specs(input_size)
         keys = jax.random.split(key, len(specs))
         return {
@@ -72,7 +73,7 @@ class Cell:
     ) -> Carry:
         """Returns the carry before the first step, zeros of shape ``[*batch_shape, features]``.
 
-        ``input_size`` is the width of the inputs, for cells that remember an input.
+        ``input_size`` is the width of the inputs, for cells whose carry holds the previous input.
         """
         del input_size
         return jnp.zeros((*batch_shape, self.features), dtype)
@@ -82,7 +83,7 @@ class Cell:
         raise NotImplementedError
 
     def output(self, state: Any) -> Array:
-        """Returns what of the state is the output, ``[..., features]``."""
+        """Returns the output ``[..., features]`` for a state."""
         return state
 
     @property
@@ -91,7 +92,7 @@ class Cell:
         return False
 
     def check_length(self, length: int) -> None:
-        """Raises `ConfigError` if the cell cannot run over that many steps; most can."""
+        """Raises `ConfigError` if the cell cannot run over ``length`` steps."""
 
 
 def columns(packed: Array, count: int) -> tuple[Array, ...]:

@@ -1,4 +1,4 @@
-"""The classic cells: Elman's RNN, LSTM and GRU, with the equations of Flax's own.
+"""The classic cells: Elman's RNN, LSTM and GRU, with the equations of Flax's cells.
 
 References:
   Elman, "Finding Structure in Time", Cognitive Science 1990.
@@ -107,11 +107,11 @@ class LSTM(_Gated):
 
     @property
     def activations(self) -> tuple[str, ...]:
-        """The candidate is the one that is not a gate."""
+        """Sigmoid for the three gates, tanh for the candidate."""
         return ("sigmoid", "sigmoid", "tanh", "sigmoid")
 
     def bias(self) -> cells.Initializer:
-        """Returns zeros, but for the forget gate."""
+        """Returns zeros, except ``forget_bias`` for the forget gate."""
 
         def init(key, shape, dtype=jnp.float32):
             return jnp.zeros((4, self.features), dtype).at[1].set(self.forget_bias).reshape(shape)
@@ -162,7 +162,7 @@ class GRU(_Gated):
 
     @property
     def activations(self) -> tuple[str, ...]:
-        """The candidate's activation waits for the reset gate."""
+        """Sigmoid for both gates; `update` activates the candidate after the reset gate."""
         return ("sigmoid", "sigmoid", "identity", "identity")
 
     def param_specs(self, input_size: int) -> dict[str, ParamSpec]:
@@ -175,7 +175,7 @@ class GRU(_Gated):
         return super().prepare(params)._replace(coefficients=params["b_n"])
 
     def preactivation(self, kernels: Any, hidden: Array, projected: Blocks) -> Blocks:
-        """Adds the shares of r and z, and keeps those of the candidate apart."""
+        """Sums state and input terms for r and z; keeps the candidate's two terms apart."""
         h_r, h_z, h_n = (hidden @ kernel for kernel in kernels)
         x_r, x_z, x_n = projected
         return h_r + x_r, h_z + x_z, h_n, x_n

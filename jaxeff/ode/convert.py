@@ -1,4 +1,4 @@
-"""Parameters of other codebases as parameters of the package's cells."""
+"""Converts parameters of other codebases to those of the package's cells."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ def tarnn_from_reference(cell: TARNN, arrays: Mapping[str, Any]) -> dict[str, Ar
 
     Args:
       cell: the cell to fill; with ``step_size_mode="per_time_step"`` its ``length`` is the number
-        of columns of A1. In the other modes A1 must be constant over what they share.
+        of columns of A1. In the other modes A1 must be constant along the axes that share a step
+        size.
       arrays: W1, W2, U1, U2, B1, B2, Wg, Ug, bg, b1 and A1 ``[K, time]`` (the TensorFlow file calls
-        it alpha). Their b2, which takes part in nothing, is ignored.
+        it alpha). Their b2 is unused and ignored.
 
     Raises:
       ConfigError: a name is missing, a shape differs, or the step sizes do not fit the cell.
@@ -83,12 +84,12 @@ def _step_sizes(cell: TARNN, etas: np.ndarray) -> Array:
 def lstm_from_pytorch(arrays: Mapping[str, Any], suffix: str = "_l0") -> dict[str, Array]:
     """Returns `LSTM` parameters from those of a layer of ``torch.nn.LSTM``.
 
-    PyTorch keeps the gates (input, forget, candidate, output) in rows and two biases; here they are
-    in columns, with the sum of the two.
+    PyTorch keeps the gates (input, forget, candidate, output) in rows and has two biases; here the
+    gates are columns and the biases are summed.
 
     Args:
       arrays: ``weight_ih``, ``weight_hh``, ``bias_ih`` and ``bias_hh`` with the suffix.
-      suffix: which layer.
+      suffix: of the layer's parameter names.
 
     Raises:
       ConfigError: a name is missing.

@@ -32,8 +32,8 @@ class DualODE(SteppedCell):
        + \eta_k (\phi(z^k U_1 + g_2' U_2 + g_1 U_1 + x W_1 + b_1) - g_2' - g_1), \quad z^0 = g_1 \\
        g_1' &= (1 - q) g_1 + q z^K, \quad q = \sigma(g_2 U_g + x W_g + b_g)
 
-    The output is :math:`(g_1', g_2')`. The authors' file computes terms of the previous input but
-    does not use them; they are not here.
+    The output is :math:`(g_1', g_2')`. The authors' file also computes terms of the previous input
+    but does not use them; they are left out.
 
     Attributes:
       features: width D of the state, even.

@@ -113,12 +113,12 @@ class FastGRNN(FusedCell):
         return Kernels((params["U"],), (params["W"],), (params["b_z"], params["b_h"]), scalars)
 
     def project(self, kernels: Kernels, x: Array, known: CarryParts) -> Blocks:
-        """Returns the gate's and the candidate's share, which differ by the bias only."""
+        """Returns the input terms of gate and candidate, which differ in the bias only."""
         share = x @ kernels.input[0]
         return tuple(share + b for b in kernels.bias)
 
     def preactivation(self, kernels: Any, hidden: Array, projected: Blocks) -> Blocks:
-        """Adds the state's share to both."""
+        """Adds the state term to both."""
         share = hidden @ kernels[0]
         return tuple(share + x for x in projected)
 

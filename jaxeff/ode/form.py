@@ -1,4 +1,4 @@
-"""Whether a cell keeps what `jaxeff.ode.FusedCell` demands, so that its own backward is right."""
+"""Checks that a cell meets the conditions of `jaxeff.ode.FusedCell` for the fused backward pass."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def steps_fused(cell: Cell) -> bool:
 
 
 def departure(cell: Cell, params: Params, carry: Carry, xs: Array) -> str:
-    """Says in half a sentence why a cell cannot be fused; "" if it can.
+    """Returns the reason why a cell cannot use the fused backward pass, or "" if it can.
 
-    The backward passes of fused cells skip what the chain rule needs nothing of where a function
-    is linear. Of a function that is not they would give another function's gradient.
+    That backward pass assumes that certain functions of the cell are linear; for a nonlinear one it
+    would return a wrong gradient.
 
     Args:
       cell: any cell.
@@ -36,7 +36,7 @@ def departure(cell: Cell, params: Params, carry: Carry, xs: Array) -> str:
     if not isinstance(cell, FusedCell) or not cell.fused:
         return f"{name} is not"
     if not steps_fused(cell):
-        return f"{name}.step replaces the one that the form stands for"
+        return f"{name}.step overrides FusedCell.step"
 
     def shapes(params, carry, x):
         kernels, parts = cell.prepare(params), parts_of(carry)
@@ -45,7 +45,7 @@ def departure(cell: Cell, params: Params, carry: Carry, xs: Array) -> str:
 
     kernels, state, hidden, projected = jax.eval_shape(shapes, params, carry, xs[0])
     if not all(jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves((kernels, state))):
-        return f"{name} keeps what is not a floating-point number in its state or its kernels"
+        return f"{name} has arrays in its state or kernels that are not floating point"
 
     checks: list[tuple[str, Callable[..., Any], Any, tuple[Any, ...]]] = [
         ("output", lambda _, state: cell.output(state), (), (state,)),
@@ -61,7 +61,7 @@ def departure(cell: Cell, params: Params, carry: Carry, xs: Array) -> str:
 
 
 def _overridden(cls: type, method: str, by: str) -> bool:
-    """Whether a class changes a method without changing another one that goes with it."""
+    """Whether a class overrides ``method`` below the class that defines ``by``."""
     place = {
         name: number for number, c in reversed(list(enumerate(cls.__mro__))) for name in vars(c)
     }
@@ -69,13 +69,13 @@ def _overridden(cls: type, method: str, by: str) -> bool:
 
 
 def _is_linear(function: Callable[..., Any], fixed: Any, *like: Any) -> bool:
-    """Whether JAX can transpose a function of all but its first argument, as it can linear ones."""
+    """Whether JAX can transpose the function in all but its first argument: only linear ones."""
 
     def transposed(fixed, cotangent):
         return jax.linear_transpose(lambda *a: function(fixed, *a), *like)(cotangent)
 
     try:
         jax.eval_shape(transposed, fixed, jax.eval_shape(function, fixed, *like))
-    except Exception:  # whatever the first primitive that is not linear raises
+    except Exception:  # the error depends on the first nonlinear primitive
         return False
     return True

@@ -1,8 +1,8 @@
-"""Cells whose step is a product of the state followed by element-wise operations.
+"""Cells whose step is a matrix product with the state followed by element-wise operations.
 
-Saying so in small functions lets `jaxeff.ode.unroll` keep only the activated values for the
-backward pass and form the weight gradients in large products (`jaxeff.ode.fused_scan`), which is
-what makes the package's recurrences fast.
+Splitting the step into these parts lets `jaxeff.ode.unroll` keep only the activated values for the
+backward pass and compute the weight gradients in large products (`jaxeff.ode.fused_scan`); this is
+the main reason for the speed of the package's recurrences.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Preactivation = Callable[[Any, Array, Blocks], Blocks]
 
 
 class Kernels(NamedTuple):
-    """What a `FusedCell` computes from its parameters once per sequence.
+    """Arrays that a `FusedCell` computes from its parameters once per sequence.
 
     Attributes:
-      recurrent: what `FusedCell.preactivation` multiplies the state with; unless that is
-        overridden, a kernel ``[state, units]`` for each of the first blocks.
+      recurrent: kernels that `FusedCell.preactivation` multiplies the state with; by default one
+        kernel ``[state, units]`` for each of the first blocks.
       input: kernel ``[inputs, units]`` of every block.
       bias: vector ``[units]`` of every block.
       coefficients: tree of the scalars and vectors that `FusedCell.update` needs.
@@ -44,12 +44,12 @@ class Kernels(NamedTuple):
 
 
 class InnerStep(NamedTuple):
-    """Where an inner step is.
+    """Position of an inner step.
 
     Attributes:
-      number: how many inner steps came before it in this step.
-      start: the state at the start of the step.
-      steps: steps taken before this one ``[..., 1]``, if the carry counts them.
+      number: index of the inner step within its time step, from 0.
+      start: the state at the start of the time step.
+      steps: number of time steps before this one ``[..., 1]``, if the carry counts them.
     """
 
     number: Array | int
@@ -71,25 +71,25 @@ class FusedCell(Cell):
 
     A new cell needs `param_specs`, `prepare` and `update`; the rest has defaults.
 
-    A pre-activation is a tuple of equally wide blocks ``[..., units]``, one per gate. They stay
-    apart on purpose: compilers for CPUs do not vectorise over the slices of one wide array, which
-    costs an LSTM more than its products do.
+    A pre-activation is a tuple of equally wide blocks ``[..., units]``, one per gate. They are
+    separate arrays because XLA's CPU compiler does not vectorise over slices of one wide array; for
+    an LSTM that would cost more than its matrix products.
 
-    `hidden`, `preactivation` and `output` should be linear in their array arguments (but for the
-    kernels), every array of the state floating point, and `step` is not to be overridden. A cell
-    that is otherwise is run as one that has a step alone (`jaxeff.ode.form`). `project` goes row by
-    row. `update` is element-wise and should be cheap: it is computed again in the backward pass,
-    while the activated values are kept.
+    `hidden`, `preactivation` and `output` must be linear in their array arguments (except the
+    kernels), every array of the state must be floating point, and `step` must not be overridden.
+    Other cells run as plain cells (`jaxeff.ode.form`). `project` acts on each row separately.
+    `update` is element-wise and should be cheap: the backward pass keeps the activated values but
+    computes the update again.
     """
 
     @property
     def fused(self) -> bool:
-        """Whether `step` really has the form above."""
+        """Whether `step` has the form above."""
         return True
 
     @property
     def inner_steps(self) -> int:
-        """Products per step."""
+        """Number of inner steps, and matrix products, per time step."""
         return 1
 
     @property
@@ -98,7 +98,7 @@ class FusedCell(Cell):
         return ("tanh",)
 
     def prepare(self, params: Params) -> Kernels:
-        """Returns what every step shares, computed once per sequence."""
+        """Returns the kernels and coefficients that all steps share, computed once per sequence."""
         raise NotImplementedError
 
     def update(self, coefficients: Any, state: Any, t: Blocks, at: InnerStep) -> Any:
@@ -106,12 +106,12 @@ class FusedCell(Cell):
         raise NotImplementedError
 
     def project(self, kernels: Kernels, x: Array, known: CarryParts) -> Blocks:
-        """Returns the input's share of the pre-activation, bias included.
+        """Returns the input term of the pre-activation, bias included.
 
         Args:
           kernels: what `prepare` returned.
           x: inputs ``[..., inputs]``.
-          known: what the carry holds beside the state.
+          known: the parts of the carry other than the state.
         """
         del known
         return tuple(x @ w + b for w, b in zip(kernels.input, kernels.bias, strict=True))
@@ -121,7 +121,7 @@ class FusedCell(Cell):
         return state
 
     def preactivation(self, kernels: Any, hidden: Array, projected: Blocks) -> Blocks:
-        """Adds products of ``hidden`` to the input's share, of the blocks that have a kernel."""
+        """Adds the product of ``hidden`` and the kernel to every block that has a kernel."""
         products = tuple(hidden @ kernel for kernel in kernels)
         count = len(products)
         return (
@@ -137,13 +137,50 @@ class FusedCell(Cell):
         return after_step(carry, state, x), self.output(state)
 
 
+def scan_inner_steps(
+    cell: FusedCell, body: Callable, init: Any, *xs: Any, reverse: bool = False
+) -> tuple[Any, Any]:
+    """Scans the inner steps with their index; a single one stays inline with a static index."""
+    if cell.inner_steps == 1:
+        return unrolled_inner_steps(cell, body, init, *xs)
+    return jax.lax.scan(body, init, (jnp.arange(cell.inner_steps), *xs), reverse=reverse)
+
+
+def unrolled_inner_steps(
+    cell: FusedCell, body: Callable, init: Any, *xs: Any, reverse: bool = False
+) -> tuple[Any, Any]:
+    """Writes all inner steps out, with static indices."""
+    carry, ys = init, {}
+    numbers = range(cell.inner_steps)
+    for number in reversed(numbers) if reverse else numbers:
+        x = jax.tree.map(lambda a: a[number], xs)  # noqa: B023
+        carry, ys[number] = body(carry, (number, *x))
+    if len(numbers) == 1:
+        return carry, jax.tree.map(lambda a: a[None], ys[0])
+    return carry, jax.tree.map(lambda *a: jnp.stack(a), *(ys[number] for number in numbers))
+
+
+class Form(NamedTuple):
+    """How a step is written for a compiler; the values are the same.
+
+    Attributes:
+      preactivation: stands in for that of the cell, with the same arguments.
+      inner_steps: `scan_inner_steps` or `unrolled_inner_steps`.
+      barrier: applied to the activated values, so that none is computed once per use.
+    """
+
+    preactivation: Preactivation
+    inner_steps: Callable = scan_inner_steps
+    barrier: Callable[[Any], Any] = jax.lax.optimization_barrier
+
+
 def fused_step(
     cell: FusedCell,
     kernels: Kernels,
     start: Any,
     projected: Blocks,
     steps: Array | None,
-    preactivation: Preactivation | None = None,
+    form: Form | None = None,
 ) -> tuple[Any, Blocks]:
     """Returns the state one step later, and the activated blocks ``[inner steps, ..., units]``.
 
@@ -153,27 +190,16 @@ def fused_step(
       start: the state before the step.
       projected: the input's share of the pre-activation.
       steps: steps taken before, if the carry counts them.
-      preactivation: stands in for that of the cell.
+      form: how the step is written; the usual one if None.
     """
-    preactivation = preactivation or cell.preactivation
+    form = form or Form(cell.preactivation)
     if jax.tree.leaves(kernels.shared):
-        projected = preactivation(kernels.shared, cell.hidden(start, start), projected)
+        projected = form.preactivation(kernels.shared, cell.hidden(start, start), projected)
 
     def inner_step(state, inputs):
         (number,) = inputs
-        a = preactivation(kernels.recurrent, cell.hidden(state, start), projected)
-        # The barrier keeps the compiler from computing the activations once per use.
-        t = jax.lax.optimization_barrier(activations.apply(cell.activations, a))
+        a = form.preactivation(kernels.recurrent, cell.hidden(state, start), projected)
+        t = form.barrier(activations.apply(cell.activations, a))
         return cell.update(kernels.coefficients, state, t, InnerStep(number, start, steps)), t
 
-    return scan_inner_steps(cell, inner_step, start)
-
-
-def scan_inner_steps(
-    cell: FusedCell, body: Callable, init: Any, *xs: Any, reverse: bool = False
-) -> tuple[Any, Any]:
-    """Scans the inner steps with their index; a single one stays inline with a static index."""
-    if cell.inner_steps == 1:
-        carry, ys = body(init, (0, *jax.tree.map(lambda a: a[0], xs)))
-        return carry, jax.tree.map(lambda a: a[None], ys)
-    return jax.lax.scan(body, init, (jnp.arange(cell.inner_steps), *xs), reverse=reverse)
+    return form.inner_steps(cell, inner_step, start)

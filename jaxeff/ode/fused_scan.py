@@ -1,24 +1,22 @@
-"""A scan of a `FusedCell` over blocks of steps, with a backward pass of its own.
+"""A scan of a `FusedCell` over blocks of steps, with a custom backward pass.
 
 Differentiating a plain scan keeps every intermediate array of every step and adds each step's
 weight gradient to an accumulator. For a `FusedCell` it is enough to keep the activated values,
-rebuild the states from them without any product, and form the weight gradient of a block of steps
-in one large product.
+recompute the states from them without matrix products, and compute the weight gradient of a block
+of steps in one large product.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxeff.ode import activations
-from jaxeff.ode.activations import Blocks
 from jaxeff.ode.carry import CarryParts
-from jaxeff.ode.fused import FusedCell, InnerStep, Kernels, fused_step, scan_inner_steps
+from jaxeff.ode.fused import Form, FusedCell, Kernels, fused_step
+from jaxeff.ode.fused_backward import add, rebuild, shared_backward, step_backward, transposes
 from jaxeff.ops.precision import narrowed, widened
 from jaxeff.typing import Array
 
@@ -38,11 +36,11 @@ class FusedOptions(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What the steps read, each array with the leading axes of the steps.
+    """Inputs of the steps, each array with the leading axes of the steps.
 
     Attributes:
       x: inputs ``[..., inputs]``.
-      known: what the carry holds beside the state, before each step.
+      known: the parts of the carry other than the state, before each step.
       mask: ``[..., 1]``, true at the real steps, or None.
     """
 
@@ -52,14 +50,14 @@ class Inputs(NamedTuple):
 
 
 def keep(mask: Array | None, new: Any, old: Any) -> Any:
-    """Returns ``new`` where the mask says that the step is real, else ``old``."""
+    """Returns ``new`` at real steps and ``old`` at padded ones."""
     if mask is None:
         return new
     return jax.tree.map(lambda n, o: jnp.where(mask, n, o), new, old)
 
 
 def scan_blocks_plainly(options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs):
-    """Runs the steps of inputs ``[blocks, block, batch, features]``; JAX differentiates it.
+    """Runs the steps of inputs ``[blocks, block, batch, features]``, differentiated by JAX.
 
     Returns:
       the last state, and the outputs in blocks like the inputs', or None.
@@ -74,7 +72,7 @@ def scan_blocks_plainly(options: FusedOptions, kernels: Kernels, state: Any, inp
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def scan_blocks(options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs):
-    """Runs the same steps, with a backward pass of its own."""
+    """Runs the same steps with the custom backward pass."""
     return scan_blocks_plainly(options, kernels, state, inputs)
 
 
@@ -97,7 +95,7 @@ def _backward(options, residuals, cotangents):
         if not options.store:
             _, _, t = _block_forward(options, kernels, start, inputs, store=True)
         d_state, d_kernels, d_x = _block_backward(options, kernels, start, inputs, t, d_state, d_y)
-        return (d_state, _add(total, widened(d_kernels))), d_x
+        return (d_state, add(total, widened(d_kernels))), d_x
 
     zeros = jax.tree.map(jnp.zeros_like, widened(kernels))
     (d_state, d_kernels), (d_x, d_known) = jax.lax.scan(
@@ -114,8 +112,8 @@ def _block_forward(
 ):
     """Runs one block; returns the state, the outputs and, if asked, the activated values."""
     cell = options.cell
-    # A block of inputs is projected at once, but for inputs of a few features, where the product
-    # is cheaper inside the loop than the traffic of its result.
+    # Inputs are projected a block at a time. Inputs of few features are projected inside the loop:
+    # the product costs less than the memory traffic of its result.
     at_once = inputs.x.shape[-1] > 4 or cell.inner_steps > 1
     projected = cell.project(kernels, inputs.x, inputs.known) if at_once else None
 
@@ -132,169 +130,35 @@ def _block_forward(
 
 
 def _block_backward(options, kernels, start, inputs, t, d_state, d_ys):
-    """Returns the cotangents of a block's start, of the kernels and of its inputs."""
+    """Returns the cotangents of a block's initial state, of the kernels and of its inputs."""
     cell, steps, mask = options.cell, inputs.known.steps, inputs.mask
-    has_shared = bool(jax.tree.leaves(kernels.shared))
-    has_coefficients = bool(jax.tree.leaves(kernels.coefficients))
+    form, coefficients = Form(cell.preactivation), kernels.coefficients
+    first = jax.tree.map(lambda a: a[0], (inputs.x, inputs.known))
+    projected = jax.eval_shape(lambda inputs: cell.project(kernels, *inputs), first)
+    pulls = transposes(cell, kernels, start, projected, form)
 
     # First pass, no products: the states again, from the activated values.
-    def rebuild(start, inputs):
+    def again(start, inputs):
         t, steps, mask = inputs
-
-        def inner_step(state, inputs):
-            number, t = inputs
-            at = InnerStep(number, start, steps)
-            return cell.update(kernels.coefficients, state, t, at), state
-
-        new, states = scan_inner_steps(cell, inner_step, start, t)
+        new, states = rebuild(cell, coefficients, start, t, steps, form)
         return keep(mask, new, start), states
 
-    _, states = jax.lax.scan(rebuild, start, (t, steps, mask))
+    _, states = jax.lax.scan(again, start, (t, steps, mask))
 
-    # Second pass, backward in time: one product per inner step carries the cotangent on.
-    like = jax.tree.map(jnp.zeros_like, start)
-    hidden_like, pull_hidden = jax.vjp(cell.hidden, like, like)
-    _, pull_output = jax.vjp(cell.output, like)
-    first = jax.tree.map(lambda a: a[0], (inputs.x, inputs.known))
-    projected_like = _zeros(jax.eval_shape(lambda x: cell.project(kernels, *x), first))
-    pull_recurrent, pull_shared = (
-        jax.vjp(functools.partial(cell.preactivation, k), hidden_like, projected_like)[1]
-        for k in (kernels.recurrent, kernels.shared if has_shared else kernels.recurrent)
-    )
-
+    # Second pass, backward in time.
     def back(d_state, inputs):
         t, states, steps, mask, d_y = inputs
-        start = jax.tree.map(lambda a: a[0], states)
         if d_y is not None:
-            d_state = _add(d_state, pull_output(d_y)[0])
+            d_state = add(d_state, pulls.output(d_y)[0])
         nothing = jax.tree.map(jnp.zeros_like, d_state)
         skipped = nothing if mask is None else keep(mask, nothing, d_state)
-
-        def inner_step(carry, inputs):
-            d_new, d_start = carry
-            number, t, state = inputs
-
-            def update(state, t, start):
-                at = InnerStep(number, start, steps)
-                return cell.update(kernels.coefficients, state, t, at)
-
-            d_old, d_t, direct = jax.vjp(update, state, t, start)[1](d_new)
-            d_a = activations.backward(cell.activations, t, d_t)
-            through_state, through_start = pull_hidden(pull_recurrent(d_a)[0])
-            d_start = _add(d_start, _add(direct, through_start))
-            return (_add(d_old, through_state), d_start), (d_a, d_new)
-
-        d_both = keep(mask, d_state, nothing), nothing
-        (d_old, d_start), (d_a, d_new) = scan_inner_steps(
-            cell, inner_step, d_both, t, states, reverse=True
+        d_real = keep(mask, d_state, nothing)
+        d_start, d_a, d_new = step_backward(
+            cell, coefficients, pulls, states, t, steps, d_real, form
         )
-        if has_shared:
-            d_projected = _sum(jax.vmap(pull_recurrent)(d_a)[1], 0)
-            d_start = _add(d_start, _add(*pull_hidden(pull_shared(d_projected)[0])))
-        d_state = _add(skipped, _add(d_old, d_start))
-        return d_state, (d_a, d_new if has_coefficients else None)
+        return add(skipped, d_start), (d_a, d_new if jax.tree.leaves(coefficients) else None)
 
-    d_state, (d_a, d_new) = jax.lax.scan(
-        back, d_state, (t, states, steps, mask, d_ys), reverse=True
-    )
-
-    # The gradients of what all steps share, for the whole block at once: one product a kernel.
-    d_coefficients = kernels.coefficients
-    if has_coefficients:
-        d_coefficients = _coefficients_backward(cell, d_coefficients, states, t, steps, d_new)
-    d_recurrent = _kernels_backward(cell, kernels.recurrent, states, projected_like, d_a)
-    d_projected = _sum(jax.vmap(jax.vmap(pull_recurrent))(d_a)[1], 1)
-    d_shared = kernels.shared
-    if has_shared:
-        starts = jax.tree.map(lambda a: a[:, :1], states)
-        d_given = jax.tree.map(lambda a: a[:, None], d_projected)
-        d_shared = _kernels_backward(cell, kernels.shared, starts, projected_like, d_given)
-        d_projected = jax.vmap(pull_shared)(d_projected)[1]
-    flat = _flat((inputs.x, inputs.known))
-    _, pull_project = jax.vjp(cell.project, kernels, *flat)
-    d_kernels, *d_inputs = pull_project(_flat(d_projected))
-    # A cell's projection may use any of the kernels.
-    others = {"recurrent": d_recurrent, "coefficients": d_coefficients, "shared": d_shared}
-    d_kernels = d_kernels._replace(
-        **{name: _add(getattr(d_kernels, name), d) for name, d in others.items()}
-    )
-    shaped = jax.tree.map(lambda d, a: d.reshape(a.shape), tuple(d_inputs), inputs[:2])
-    return d_state, d_kernels, shaped
-
-
-def _kernels_backward(cell: FusedCell, kernels: Any, states: Any, like: Blocks, d_a: Blocks) -> Any:
-    """Returns the cotangent of kernels that multiply states ``[block, inner steps, ...]``."""
-
-    def hidden(states):
-        start = jax.tree.map(lambda a: a[0], states)
-        return jax.vmap(lambda state: cell.hidden(state, start))(states)
-
-    rows = _flat(jax.vmap(hidden)(states))
-    # One transposed copy for all kernels: a product over the first axis of both is slower.
-    rows = jax.lax.optimization_barrier(rows.T).T
-    projected = tuple(jnp.zeros((len(rows), p.shape[-1]), p.dtype) for p in like)
-    _, pull = jax.vjp(lambda k: cell.preactivation(k, rows, projected), kernels)
-    return pull(_flat(d_a))[0]
-
-
-def _coefficients_backward(cell, coefficients, states, t, steps, d_new):
-    """Returns the cotangent of the coefficients, summed in single precision at least."""
-    wide, states, t = widened((coefficients, states, t))
-
-    def updates(coefficients):
-        return _update_block(cell, coefficients, states, t, steps)
-
-    _, pull = jax.vjp(updates, _lanes(cell, updates, wide))
-    return jax.tree.map(
-        lambda d, c: (d.sum() if c.ndim == 0 else d).astype(c.dtype),
-        pull(widened(d_new))[0],
-        coefficients,
-    )
-
-
-def _lanes(cell: FusedCell, updates: Callable[[Any], Any], coefficients: Any) -> Any:
-    """Returns the coefficients with a lane per unit for every scalar, where the update takes them.
-
-    Their gradients are summed at the end: a sum over everything does not vectorise.
-    """
-    lanes = jax.tree.map(
-        lambda c: jnp.broadcast_to(c, cell.features) if c.ndim == 0 else c, coefficients
-    )
-    try:
-        same = jax.eval_shape(updates, lanes) == jax.eval_shape(updates, coefficients)
-    except (TypeError, ValueError):  # arrays of other widths
-        same = False
-    return lanes if same else coefficients
-
-
-def _update_block(cell: FusedCell, coefficients: Any, states: Any, t: Blocks, steps: Any) -> Any:
-    """Applies the element-wise update to all steps of a block, ``[block, inner steps, ...]``."""
-
-    def step(states, t, steps):
-        start = jax.tree.map(lambda a: a[0], states)
-
-        def inner_step(number, state, t):
-            return cell.update(coefficients, state, t, InnerStep(number, start, steps))
-
-        if cell.inner_steps > 1:
-            return jax.vmap(inner_step)(jnp.arange(cell.inner_steps), states, t)
-        return jax.vmap(functools.partial(inner_step, 0))(states, t)
-
-    return jax.vmap(step)(states, t, steps)
-
-
-def _add(a: Any, b: Any) -> Any:
-    return jax.tree.map(jnp.add, a, b)
-
-
-def _sum(a: Any, axis: int) -> Any:
-    return jax.tree.map(lambda a: a.sum(axis), a)
-
-
-def _flat(a: Any) -> Any:
-    """Joins all axes but the last."""
-    return jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), a)
-
-
-def _zeros(shapes: Any) -> Any:
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    xs = t, states, steps, mask, d_ys
+    d_state, (d_a, d_new) = jax.lax.scan(back, d_state, xs, reverse=True)
+    shared = cell, kernels, pulls, states, t, inputs.x, inputs.known, d_a, d_new
+    return d_state, *shared_backward(*shared)

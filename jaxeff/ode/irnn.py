@@ -27,7 +27,7 @@ from jaxeff.ode.stepped import SteppedCell
 from jaxeff.typing import Array, Carry, Params
 
 SOLVERS = ("euler", "implicit")
-#: Share of the first distance to the equilibrium that the implicit solver may leave.
+#: Largest fraction of the initial distance to the equilibrium that the implicit solver may leave.
 SOLVED = 0.01
 
 
@@ -46,8 +46,7 @@ class IRNN(SteppedCell, FusedCell):
     and the implicit solver finds the equilibrium :math:`\alpha s = \phi(Us + Wx_k + b)`,
     :math:`h_k = s - h_{k-1}`, and differentiates it by the implicit function theorem, so that
     its memory does not depend on the number of solver steps. Outputs and gradients are those of the
-    equilibrium as far as the iteration comes close to it, which depends on U too: `residual` says
-    how close that is.
+    equilibrium up to the error of the iteration, which also depends on U; `residual` measures it.
 
     The gradient through a step is close to the identity while :math:`K\eta\alpha` is well below
     0.35, and close to minus the identity at equilibrium; in between it passes through zero
@@ -72,11 +71,11 @@ class IRNN(SteppedCell, FusedCell):
       solver: "euler" or "implicit".
       init_scale: standard deviation of the entries of W and of a dense U (0.1 in the authors'
         code); None draws uniformly from +-1/sqrt(D).
-      warm_start: False starts at g = 0; the one-step gradient then vanishes, kept to show that.
+      warm_start: False starts at g = 0, for comparison: the one-step gradient then vanishes.
 
     Raises:
-      ConfigError: a field has an impossible value, or the implicit solver's iterations cannot come
-        near the equilibrium.
+      ConfigError: a field has an impossible value, or too few implicit iterations to get near the
+        equilibrium.
     """
 
     num_inner_steps: int = None  # type: ignore[assignment]
@@ -108,26 +107,28 @@ class IRNN(SteppedCell, FusedCell):
             self._check_convergence()
 
     def _check_convergence(self) -> None:
-        """Raises `ConfigError` if iterations do not reach the equilibrium of fresh parameters.
+        """Raises `ConfigError` if the iteration does not converge for initial parameters.
 
-        They do not if they would not without a recurrence, or if U is too strong for the decay: of
-        the spectral radius that a random matrix of its entries has, or near the identity.
+        Checks two conditions: the iteration without a recurrence gets close enough, and the gain of
+        U is below the decay. The gain is the spectral radius of a random matrix with entries of
+        this variance, or 1 for a low-rank U, which is near the identity.
         """
         left = abs(1 - self.step_size * self.decay) ** self.num_inner_steps
         if not left <= SOLVED:
             raise ConfigError(
                 f"IRNN.solver='implicit' with num_inner_steps={self.num_inner_steps}, step_size="
-                f"{self.step_size:g} and decay={self.decay:g} leaves {left:.2g} of the way to the "
-                f"equilibrium; raise num_inner_steps, or bring step_size near {1 / self.decay:.2g}"
+                f"{self.step_size:g} and decay={self.decay:g} leaves {left:.2g} of the distance to "
+                f"the equilibrium; raise num_inner_steps, or set step_size near "
+                f"{1 / self.decay:.2g}"
             )
         slope = 0.25 if self.activation == "sigmoid" else 1.0
         spread = (3 * self.features) ** -0.5 if self.init_scale is None else self.init_scale
         gain = slope if self.rank else slope * spread * math.sqrt(self.features)
         if gain >= self.decay:
             raise ConfigError(
-                f"IRNN.decay {self.decay:g} is too small for solver='implicit': fresh recurrent "
-                f"weights have a gain of {gain:.2g}, so that the iteration need not converge; "
-                f"raise decay{'' if self.rank else ' or lower init_scale'}"
+                f"IRNN.decay {self.decay:g} is too small for solver='implicit': initial recurrent "
+                f"weights have a gain of {gain:.2g}, so the iteration may not converge; raise "
+                f"decay{'' if self.rank else ' or lower init_scale'}"
             )
 
     @property
@@ -159,13 +160,13 @@ class IRNN(SteppedCell, FusedCell):
         return Kernels(recurrent, (params["W"],), (params["b"],), self.step_sizes(params))
 
     def preactivation(self, kernels: Any, hidden: Array, projected: Blocks) -> Blocks:
-        """Multiplies by U, or by I + V2 V without forming it, and adds the input's share."""
+        """Multiplies by U, or by I + V2 V without forming it, and adds the input term."""
         if not self.rank:
             return super().preactivation(kernels, hidden, projected)
         left, right = kernels
         return (hidden + (hidden @ left) @ right + projected[0],)
 
-    # With a cold start the state of inner steps is g + h_{k-1}, which starts at h_{k-1} too.
+    # Without a warm start the inner state is g + h_{k-1}, which also starts at h_{k-1}.
 
     def hidden(self, state: Any, start: Any) -> Array:
         """Returns g + h_{k-1}."""
@@ -210,7 +211,7 @@ class IRNN(SteppedCell, FusedCell):
         Args:
           params: the cell's parameters.
           x: inputs ``[..., inputs]``.
-          s: what `equilibrium` found, or ``h_k + h_{k-1}``, ``[..., features]``.
+          s: result of `equilibrium`, or ``h_k + h_{k-1}``, ``[..., features]``.
         """
         kernels = self.prepare(params)
         projected = self.project(kernels, x, CarryParts(None))
@@ -218,7 +219,7 @@ class IRNN(SteppedCell, FusedCell):
         return self.decay * jnp.abs(missing).max(-1)
 
     def _iterated(self, args: Any, s: Array) -> Array:
-        """Returns what the equilibrium's equation makes of s."""
+        """Returns one damped-iteration update of s."""
         recurrent, projected = args
         phi = ACTIVATIONS[self.activation]
         return phi(self.preactivation(recurrent, s, projected)[0]) / self.decay

@@ -1,7 +1,7 @@
-"""One step of a cell from many states at once, with the step's Jacobian, exact or thinned out.
+"""One step of a cell from many states at once, with its exact or block-diagonal Jacobian.
 
-The arrays of a cell's state are gathered in one array ``[..., arrays, width]``, one row for each of
-them if they are equally wide, else one row in all. The two forms of a Jacobian are those of
+The arrays of a cell's state are gathered in one array ``[..., arrays, width]``: one row per array
+if they are equally wide, else a single row. The two forms of a Jacobian are those of
 `jaxeff.ode.newton`.
 """
 
@@ -17,13 +17,13 @@ import jax.numpy as jnp
 from jaxeff.ode.carry import parts_of
 from jaxeff.ode.cells import Cell
 from jaxeff.ode.form import steps_fused
-from jaxeff.ode.fused import fused_step
+from jaxeff.ode.fused import Form, fused_step
 from jaxeff.ode.fused_scan import Inputs
 from jaxeff.typing import Array, Params
 
 
 class NewtonOptions(NamedTuple):
-    """Static choices of one evaluation; hashable, so that equal plans share compiled code."""
+    """Static choices of one evaluation; hashable, so that equal options share compiled code."""
 
     cell: Cell
     structure: Any  # of the state
@@ -37,12 +37,12 @@ class NewtonOptions(NamedTuple):
 
     @property
     def arrays(self) -> int:
-        """Into how many equally wide arrays the state is gathered."""
+        """Number of equally wide arrays in the gathered state."""
         return len(self.widths) if len(set(self.widths)) == 1 else 1
 
 
 def gather(options: NewtonOptions, state: Any) -> Array:
-    """Returns the arrays of a state in one, ``[..., arrays, width]``."""
+    """Returns the arrays of a state as one array ``[..., arrays, width]``."""
     joined = jnp.concatenate(jax.tree.leaves(state), axis=-1)
     return joined.reshape(*joined.shape[:-1], options.arrays, -1)
 
@@ -80,8 +80,10 @@ def linearise(
 
 
 def _dense_by_columns(options, params, state, inputs):
-    """Forward mode for each step by itself: unit tangents are shared by all steps until they meet
-    an element-wise factor, so the product with the kernels is formed once for all of them.
+    """Forward mode per step.
+
+    Unit tangents are the same for all steps up to the first element-wise factor, so their product
+    with the kernels is computed once.
     """
     lead, size = state.shape[:-2], math.prod(state.shape[-2:])
     flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(lead) :]), (state, inputs))
@@ -107,7 +109,7 @@ def _dense_by_rows(options, params, state, inputs):
 
 
 def _diagonal_by_rows(options, params, state, inputs):
-    """The same, one feature after the other, of which only the entries of that feature are kept."""
+    """Reverse mode, one feature at a time; keeps only the entries that couple equal features."""
     new, pull = jax.vjp(lambda s: advance(options, params, s, inputs), state)
     arrays, width = state.shape[-2:]
 
@@ -121,13 +123,15 @@ def _diagonal_by_rows(options, params, state, inputs):
 
 
 def _diagonal_by_kernels(options, params, state, inputs):
-    """All else being element-wise, only the products mix features: with their diagonals in place
-    of them, one tangent of ones per array of the state gives the whole answer.
+    """Forward mode with the matrix products replaced by their diagonals.
+
+    Only these products mix features, so one tangent of ones per array of the state gives the
+    block-diagonal Jacobian.
     """
     cell = options.cell
     kernels = cell.prepare(params)
     projected = cell.project(kernels, inputs.x, inputs.known)
-    thin = functools.partial(_thin, cell.preactivation)
+    thin = Form(functools.partial(_thin, cell.preactivation))
 
     def following(state):
         start = spread(options, state)

@@ -3,11 +3,10 @@
 A trajectory of ``s_t = f_t(s_{t-1})`` is the zero of the residuals ``r_t = f_t(s_{t-1}) - s_t``.
 An iteration moves every step by ``d_t = J_t d_{t-1} + r_t``, a linear recurrence that an
 associative scan solves in logarithmic depth. J may be any approximation of the steps' Jacobians:
-iteration k makes step k exact once the steps before it are, so T iterations are enough whatever J
-is, and a good J needs few.
+iteration k makes step k exact, so T iterations are enough for any J, and a good J needs few.
 
-The new state is formed as ``f_t(s_{t-1}) + J_t d_{t-1}``. Corrections, not states, go through the
-scan, so its rounding errors are those of small numbers.
+The new state is computed as ``f_t(s_{t-1}) + J_t d_{t-1}``. The scan is over the small corrections,
+not the states, which keeps its rounding errors small.
 
 States are ``[time, ..., arrays, width]``; a Jacobian is either "dense", ``[time, ..., n, n]`` with
 ``n = arrays * width``, or "diagonal", ``[time, ..., arrays, arrays, width]``, which couples only
@@ -30,7 +29,7 @@ import jax.numpy as jnp
 
 from jaxeff.typing import Array
 
-# Full precision: on some accelerators products of single precision are not, by default.
+# Some accelerators by default compute float32 products in reduced precision.
 _PRECISE = jax.lax.Precision.HIGHEST
 
 BLOCK = 16
@@ -39,12 +38,12 @@ Evaluate = Callable[[Array], tuple[Array, Array]]
 
 
 class Solution(NamedTuple):
-    """Where `iterate` stopped.
+    """Result of `iterate`.
 
     Attributes:
       states: the trajectory ``[time, ..., arrays, width]``.
       iterations: iterations taken, an integer.
-      residual: the largest residual, in units of the largest state of its example so far.
+      residual: the largest residual, relative to the largest state of its example so far.
       converged: whether the residual is within the tolerance.
     """
 
@@ -59,9 +58,10 @@ def propagate(
 ) -> Array:
     """Returns ``J_t d_{t-1}`` where ``d_t = J_t d_{t-1} + right_t`` and ``d_{-1} = 0``.
 
-    Blocks of steps run side by side, step by step: once to find the affine map that a block is,
-    and once more, from the block starts that an associative scan over these maps gives, to find d.
-    Next to a scan over single steps that halves the products, and no products of J are kept.
+    Blocks of steps run in parallel, sequentially within each block: first to compute the affine map
+    of every block; then, from the initial values that an associative scan over these maps gives, to
+    compute d. Compared with an associative scan over single steps this halves the number of
+    products and stores no products of J.
 
     Args:
       jacobian: J ``[time, ..., n, n]`` if dense, else ``[time, ..., arrays, arrays, width]``.
@@ -108,8 +108,8 @@ def _multiply(a2, a1):
     return jnp.matmul(a2, a1, precision=_PRECISE)
 
 
-# For every feature by itself. There are one or two arrays: sums written out compile to better
-# code than reductions over an axis that short.
+# For each feature separately. With one or two arrays, sums written out compile to faster code than
+# reductions over such a short axis.
 
 
 def _apply_diagonal(a, d):
@@ -138,17 +138,17 @@ def iterate(
 ) -> Solution:
     """Iterates until every residual is within the tolerance, relative to the states so far.
 
-    A state that becomes infinite or NaN is replaced by what its step makes of the state before it
-    (Picard's iteration), which keeps the exactness of the first steps. If a residual is not finite
-    at the very start, nothing is iterated: the recurrence itself makes it so.
+    An infinite or NaN state is replaced by the step's result from the state before it (Picard's
+    iteration), which keeps the first steps exact. If a residual of the first guess is not finite,
+    there are no iterations: the recurrence itself overflows.
 
     Args:
-      evaluate: from a trajectory ``[time, ..., arrays, width]``, what every step makes of the state
-        before it, of the same shape, and the (approximate) Jacobian of every step.
+      evaluate: maps a trajectory ``[time, ..., arrays, width]`` to the results of all steps from
+        the states before them, of the same shape, and the (approximate) Jacobian of every step.
       start: finite first guess of the trajectory.
       dense: which form the Jacobians have.
       tolerance: bound of ``max |r_t|`` over the largest entry of the example's steps up to t.
-      max_iterations: iterations at most; as many as time steps always converge but for rounding.
+      max_iterations: upper limit; as many as time steps always suffice, up to rounding.
       damping: factor of the Jacobians in [0, 1]; 1 is Newton's method, 0 Picard's iteration.
       reverse: the recurrence runs from the last step to the first.
     """
@@ -156,14 +156,14 @@ def iterate(
     def measure(states, new):
         error = jnp.abs(new - states).max((-2, -1))
         size = jnp.maximum(jnp.abs(states), jnp.abs(new)).max((-2, -1))
-        # Unlike a maximum of quotients, this is right where error and size are both zero.
+        # Unlike a maximum of quotients, this is correct where error and size are both zero.
         size = jax.lax.cummax(size, axis=0, reverse=reverse)
         worst = jnp.max(jnp.where(error == 0, 0, error / size))
         return jnp.where(jnp.isfinite(new).all(), worst, jnp.inf).astype(start.dtype)
 
     def move(states, new, jacobian):
         right = new - states
-        # Exactly the new state where nothing changes before it, however wrong the old one is.
+        # Where the state before does not change, this is exactly the new state.
         moved = new + propagate(damping * jacobian, right, dense=dense, reverse=reverse)
         for refuge in (new, states):
             moved = jnp.where(jnp.isfinite(moved), moved, refuge)
@@ -175,7 +175,7 @@ def iterate(
         worst = measure(states, new)
         hopeless = (count == 0) & ~jnp.isfinite(worst)
         stop = (worst <= tolerance) | hopeless | (count == max_iterations)
-        # One evaluation and one solution in the program, and no Jacobians in the loop's carry.
+        # The program contains one evaluation and one solve, and the loop carries no Jacobians.
         states = jax.lax.cond(stop, lambda: states, lambda: move(states, new, jacobian))
         return count + ~stop, states, worst, stop
 

@@ -33,7 +33,7 @@ class Antisymmetric(FusedCell):
 
     Attributes:
       features: width D of the state.
-      gated: whether the input gate z is there.
+      gated: whether to use the input gate z.
       step_size: Euler step.
       diffusion: gamma, subtracted on the diagonal.
     """
@@ -68,7 +68,7 @@ class Antisymmetric(FusedCell):
         return Kernels((matrix,), inputs, bias)
 
     def preactivation(self, kernels: Any, hidden: Array, projected: Blocks) -> Blocks:
-        """Adds the state's share to the candidate's and to the gate's."""
+        """Adds the state term to candidate and gate."""
         share = hidden @ kernels[0]
         return tuple(share + x for x in projected)
 

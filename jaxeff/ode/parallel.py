@@ -1,8 +1,8 @@
 """Evaluates a cell at all time steps at once, by Newton's method instead of a loop over time.
 
-The gain is depth: a few iterations of logarithmic depth replace one step after the other, which
-pays on hardware with room to spare, for long sequences and narrow states. The price is work and
-memory: see `unroll_parallel`. The method is described in `jaxeff.ode.newton`.
+A few iterations of logarithmic depth replace the sequential loop. That is faster for long sequences
+and narrow states on hardware with unused parallel capacity, and costs more arithmetic and memory:
+see `unroll_parallel`. The method is described in `jaxeff.ode.newton`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ MAX_ITERATIONS = 100
 
 
 class ParallelInfo(NamedTuple):
-    """What `unroll_parallel` did; scalars.
+    """Convergence of `unroll_parallel`; scalars.
 
     Attributes:
       iterations: Newton iterations of the forward pass.
       residual: largest ``|s_t - f(s_{t-1}, x_t)|`` at the last of them, divided by the largest
         entry of the example's states up to t.
-      converged: whether that is within the tolerance.
-      fell_back: whether the result is that of a loop over time instead.
+      converged: whether the residual is within the tolerance.
+      fell_back: whether the result comes from the loop over time instead.
     """
 
     iterations: Array
@@ -62,22 +62,22 @@ def unroll_parallel(
 ) -> Any:
     """Runs ``cell`` over time-major inputs, in parallel over time; like `jaxeff.ode.unroll`.
 
-    The answer is that of the loop: the recurrence's own residual is checked, and where it does not
-    fall below the tolerance within ``max_iterations`` the sequence is run step by step after all.
-    Reverse-mode gradients are those of the loop as well, found by the same iteration on the adjoint
-    recurrence and checked in the same way; there is no forward mode.
+    The result equals that of the loop up to ``tolerance``: the residual of the recurrence is
+    checked, and if it is not below the tolerance after ``max_iterations`` the loop over time runs
+    instead. Reverse-mode gradients come from the same iteration on the adjoint recurrence, with the
+    same check; forward mode is not supported.
 
     With n entries in the recurrent state (2 D for an LSTM or a coRNN), "dense" uses the exact
     Jacobian of a step, converges in a handful of iterations, and per iteration needs
-    O(time * batch * n^2) memory (some four arrays of that size) and O(time * batch * n^3) work:
-    at 64k steps and n = 16 in single precision, about 70 MB an array and example. "diagonal" keeps
-    of the Jacobian what couples equal features: one diagonal, or for a carry of several arrays of
-    equal width the diagonals of all pairs of arrays. That takes O(time * batch * n) memory and the
-    work of a few steps per iteration, but more iterations, and none of them helps where the
-    features mix strongly. For a `FusedCell` it comes from the diagonals of the recurrent
-    kernels and costs no product more (for several inner steps it is the product of their
-    diagonals); other cells, the implicit iRNN among them, need n vector-Jacobian products each
-    time. "auto" is "dense" up to n = 32.
+    O(time * batch * n^2) memory (about four arrays of that size) and O(time * batch * n^3) work:
+    at 64k steps and n = 16 in single precision, about 70 MB per array and example. "diagonal" keeps
+    only the entries of the Jacobian that couple equal features: one diagonal, or for a carry of
+    several arrays of equal width the diagonals of all pairs of arrays. It takes O(time * batch * n)
+    memory and the work of a few steps per iteration, but more iterations, and does not help where
+    the features mix strongly. For a `FusedCell` it is computed from the diagonals of the recurrent
+    kernels without extra products (for several inner steps it is the product of their diagonals);
+    other cells, such as the implicit iRNN, need n vector-Jacobian products per iteration. "auto" is
+    "dense" up to n = 32.
 
     In half precision the iteration runs in single precision.
 
@@ -94,8 +94,8 @@ def unroll_parallel(
         far; 1e-10 in double and 2e-6 in single precision if None.
       max_iterations: 100 if None; never more than time steps, after which the result is exact.
       damping: factor in [0, 1] of the Jacobians; 1 is Newton's method, 0 Picard's iteration.
-        Damping cannot spoil the result, but it rarely saves an iteration and mostly costs many.
-      fallback: False gives NaN instead of running a sequence that did not converge step by step.
+        Damping does not change the result, but it rarely saves iterations and usually costs many.
+      fallback: False returns NaN for a sequence that did not converge, instead of running the loop.
       diagnostics: True also returns a `ParallelInfo`.
 
     Returns:
@@ -110,7 +110,7 @@ def unroll_parallel(
     xs, carry, mask = prepare_arguments(cell, params, xs, carry, mask)
     if not is_static(xs.shape[0]):
         raise ConfigError(
-            f"unroll_parallel needs a number of steps that is known, not {xs.shape[0]}; export "
+            f"unroll_parallel needs a fixed number of steps, not {xs.shape[0]}; export "
             "jaxeff.ode.unroll instead"
         )
     state = parts_of(carry).state
@@ -158,7 +158,7 @@ def _check(jacobian, tolerance, max_iterations, damping):
 
 
 def _at_least_single(a: Array) -> Array:
-    """Widens half precision; a tolerance below its rounding errors could not be met."""
+    """Converts half to single precision, whose rounding errors are below the tolerance."""
     if not jnp.issubdtype(a.dtype, jnp.floating):
         return a
     return a.astype(jnp.promote_types(a.dtype, jnp.float32))
@@ -198,7 +198,7 @@ def _trajectory(options: NewtonOptions, params: Params, start: Array, inputs: In
 
 
 def _unless(options, converged, states, loop):
-    """Returns the states if they are right, else what the loop makes, or NaN."""
+    """Returns the states if converged, else the result of the loop, or NaN."""
     if not options.fallback:
         return jnp.where(converged, states, jnp.nan)
     return jax.lax.cond(converged, lambda: states, loop)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from jaxeff.ops.precision import narrowed, widened
 from jaxeff.typing import Array, Carry, Params
 
 BACKWARDS = ("auto", "fused", "remat", "autodiff")
+DRIVERS = ("scan", "kernel", "interpreted")
 BLOCK_SIZE = 16
 
 
@@ -31,6 +34,7 @@ def unroll(
     mask: Array | None = None,
     return_sequence: bool = True,
     backward: str = "auto",
+    driver: str = "scan",
     block_size: int | None = None,
     reverse: bool = False,
 ) -> tuple[Carry, Array]:
@@ -42,7 +46,8 @@ def unroll(
       xs: inputs ``[time, batch, features]`` (any number of batch axes, or none).
       carry: carry before the first step; the cell's initial carry if None.
       mask: ``[time, batch]``, non-zero where a step is real; at other steps the carry stays as
-        it is (and the output repeats), so padding at either end changes nothing, whatever it holds.
+        it is (and the output repeats), so padding at either end changes nothing, whatever values it
+        has.
       return_sequence: True returns the outputs of all steps, False that of the last one.
       backward: how gradients are computed; the values are the same up to rounding.
         "fused" keeps the activated values ``[time, batch, units]`` and is the fastest; "remat"
@@ -50,6 +55,11 @@ def unroll(
         of one block; "autodiff" leaves it to JAX and is the one to choose for forward-mode
         derivatives; "auto" is "fused" for a `FusedCell` that keeps what that class demands of
         it, else "remat", and within ``jaxeff.ops.platform("reference")`` left to JAX too.
+      driver: what runs the steps. "scan" is a loop that XLA compiles, for any cell and platform;
+        "kernel" is one Pallas kernel each way, which keeps the state and the recurrent kernels of a
+        `FusedCell` in a TPU's vector memory, with the backward pass "fused" and first derivatives;
+        "interpreted" runs that kernel's operations one by one on any platform, which is slow and
+        there to check it.
       block_size: time steps per block; 16 if None.
       reverse: run from the last step to the first; outputs stay at their inputs' positions.
 
@@ -58,11 +68,14 @@ def unroll(
 
     Raises:
       ValueError: xs or mask has the wrong shape.
-      ConfigError: unknown ``backward``, an impossible block size, more steps than the cell can
-        run, or ``backward="fused"`` for a cell that cannot be fused.
+      ConfigError: unknown ``backward`` or ``driver``, an impossible block size, more steps than the
+        cell can run, ``backward="fused"`` for a cell that cannot be fused, or a kernel that cannot
+        be made of this cell or for this platform.
     """
     if backward not in BACKWARDS:
         raise ConfigError(f"backward must be one of {', '.join(BACKWARDS)}, not {backward!r}")
+    if driver not in DRIVERS:
+        raise ConfigError(f"driver must be one of {', '.join(DRIVERS)}, not {driver!r}")
     if block_size is not None and not (is_static(block_size) and block_size > 0):
         raise ConfigError(f"block_size must be a positive integer, not {block_size!r}")
     xs, carry, mask = prepare_arguments(cell, params, xs, carry, mask)
@@ -73,6 +86,8 @@ def unroll(
     why = "" if backward == "autodiff" else departure(cell, params, carry, xs)
     if backward == "fused" and why:
         raise ConfigError(f"backward='fused' needs a FusedCell, but {why}; take backward='remat'")
+    if driver != "scan":
+        _require_kernel(driver, backward, why, xs)
     if backward == "autodiff":
         carry, ys = _scan_steps(cell, params, carry, (xs, mask), return_sequence)
     elif why:
@@ -85,21 +100,49 @@ def unroll(
         kernels = jax.tree.map(jnp.asarray, cell.prepare(params))
         options = FusedOptions(cell, backward != "remat", return_sequence)
         inputs = Inputs(xs, before_steps(carry, xs, mask), mask)
-        plainly = backward == "auto" and current_platform() == "reference"
-        run = scan_blocks_plainly if plainly else scan_blocks
-        state, ys = _in_blocks(
-            functools.partial(run, options, kernels), parts_of(carry).state, inputs, size
-        )
+        run = functools.partial(_driver(backward, driver, xs), options, kernels)
+        state, ys = _in_blocks(run, parts_of(carry).state, inputs, size)
         carry = after_steps(carry, state, xs, mask)
     if not return_sequence:
         return carry, cell.output(parts_of(carry).state)
     return carry, jnp.flip(ys, 0) if reverse else ys
 
 
+def _require_kernel(driver: str, backward: str, departure: str, xs: Array) -> None:
+    """Raises `ConfigError` unless a kernel can run a cell on these inputs."""
+    if departure:
+        raise ConfigError(f"driver={driver!r} needs a FusedCell, but {departure}; take 'scan'")
+    if backward not in ("auto", "fused"):
+        raise ConfigError(
+            f"driver={driver!r} has the backward pass 'fused' alone, not {backward!r}; take 'scan'"
+        )
+    if not all(is_static(size) for size in xs.shape):
+        raise ConfigError(
+            f"driver={driver!r} is compiled for one shape of inputs, not {xs.shape}; take 'scan'"
+        )
+    platform = current_platform()
+    if driver == "kernel" and platform in ("cpu", "gpu"):
+        raise ConfigError(
+            f"driver='kernel' is compiled for TPUs, and this is a {platform.upper()}; take 'scan', "
+            "or 'interpreted' to check the kernel"
+        )
+
+
+def _driver(backward: str, driver: str, xs: Array) -> Callable[..., tuple[Any, Any]]:
+    """Returns what runs the steps of a cell that is fused."""
+    if current_platform() == "reference" and (backward == "auto" or driver != "scan"):
+        return scan_blocks_plainly
+    if driver == "scan" or not xs.size:  # an empty batch has no blocks
+        return scan_blocks
+    from jaxeff.ode.kernel_scan import scan_in_kernel  # Pallas takes half a second to import
+
+    return functools.partial(scan_in_kernel, driver == "interpreted")
+
+
 def _in_blocks(run, carry, xs, block_size):
     """Calls ``run(carry, xs[blocks, block, ...])`` on the whole blocks, then on the remainder."""
     length = jax.tree.leaves(xs)[0].shape[0]
-    if not is_static(length):  # a program for any number of steps, which is one block
+    if not is_static(length):  # symbolic length: one block
         carry, ys = run(carry, jax.tree.map(lambda a: a[None], xs))
         return carry, jax.tree.map(lambda a: a[0], ys)
     size = min(block_size, length)
@@ -107,17 +150,23 @@ def _in_blocks(run, carry, xs, block_size):
     outputs = []
     for start, stop, per_block in ((0, whole, size), (whole, length, length - whole)):
         if stop > start:
-            part = jax.tree.map(
-                lambda a: a[start:stop].reshape(-1, per_block, *a.shape[1:]),  # noqa: B023
-                xs,
-            )
+            part = jax.tree.map(functools.partial(_cut, start, stop, per_block), xs)
             carry, ys = run(carry, part)
-            outputs.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), ys))
+            outputs.append(jax.tree.map(_joined, ys))
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
 
 
+def _cut(start: int, stop: int, per_block: int, a: Array) -> Array:
+    # No -1: the size of an empty batch does not tell the number of blocks.
+    return a[start:stop].reshape((stop - start) // per_block, per_block, *a.shape[1:])
+
+
+def _joined(a: Array) -> Array:
+    return a.reshape(a.shape[0] * a.shape[1], *a.shape[2:])
+
+
 def _scan_steps(cell, params, carry, inputs, return_sequence):
-    """Scans the steps of any cell; ``inputs`` are the cell's and the mask."""
+    """Scans the steps of any cell; ``inputs`` are the cell's inputs and the mask."""
     like = params
     params = widened(params)  # so that the gradients of all steps are summed in single precision
 

@@ -55,10 +55,10 @@ def fixed_point(
       damping: step of the iteration in (0, 1].
 
     Returns:
-      The last iterate; how far it is from the solution, `update` applied once more tells.
+      The last iterate; apply `update` once more to measure its distance from the solution.
 
     Raises:
-      ConfigError: ``num_steps`` is not a positive integer, or a known damping not in (0, 2).
+      ConfigError: ``num_steps`` is not a positive integer, or a concrete damping not in (0, 2).
     """
     if not isinstance(num_steps, int) or num_steps < 1:
         raise ConfigError(f"num_steps must be a positive integer, not {num_steps!r}")

@@ -1,4 +1,4 @@
-"""Learned Euler step sizes: what the cells that integrate an ODE between two inputs share."""
+"""Learned Euler step sizes, shared by the cells that integrate an ODE between two inputs."""
 
 from __future__ import annotations
 
@@ -135,9 +135,9 @@ class SteppedCell(Cell):
 
 
 def at_step(values: Array, steps: Array) -> Array:
-    """Returns the values ``[length]`` of these time steps, ``[..., 1]``.
+    """Returns the entries of ``values [length]`` at time steps ``steps``, ``[..., 1]``.
 
-    A step beyond the last value gives NaN, not the last value again.
+    A step beyond the last value gives NaN instead of repeating the last value.
     """
     index = jax.lax.stop_gradient(steps[..., 0]).astype(jnp.int32)
     return values.at[index].get(mode="fill", fill_value=jnp.nan)[..., None]

@@ -1,8 +1,8 @@
 """The time-adaptive RNN (TARNN): an ODE per input, with time constants that the input controls.
 
 Reference:
-  Kag, Saligrama, "Time Adaptive Recurrent Neural Network", CVPR 2021. The equations are those of
-  the authors' code, whose two forms differ; the initial values are its too.
+  Kag, Saligrama, "Time Adaptive Recurrent Neural Network", CVPR 2021. Equations and initial values
+  are those of the authors' code, which has two variants.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TARNN(SteppedCell, FusedCell):
     With the state :math:`s = s_{m-1}`, the input :math:`x = x_m`, the one before
     :math:`x' = x_{m-1}`, the gate :math:`q = \sigma(s U_g + x W_g + b_g)` and
     :math:`a = s U_2 + x W_1 + x' W_2 + b_1`, K Euler steps start at :math:`z^0 = s`. The gate is an
-    element-wise inverse time constant, and where it stands is the variant:
+    element-wise inverse time constant; the variants differ in its position:
 
     .. math::
        \text{inside:}\quad z^{k+1} &= z^k + \eta_k q (\phi(z^k U_1 + a) - z^k - s + x B_1 + s B_2),
@@ -61,7 +61,7 @@ class TARNN(SteppedCell, FusedCell):
       learn_step_size: False keeps eta at ``step_size``.
       length: number of time steps, for ``step_size_mode="per_time_step"`` only.
       variant: "inside" or "outside".
-      previous_input: what stands for the input before the first: "repeat" (the first itself, as in
+      previous_input: the input before the first step: "repeat" (the first input, as in
         the authors' PyTorch file) or "zero" (as in their TensorFlow file).
       gate_bias: initial b_g; None is 0 inside and -3 (a nearly closed gate) outside.
       init_scale: standard deviation of the entries of every matrix.
@@ -126,12 +126,12 @@ class TARNN(SteppedCell, FusedCell):
         p = params
         inputs = (p["W1"], p["W2"], p["Wg"], p["B1"])
         biases, etas = (p["b1"], p["bg"]), self.step_sizes(p)
-        if self.num_inner_steps == 1:  # z and s are the same: one product serves both
+        if self.num_inner_steps == 1:  # z equals s, so one product is enough
             return Kernels((p["U1"] + p["U2"], p["Ug"], p["B2"]), inputs, biases, etas)
         return Kernels((p["U1"],), inputs, biases, etas, (p["U2"], p["Ug"], p["B2"]))
 
     def project(self, kernels: Kernels, x: Array, known: CarryParts) -> Blocks:
-        """Returns the shares of the input and of the one before."""
+        """Returns the terms of the input and of the previous input."""
         before = known.previous_input
         if self.previous_input == "repeat":
             before = jnp.where(known.steps > 0, before, x)
@@ -140,7 +140,7 @@ class TARNN(SteppedCell, FusedCell):
         return x @ w1 + before @ w2 + b1, x @ wg + bg, x @ linear
 
     def update(self, coefficients: Any, state: Any, t: Blocks, at: InnerStep) -> Any:
-        """Takes one Euler step and, outside, after the last one mixes by the gate."""
+        """Takes one Euler step; the "outside" variant applies the gate after the last one."""
         phi, gate, linear = t
         eta = self.step_size_at(coefficients, at.number, at.steps)
         slope = phi - state - at.start + linear
@@ -164,7 +164,7 @@ class TARNN(SteppedCell, FusedCell):
         if carry is None:
             carry = self.initial_carry(xs.shape[1:-1], xs.dtype, xs.shape[-1])
         _, states = unroll(self, params, xs, carry, mask=mask)
-        if mask is not None:  # what stands in the padding may be NaN
+        if mask is not None:  # padded inputs may be NaN
             xs = jnp.where((mask != 0)[..., None], xs, jnp.zeros_like(xs))
         before = jnp.concatenate([parts_of(carry).state[None], states[:-1]])
         return jax.nn.sigmoid(before @ params["Ug"] + xs @ params["Wg"] + params["bg"])
@@ -176,7 +176,7 @@ class TARNN(SteppedCell, FusedCell):
 
         Inside, a unit without feedback relaxes by the factor ``exp(-1/tau)`` per time step to
         first order in the step size: ``tau = 1 / (q * sum_k eta_k)``. Outside, ``tau = 1 / q``.
-        Short where the network listens, long where it ignores. Arguments as for `gates`.
+        Small values mean that the unit follows its input quickly. Arguments as for `gates`.
         """
         q = self.gates(params, xs, carry, mask)
         if self.variant == "outside":

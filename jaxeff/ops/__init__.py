@@ -1,4 +1,4 @@
-"""Operations on arrays: convolutions, interpolation, tiles; `platform` names what runs them."""
+"""Operations on arrays: convolutions, interpolation, tiles; `platform` selects the form."""
 
 from jaxeff.ops.platforms import forward_mode, platform
 

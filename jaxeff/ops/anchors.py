@@ -1,8 +1,8 @@
-"""Interpolation from anchors: every s-th pixel of a grid carries a value, the rest is filled in.
+"""Interpolation from anchors: values at every s-th pixel of a grid, interpolated in between.
 
-Arrays are ``[..., rows, columns, channels]``; anchors sit at the multiples of the stride, so that a
-grid of n pixels has ``ceil(n / s)`` per axis. Pixels beyond the last anchor take its value. Unlike
-a resize with half-pixel centres, every function here reproduces the anchors' values exactly.
+Arrays are ``[..., rows, columns, channels]``; anchors are at multiples of the stride, so that an
+axis of n pixels has ``ceil(n / s)``. Pixels beyond the last anchor take its value. Unlike a resize
+with half-pixel centres, all functions reproduce the anchors' values exactly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def sample(x: Array, stride: int) -> Array:
 
 
 def area_sample(x: Array, stride: int) -> Array:
-    """Returns the means over the ``stride x stride`` pixels from each anchor on."""
+    """Returns the means over the ``stride x stride`` pixels that start at each anchor."""
     for axis in (ROWS, COLUMNS):
         size = x.shape[axis]
         missing = -size % stride
@@ -50,12 +50,12 @@ def interpolate(anchors: Array, size: tuple[int, int], stride: int) -> Array:
 
 
 def hold(anchors: Array, size: tuple[int, int], stride: int) -> Array:
-    """Returns the nearest anchor's value before each pixel, on both axes."""
+    """Returns at each pixel the value of the last anchor at or before it, along both axes."""
     return _fill(anchors, size, stride, lambda here, ahead, share: here)
 
 
 def edge_aware(anchors: Array, guide: Array, stride: int, sharpness: Array | float) -> Array:
-    r"""Returns an interpolation whose weights also follow a guide known at every pixel.
+    r"""Returns an interpolation whose weights also depend on a guide given at every pixel.
 
     Of the four anchors q around a pixel p each has the weight
     :math:`\text{hat}(p - q)\, e^{-k \overline{(g_p - g_q)^2}}`, normalised; the bar is the mean
@@ -65,7 +65,7 @@ def edge_aware(anchors: Array, guide: Array, stride: int, sharpness: Array | flo
     Args:
       anchors: values ``[..., anchor rows, anchor columns, channels]``.
       guide: ``[..., rows, columns, channels]``.
-      stride: between anchors.
+      stride: distance between anchors, in pixels.
       sharpness: k, not negative.
     """
     dtype, size = anchors.dtype, (guide.shape[ROWS], guide.shape[COLUMNS])
@@ -84,7 +84,7 @@ def edge_aware(anchors: Array, guide: Array, stride: int, sharpness: Array | flo
             distance = jnp.square(guide - at).mean(-1, keepdims=True)
             values.append(value)
             logits.append(jnp.log(row[:, None, None] * column[:, None]) - sharpness * distance)
-    # Normalised as a softmax: far from every anchor's guide all four weights would underflow.
+    # As a softmax, because all four weights underflow where the guide differs from all anchors'.
     weights = jax.nn.softmax(jnp.stack(logits), axis=0)
     return (weights * jnp.stack(values)).sum(0).astype(dtype)
 
@@ -103,7 +103,7 @@ def _fill(
 ) -> Array:
     """Fills one axis after the other with ``blend(here, ahead, share)`` at each offset.
 
-    In single precision at least, since an anchor's gradient is a sum over the pixels around it.
+    In at least single precision, since an anchor's gradient is a sum over the pixels around it.
     """
     dtype = anchors.dtype
     anchors = anchors.astype(wide(dtype))
@@ -124,7 +124,7 @@ def _fill(
 
 
 def _ahead(a: Array, axis: int, by: int) -> Array:
-    """Returns each entry's successor along an axis (the last its own), or ``a`` if by is 0."""
+    """Returns each entry's successor along an axis (the last repeats), or ``a`` if by is 0."""
     if by == 0:
         return a
     size = a.shape[axis]

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import jax
 
+from jaxeff.ops.normalisation import finished
 from jaxeff.ops.platforms import has_cpu_form
+from jaxeff.ops.precision import plus_bias
 from jaxeff.typing import Array
 
 
 @has_cpu_form("jaxeff.ops.cpu.convolution")
-def conv(x: Array, kernel: Array, strides: int = 1) -> Array:
+def conv(
+    x: Array,
+    kernel: Array,
+    strides: int = 1,
+    bias: Array | None = None,
+    skip: Array | None = None,
+    relu: bool = False,
+) -> Array:
     """Convolves ``[batch, rows, columns, inputs]`` with ``[k, k, inputs, outputs]``, odd k.
+
+    Args:
+      x: the images.
+      kernel: the kernel.
+      strides: of both axes.
+      bias: ``[outputs]``, added; None for nothing.
+      skip: like the result, added; None for nothing.
+      relu: whether negative values then become zero.
 
     Returns:
       ``[batch, ceil(rows / strides), ceil(columns / strides), outputs]``.
@@ -19,7 +36,12 @@ def conv(x: Array, kernel: Array, strides: int = 1) -> Array:
       ValueError: shapes that do not fit, or an even kernel.
     """
     check_kernel(x, kernel, x.shape[-1:], "[k, k, inputs, outputs]")
-    return grouped_conv(x, kernel, strides, groups=1)
+    return followed(grouped_conv(x, kernel, strides, groups=1), bias, skip, relu)
+
+
+def followed(y: Array, bias: Array | None, skip: Array | None, relu: bool) -> Array:
+    """Returns what `conv` makes of a convolution."""
+    return finished(y if bias is None else plus_bias(y, bias), skip, relu)
 
 
 @has_cpu_form("jaxeff.ops.cpu.convolution")
@@ -42,7 +64,7 @@ def depthwise_conv(x: Array, kernel: Array, strides: int = 1) -> Array:
 
 
 def grouped_conv(x: Array, kernel: Array, strides: int, groups: int) -> Array:
-    """Convolves groups of channels by themselves, in XLA's own form."""
+    """Grouped convolution by XLA."""
     rows, columns = kernel.shape[0] // 2, kernel.shape[1] // 2
     return jax.lax.conv_general_dilated(
         x,
@@ -55,7 +77,7 @@ def grouped_conv(x: Array, kernel: Array, strides: int, groups: int) -> Array:
 
 
 def check_kernel(x: Array, kernel: Array, channels: tuple[int, ...], layout: str) -> None:
-    """Raises `ValueError` for a kernel of even sides, or whose channels are not the input's."""
+    """Raises `ValueError` for a kernel of even sides, or of other channels than the input."""
     fits = x.ndim == 4 and kernel.ndim == 4 and kernel.shape[2 : 2 + len(channels)] == channels
     if not fits:
         raise ValueError(

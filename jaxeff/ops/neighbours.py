@@ -19,8 +19,8 @@ def neighbours(
       h: the field.
       axis: along which.
       distance: in cells, below h's length.
-      boundary: "periodic" or "reflecting", which continues h evenly about its walls.
-      odd: whether a reflecting boundary continues oddly.
+      boundary: "periodic" or "reflecting" (even extension about the walls).
+      odd: whether a reflecting boundary uses the odd extension instead.
     """
     if boundary == "periodic":
         return jnp.roll(h, -distance, axis), jnp.roll(h, distance, axis)

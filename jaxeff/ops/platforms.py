@@ -1,13 +1,13 @@
-"""Which platform a program is traced for, and what is computed otherwise on CPUs.
+"""The platform that a program is traced for, and alternative implementations for CPUs.
 
 The functions of `jaxeff.ops` and `jaxeff.ode` are plain differentiable JAX. XLA compiles some of
-them badly for CPUs; such a function declares another form of itself, of the same signature::
+them badly for CPUs; such a function declares a CPU form of the same signature::
 
     @has_cpu_form("jaxeff.ops.cpu.convolution")
     def conv(x, kernel, strides=1): ...
 
-What is traced for a CPU calls ``jaxeff.ops.cpu.convolution.conv`` in its place; every other program
-has no trace of it.
+Programs traced for a CPU call ``jaxeff.ops.cpu.convolution.conv`` instead; all others use the
+reference.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ PLATFORMS = ("cpu", "gpu", "tpu", "reference")
 #: References by the qualified names of their CPU forms.
 CPU_FORMS: dict[str, Callable[..., object]] = {}
 
-# Part of the key of `jax.jit`'s caches: another value has a function traced again.
+# Part of `jax.jit`'s cache key, so a function is traced again for another value.
 _platform = jax.make_user_context(default_value=None)
 _forward_mode = jax.make_user_context(default_value=False)
 
 
 def current_platform() -> str:
-    """Returns the platform that programs are now traced for: JAX's default if none is named."""
+    """Returns the platform that programs are traced for: JAX's default outside `platform`."""
     return _platform.value or jax.default_backend()
 
 
 @contextlib.contextmanager
 def platform(name: str) -> Iterator[None]:
-    """Names the platform of what is traced within.
+    """Sets the platform for programs traced within the context.
 
     Args:
-      name: "cpu", "gpu", "tpu", or "reference" for plain JAX whatever the platform: for programs
-        that are exported, differentiated twice or in forward mode.
+      name: "cpu", "gpu", "tpu", or "reference" for plain JAX on any platform, for programs that are
+        exported, differentiated twice or in forward mode.
 
     Raises:
-      ConfigError: another name.
+      ConfigError: an unknown name.
     """
     if name not in PLATFORMS:
         raise ConfigError(f"platform must be one of {', '.join(PLATFORMS)}, not {name!r}")
@@ -59,13 +59,13 @@ def platform(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def forward_mode() -> Iterator[None]:
-    """Traces what is differentiated in forward mode: CPU forms without reverse rules."""
+    """Context for functions that are differentiated in forward mode: no custom reverse rules."""
     with _forward_mode(True):
         yield
 
 
 def is_forward_mode() -> bool:
-    """Returns whether what is traced now is differentiated in forward mode."""
+    """Returns whether tracing is within `forward_mode`."""
     return _forward_mode.value
 
 
@@ -75,7 +75,7 @@ def has_cpu_form(
     """Declares that a function has a CPU form, of the same name and signature.
 
     Args:
-      module: where the CPU form is; imported when it is first called.
+      module: that defines the CPU form; imported at the first call.
     """
 
     def declare(reference: Callable[Parameters, Result]) -> Callable[Parameters, Result]:

@@ -1,4 +1,4 @@
-"""Sums of many terms in half precision: their totals are kept in single precision."""
+"""Accumulation in single precision for half-precision arrays."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from jaxeff.typing import Dtype
 
 
 def wide(dtype: Dtype) -> Dtype:
-    """Returns the type to sum in: at least single precision for floating-point numbers."""
+    """Returns the accumulation type: at least single precision for floating-point numbers."""
     half = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
     return jnp.dtype(jnp.float32) if half else jnp.dtype(dtype)
 
 
 def widened(tree: Any) -> Any:
-    """Returns arrays of at least single precision; what is not floating point stays."""
+    """Converts floating-point arrays to at least single precision; others are unchanged."""
     return jax.tree.map(lambda a: a.astype(wide(a.dtype)), tree)
 
 
 def narrowed(tree: Any, like: Any) -> Any:
-    """Returns arrays of the types of others."""
+    """Converts arrays to the types of those of ``like``."""
     return jax.tree.map(lambda a, b: a.astype(b.dtype), tree, like)
 
 
 def plus_bias(values: Any, bias: Any) -> Any:
     """Returns values ``[..., channels]`` plus a bias ``[channels]``, in the values' type.
 
-    They are added in single precision, so that the gradient of the bias, a sum over all values of a
-    channel, is summed in it.
+    The sum is in single precision, so that the gradient of the bias, a sum over all values of a
+    channel, is accumulated in single precision.
     """
     wide_values, wide_bias = widened((values, bias))
     return (wide_values + wide_bias.reshape((1,) * (values.ndim - 1) + (-1,))).astype(values.dtype)

@@ -1,4 +1,4 @@
-"""Functions of a batch whose rows do not depend on each other."""
+"""Functions that treat the rows of a batch independently."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from jaxeff.typing import Array
 
 @has_cpu_form("jaxeff.ops.cpu.rows")
 def rowwise(function: Callable[..., Any], shared: Any, x: Array, *others: Any) -> Any:
-    """Returns ``function(shared, x, *others)``, which computes row by row of the leading axis.
+    """Returns ``function(shared, x, *others)`` for a function that treats rows independently.
 
-    Saying so lets a CPU work on a few rows at a time, which stay in its cache.
+    On a CPU it runs on a few rows of the leading axis at a time, which stay in cache.
 
     Args:
       function: must not close over traced values; returns arrays ``[n, ...]``.
-      shared: tree of arrays that all rows need.
+      shared: tree of arrays that all rows use.
       x: floats ``[n, ...]``.
       *others: floats that broadcast against x, numbers or None.
     """

@@ -70,7 +70,7 @@ def transposed_conv(
 
 
 def padded_conv(x: Array, kernel: Array, strides: int, padding: int) -> Array:
-    """Returns `conv` in XLA's own form."""
+    """Returns `conv` computed by XLA."""
     count = x.ndim - 2
     return jax.lax.conv_general_dilated(
         x,

@@ -1,4 +1,4 @@
-"""Choosing square tiles of feature maps by content, with static shapes.
+"""Selects square tiles of feature maps by content, with static shapes.
 
 Maps are ``[batch, rows, columns, channels]``; tiles ``[batch * k, t, t, channels]``, numbered row
 by row in the map.
@@ -26,7 +26,7 @@ def split(x: Array, tile: int) -> Array:
 
 
 def join(tiles: Array, size: tuple[int, int]) -> Array:
-    """Returns the map of ``size`` (rows, columns) whose tiles these are; the inverse of `split`."""
+    """Reassembles the map of ``size`` (rows, columns); the inverse of `split`."""
     batch, _, tile, _, channels = tiles.shape
     rows, columns = size[0] // tile, size[1] // tile
     grid = tiles.reshape(batch, rows, columns, tile, tile, channels).swapaxes(2, 3)
@@ -41,8 +41,8 @@ def choose(energy: Array, count: int) -> tuple[Array, Array]:
       count: how many.
 
     Returns:
-      their numbers ``[batch, count]`` and their gates of the same shape, ones whose gradient is
-      that of the sigmoid of the energy over its mean: straight through the choice.
+      their indices ``[batch, count]`` and gates of the same shape: ones in the forward pass, with
+      the gradient of sigmoid(energy / mean energy) (a straight-through estimator).
     """
     scaled = energy / jax.lax.stop_gradient(energy.mean(-1, keepdims=True) + 1e-6)
     values, numbers = jax.lax.top_k(scaled, count)

@@ -17,26 +17,26 @@ def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
       values: ``[candidates]``.
     """
     order = np.lexsort((np.arange(len(costs)), -np.asarray(values), np.asarray(costs)))
-    found: list[int] = []
+    front: list[int] = []
     for candidate in order:
         if np.isnan(costs[candidate]) or np.isnan(values[candidate]):
             continue
-        if not found or values[candidate] > values[found[-1]]:
-            found.append(int(candidate))
-    return found
+        if not front or values[candidate] > values[front[-1]]:
+            front.append(int(candidate))
+    return front
 
 
 def hull(costs: Sequence[float], values: Sequence[float]) -> list[int]:
     """Returns the corners of the front's upper convex hull, cheapest first."""
-    found: list[int] = []
+    corners: list[int] = []
     for candidate in pareto(costs, values):
-        while len(found) > 1:
-            (x0, y0), (x1, y1) = ((costs[i], values[i]) for i in found[-2:])
+        while len(corners) > 1:
+            (x0, y0), (x1, y1) = ((costs[i], values[i]) for i in corners[-2:])
             if (values[candidate] - y0) * (x1 - x0) < (y1 - y0) * (costs[candidate] - x0):
                 break
-            found.pop()
-        found.append(candidate)
-    return found
+            corners.pop()
+        corners.append(candidate)
+    return corners
 
 
 def hypervolume(

@@ -32,11 +32,11 @@ def parts(plan: EncoderPlan, length: int) -> tuple[list[Shape], list[Shape]]:
 
 def needed(plans: Iterable[EncoderPlan], length: int) -> tuple[list[Shape], list[Shape]]:
     """Returns all shapes of layers and of cuts that some plan has, in order."""
-    found: tuple[set[Shape], set[Shape]] = (set(), set())
+    shapes: tuple[set[Shape], set[Shape]] = (set(), set())
     for plan in plans:
-        for known, own in zip(found, parts(plan, length), strict=True):
-            known.update(own)
-    return sorted(found[0]), sorted(found[1])
+        for known, new in zip(shapes, parts(plan, length), strict=True):
+            known.update(new)
+    return sorted(shapes[0]), sorted(shapes[1])
 
 
 def monotone(times: Mapping[Shape, float]) -> dict[Shape, float]:
@@ -137,12 +137,12 @@ class LatencyTable:
 
 def _times(name: str, rows: Any) -> dict[Shape, float]:
     """Returns the times by shape of rows as `LatencyTable.save` writes them."""
-    found: dict[Shape, float] = {}
+    times: dict[Shape, float] = {}
     for first, second, time in rows:
         require_whole(f"{name}: a size", first, 1)
         require_whole(f"{name}: a size", second, 1)
         require(f"{name}: a time", time, "[0, inf)")
-        if (first, second) in found:
+        if (first, second) in times:
             raise ValueError(f"{name}: {(first, second)} stands there twice")
-        found[first, second] = time
-    return found
+        times[first, second] = time
+    return times

@@ -50,8 +50,8 @@ def random_variables(module: nn.Module, *inputs: Any, seed: int = 0) -> Any:
     """Returns small random numbers in the place of a module's variables; compiles nothing."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
-    made = jax.tree.map(lambda s: 0.02 * rng.standard_normal(s.shape, np.float32), shapes)
-    return jax.device_put(made, jax.local_devices()[0])
+    variables = jax.tree.map(lambda s: 0.02 * rng.standard_normal(s.shape, np.float32), shapes)
+    return jax.device_put(variables, jax.local_devices()[0])
 
 
 def _bound(module: nn.Module, *inputs: Any) -> Callable[[], Any]:
@@ -136,8 +136,8 @@ def table(times: Times, batch: int, length: int, statistic: str = STATISTIC) -> 
             if isinstance(key, tuple) and key[0] == name
         }
 
-    made = LatencyTable(
+    fresh = LatencyTable(
         batch, length, 0.0, monotone(part("layer", STACK)), part("cut", 1), bench.environment()
     )
     whole = {k: getattr(t, statistic) for k, t in times.items() if isinstance(k, EncoderPlan)}
-    return made.fitted(whole) if whole else made
+    return fresh.fitted(whole) if whole else fresh

@@ -44,10 +44,10 @@ def read(workdir: Path, space: EncoderSpace | None = None) -> dict[str, Any] | N
     """
     path = path_of(workdir)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds {type(found).__name__}, not an object")
-        plan = plan_of(found)
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError(f"it holds {type(record).__name__}, not an object")
+        plan = plan_of(record)
     except FileNotFoundError:
         return None
     except KeyError as error:
@@ -56,7 +56,7 @@ def read(workdir: Path, space: EncoderSpace | None = None) -> dict[str, Any] | N
         raise DataError(f"{path} is no record of a search ({error})") from None
     if space is not None and plan not in space:
         raise DataError(f"{path} names a network that the supernet does not have: {plan}")
-    return found
+    return record
 
 
 def plan_of(record: Mapping[str, Any]) -> EncoderPlan:
@@ -66,8 +66,8 @@ def plan_of(record: Mapping[str, Any]) -> EncoderPlan:
       KeyError: a field is missing.
       ConfigError, TypeError, ValueError: a field is impossible.
     """
-    found = record["found"]["plan"]
-    fields = {name: found[name] for name in FIELDS}
+    stored = record["found"]["plan"]
+    fields = {name: stored[name] for name in FIELDS}
     fields["cuts"] = tuple((int(place), int(factor)) for place, factor in fields["cuts"])
     if not isinstance(fields["pooled_queries"], bool):
         raise ValueError(f"pooled_queries is {fields['pooled_queries']!r}")

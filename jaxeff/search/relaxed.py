@@ -42,10 +42,10 @@ def initial_logits(space: EncoderSpace) -> dict[str, Array]:
 def drawn(logits: Choices, key: PRNGKey, temperature: float) -> dict[str, Array]:
     """Draws one-hot choices whose gradients are those of the softened ones."""
 
-    def draw(own: Array, key: PRNGKey) -> Array:
-        noise = jax.random.gumbel(key, own.shape, own.dtype)
-        soft = jax.nn.softmax((own + noise) / temperature, axis=-1)
-        hard = jax.nn.one_hot(jnp.argmax(soft, axis=-1), own.shape[-1], dtype=own.dtype)
+    def draw(logits: Array, key: PRNGKey) -> Array:
+        noise = jax.random.gumbel(key, logits.shape, logits.dtype)
+        soft = jax.nn.softmax((logits + noise) / temperature, axis=-1)
+        hard = jax.nn.one_hot(jnp.argmax(soft, axis=-1), logits.shape[-1], dtype=logits.dtype)
         return hard + soft - jax.lax.stop_gradient(soft)
 
     keys = jax.random.split(key, len(logits))
@@ -104,9 +104,9 @@ def logits_of(
         states[number] = tokens, share
         chosen = choices["factors"][number - 1].astype(tokens.dtype)
         mixed = (chosen[0] * tokens, chosen[0] * share)
-        for factor, own in zip(space.factors, chosen[1:], strict=True):
-            found = spread_mean(tokens, share, group * factor, space.keep_first)
-            mixed = jax.tree.map(lambda a, b, own=own: a + own * b, mixed, found)
+        for factor, weight in zip(space.factors, chosen[1:], strict=True):
+            reduced = spread_mean(tokens, share, group * factor, space.keep_first)
+            mixed = jax.tree.map(lambda a, b, weight=weight: a + weight * b, mixed, reduced)
         group = group * known[jnp.argmax(chosen)]
         return mixed
 
@@ -131,14 +131,18 @@ def expected_latency(table: LatencyTable, space: EncoderSpace, probabilities: Ch
         there = reaches[next(d for d in space.depths if d > number)]
         if number:
             after: dict[int, Any] = {}
-            for (length, own), (k, factor) in itertools.product(lengths.items(), enumerate(known)):
-                chance = own * probabilities["factors"][number - 1, k]
+            for (length, chance_of_length), (k, factor) in itertools.product(
+                lengths.items(), enumerate(known)
+            ):
+                chance = chance_of_length * probabilities["factors"][number - 1, k]
                 short = shortened(length, factor, space.keep_first)
                 after[short] = after.get(short, 0.0) + chance
                 if factor > 1:
                     total += there * chance * cut(length, factor)
             lengths = after
-        total += there * sum(own * layer(length) for length, own in lengths.items())
+        total += there * sum(
+            chance_of_length * layer(length) for length, chance_of_length in lengths.items()
+        )
     return total
 
 
@@ -153,7 +157,9 @@ def interpolated(
 
     layer = line({q: time for (q, k), time in table.layers.items() if q == k})
     factors = {factor for _, factor in table.cuts}
-    cuts = {f: line({n: t for (n, own), t in table.cuts.items() if own == f}) for f in factors}
+    cuts = {
+        f: line({n: t for (n, of_cut), t in table.cuts.items() if of_cut == f}) for f in factors
+    }
     return lambda n: float(layer(n)), lambda n, f: float(cuts[f](n))
 
 
@@ -162,9 +168,9 @@ def likeliest(space: EncoderSpace, probabilities: Choices) -> EncoderPlan:
     factors = np.asarray(probabilities["factors"])
     depth = space.depths[int(np.argmax(probabilities["depth"]))]
     cuts = {
-        place: (float(own.max()), space.factors[int(own.argmax()) - 1])
-        for place, own in enumerate(factors[: depth - 1], start=1)
-        if own.argmax() > 0
+        place: (float(row.max()), space.factors[int(row.argmax()) - 1])
+        for place, row in enumerate(factors[: depth - 1], start=1)
+        if row.argmax() > 0
     }
     most = sorted(cuts, key=lambda place: -cuts[place][0])[: space.max_cuts]
     return space.plan(depth, [(place, cuts[place][1]) for place in sorted(most)])
@@ -176,11 +182,11 @@ def drawn_plan(
     """Draws a plan; of too many cuts some stay."""
     known = (1, *space.factors)
 
-    def draw(own: Any) -> int:
-        shares = np.asarray(own, np.float64)
+    def draw(logits: Any) -> int:
+        shares = np.asarray(logits, np.float64)
         return int(rng.choice(len(shares), p=shares / shares.sum()))
 
     depth = space.depths[draw(probabilities["depth"])]
     rows = enumerate(np.asarray(probabilities["factors"]), start=1)
-    cuts = [(place, known[draw(own)]) for place, own in rows]
+    cuts = [(place, known[draw(row)]) for place, row in rows]
     return space.repaired(depth, [cut for cut in cuts if cut[1] > 1], rng)

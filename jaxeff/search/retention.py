@@ -89,8 +89,8 @@ def plan_of(space: EncoderSpace, retention: Any, depth: int) -> EncoderPlan:
     lengths = np.maximum(np.sum(np.asarray(retention, np.float64), axis=1), 1)
     full_length, factor, cuts = np.shape(retention)[1], 1, []
     for place, length in itertools.islice(enumerate(lengths, start=1), depth - 1):
-        wanted = math.log(full_length / length)
-        k = min((1, *space.factors), key=lambda k: abs(math.log(factor * k) - wanted))
+        log_ratio = math.log(full_length / length)
+        k = min((1, *space.factors), key=lambda k: abs(math.log(factor * k) - log_ratio))
         factor *= k
         if k > 1:
             cuts.append((place, k))

@@ -185,10 +185,10 @@ def run(
     say(f"search   evaluates {search.budget} networks for {requirement}")
     known = SearchContext(supernet, table, dataset.splits["train"], full_ms)
     search.explore(evaluations, np.random.default_rng(config.seed), known)
-    if not evaluations.found:  # nothing is predicted to be fast enough
+    if not evaluations.scores:  # nothing is predicted to be fast enough
         fastest = evaluations.allowed[0]
-        evaluations.found[fastest] = score(fastest)
-    candidates = [Candidate(plan, value, table(plan)) for plan, value in evaluations.found.items()]
+        evaluations.scores[fastest] = score(fastest)
+    candidates = [Candidate(plan, value, table(plan)) for plan, value in evaluations.scores.items()]
     chosen = choose(candidates, requirement, _measurement(network, search, length))
     met = requirement.met_by(chosen)
     sentence = f"found {chosen}" if met else f"nothing meets {requirement}; the closest is {chosen}"

@@ -29,7 +29,7 @@ class Evaluations:
       cost: what is to be small; cheap.
       budget: evaluations that may be made.
       limit: costs above it are of no use.
-      found: scores so far.
+      scores: of the plans so far.
 
     Raises:
       ConfigError: the budget is no whole number from 1, or the limit is not above 0.
@@ -40,7 +40,7 @@ class Evaluations:
     cost: Callable[[EncoderPlan], float]
     budget: int
     limit: float = math.inf
-    found: dict[EncoderPlan, float] = dataclasses.field(default_factory=dict)
+    scores: dict[EncoderPlan, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_whole("the budget of a search", self.budget, 1)
@@ -56,20 +56,20 @@ class Evaluations:
     @property
     def done(self) -> bool:
         """Whether the budget is spent."""
-        return len(self.found) >= self.budget
+        return len(self.scores) >= self.budget
 
     def add(self, plan: EncoderPlan) -> bool:
         """Evaluates a plan unless it is known, useless or beyond the budget; says whether."""
-        if plan in self.found or self.done or self.cost(plan) > self.limit:
+        if plan in self.scores or self.done or self.cost(plan) > self.limit:
             return False
-        self.found[plan] = self.score(plan)
+        self.scores[plan] = self.score(plan)
         return True
 
     def corners(self) -> list[EncoderPlan]:
         """Returns the corners of the front's convex hull."""
-        plans = list(self.found)
+        plans = list(self.scores)
         costs = [self.cost(plan) for plan in plans]
-        return [plans[i] for i in hull(costs, list(self.found.values()))]
+        return [plans[i] for i in hull(costs, list(self.scores.values()))]
 
 
 def random_search(evaluations: Evaluations, rng: np.random.Generator) -> None:
@@ -126,7 +126,7 @@ def evolution(
     for plan in stratified(evaluations.allowed, evaluations.cost, first, int(rng.integers(2**31))):
         evaluations.add(plan)
     idle = 0
-    while evaluations.found and not evaluations.done and idle < patience:
+    while evaluations.scores and not evaluations.done and idle < patience:
         corners = evaluations.corners()
         one, other = (corners[rng.integers(len(corners))] for _ in range(2))
         if rng.random() < 0.5:

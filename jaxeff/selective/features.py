@@ -22,7 +22,7 @@ def margins(logits: Array, top: int = 10, *, released: bool = False) -> Array:
     largest = jax.lax.top_k(jax.nn.softmax(logits), min(top, logits.shape[-1]))[0]
     differences = largest[:, :, None] - largest[:, None, :]
     if released:
-        return differences.reshape(len(logits), -1)
+        return differences.reshape(logits.shape[0], -1)
     rows, columns = np.triu_indices(largest.shape[-1], 1)
     return differences[:, rows, columns]
 

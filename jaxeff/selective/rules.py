@@ -129,9 +129,9 @@ def search_per_class(
     for restart in range(restarts):
         share = 1.0 if restart == 0 else rng.uniform()
         start = _common(scores, labels, target * share)
-        found = _climb(start, scores, labels, target, sweeps, rng)
-        if best is None or _value(found.rates, target) > _value(best.rates, target):
-            best = found
+        candidate = _climb(start, scores, labels, target, sweeps, rng)
+        if best is None or _value(candidate.rates, target) > _value(best.rates, target):
+            best = candidate
     assert best is not None
     return best
 

@@ -73,7 +73,7 @@ class TextModel:
         self.class_names = tuple(class_names)
         self._check_sizes()
         self.params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
-        self.lengths = [*_doubled(SHORTEST, length), length]
+        self.lengths = lengths_up_to(length)
         self._programs: dict[tuple[int, ...], Any] = {}
 
     def _check_sizes(self) -> None:
@@ -256,10 +256,10 @@ def _is_finite(values: np.ndarray) -> bool:
     return jnp.issubdtype(values.dtype, jnp.floating) and bool(np.isfinite(values).all())
 
 
-def _doubled(first: int, below: int) -> list[int]:
-    """Returns ``first`` and its doubles that are smaller than ``below``."""
-    lengths = []
-    while first < below:
-        lengths.append(first)
-        first *= 2
-    return lengths
+def lengths_up_to(longest: int) -> list[int]:
+    """Returns the lengths to which texts are filled up: `SHORTEST`, its doubles, the longest."""
+    lengths, length = [], SHORTEST
+    while length < longest:
+        lengths.append(length)
+        length *= 2
+    return [*lengths, longest]

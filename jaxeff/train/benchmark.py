@@ -10,23 +10,12 @@ import ml_collections
 
 from jaxeff import bench
 from jaxeff.eval.console import say
-from jaxeff.search import run as searching
-from jaxeff.train import announce, check, experiment, prerequisites, run_report
-from jaxeff.train.datasets import DatasetCache
+from jaxeff.train import announce, prerequisites, run_report
 
 
 def benchmark(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
-    """Measures a fresh model, and reports into ``workdir/bench``.
-
-    Where the config searches for its model, it is the one that the run in the folder has found.
-    """
-    datasets = DatasetCache()
-    models = prerequisites.untrained(config, datasets)
-    searching.check(config, models)
-    if config.search.name and (workdir / check.CONFIG_FILE).exists():
-        check.check_workdir(workdir, config)
-    resolved = searching.found_before(config, models, workdir)
-    built = experiment.build(resolved, models, datasets)
+    """Measures a fresh model, and reports into ``workdir/bench``."""
+    built = prerequisites.build_untrained(config, workdir)
     announce.job(built, workdir / "bench", "measuring")
     state = built.init_state()
     batch = built.devices.shard(next(built.train_batches()))

@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from jaxeff.config import base_config, first_difference, plain
+from jaxeff.config import base_config, distinctive, first_difference, plain
 from jaxeff.errors import CheckpointError, ConfigError
 from jaxeff.files.atomic import write_text_atomically
 from jaxeff.registry import closest
@@ -32,7 +32,7 @@ POSITIVE = (
 MAX_CPU_DEVICES = 512
 SELECTIONS = ("best", "last")
 CONFIG_FILE = "config.json"
-RESERVED = ("checkpoints", "eval", "bench", "search")  # folders of a run
+RESERVED = ("checkpoints", "eval", "bench", "compile", "export", "search")  # folders of a run
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -125,8 +125,8 @@ def _fits(value: Any, like: Any) -> bool:
 
 
 def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Returns the plain config without its ``devices``: where a run runs is not what it is."""
-    return {name: value for name, value in plain(config).items() if name != "devices"}
+    """Returns what of a config must stay the same for a run to go on."""
+    return distinctive(plain(config))
 
 
 def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -169,7 +169,7 @@ def _recorded(workdir: Path) -> dict[str, Any] | None:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(before, dict):
-            return {name: value for name, value in before.items() if name != "devices"}
+            return distinctive(before)
     except FileNotFoundError:
         return None
     except ValueError:

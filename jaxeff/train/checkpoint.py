@@ -239,9 +239,9 @@ class Checkpoints:
 
     def _check_fit(self, step: int, saved: dict[str, str], like: Any, part: bool) -> None:
         """Raises `CheckpointError` that names the first array that is not as in ``like``."""
-        wanted = fingerprint.types(like)
-        for path in wanted if part else {**wanted, **saved}:
-            before, now = saved.get(path, "absent"), wanted.get(path, "absent")
+        expected = fingerprint.types(like)
+        for path in expected if part else {**expected, **saved}:
+            before, now = saved.get(path, "absent"), expected.get(path, "absent")
             if before != now:
                 raise CheckpointError(
                     f"checkpoint of step {step} in {self.directory} does not fit and is left as it "

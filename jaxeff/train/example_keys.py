@@ -60,8 +60,8 @@ def _bits(words: Array, width: int, shape: tuple[int, ...]) -> Array:
     size = math.prod(shape)
     count = words[2] * jnp.uint32(size) + jax.lax.iota(jnp.uint32, size)
     # Entries are counted in two words, of which the upper is 0 up to 2^32 numbers.
-    found = extended.threefry_2x32(words[:2], jnp.concatenate([jnp.zeros_like(count), count]))
-    drawn = found[:size] ^ found[size:]
+    words_drawn = extended.threefry_2x32(words[:2], jnp.concatenate([jnp.zeros_like(count), count]))
+    drawn = words_drawn[:size] ^ words_drawn[size:]
     return drawn.reshape(shape).astype(_WIDTHS[width])
 
 

@@ -21,12 +21,16 @@ from jaxeff.errors import ConfigError, UserError, origin
 from jaxeff.layers.checks import require_linen
 from jaxeff.models import MODELS
 from jaxeff.models.trained import Trained
+from jaxeff.quantize import FakeQuantization
 from jaxeff.train import check, fit, leakage, objectives, optim, sizes
 from jaxeff.train.algorithms import ALGORITHMS, Algorithm, Task
 from jaxeff.train.datasets import DatasetCache
 from jaxeff.train.parallel import DeviceMap
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Carry
+
+#: Algorithms all of whose passes through the model are `Algorithm.forward`.
+ROUNDING_ALGORITHMS = ("bptt", "constrained", "fptt", "tbptt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,10 @@ class Experiment:
         )
         return self.model.initial_carry(inputs)
 
+    def train_step(self) -> Any:
+        """Returns the mapped step ``(state, batch) -> (state, metrics)``; it donates the state."""
+        return self.devices.map(self.algorithm.update, donate=True)
+
     def train_batches(self) -> Any:
         """Returns this process's endless iterator over training batches, at its beginning."""
         return data.make_train_iterator(
@@ -114,6 +122,7 @@ def build(
     config: ml_collections.ConfigDict,
     trained: Mapping[str, Trained] | None = None,
     datasets: DatasetCache | None = None,
+    devices: DeviceMap | None = None,
 ) -> Experiment:
     """Builds an experiment; nothing is compiled yet.
 
@@ -121,6 +130,7 @@ def build(
       config: the config.
       trained: the models of ``config.prerequisites``, by name.
       datasets: what the run has loaded before.
+      devices: how steps are mapped over which devices; all of JAX's if None.
 
     Raises:
       ConfigError: a field is unknown or impossible, or a prerequisite has seen what is to judge
@@ -128,9 +138,10 @@ def build(
       DataError: the data is missing or damaged, or has labels without a class.
     """
     check.check(config)
-    devices = DeviceMap(config.parallel)
+    devices = devices or DeviceMap(config.parallel)
     devices.check_batch(config.train.batch_size, "train.batch_size")
     check_types(optim.build, config.optim, "optim")
+    rounding = _fake_quantization(config)
     with _section("data"):
         dataset = (datasets or DatasetCache()).load(config.data)
     sizes.check_batch(config.train.batch_size, dataset)
@@ -153,6 +164,8 @@ def build(
         optimizer=optimizer,
         task=_task(dataset, config.train.batch_size),
     )
+    rounding.model(model)  # complains of a model without a state
+    algorithm.fake_quantization = rounding
     with _section("optim"):
         algorithm.optimizer  # noqa: B018  (built now: its complaints are of this section)
     sizes.check_memory(config, fit.check_shapes(model, algorithm, dataset), dataset, devices)
@@ -162,6 +175,17 @@ def build(
     leakage.check(config.data, dataset, algorithm, seen)
     experience = leakage.experience(config.data, dataset, algorithm, seen)
     return Experiment(config, dataset, model, algorithm, devices, built_analyses, experience)
+
+
+def _fake_quantization(config: ml_collections.ConfigDict) -> FakeQuantization:
+    """Returns what is rounded in training, checked against the algorithm."""
+    rounding = FakeQuantization(**config.quantize.to_dict())
+    if rounding.active and config.algorithm.name not in ROUNDING_ALGORITHMS:
+        raise ConfigError(
+            f"config.quantize: algorithm '{config.algorithm.name}' does not train with rounding; "
+            f"choose one of {', '.join(ROUNDING_ALGORITHMS)}, or set its bits to 0"
+        )
+    return rounding
 
 
 @contextlib.contextmanager

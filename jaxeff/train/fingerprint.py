@@ -41,14 +41,14 @@ def digests(tree: Any) -> dict[str, str]:
 
     Arrays of which this process does not hold a whole copy are left out.
     """
-    found = {}
+    by_name = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         if leaf.is_fully_addressable or leaf.is_fully_replicated:
             content = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
-            found[_name(path)] = _digest(content.data)
-    return found
+            by_name[_name(path)] = _digest(content.data)
+    return by_name
 
 
 def _digest(content: Any) -> str:
@@ -79,6 +79,6 @@ def unpack(packed: dict[str, Any]) -> dict[str, Any]:
 
 def check(tree: Any, known: dict[str, str]) -> None:
     """Raises `DamageError` if an array is not the one whose digest is known."""
-    for path, found in digests(tree).items() if known else ():
-        if found != known.get(path, found):
+    for path, digest in digests(tree).items() if known else ():
+        if digest != known.get(path, digest):
             raise DamageError(f"the array {path} is not the one that was saved")

@@ -1,12 +1,14 @@
-"""Starts one job of the command line: trains, evaluates a trained run, or measures a model."""
+"""Starts one job of the command line: trains, evaluates or exports a run, or measures a model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from jaxeff import analyses
 from jaxeff.errors import DataError
@@ -15,6 +17,7 @@ from jaxeff.search import run as searching
 from jaxeff.train import (
     announce,
     check,
+    compile_ahead,
     experiment,
     noise,
     prerequisites,
@@ -27,12 +30,18 @@ from jaxeff.train import workdir as folders
 from jaxeff.train.benchmark import benchmark
 from jaxeff.train.datasets import DatasetCache
 from jaxeff.train.evaluate import evaluate
+from jaxeff.train.exports import export_run
 from jaxeff.train.loop import Training
 
-MODES = ("train", "eval", "bench")
+MODES = ("train", "eval", "bench", "compile", "export")
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | Path, mode: str = "train") -> Any:
+def run(
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    mode: str = "train",
+    arrays: Mapping[str, Any] | None = None,
+) -> Any:
     """Runs one job and returns its report, or None if a signal stopped the training.
 
     Only the first of several processes returns a report.
@@ -41,15 +50,23 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, mode: str = "tra
       config: as ``configs/*.py`` return it.
       workdir: folder of the run; "train" continues what it finds there.
       mode: "train", "eval" (the trained parameters on validation and test, into
-        ``workdir/eval``) or "bench" (speed, memory and counts, into ``workdir/bench``).
+        ``workdir/eval``), "bench" (speed, memory and counts, into ``workdir/bench``), "compile"
+        (the training step for ``config.devices.topology``, into ``workdir/compile``) or "export"
+        (the trained model for other runtimes, into ``workdir/export``).
+      arrays: data of one's own, ``x_train``, ``y_train``, ``x_test``, ``y_test`` and whatever else
+        a file of data set "arrays" may have. They are written to ``workdir/arrays.npz``, which the
+        config of the run names, so that it can be continued and loaded like any other.
 
     Raises:
       UserError: something that the user can mend, in one sentence.
     """
-    check.check(config)
     folder = folders.local(workdir)
+    if arrays is not None:
+        config = with_arrays(config, folder, arrays)
+    check.check(config)
     noise.hush()
-    runtime.prepare(batch_size=check.training_batch(config), cpu_devices=config.devices.cpu)
+    cpu_devices = compile_ahead.prepare(config, mode) or config.devices.cpu
+    runtime.prepare(batch_size=check.training_batch(config), cpu_devices=cpu_devices)
     if config.devices.coordinator:
         processes.connect(
             config.devices.coordinator, config.devices.num_processes, config.devices.process_id
@@ -57,7 +74,33 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, mode: str = "tra
     with folders.file_errors(), processes.lost_ones():
         if mode == "train":
             return train(config, folder)[1]
-        return {"eval": evaluate, "bench": benchmark}[mode](config, folder)
+        jobs = {
+            "eval": evaluate,
+            "bench": benchmark,
+            "compile": compile_ahead.compile_step,
+            "export": export_run,
+        }
+        return jobs[mode](config, folder)
+
+
+def with_arrays(
+    config: ml_collections.ConfigDict, workdir: Path, arrays: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    """Returns a config whose data are some arrays, which are written into the run's folder."""
+    config = config.copy_and_resolve_references()
+    path = workdir / "arrays.npz"
+    held: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+    objects = [name for name, array in held.items() if array.dtype == object]
+    if objects:
+        raise DataError(
+            f"arrays: {objects[0]} is no array of numbers; fill series of different lengths up at "
+            "the end, and give their lengths as lengths_train and lengths_test"
+        )
+    with folders.file_errors():
+        workdir.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **held)
+    config.data.update({"name": "arrays", "dir": str(path), "view": config.data.view or ""})
+    return config
 
 
 def train(

@@ -78,6 +78,7 @@ class Training:
             "pending": [],
             "last_metrics": {},
             "seconds": 0.0,
+            "waiting": 0.0,  # seconds of these that the devices had to wait for a batch
             "resumed": 0,
             "data": None,
             "cost": {},  # of a training step: compile_seconds, and step_memory_bytes
@@ -109,7 +110,11 @@ class Training:
         if restored is None:
             return False
         step, tree, values = restored
-        self.state, self.best, self.values = tree["train"], tree["best"], {"cost": {}, **values}
+        self.state, self.best, self.values = (
+            tree["train"],
+            tree["best"],
+            {"cost": {}, "waiting": 0.0, **values},
+        )
         if step < self.config.train.num_steps:
             self.values["resumed"] += 1
             self._say(f"resuming at step {step} from {self.checkpoints.directory}")
@@ -131,10 +136,15 @@ class Training:
         writer = MetricsWriter(self.workdir, resume_step=start) if self.main_process else None
         progress = Progress(total, start, self.main_process)
         began, before = time.monotonic(), self.values["seconds"]
+        metrics: Any = None
         try:
             with Interrupt() as interrupt:
                 for step in range(start + 1, total + 1):
+                    asked = time.monotonic()
                     batch = self.devices.shard(first if step == start + 1 else next(batches))
+                    # If the step before has ended by now, the devices were idle: an upper bound.
+                    if metrics is None or metrics["loss"].is_ready():
+                        self.values["waiting"] += time.monotonic() - asked
                     self.state, metrics = train_step(self.state, batch)
                     if self.devices.must_wait:
                         jax.block_until_ready(metrics)
@@ -168,8 +178,8 @@ class Training:
 
     def _compile(self, batch: Any) -> Any:
         began = time.monotonic()
-        mapped: Any = self.devices.map(self.experiment.algorithm.update, donate=True)
-        compiled = mapped.lower(self.state, self.devices.shard(batch)).compile()
+        step = self.experiment.train_step()
+        compiled = step.lower(self.state, self.devices.shard(batch)).compile()
         self.values["cost"] = {
             "compile_seconds": time.monotonic() - began,
             "step_memory_bytes": run_report.memory_section(compiled_memory(compiled)),
@@ -253,6 +263,7 @@ class Training:
             "epochs": examples / len(self.experiment.dataset.splits["train"]),
             "seconds": seconds,
             "examples_per_second": examples / max(seconds, 1e-9),
+            "waiting_for_data": min(1.0, self.values["waiting"] / max(seconds, 1e-9)),
             "resumed": self.values["resumed"],
         }
 

@@ -60,10 +60,10 @@ def build(spec: Mapping[str, Any], task: str, algorithm: str = "") -> Objective:
             f"config.objective.name='{spec['name']}' is for {' and '.join(tasks)}, but the data is "
             f"for {task}; choose '{TASK_OBJECTIVES[task]}'"
         )
-    wanted = getattr(objective, "algorithm", algorithm)
-    if algorithm and algorithm != wanted:
+    needed = getattr(objective, "algorithm", algorithm)
+    if algorithm and algorithm != needed:
         raise ConfigError(
-            f"config.objective.name='{spec['name']}' needs config.algorithm.name='{wanted}', not "
+            f"config.objective.name='{spec['name']}' needs config.algorithm.name='{needed}', not "
             f"'{algorithm}'"
         )
     return objective
@@ -168,8 +168,8 @@ def elbo(
         return losses.output_floor(errors, losses.TARGETS[targets](images))
 
     def objective(outputs: Any, batch: Batch) -> dict[str, Array]:
-        wanted = losses.TARGETS[targets](batch["inputs"])
-        error = losses.per_example(errors(outputs.reconstruction, wanted))
+        target = losses.TARGETS[targets](batch["inputs"])
+        error = losses.per_example(errors(outputs.reconstruction, target))
         code = losses.per_example(losses.KL[kl](outputs.mean, outputs.log_variance))
         loss = error + code
         reducible = loss - floor(batch["inputs"])

@@ -28,16 +28,23 @@ class DeviceMap:
     Args:
       how: "shard_map" or "pmap".
       devices: the devices to use; all devices of all processes if None.
+      memory_bytes: of each device; None asks the first of them.
 
     Raises:
       ConfigError: unknown method.
     """
 
-    def __init__(self, how: str = "shard_map", devices: list[Any] | None = None):
+    def __init__(
+        self,
+        how: str = "shard_map",
+        devices: list[Any] | None = None,
+        memory_bytes: int | None = None,
+    ):
         if how not in METHODS:
             raise ConfigError(f"config.parallel must be one of {', '.join(METHODS)}, not {how!r}")
         self.how = how
         self.devices = list(devices or jax.devices())
+        self.memory_bytes = memory_bytes
         self.mesh = Mesh(np.asarray(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self.split = NamedSharding(self.mesh, PartitionSpec(AXIS))
@@ -49,6 +56,12 @@ class DeviceMap:
     def size(self) -> int:
         """Number of devices."""
         return len(self.devices)
+
+    @property
+    def platform(self) -> str:
+        """What steps are traced for: a name that `jaxeff.ops.platform` takes."""
+        kind = self.devices[0].platform
+        return kind if kind in PLATFORMS else "reference"
 
     def check_batch(self, batch_size: int, field: str) -> None:
         """Raises `ConfigError` if a global batch does not split evenly over the devices."""
@@ -71,6 +84,26 @@ class DeviceMap:
                 return batch
         return jax.tree.map(lambda a: jax.make_array_from_process_local_data(self.split, a), batch)
 
+    def shapes(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        """Returns the shapes of a step's arguments, for lowering it where no device can hold them.
+
+        Args:
+          state: shapes of what every device gets whole.
+          batch: of all devices, arrays or shapes ``[batch, ...]``.
+        """
+        if self.how == "pmap":
+            state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state)
+            batch = jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(
+                    (self.size, a.shape[0] // self.size, *a.shape[1:]), a.dtype
+                ),
+                batch,
+            )
+            return state, batch
+        return state, jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=self.split), batch
+        )
+
     def map(
         self, step: Callable[..., Any], replicated: int = 1, *, donate: bool = False
     ) -> Callable[..., Any]:
@@ -86,8 +119,7 @@ class DeviceMap:
         """
 
         def per_device(*args: Any) -> Any:
-            kind = self.devices[0].platform
-            with platform(kind if kind in PLATFORMS else "reference"):
+            with platform(self.platform):
                 return step(*args, axis_name=AXIS)
 
         if self.how == "pmap":

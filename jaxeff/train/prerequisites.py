@@ -13,21 +13,52 @@ from jaxeff.models.trained import Trained
 from jaxeff.search import run as searching
 from jaxeff.train import check, experiment, selection
 from jaxeff.train.datasets import DatasetCache
+from jaxeff.train.parallel import DeviceMap
 
 
 def untrained(
-    config: ml_collections.ConfigDict, datasets: DatasetCache | None = None
+    config: ml_collections.ConfigDict,
+    datasets: DatasetCache | None = None,
+    devices: DeviceMap | None = None,
 ) -> dict[str, Trained]:
-    """Returns the models of ``config.prerequisites`` with zeros for variables, by name."""
+    """Returns the models of ``config.prerequisites`` with zeros for variables, by name.
+
+    Args:
+      config: the config.
+      datasets: what the run has loaded before.
+      devices: what all trainings are mapped over; all of JAX's devices if None.
+    """
     models = {}
     for name, required in config.prerequisites.items():
         with check.of_prerequisite(name):
-            built = experiment.build(required, untrained(required, datasets), datasets)
+            before = untrained(required, datasets, devices)
+            built = experiment.build(required, before, datasets, devices)
         state = jax.eval_shape(built.algorithm.init_state, jax.random.key(0), built.example)
         shapes = {"params": state.params, **state.model_state}
         zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
         models[name] = Trained(built.model, zeros, built.experience)
     return models
+
+
+def build_untrained(
+    config: ml_collections.ConfigDict, workdir: Path, devices: DeviceMap | None = None
+) -> experiment.Experiment:
+    """Builds an experiment whose prerequisites have zeros for weights, to measure its programs.
+
+    Where the config searches for its model, it is the one that the run in the folder has found.
+
+    Args:
+      config: the config of the run.
+      workdir: its folder.
+      devices: what its step is mapped over; all of JAX's devices if None.
+    """
+    datasets = DatasetCache()
+    models = untrained(config, datasets, devices)
+    searching.check(config, models)
+    if config.search.name and (workdir / check.CONFIG_FILE).exists():
+        check.check_workdir(workdir, config)
+    resolved = searching.found_before(config, models, workdir)
+    return experiment.build(resolved, models, datasets, devices)
 
 
 def trained(

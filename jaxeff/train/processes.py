@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxeff.errors import TrainingError
+from jaxeff.errors import ConfigError, TrainingError
+from jaxeff.train.values import AUTO
 
 HEARTBEAT_SECONDS = 30  # without a sign of life, after which a process counts as dead
 CONNECT_SECONDS = 300  # that processes wait for each other at the start
@@ -40,25 +41,45 @@ def connect(coordinator: str, number: int, index: int) -> None:
     """Connects this process with the others of its run, unless it already is.
 
     Args:
-      coordinator: address and port at which the first process listens.
+      coordinator: address and port at which the first process listens; or "auto" for what the
+        cluster says in this process's environment: address, number and index.
       number: how many there are.
       index: of this one.
 
     Raises:
+      ConfigError: "auto" where no cluster says anything.
       LostProcessError: the others do not answer.
     """
     if jax.distributed.is_initialized():
         return
+    automatic = coordinator == AUTO
+    where = (
+        {}
+        if automatic
+        else {"coordinator_address": coordinator, "num_processes": number, "process_id": index}
+    )
+    options: dict[str, Any] = {
+        **where,
+        "initialization_timeout": CONNECT_SECONDS,
+        "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
+    }
     try:
         with _leaving_when_lost():
-            jax.distributed.initialize(
-                coordinator,
-                number,
-                index,
-                initialization_timeout=CONNECT_SECONDS,
-                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            )
+            jax.distributed.initialize(**options)
+    except ValueError as error:
+        if not automatic:
+            raise
+        raise ConfigError(
+            "config.devices.coordinator=auto: the environment of this process says nothing of a "
+            "cluster that JAX knows, such as Slurm, Open MPI, Kubernetes or a TPU pod; give "
+            "HOST:PORT, devices.num_processes and devices.process_id"
+        ) from error
     except RuntimeError as error:  # JAX's text may be no more than the name of a C++ exception
+        if automatic:
+            raise LostProcessError(
+                f"the processes of this job have not met within {CONNECT_SECONDS} seconds; start "
+                "the same command in all of its tasks, on machines that reach each other"
+            ) from error
         raise LostProcessError(
             f"the {number} processes of this run have not met at {coordinator} within "
             f"{CONNECT_SECONDS} seconds; start the same command with --config.devices.process_id=0 "

@@ -80,13 +80,13 @@ def memory_limit(device: jax.Device | None = None) -> int | None:
     """
     if device is not None and device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
-    found = []
+    limits = []
     with contextlib.suppress(AttributeError, ValueError, OSError):  # not on Windows
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     for file in CGROUP_LIMITS:
         with contextlib.suppress(OSError, ValueError):  # "max" is no limit
-            found.append(int(Path(file).read_text(encoding="ascii")))
-    return min((limit for limit in found if limit > 0), default=None)
+            limits.append(int(Path(file).read_text(encoding="ascii")))
+    return min((limit for limit in limits if limit > 0), default=None)
 
 
 def prepare(*, batch_size: int, cpu_devices: int = 0) -> None:

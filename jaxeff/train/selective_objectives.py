@@ -203,8 +203,8 @@ class SelectiveNet(SelectiveObjective):
                 return sums[1] / total / self._divisor(mean) + self._short(mean)
 
             # What a device's mean selection does to the whole batch's loss, example by example.
-            own = jax.grad(of_mean)(mean) * (selected - jax.lax.stop_gradient(selected))
-            risk, short = risk / self._divisor(mean) + own, self._short(mean)
+            through_mean = jax.grad(of_mean)(mean) * (selected - jax.lax.stop_gradient(selected))
+            risk, short = risk / self._divisor(mean) + through_mean, self._short(mean)
         auxiliary = cross_entropy(outputs[:, num_classes + 1 :], labels)
         return {
             "loss": self.alpha * (risk + short) + (1 - self.alpha) * auxiliary,
@@ -300,8 +300,8 @@ class SelfAdaptive(_Abstaining):
         values = {"accuracy": accuracy(logits, labels)}
         target = jnp.ones(labels.shape)
         if "targets" in batch:
-            own = jax.lax.stop_gradient(jnp.exp(-cross_entropy(logits, labels)))
-            target = self.momentum * batch["targets"] + (1 - self.momentum) * own
+            through_mean = jax.lax.stop_gradient(jnp.exp(-cross_entropy(logits, labels)))
+            target = self.momentum * batch["targets"] + (1 - self.momentum) * through_mean
             values["target"] = target
         losses = target * cross_entropy(outputs, labels) - (1 - target) * logs[:, -1]
         losses += self.entropy_weight * confidence.entropy(logits)

@@ -35,11 +35,11 @@ def check_memory(
     inputs: what activations need comes on top. The state may be abstract.
     """
     device = devices.devices[0]
-    limit = runtime.memory_limit(device)
+    limit = devices.memory_bytes or runtime.memory_limit(device)
     if limit is None:
         return
-    own = sum(d.process_index == jax.process_index() for d in devices.devices)
-    copies = own if device.platform == "cpu" else 1  # devices that share this memory
+    local = sum(d.process_index == jax.process_index() for d in devices.devices)
+    copies = local if device.platform == "cpu" else 1  # devices that share this memory
     weights = copies * (_bytes(state) + 2 * _bytes(state.params))
     largest = max(config.train.batch_size, config.eval.batch_size)
     inputs = math.prod(dataset.input_shape) * np.dtype(dataset.input_dtype).itemsize * largest

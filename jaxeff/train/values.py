@@ -22,6 +22,8 @@ MAX_INNER_STEPS = 100_000
 RATES = frozenset({"dropout", "drop_path"})
 SEEDS = 2**32
 AXIS = "data"  # of the devices, that `jaxeff.train.parallel` maps over
+#: As ``config.devices.coordinator``, the address that the cluster gives.
+AUTO = "auto"
 #: Least and largest values of fields that several sections have.
 RANGES: dict[str, tuple[float, float]] = {
     "crop": (0, 1000),
@@ -161,9 +163,16 @@ def check_processes(devices: Mapping[str, Any]) -> None:
             f"config.devices.num_processes is {count}, but config.devices.coordinator is not set; "
             "give all of them the first one's HOST:PORT"
         )
-    if address:
+    if address == AUTO and (count, number) != (1, 0):
+        raise ConfigError(
+            "config.devices.coordinator=auto takes the number of processes from the cluster; leave "
+            "devices.num_processes and devices.process_id out"
+        )
+    if address and address != AUTO:
         host, _, port = address.rpartition(":")
         if not re.fullmatch(r"\S+", host) or not re.fullmatch("[0-9]{1,5}", port):
-            raise ConfigError(f"config.devices.coordinator must be HOST:PORT, not {address!r}")
+            raise ConfigError(
+                f"config.devices.coordinator must be HOST:PORT or auto, not {address!r}"
+            )
         if not 0 < int(port) < 2**16:
             raise ConfigError(f"config.devices.coordinator: there is no port {port}")

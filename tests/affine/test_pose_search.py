@@ -235,6 +235,63 @@ def test_search_comes_within_a_percent_of_a_grid_of_degrees():
         assert (found.loss <= 1.01 * best.loss).sum() >= 6  # of seven
 
 
+def halved(targets, poses, settings):
+    """Successive halving of Adam for the losses ``(sin 3p + p / 3 - target)^2``."""
+    results = []
+    for target, left in zip(targets, poses[..., 0], strict=True):
+        best = np.full(len(left), np.inf)
+        at, mean, square = left.copy(), np.zeros(len(left)), np.zeros(len(left))
+        ends = dict(settings.halving)
+        for step in range(1, settings.steps + 1):
+            error = np.sin(3 * left) + left / 3 - target
+            at = np.where(error**2 < best, left, at)
+            best = np.minimum(error**2, best)
+            gradient = 2 * error * (3 * np.cos(3 * left) + 1 / 3)
+            mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+            root = np.sqrt(square / (1 - 0.999**step)) + 1e-8
+            left = left - settings.learning_rate * mean / (1 - 0.9**step) / root
+            if step in ends:
+                kept = np.argsort(best)[: ends[step]]
+                left, mean, square, best, at = (a[kept] for a in (left, mean, square, best, at))
+        last = (np.sin(3 * left) + left / 3 - target) ** 2
+        at, best = np.where(last < best, left, at), np.minimum(last, best)
+        results.append((at[best.argmin()], best.min()))
+    return np.array(results).T
+
+
+@pytest.mark.parametrize("chunk", [0, 7])
+def test_candidates_are_dropped_by_their_best_loss_so_far(chunk):
+    problem = Problem(
+        lambda data, pose: jnp.sin(3 * pose) + pose / 3 - data[:, None],
+        lambda code, pose: code,
+        lambda outputs, data: per_example(outputs**2),
+    )
+    rng = np.random.default_rng(0)
+    targets, tried = rng.normal(size=9), rng.normal(0, 3, (9, 12, 1))
+    settings = Search(steps=8, learning_rate=0.1, halving=((1, 6), (4, 2)), chunk=chunk)
+    run = jax.jit(lambda targets, tried: run_search(problem, targets, tried, settings))
+    found = run(targets.astype(np.float32), tried.astype(np.float32))
+    pose, loss = halved(targets, tried, settings)
+    np.testing.assert_allclose(found.pose[:, 0], pose, atol=2e-4)
+    np.testing.assert_allclose(found.loss, loss, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"halving": ((2, 4), (2, 3))},
+        {"halving": ((2, 4), (3, 4))},
+        {"halving": ((20, 4),)},
+        {"halving": ((2, 0),)},
+        {"halving": 3},
+        {"halving": ((2, 4),), "method": "gauss_newton"},
+    ],
+)
+def test_an_impossible_halving_is_refused(fields):
+    with pytest.raises(ConfigError, match=r"search\.halving must be pairs"):
+        Search(**fields)
+
+
 def test_a_quarter_turn_of_the_image_does_not_change_the_loss():
     quarter = np.pi / 2 * np.arange(4)
     closed = (quarter[:, None] + np.asarray([0.1, 0.7])).astype(np.float32).reshape(1, -1, 1)

@@ -141,6 +141,37 @@ def test_a_file_of_arrays_is_a_data_set(tmp_path):
         data.load("arrays")
 
 
+@pytest.mark.parametrize("targets", [RNG.normal(size=20), RNG.normal(size=(20, 2))])
+def test_numbers_to_predict(tmp_path, targets):
+    path = tmp_path / "mine.npz"
+    parts = {"x_train": SERIES[:20], "x_test": SERIES[20:], "y_test": targets[:4].copy()}
+    np.savez(path, y_train=targets, **parts)
+    dataset = data.load("arrays", dir=str(path), task="regression")
+    assert (dataset.task, dataset.num_classes, dataset.class_names) == ("regression", 0, ())
+    assert dataset.num_outputs == targets.reshape(20, -1).shape[1]
+    batch = dataset.splits["test"].take(np.arange(4))
+    expected = targets[:4].reshape(4, -1).astype(np.float32)
+    np.testing.assert_array_equal(batch["labels"], expected)
+    held_out = dataset.splits["validation"]
+    np.testing.assert_array_equal(
+        held_out.take(np.arange(2))["labels"],
+        targets.reshape(20, -1)[held_out.indices].astype(np.float32),
+    )
+    targets = targets.copy()
+    targets[3] = np.nan
+    np.savez(path, y_train=targets, **parts)
+    with pytest.raises(DataError, match="train part has a label in row 3 that is no number"):
+        data.load("arrays", dir=str(path), task="regression")
+    np.savez(path, y_train=np.ones((20, 1, 1)), **parts)
+    with pytest.raises(DataError, match="for regression give numbers"):
+        data.load("arrays", dir=str(path), task="regression")
+    np.savez(path, y_train=np.ones((20, 3)), **parts)
+    with pytest.raises(DataError, match="numbers to predict, but the train part 3"):
+        data.load("arrays", dir=str(path), task="regression")
+    with pytest.raises(ConfigError, match=r"config\.data\.task: unknown choice 'regresion'"):
+        data.load("arrays", dir=str(path), task="regresion")
+
+
 def spoilt(value):
     series = SERIES.copy()
     series[7, 3, 1] = value

@@ -42,7 +42,14 @@ REPORT = {
         },
         "step_memory_bytes": {"temp": 3 * 2**20, "step": None},
     },
-    "training": {"steps": 100, "epochs": 2.5, "seconds": 12.5, "best_step": 80, "resumed": 1},
+    "training": {
+        "steps": 100,
+        "epochs": 2.5,
+        "seconds": 12.5,
+        "best_step": 80,
+        "resumed": 1,
+        "waiting_for_data": 0.25,
+    },
     "environment": {"python": "3.11.7", "jax": "0.10.2", "cpu": None},
     "config": {"seed": 3, "optim": {"name": "adam", "clip": None}, "sizes": [1, 2], "empty": {}},
     "artifacts": {"learning curve": "plots/learning curve.png", "history": "metrics.csv"},
@@ -264,3 +271,15 @@ def test_plain_values_always_fit_json(value):
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert to_plain(plain) == (plain, {})
     assert set(lost.values()) <= {"nan", "inf", "-inf"}
+
+
+def test_records_of_one_kind_are_a_table(tmp_path):
+    records = [{"operation": "all-reduce", "bytes": 4096}, {"operation": "all-gather", "bytes": 8}]
+    extras = {"exchanged": {"bytes": 4104}, "collectives": records, "mixed": [{"a": 1}, {"b": 2}]}
+    write_report(tmp_path, {**REPORT, "extras": extras})
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert (
+        "### collectives\n\n| operation | bytes |\n| --- | ---: |\n| all-reduce | 4,096 |" in text
+    )
+    assert 'mixed: [{"a": 1}, {"b": 2}]' in text
+    assert "exchanged:\n  bytes: 4104" in text

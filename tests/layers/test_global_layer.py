@@ -264,6 +264,13 @@ def test_computes_in_its_dtype_with_float32_parameters():
     assert {leaf.dtype for leaf in flat.values()} == {jnp.dtype("float32")}
 
 
+def test_an_empty_batch_gives_an_empty_batch():
+    layer = GlobalLayer(num_steps=2)
+    variables = jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((1, 4, 4, 2)))
+    variables = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), variables)
+    assert layer.apply(variables, jnp.ones((0, 4, 4, 2))).shape == (0, 4, 4, 2)
+
+
 def test_composes_in_a_network():
     class Network(nn.Module):
         @nn.compact
@@ -283,7 +290,7 @@ def test_composes_in_a_network():
         ({"velocity": "up"}, "velocity must be one of"),
         ({"activation": "gelu"}, "activation must be one of"),
         ({"dt": 0.0}, "dt must be positive"),
-        ({"scheme": "spectral", "start": "euler"}, "start has no use"),
+        ({"scheme": "spectral", "start": "euler"}, "start has no effect"),
         ({"diffusivity": (1.0, -1.0)}, "must not be negative"),
         ({"spacing": (4, 1)}, "does not fit a grid of 4 cells"),
         ({"num_steps": 0}, "num_steps must be a whole number of at least 1"),

@@ -136,7 +136,7 @@ def test_modules_of_the_other_interface_are_told_how_to_be_wrapped():
         lambda: Interpolated(nnx.Linear(4, 4, rngs=nnx.Rngs(0))),
         lambda: RNN(nnx.GRUCell(4, 4, rngs=nnx.Rngs(0))),
     ):
-        with pytest.raises(ConfigError, match=r"one of flax.nnx; wrap .*bridge.ToLinen\("):
+        with pytest.raises(ConfigError, match=r"a flax.nnx module; wrap .*bridge.ToLinen\("):
             made().init(KEY, IMAGE if made().__class__ is Interpolated else SEQUENCE)
 
 

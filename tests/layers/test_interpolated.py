@@ -168,7 +168,7 @@ def test_training_updates_the_statistics_of_both_branches(x64, jitter):
     [
         ({"cheap": "free"}, "cheap must be one of"),
         ({"interpolation": "cubic"}, "interpolation must be one of"),
-        ({"cheap": "none", "interpolation": "edge_aware"}, "follows the cheap branch"),
+        ({"cheap": "none", "interpolation": "edge_aware"}, "needs the cheap branch"),
         ({"initial_share": 1.0}, r"initial_share must be in \(0, 1\)"),
         ({"stride": 0}, "stride must be a whole number"),
         ({"stride": 9}, "7 x 8 pixels is smaller than the anchors' stride 9"),

@@ -239,5 +239,5 @@ def test_impossible_fields_are_one_sentence(fields, message):
 
 
 def test_images_of_another_size_are_one_sentence():
-    with pytest.raises(ConfigError, match=r"made for images \(8, 8, 1\), not \(12, 12, 1\)"):
+    with pytest.raises(ConfigError, match=r"takes images \(8, 8, 1\), not \(12, 12, 1\)"):
         build().init(KEY, jnp.zeros((1, 12, 12, 1)))

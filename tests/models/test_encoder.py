@@ -211,12 +211,12 @@ def test_a_classifier_is_its_parts():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"cuts": [[2, 2]]}, "behind layers 1 to 1"),
+        ({"cuts": [[2, 2]]}, "after layers 1 to 1"),
         ({"cuts": [[1, 0]]}, "factor must be at least 1"),
         ({"cuts": [[1, 1.5]]}, r"pairs of whole numbers, .* not \[1, 1\.5\]"),
         ({"cuts": [[1]]}, "pairs of whole numbers"),
         ({"cuts": [1]}, "pairs of whole numbers"),
-        ({"dtype": "int32"}, "dtype must be one of floats"),
+        ({"dtype": "int32"}, "dtype must be a floating-point type"),
         ({"depth": 3}, "at most the 2 layers"),
         ({"keep_first": -1}, "keep_first must be a whole number of at least 0"),
         ({"kind": "max", "cuts": [[1, 2]]}, "must be one of mean"),

@@ -250,5 +250,5 @@ def test_exits_that_the_backbone_does_not_have_are_refused():
         with pytest.raises(ConfigError, match=message):
             MODELS.build(spec, "model", num_outputs=3)
     spec = {"name": "early_exit", "backbone": {"name": "mlp"}}
-    with pytest.raises(ConfigError, match="no convolutional"):
+    with pytest.raises(ConfigError, match="not a convolutional"):
         MODELS.build(spec, "model", num_outputs=3)

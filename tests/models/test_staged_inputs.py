@@ -218,7 +218,7 @@ class Bridged(nnx.Module):
 
 def test_modules_of_nnx_are_told_how_they_fit(classifiers):
     sentence = (
-        r"not Bridged, .* of flax.nnx; wrap its class, as in flax.nnx.bridge.ToLinen\(Bridged"
+        r"not Bridged, .* a flax.nnx module; wrap its class, as in flax.nnx.bridge.ToLinen\(Bridged"
     )
     bare = Bridged(nnx.Rngs(0))
     for part in ((bare, {}), bare, (Bridged, {})):

@@ -84,7 +84,7 @@ def test_a_projected_network_shows_features_of_the_width_asked_for():
         ({"name": "mlp", "activation": "tahn"}, "did you mean 'tanh'"),
         (
             {"name": "projected", "backbone": {"name": "mlp"}, "width": 4},
-            "no convolutional network",
+            "not a convolutional network",
         ),
         (
             {"name": "projected", "backbone": {"name": "resnet", "depth": 8}, "width": 1},

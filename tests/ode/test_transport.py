@@ -395,7 +395,7 @@ def test_single_precision_and_leading_axes(solver):
     [
         (lambda h: leapfrog(h, STILL, boundary="open"), "boundary must be one of"),
         (lambda h: leapfrog(h, STILL, start="none"), "start must be one of"),
-        (lambda h: leapfrog(h, STILL, start="euler", before=h), "before has no use"),
+        (lambda h: leapfrog(h, STILL, start="euler", before=h), "before has no effect"),
         (lambda h: leapfrog(h, STILL, num_steps=0), "num_steps must be at least 1"),
         (lambda h: leapfrog(h, STILL, spacing=(1, 0)), "spacing must be two whole numbers"),
         (lambda h: leapfrog(h, STILL, spacing=(1, 6)), "does not fit a grid of 6 cells"),

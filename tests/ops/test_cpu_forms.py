@@ -9,7 +9,7 @@ import pytest
 from sweeps import swept
 
 from jaxeff.affine import pose_search
-from jaxeff.ops import convolution, forward_mode, platform, strided
+from jaxeff.ops import convolution, forward_mode, normalisation, platform, strided
 from jaxeff.ops.cpu import rows
 from jaxeff.ops.neighbours import neighbours
 from jaxeff.ops.platforms import CPU_FORMS
@@ -25,6 +25,24 @@ def scaled_rows(shared, x, row, cell, number):
 
 def conv(*options):
     return functools.partial(convolution.conv, strides=options[0])
+
+
+def conv_followed(relu, strides=1):
+    def function(x, kernel, bias, skip):
+        return convolution.conv(x, kernel, strides, bias, skip, relu)
+
+    return function
+
+
+def moments(x):
+    return jnp.stack(normalisation.channel_moments(x)).astype(x.dtype)
+
+
+def normalised(relu):
+    def function(x, mean, scale, bias, *skip):
+        return normalisation.normalise(x, mean, scale, bias, *skip, relu=relu)
+
+    return function
 
 
 def depthwise(strides):
@@ -57,12 +75,20 @@ CASES = {
         (conv(2), (2, 5, 5, 3), (1, 1, 3, 2)),
         (conv(1), (3, 2, 2, 4), (3, 3, 4, 5)),  # few pixels
         (conv(2), (2, 3, 4, 2), (5, 5, 2, 3)),
+        (conv_followed(True), (2, 4, 5, 3), (3, 3, 3, 4), (4,), (2, 4, 5, 4)),
+        (conv_followed(False, 2), (2, 4, 5, 3), (3, 3, 3, 4), (4,), (2, 2, 3, 4)),
     ],
     "convolution.depthwise_conv": [
         (depthwise(1), (2, 7, 5, 3), (3, 3, 1, 3)),
         (depthwise(2), (2, 8, 7, 4), (3, 3, 1, 4)),
         (depthwise(2), (1, 6, 9, 2), (5, 3, 1, 2)),
         (depthwise(3), (2, 4, 4, 3), (5, 5, 1, 3)),
+    ],
+    "normalisation.channel_moments": [(moments, (3, 5, 7, 4)), (moments, (40, 5, 7, 20))],
+    "normalisation.normalise": [
+        (normalised(True), (2, 3, 4, 5), (5,), (5,), (5,), (2, 3, 4, 5)),
+        (normalised(False), (2, 3, 4, 5), (5,), (5,), (5,)),
+        (normalised(True), (30, 5, 7, 20), (20,), (20,), (20,)),
     ],
     "strided.conv": [
         (strided_conv(2, 1), (2, 7, 7, 3), (3, 3, 3, 2)),
@@ -119,6 +145,10 @@ def run(function, name, args):
         *((*which, "float64") for which in FAST),
         *((form, 0, "bfloat16") for form in CASES),
         ("convolution.conv", 0, "float32"),
+        ("convolution.conv", 6, "float32"),
+        ("normalisation.normalise", 0, "float32"),
+        ("normalisation.normalise", 2, "float32"),
+        ("normalisation.channel_moments", 1, "float32"),
     ),
 )
 def test_is_the_reference(monkeypatch, form, case, dtype):

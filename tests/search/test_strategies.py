@@ -48,8 +48,8 @@ def searched(strategy, seed=0, budget=BUDGET, limit=math.inf):
 
     evaluations = Evaluations(SPACE, counted, cost, budget, limit)
     strategy(evaluations, np.random.default_rng(seed))
-    assert len(calls) == len(set(calls)) == len(evaluations.found) <= budget
-    return evaluations.found
+    assert len(calls) == len(set(calls)) == len(evaluations.scores) <= budget
+    return evaluations.scores
 
 
 def test_the_space_can_be_enumerated():
@@ -86,7 +86,7 @@ def test_enumeration_looks_close_below_the_limit():
 def test_nothing_is_evaluated_where_nothing_is_allowed():
     evaluations = Evaluations(SPACE, score, cost, 10, 0.5 * min(COSTS))
     strategies.evolution(evaluations, np.random.default_rng(0))
-    assert not evaluations.found
+    assert not evaluations.scores
     assert cost(evaluations.allowed[0]) == min(COSTS)
 
 
@@ -107,4 +107,4 @@ def test_impossible_evolutions(fields):
     evaluations = Evaluations(SPACE, score, cost, 10)
     with pytest.raises(ConfigError, match=next(iter(fields))):
         strategies.evolution(evaluations, np.random.default_rng(0), **fields)
-    assert not evaluations.found
+    assert not evaluations.scores

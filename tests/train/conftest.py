@@ -22,7 +22,7 @@ NO_HANGS = (
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=3"
     " --xla_cpu_collective_call_terminate_timeout_seconds=20"
 )
-OWN_TO_A_RUN = ("seconds", "resumed", "cost")  # of a checkpoint's values
+OWN_TO_A_RUN = ("seconds", "waiting", "resumed", "cost")  # of a checkpoint's values
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ that take long to compile, and some that are wrong on purpose, so that compariso
 import copy
 import dataclasses
 import json
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -20,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxeff import data
-from jaxeff.train import DeviceMap, base_config, build
+from jaxeff import bench, config_files, data
+from jaxeff.train import DeviceMap, base_config, build, compile_ahead
 from jaxeff.train.algorithms import BPTT, FPTT, AffineVAE, Constrained
 from jaxeff.train.checkpoint import Checkpoints
 from jaxeff.train.evaluate import Evaluator
@@ -30,6 +29,23 @@ from jaxeff.train.parallel import AXIS, METHODS
 STEPS = 20
 IN_FULL = "--in-full" in sys.argv
 MAPPED = METHODS if IN_FULL else ("shard_map",)
+CONFIGS = Path(__file__).parents[2] / "configs"
+#: Fields by the name of a config, and of what is changed.
+COMPILED = {
+    "irnn": {},
+    "irnn, pmap": {"parallel": "pmap"},
+    "fptt": {"model.cell.features": 8},
+    "images, local statistics": {"model.depth": 8, "model.axis_name": ""},
+}
+if IN_FULL:
+    COMPILED |= {
+        "tarnn": {},
+        "images": {"model.depth": 8},
+        "global_cnn, local statistics": {"model.axis_name": ""},
+        "si_cnn, local statistics": {"model.axis_name": ""},
+        "shared_conv, local statistics": {"model.axis_name": ""},
+        "selective, local statistics": {"model.axis_name": ""},
+    }
 
 
 def tiny_config():
@@ -337,40 +353,21 @@ def remembered_poses():
 
 
 def all_reduces(text):
-    """Counts the all-reduces of a compiled program, outside and inside of loops.
+    """Returns bytes of the all-reduces of a compiled program, and in how many loops each stands."""
+    reduced = [c for c in bench.collectives(text) if c.operation == "all-reduce"]
+    return {"reduced": [(c.bytes, c.loops) for c in reduced], "loops": text.count(" while(")}
 
-    Returns:
-      the operand shapes of each all-reduce outside any loop, and of each inside one.
-    """
-    bodies, name = {}, None
-    for line in text.splitlines():
-        header = re.match(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
-        if header:
-            name = header.group(1)
-            bodies[name] = []
-        elif name is not None:
-            bodies[name].append(line)
-    calls = {
-        key: set(re.findall(r"%([\w.\-]+)", " ".join(lines))) & bodies.keys()
-        for key, lines in bodies.items()
-    }
-    looped = {
-        target
-        for lines in bodies.values()
-        for line in lines
-        for target in re.findall(r"(?:body|condition)=%?([\w.\-]+)", line)
-    }
-    frontier = set(looped)
-    while frontier:
-        frontier = {callee for caller in frontier for callee in calls[caller]} - looped
-        looped |= frontier
-    outside, inside = [], []
-    for key, lines in bodies.items():
-        for line in lines:
-            found = re.search(r" = (.*?) all-reduce(?:-start)?\(", line)
-            if found:
-                (inside if key in looped else outside).append(found.group(1))
-    return {"outside": outside, "inside": inside, "loops": len(looped)}
+
+def compiled_ahead():
+    """What ``--mode=compile`` reports of small forms of some configs."""
+    result = {}
+    for name, changes in COMPILED.items():
+        config = config_files.load(str(CONFIGS / f"{name.partition(',')[0]}.py"))
+        config.devices.topology = "cpu:8"
+        config.update_from_flattened_dict(changes)
+        with tempfile.TemporaryDirectory() as folder:
+            result[name] = compile_ahead.compile_step(config, Path(folder))
+    return result
 
 
 def automatic_text():
@@ -443,6 +440,7 @@ def main():
             result["shard_map_program"] = all_reduces(facts["program"])
             result["donation"] = {"state": facts["deleted"], "batch": facts["batch_deleted"]}
     result["automatic_program"] = all_reduces(automatic_text())
+    result["compiled_ahead"] = compiled_ahead()
     for wrong in (WithoutMean, MeanInside) if IN_FULL else ():
         result[wrong.__name__], _ = compare(
             with_algorithm(experiment, wrong),

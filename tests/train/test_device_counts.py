@@ -8,8 +8,11 @@ import optax
 import pytest
 from sweeps import swept
 
+from jaxeff import ode
+from jaxeff.errors import ConfigError
+from jaxeff.models import SequenceModel
 from jaxeff.train import objectives
-from jaxeff.train.algorithms import BPTT, Task
+from jaxeff.train.algorithms import BPTT, FPTT, Task
 from jaxeff.train.example_keys import of_part
 
 KEY = jax.random.fold_in(jax.random.key(3), 7)
@@ -55,11 +58,11 @@ def test_keys_of_other_generators_differ_from_part_to_part():
     assert not np.any(one == other)
 
 
-def one_step(objective, parts):
+def one_step(objective, parts, accumulate=1):
     objective = objectives.build({"name": objective}, "classification")
     width = objectives.num_outputs(objective, 3)
     task = Task("classification", 3)
-    algorithm = BPTT(Dropping(width), objective, optax.sgd(1.0), task)
+    algorithm = BPTT(Dropping(width), objective, optax.sgd(1.0), task, accumulate=accumulate)
     state = jax.jit(algorithm.init_state)(jax.random.key(0), BATCH["inputs"])
 
     def step(state, batch, axis_name=None):
@@ -82,3 +85,63 @@ def test_a_step_is_the_same_on_any_number_of_devices(objective):
         one_step(objective, 4),
         one_step(objective, 0),
     )
+
+
+@pytest.mark.parametrize(("devices", "parts"), [(0, 4), (2, 2)])
+def test_a_step_is_the_same_in_any_number_of_parts(devices, parts):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6),
+        one_step("cross_entropy", devices, parts),
+        one_step("cross_entropy", 0),
+    )
+
+
+def test_fptt_in_parts_keeps_the_sweep():
+    model = SequenceModel(ode.LSTM(3), num_outputs=3, dropout=0.5)
+    task = Task("classification", 3, length=6, steps_per_epoch=5)
+    x = jnp.asarray(RNG.normal(size=(8, 6, 2)), jnp.float32)
+    batch = {**BATCH, "inputs": x, "mask": jnp.ones((8, 6)).at[2:4, 4:].set(0)}
+    ends = []
+    for accumulate in (1, 4):
+        algorithm = FPTT(
+            model,
+            objectives.build({"name": "cross_entropy"}, "classification"),
+            optax.sgd(1.0),
+            task,
+            parts=3,
+            auxiliary="uniform",
+            accumulate=accumulate,
+        )
+        state = jax.jit(algorithm.init_state)(jax.random.key(0), x)
+        ends.append(jax.jit(algorithm.update)(state, batch))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6),
+        *((state.params, state.algo_state, metrics) for state, metrics in ends),
+    )
+
+
+def test_parts_save_memory():
+    model = SequenceModel(ode.LSTM(16), num_outputs=3)
+    x = jax.ShapeDtypeStruct((64, 32, 4), jnp.float32)
+    batch = {
+        "inputs": x,
+        "labels": jax.ShapeDtypeStruct((64,), jnp.int32),
+        "weight": jax.ShapeDtypeStruct((64,), jnp.float32),
+    }
+    needed = []
+    for accumulate in (1, 8):
+        objective = objectives.build({"name": "cross_entropy"}, "classification")
+        algorithm = BPTT(model, objective, optax.sgd(1.0), accumulate=accumulate)
+        state = jax.eval_shape(algorithm.init_state, jax.random.key(0), x)
+        compiled = jax.jit(algorithm.update).lower(state, batch).compile()
+        needed.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert needed[1] < needed[0] / 3
+
+
+def test_parts_that_cannot_be_are_refused():
+    with pytest.raises(ConfigError, match=r"accumulate=3 must divide the 8 examples"):
+        one_step("cross_entropy", 0, 3)
+    with pytest.raises(ConfigError, match="no sum over the examples"):
+        one_step("selective_net", 0, 2)
+    with pytest.raises(ConfigError, match=r"config\.algorithm\.accumulate"):
+        one_step("cross_entropy", 0, 0)

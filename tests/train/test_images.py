@@ -96,6 +96,8 @@ def test_a_run_evaluates_with_the_running_statistics_of_its_best_weights(tmp_pat
     made = config(axis_name="data", design={"name": "interpolated"})
     made.algorithm.average_decay = 0.9
     report = train.run(made, tmp_path)
+    # At least the first batch is waited for.
+    assert 0 < report["training"]["waiting_for_data"] < 1
     assert report["metrics"]["test"]["accuracy"] > 0.5
     built = train.build(made)
     training = Training(built, tmp_path)

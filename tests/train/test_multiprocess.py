@@ -178,6 +178,44 @@ def test_processes_that_never_meet_end_in_a_sentence(index):
     assert last.startswith("error: the 2 processes of this run have not met at 127.0.0.1:")
 
 
+def start_task(workdir, **variables):
+    """Starts a task of a job; its variables are those of a cluster."""
+    options = ("--config.train.num_steps=5", "--config.devices.cpu=1", f"--workdir={workdir}")
+    cluster = ("SLURM", "OMPI", "PMI", "TPU", "CLOUD_TPU", "JOB_", "KUBERNETES")
+    clean = {name: v for name, v in os.environ.items() if not name.startswith(cluster)}
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "jaxeff.main", "--config=configs/irnn.py:quick", *options),
+            "--config.devices.coordinator=auto",
+        ],
+        cwd=ROOT,
+        env={**clean, "JAX_PLATFORMS": "cpu", **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_cluster_says_where_its_processes_meet(tmp_path):
+    job = {
+        "SLURM_JOB_ID": str(free_port()),  # the port that they meet at follows from it
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+    }
+    tasks = [
+        start_task(tmp_path / "run", **job, SLURM_PROCID=str(i), SLURM_LOCALID=str(i))
+        for i in range(2)
+    ]
+    texts = [task.communicate(timeout=120)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], texts
+    assert "2 x cpu, 2 process(es)" in texts[0]
+    alone = start_task(tmp_path / "alone")
+    text, _ = alone.communicate(timeout=60)
+    assert alone.returncode == 2
+    assert "nothing of a cluster" in text.strip().splitlines()[-1]
+
+
 @pytest.mark.slow
 def test_pair_is_refused_together_where_another_run_works(start_pair, start_training, tmp_path):
     options = ("--config.train.num_steps=100000", "--config.train.eval_every=100000")

@@ -465,12 +465,15 @@ def text_config(tiny_config, tmp_path):
     return config
 
 
+TIMES = ("seconds", "waiting", "resumed", "cost")  # of one run, not of the training
+
+
 def last_state(config, workdir, named_arrays):
     """The last checkpoint's arrays, bit by bit, with its plain values and the history."""
     training = Training(train.build(config), workdir)
     training.close()
     arrays = named_arrays({"train": training.state, "best": training.best})
-    values = {k: v for k, v in training.values.items() if k not in ("seconds", "resumed", "cost")}
+    values = {k: v for k, v in training.values.items() if k not in TIMES}
     written = {name: array.tobytes() for name, array in arrays.items()}
     return training, written, values, (workdir / "metrics.csv").read_text()
 

@@ -80,7 +80,7 @@ def test_devices_that_share_memory_hold_a_copy_each(tiny_config, monkeypatch):
 
     class Two(DeviceMap):
         def __init__(self):
-            self.devices = [*jax.devices()[:1]] * 2
+            self.devices, self.memory_bytes = [*jax.devices()[:1]] * 2, None
 
     for devices, copies in ((DeviceMap(devices=jax.devices()[:1]), 1), (Two(), 2)):
         needed.append(copies * one + batch)

@@ -1,20 +1,20 @@
 r"""Advection, diffusion and sources on a grid: the solvers behind the Global layer.
 
-Every channel c of a feature map follows its own scalar equation, without any mixing of channels:
+Every channel c of a feature map follows its own scalar equation; channels do not mix:
 
 .. math::
    \partial_t h + \partial_x (u h) + \partial_y (v h)
    = D_x \partial_{xx} h + D_y \partial_{yy} h + f
 
 x is the axis of the rows and y that of the columns of arrays ``[..., rows, columns, channels]``.
-Three ways to step it:
+Three solvers:
 
 * `leapfrog`: central differences with DuFort-Frankel diffusion, the published scheme;
 * `spectral`: exact in time for coefficients that are constant over the grid;
 * `line_implicit`: a tridiagonal solve per row and column, conservative and stable for any step.
 
-All compute in single precision at least, so that sums over steps are not rounded term by term, and
-return the type of the field.
+All compute in at least single precision, which keeps sums over steps accurate, and return the type
+of the field.
 
 Reference:
   Kag, Saligrama, "Condensing CNNs with Partial Differential Equations", CVPR 2022; discretisation

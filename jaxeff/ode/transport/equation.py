@@ -1,4 +1,4 @@
-"""The coefficients of the equation, and what its solvers share."""
+"""The coefficients of the equation, and helpers that its solvers share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Coefficients(NamedTuple):
 
 
 def check_grid(h: Array, boundary: str, num_steps: int, spacing: tuple[int, int]) -> None:
-    """Raises an error for a field or options that no scheme takes."""
+    """Raises an error for a field or options that no scheme supports."""
     if h.ndim < 3:
         raise ValueError(f"the field must be [..., rows, columns, channels], not {h.shape}")
     if boundary not in BOUNDARIES:
@@ -43,7 +43,7 @@ def check_grid(h: Array, boundary: str, num_steps: int, spacing: tuple[int, int]
 
 
 def precise(value: Any) -> Any:
-    """Returns an array in single precision at least; numbers stay as they are."""
+    """Returns an array in at least single precision; Python numbers are unchanged."""
     return value.astype(wide(value.dtype)) if hasattr(value, "astype") else value
 
 
@@ -53,5 +53,5 @@ def full(value: Array | float, h: Array) -> Array:
 
 
 def is_zero(value: Array | float) -> bool:
-    """Returns whether a coefficient was left out, which is known while tracing."""
+    """Returns whether a coefficient is the constant 0; known while tracing."""
     return isinstance(value, int | float) and value == 0

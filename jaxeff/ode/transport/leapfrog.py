@@ -1,4 +1,4 @@
-"""The published scheme: leapfrog in time, with diffusion as DuFort and Frankel."""
+"""The published scheme: leapfrog in time with DuFort-Frankel diffusion."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def leapfrog(
          &+ (2B_y - A_y) h^k_{i,j+1} + (2B_y + A_y) h^k_{i,j-1}
 
     Explicit, stable while ``(A_x^2/B_x + A_y^2/B_y)(B_x + B_y) <= 1`` (see `stability_number`).
-    Diffusion stands outside the derivative, so that it conserves the sum over the grid only where
-    it is constant; advection always conserves it.
+    Diffusivities are outside the derivative, so diffusion conserves the sum over the grid only if
+    they are constant; advection always conserves it.
 
     Args:
       h: field ``[..., rows, columns, channels]``.
@@ -56,11 +56,11 @@ def leapfrog(
       num_steps: K, at least 1.
       dt: time step, a number or a scalar array.
       spacing: grid spacing along both axes, also the distance in cells to the neighbours.
-      boundary: "periodic", or "reflecting": walls that nothing passes, h even and the velocity odd
-        about them.
-      start: where the field before the first comes from: "repeat" takes ``before`` (or h), as
-        published, which is first order in dt; "euler" makes the first step by forward Euler, which
-        is second order and leaves out the alternating mode.
+      boundary: "periodic", or "reflecting": walls without flux, h even and the velocity odd about
+        them.
+      start: how the field one step before h is obtained: "repeat" uses ``before`` (or h), as
+        published, which is first order in dt; "euler" makes the first step by forward Euler,
+        which is second order and does not excite the alternating mode.
       before: field one step before h, for ``start="repeat"``; h if None.
 
     Raises:
@@ -78,7 +78,7 @@ def leapfrog(
     if start not in STARTS:
         raise ConfigError(f"start must be one of {', '.join(STARTS)}, not {start!r}")
     if start == "euler" and before is not None:
-        raise ConfigError("before has no use with start='euler', which makes its own first step")
+        raise ConfigError("before has no effect with start='euler', which computes the first step")
     steps = functools.partial(
         _steps, num_steps=num_steps, spacing=spacing, boundary=boundary, start=start
     )
@@ -122,7 +122,7 @@ def _steps(
             weights.append((2 * b - a, 2 * b + a, axis, distance))
 
     def centred(h: Array) -> Array:
-        """Everything but the field one step before."""
+        """All terms of the update except those of the field one step before."""
         total = 2 * dt * source - 2 * divergence * h
         for weight_ahead, weight_behind, axis, distance in weights:
             ahead, behind = neighbours(h, axis, distance, boundary)

@@ -1,4 +1,4 @@
-"""Implicit along rows and columns in turn: conservative and stable for any step."""
+"""Implicit steps along rows and columns alternately: conservative and stable for any step."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def line_implicit(
     between two cells is the mean of their diffusivities times the difference of h, less the face's
     velocity times h of the cell upwind; each :math:`L` is the difference of two fluxes. So the sum
     over the grid is conserved for any coefficients, every matrix is an M-matrix (a non-negative
-    field stays so for any step), and without velocity no value leaves the range of the field.
-    First order in time.
+    field stays non-negative for any step), and without velocity all values stay within the range of
+    the field. First order in time.
 
     Arguments as for `leapfrog`; neighbours are adjacent cells whatever the spacing.
 
@@ -61,12 +61,12 @@ def line_implicit(
 def _implicit_lines(diffusion, velocity, axis, dt, distance, boundary):
     """Returns the three diagonals of ``1 - dt L``, lines along the first axis."""
     diffusion, velocity = (jnp.moveaxis(a, axis, 0) for a in (diffusion, velocity))
-    # Faces between a cell and the next; the last one joins the ends, or is a wall.
+    # Faces between a cell and the next; the last one is periodic or a wall.
     spread = 0.5 * (diffusion + jnp.roll(diffusion, -1, 0)) * (dt / distance**2)
     wind = 0.5 * (velocity + jnp.roll(velocity, -1, 0)) * (dt / distance)
     if boundary == "reflecting":
         spread, wind = spread.at[-1].set(0.0), wind.at[-1].set(0.0)
-    out_ahead = spread + jnp.maximum(wind, 0)  # what leaves a cell through the face ahead
-    out_behind = spread + jnp.maximum(-wind, 0)  # what comes back from the next cell through it
+    out_ahead = spread + jnp.maximum(wind, 0)  # flux out of a cell through the face ahead
+    out_behind = spread + jnp.maximum(-wind, 0)  # flux back from the next cell
     diagonal = 1 + out_ahead + jnp.roll(out_behind, 1, 0)
     return -jnp.roll(out_ahead, 1, 0), diagonal, -out_behind

@@ -31,7 +31,7 @@ def spectral(
     spacing: tuple[int, int] = (1, 1),
     boundary: str = "periodic",
 ) -> Array:
-    r"""Steps over ``time`` at once, exactly, by the exponential of the operator's spectrum.
+    r"""Steps over ``time`` in one exact step, by the exponential of the operator's spectrum.
 
     With the symbol of the second-order stencil:
 
@@ -48,7 +48,7 @@ def spectral(
       h: field ``[..., rows, columns, channels]``.
       coefficients: constant over the grid: scalars or ``[..., 1, 1, channels]``.
       source: f, broadcastable to h.
-      time: how far to go, T.
+      time: length T of the step.
       spacing: grid spacing along both axes; neighbours are adjacent cells whatever it is.
       boundary: "periodic", or "reflecting" (without velocity).
 
@@ -98,7 +98,7 @@ def _fourier_transform(h: Array) -> Transform:
 
 
 def _cosine_transform(h: Array) -> Transform:
-    """Returns the same of even continuations."""
+    """Returns the same for the even extension of the field."""
     rows, columns = h.shape[ROWS], h.shape[COLUMNS]
     a = jnp.pi * jnp.arange(rows, dtype=h.dtype)[:, None, None] / rows
     b = jnp.pi * jnp.arange(columns, dtype=h.dtype)[:, None] / columns

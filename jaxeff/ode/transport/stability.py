@@ -1,4 +1,4 @@
-"""How fast waves may grow in the leapfrog scheme."""
+"""Stability of the leapfrog scheme."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from jaxeff.typing import Array
 def stability_number(
     coefficients: Coefficients, dt: float = 0.2, spacing: tuple[int, int] = (1, 1)
 ) -> Array:
-    """Returns a number of the broadcast coefficients' shape; `leapfrog` is stable up to 1.
+    """Returns the stability number, of the coefficients' broadcast shape; stable up to 1.
 
     From von Neumann's analysis for constant coefficients: ``(Ax^2/Bx + Ay^2/By)(Bx + By)``, or
-    ``(|Ax| + |Ay|)^2`` where there is no diffusion. An axis with a velocity but no diffusion beside
-    one with diffusion has no such limit and gives infinity.
+    ``(|Ax| + |Ay|)^2`` where there is no diffusion. Infinity where one axis has diffusion and the
+    other has velocity without diffusion: there is no such limit then.
     """
     u, v, diffusion_x, diffusion_y = jnp.broadcast_arrays(*map(jnp.asarray, coefficients))
     ax, ay = abs(u) * (dt / spacing[0]), abs(v) * (dt / spacing[1])
@@ -32,11 +32,11 @@ def stability_number(
 
 
 def growth(coefficients: Coefficients, dt: float = 0.2, spacing: tuple[int, int] = (1, 1)) -> Array:
-    """Returns the largest factor by which a step of `leapfrog` multiplies a wave, of that shape.
+    """Returns the largest amplification of a wave per step of `leapfrog`, of the same shape.
 
-    Of all waves of whole eighths of a turn per cell, for coefficients that are constant around a
-    cell; 1 where `stability_number` is within its limit. Where that number is infinite, for want of
-    diffusion along one axis, a slow wave may still grow by next to nothing.
+    The maximum over waves with a phase of multiples of 45 degrees per cell, for locally constant
+    coefficients; 1 where `stability_number` is within its limit. Where that number is infinite (no
+    diffusion along one axis), a slow wave may still grow very slightly.
     """
     u, v, diffusion_x, diffusion_y = jnp.broadcast_arrays(*map(jnp.asarray, coefficients))
     ax, ay = u * (dt / spacing[0]), v * (dt / spacing[1])

@@ -1,4 +1,4 @@
-"""Tridiagonal systems of equations, also those whose ends are joined."""
+"""Tridiagonal and cyclic tridiagonal systems of equations."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from jaxeff.typing import Array
 
 
 def solve_tridiagonal(lower: Array, diagonal: Array, upper: Array, rhs: Array) -> Array:
-    """Solves tridiagonal systems, all at once, by elimination along the first axis.
+    """Solves (cyclic) tridiagonal systems in a batch, by elimination along the first axis.
 
-    ``lower[0]`` is the corner beside ``diagonal[0]`` on the right (the first unknown's dependence
-    on the last) and ``upper[-1]`` the other one; zeros there make the system an ordinary one.
-    Gradients solve the transposed system, so nothing of the elimination is kept. Meant for matrices
-    that need no pivoting, such as diagonally dominant ones.
+    ``lower[0]`` and ``upper[-1]`` are the corner entries (the dependence of the first unknown on
+    the last, and the reverse); they are zero for an ordinary tridiagonal system. Gradients solve
+    the transposed system, so no intermediate values are kept. For matrices that need no pivoting,
+    such as diagonally dominant ones.
 
     Args:
-      lower: what multiplies the unknown before, ``[n, ...]``.
-      diagonal: what multiplies the unknown itself, ``[n, ...]``.
-      upper: what multiplies the unknown after, ``[n, ...]``.
+      lower: coefficients of the previous unknown, ``[n, ...]``.
+      diagonal: coefficients of the unknown itself, ``[n, ...]``.
+      upper: coefficients of the next unknown, ``[n, ...]``.
       rhs: right-hand sides ``[n, ...]``.
     """
     size = rhs.shape[0]
@@ -42,7 +42,7 @@ def solve_tridiagonal(lower: Array, diagonal: Array, upper: Array, rhs: Array) -
 
 
 def _cyclic_elimination(lower, diagonal, upper, rhs):
-    """Thomas' algorithm; Sherman and Morrison's formula takes care of the corners."""
+    """Thomas algorithm with the Sherman-Morrison formula for the corners."""
     first_corner, last_corner = lower[0], upper[-1]
     # A = T + p q^T with p = (g, 0.., last corner) and q = (1, 0.., first corner / g).
     g = -diagonal[0]

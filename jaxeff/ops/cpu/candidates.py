@@ -1,6 +1,6 @@
-"""How many candidates of a search are computed together."""
+"""Number of candidates of a pose search that are computed together."""
 
 
 def candidates_at_once(total: int) -> int:
-    """Returns so many that their activations fit a processor's cache together."""
+    """Returns the number of candidates whose activations fit a processor's cache together."""
     return min(total, 32)

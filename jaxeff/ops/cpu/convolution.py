@@ -1,8 +1,8 @@
-"""Convolutions of images as shifted products, and of few pixels as one matrix product.
+"""Convolutions of images as shifted products, and of tiny images as one matrix product.
 
-XLA's grouped convolution visits memory value by value; here it is shifted products that the
-compiler fuses into one pass. The gradients of kernels are taken image by image, and summed in
-single precision at least, as are the products of a pass.
+XLA's grouped convolution on CPUs is scalar code; sums of shifted products are fused into one
+vectorised pass. Kernel gradients are computed image by image. All sums are in at least single
+precision.
 """
 
 from __future__ import annotations
@@ -14,23 +14,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxeff.ops.convolution import check_kernel, grouped_conv
+from jaxeff.ops.convolution import check_kernel, followed, grouped_conv
+from jaxeff.ops.cpu import native
 from jaxeff.ops.cpu.windows import product, sum_over_images, windows
 from jaxeff.ops.platforms import is_forward_mode
 from jaxeff.ops.precision import wide
 from jaxeff.typing import Array
 
 
-def conv(x: Array, kernel: Array, strides: int = 1) -> Array:
-    """Convolves by XLA, with a kernel's gradient from patches; tiny images by one matrix."""
+def conv(
+    x: Array,
+    kernel: Array,
+    strides: int = 1,
+    bias: Array | None = None,
+    skip: Array | None = None,
+    relu: bool = False,
+) -> Array:
+    """Convolves tiny images by one matrix, others by compiled tiles or else by XLA."""
     check_kernel(x, kernel, x.shape[-1:], "[k, k, inputs, outputs]")
     if _is_tiny(x, kernel):
-        return _matrix_product(x, kernel, strides)
-    return (_dense if is_forward_mode() else _dense_with_gradient)(x, kernel, strides)
+        return followed(_matrix_product(x, kernel, strides), bias, skip, relu)
+    arrays = [a for a in (x, kernel, bias, skip) if a is not None]
+    if not is_forward_mode() and native.is_computable(*arrays):
+        return native.convolution.conv(x, kernel, strides, bias, skip, relu)
+    convolve = _dense if is_forward_mode() else _dense_with_gradient
+    return followed(convolve(x, kernel, strides), bias, skip, relu)
 
 
 def depthwise_conv(x: Array, kernel: Array, strides: int = 1) -> Array:
-    """Sums shifted products, as does the gradient."""
+    """Sum of shifted products; so is its gradient."""
     check_kernel(x, kernel, (1, x.shape[-1]), "[k, k, 1, channels]")
     return (_shifted if is_forward_mode() else _shifted_with_gradient)(x, kernel, strides)
 
@@ -61,20 +73,20 @@ _dense_with_gradient.defvjp(_dense_forward, _dense_backward)
 
 
 def _is_tiny(x: Array, kernel: Array) -> bool:
-    """Returns whether most of the kernel's taps fall beside the image, of known size."""
+    """Returns whether most taps are outside the image; False for a symbolic size."""
     is_known = all(isinstance(size, int) for size in x.shape[1:3])
     return is_known and 2 * x.shape[1] * x.shape[2] < kernel.shape[0] * kernel.shape[1]
 
 
 def _matrix_product(x: Array, kernel: Array, strides: int) -> Array:
-    """Convolves by one matrix, of the taps that join every pixel with every output."""
+    """Convolution as one product with the matrix that maps all pixels to all outputs."""
     rows, in_rows = _taps(x.shape[1], kernel.shape[0], strides)
     columns, in_columns = _taps(x.shape[2], kernel.shape[1], strides)
     joined = in_rows[:, None, :, None] & in_columns[None, :, None, :]
     number = rows[:, None, :, None] * kernel.shape[1] + columns[None, :, None, :]
-    # A tap's gradient is the sum over all pairs that it joins.
+    # A tap's gradient is the sum over all (pixel, output) pairs that it connects.
     flat = kernel.astype(wide(kernel.dtype)).reshape(-1, *kernel.shape[2:])
-    nothing = jnp.zeros_like(flat[:1])  # the tap of pixels that no tap joins with an output
+    nothing = jnp.zeros_like(flat[:1])  # for pixels and outputs that no tap connects
     matrix = jnp.concatenate([flat, nothing])[np.where(joined, number, len(flat))]
     # [rows, columns, output rows, output columns, inputs, outputs]
     matrix = matrix.transpose(0, 1, 4, 2, 3, 5).reshape(x[0].size, -1).astype(kernel.dtype)
@@ -83,7 +95,7 @@ def _matrix_product(x: Array, kernel: Array, strides: int) -> Array:
 
 
 def _taps(size: int, side: int, strides: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns taps by pixel and output along an axis, and which of them the kernel has."""
+    """Returns the tap of each (pixel, output) along an axis, and whether the kernel has it."""
     outputs = strides * np.arange(-(-size // strides))
     taps = np.arange(size)[:, None] - outputs[None, :] + side // 2
     return taps, (taps >= 0) & (taps < side)
@@ -112,10 +124,10 @@ def _shifted_backward(strides: int, saved: tuple[Array, Array], g: Array) -> tup
         seen = (precise(window[0]) for window in _windows(x, kernel, strides))
         return jnp.stack([jnp.sum(window * precise(g[0]), 0) for window in seen])
 
-    # Keeping the columns, the sums run along channels; one reduction of all but the channels is
-    # several times slower.
+    # Reduce rows before columns, so that the sums vectorise over channels; reducing all axes at
+    # once is several times slower.
     dkernel = jnp.sum(sum_over_images(of_image, x, g), 1).reshape(kernel.shape)
-    # The transpose: the cotangent between zeros where outputs were skipped, and the kernel turned.
+    # The transpose: the dilated cotangent convolved with the rotated kernel.
     skipped = [
         (0, size - ((out - 1) * strides + 1), strides - 1)
         for size, out in zip(x.shape[1:3], g.shape[1:3], strict=True)

@@ -1,4 +1,4 @@
-"""Neighbours as slices of one longer array, with their transpose."""
+"""Neighbours as slices of one padded array, with a custom transpose."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxeff.typing import Array
 def neighbours(
     h: Array, axis: int, distance: int, boundary: str, odd: bool = False
 ) -> tuple[Array, Array]:
-    """Extends the field once; an array that is read at shifted places must be in memory."""
+    """Pads the field once and materialises it, because it is read at shifted positions."""
     function = _neighbours if is_forward_mode() else _with_transpose
     return function(h, axis, distance, boundary, odd)
 
@@ -35,9 +35,9 @@ def _forward(h, *static):
 
 
 def _backward(axis, distance, boundary, odd, _, cotangents):
-    """The transpose: what is behind the one cotangent and ahead of the other.
+    """The transpose: the values behind the first cotangent plus those ahead of the second.
 
-    Differentiation would add up padded arrays, which is several times slower.
+    JAX's own transpose adds padded arrays, which is several times slower.
     """
     static = (axis, distance, boundary, odd)
     if boundary == "periodic":

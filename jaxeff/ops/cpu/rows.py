@@ -1,4 +1,4 @@
-"""Work on a batch block by block, so that what lies between two passes stays in a CPU's cache."""
+"""Evaluates functions of a batch block by block, so that intermediates stay in a CPU's cache."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ BLOCK = 1 << 20
 def compute_once(function: Callable[..., Any], *args: Array) -> Any:
     """Returns ``function(*args)``, computed once and kept, however its values are used later.
 
-    A branch is the one barrier that the compiler honours.
+    XLA's CPU compiler respects no other barrier than a branch.
     """
 
     def skipped(*args: Array) -> Any:
         shapes = jax.eval_shape(function, *args)
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
+    if not args[0].size:  # an empty batch has no value to look at
+        return function(*args)
     # Never true, which the compiler does not know.
     first_value = args[0].ravel()[0]
     return jax.lax.cond((first_value > 1) & (first_value < -1), skipped, function, *args)
 
 
 def rowwise(function: Callable[..., Any], shared: Any, x: Array, *others: Any) -> Any:
-    """Evaluates block by block; gradients compute a block again instead of keeping its insides."""
+    """Evaluates block by block; the backward pass recomputes a block's intermediates."""
     args = dict(enumerate((x, *others)))
     arrays = {i: a for i, a in args.items() if hasattr(a, "ndim")}
     rows = _rows_of_block(x)
@@ -51,7 +53,7 @@ def rowwise(function: Callable[..., Any], shared: Any, x: Array, *others: Any) -
 
 
 def _stored(arrays: dict[int, Array]) -> dict[int, Array]:
-    """Returns arrays in memory, where those lie that a loop over several blocks reads."""
+    """Materialises the arrays that a loop over several blocks reads."""
     distinct = {id(a): a for a in arrays.values()}
     stored = compute_once(lambda *a: a, *distinct.values())
     by_id = dict(zip(distinct, stored, strict=True))
@@ -59,9 +61,9 @@ def _stored(arrays: dict[int, Array]) -> dict[int, Array]:
 
 
 def _rows_of_block(x: Array) -> int | None:
-    """Returns the rows of a block, None if all are one or if their number is a symbol.
+    """Returns the rows per block, None for a single block or a symbolic batch size.
 
-    The largest divisor of the number, if it is not far below the most that are small enough.
+    The largest divisor of the batch size that fits the cache, unless it is far below the limit.
     """
     n = x.shape[0]
     if not isinstance(n, int):
@@ -98,12 +100,12 @@ _over_blocks.defvjp(_forward, _backward)
 
 
 def _joined(function: Callable[..., Any], rows: int, common: Any, batched: Any) -> tuple[Any, Any]:
-    """Returns the first results of ``function`` summed over the blocks, the second joined."""
+    """Returns the first results of ``function`` summed over blocks, the second concatenated."""
     n = jax.tree.leaves(batched)[0].shape[0]
 
     def of_block(start, rows):
-        # Slices where they lie: arrays in the shape of the blocks would cost the loops around this
-        # one a division per value.
+        # Slices instead of arrays reshaped to blocks, which would cost a division per value in the
+        # surrounding loops.
         return function(
             common,
             jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, rows), batched),

@@ -1,9 +1,9 @@
 """Strided and transposed convolutions without products with zeros.
 
-XLA's CPU compiler multiplies all the zeros that a transposed convolution, or the gradient of a
-strided one, puts between its inputs; here the output's pixels of each remainder by the stride are a
-small convolution of their own instead. Volumes are convolved plane by plane, which is several times
-faster than XLA's own. Kernel gradients are sums of matrix products over the taps, image by image.
+XLA's CPU compiler multiplies all zeros that a transposed convolution, or the gradient of a strided
+one, inserts between its inputs; here the output pixels of each phase (remainder by the stride) are
+a small convolution instead. Volumes are convolved plane by plane, which is several times faster
+than XLA's convolution. Kernel gradients are sums of matrix products over the taps, image by image.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def transposed_conv(
     padding: int = 0,
     output_padding: int | tuple[int, ...] = 0,
 ) -> Array:
-    """Computes the output's pixels of each remainder by the stride, and puts them side by side."""
+    """Computes each phase of the output by a small convolution, and interleaves them."""
     check_kernel(x, kernel)
     more = per_axis(output_padding, x.ndim - 2)
     # A cotangent that is a stride longer has a convolution that is longer than the input.
@@ -73,7 +73,7 @@ def _conv_forward(x: Array, kernel: Array, strides: int, padding: int) -> tuple[
 
 def _conv_backward(strides: int, padding: int, saved: Pair, g: Array) -> Pair:
     x, kernel = saved
-    # Pixels that the last stride did not reach get no gradient.
+    # Pixels beyond the last window get no gradient.
     left = tuple((n + 2 * padding - kernel.shape[0]) % strides for n in x.shape[1:-1])
     dx = _transposed_conv(g, jnp.swapaxes(kernel, -1, -2), strides, padding, left)
     return dx, _kernel_gradient(x, g, kernel.shape[0], strides, padding)
@@ -116,7 +116,7 @@ _transposed_with_gradient.defvjp(_transposed_forward, _transposed_backward)
 
 
 def _planes(x: Array, kernel: Array, strides: int, padding: int) -> Array:
-    """Convolves volumes plane by plane: what lies around a plane becomes its channels."""
+    """Convolves volumes plane by plane: neighbouring planes become channels."""
     batch, depth, *plane, channels = x.shape
     side, outputs = kernel.shape[0], kernel.shape[-1]
     count = (depth + 2 * padding - side) // strides + 1
@@ -129,7 +129,7 @@ def _planes(x: Array, kernel: Array, strides: int, padding: int) -> Array:
 
 
 def _phases(x: Array, kernel: Array, strides: int, padding: int, sizes: tuple[int, ...]) -> Array:
-    """Computes an output of ``sizes`` by remainders of its pixels, side by side as channels."""
+    """Computes an output of ``sizes`` with its phases as channels, then interleaves them."""
     count, (inputs, outputs) = x.ndim - 2, kernel.shape[-2:]
     taps = math.ceil(kernel.shape[0] / strides)
     missing = taps * strides - kernel.shape[0]
@@ -140,7 +140,7 @@ def _phases(x: Array, kernel: Array, strides: int, padding: int, sizes: tuple[in
     kernel = kernel.transpose(*even, 2 * count, *odd, 2 * count + 1)
     kernel = jnp.flip(kernel, tuple(range(count)))
     kernel = kernel.reshape(*(taps,) * count, inputs, strides**count * outputs)
-    # Of the output's groups of `strides` pixels, only those that are not cut off.
+    # Only the groups of `strides` output pixels that are not cropped.
     first = padding // strides
     groups = [(padding + size - 1) // strides - first + 1 for size in sizes]
     low = taps - 1 - first
@@ -159,7 +159,7 @@ def _kernel_gradient(x: Array, g: Array, side: int, strides: int, padding: int) 
     """Returns the gradient of `conv`'s kernel for the cotangent ``g`` of its output."""
     count, (inputs, outputs) = x.ndim - 2, (x.shape[-1], g.shape[-1])
     if outputs == 1 and strides == 1 and padding < side:
-        # The other way round: the input is what a convolution of the cotangent should be.
+        # Roles swapped: the input is the cotangent of a convolution of g.
         turned = _kernel_gradient(g, x, side, 1, side - 1 - padding)
         return jnp.swapaxes(jnp.flip(turned, tuple(range(count))), -1, -2)
 

@@ -1,4 +1,4 @@
-"""What the taps of a kernel see, and sums over images of products with it."""
+"""The input windows of a kernel's taps, and sums of their products over images."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def product(a: Array, b: Array) -> Array:
 def sum_over_images(function: Callable[[Array, Array], Array], x: Array, g: Array) -> Array:
     """Returns the sum of ``function`` of every image ``[1, ...]`` and its cotangent ``[1, ...]``.
 
-    Image by image, so that patches and sums stay in cache.
+    One image at a time, so that patches and sums stay in cache.
     """
 
     def add(total: Array, image: tuple[Array, Array]) -> tuple[Array, None]:

@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -112,12 +113,14 @@ class AffineVAE(Algorithm):
 
     def starts(self, variables: Any, inputs: Array, settings: Search, key: PRNGKey | None) -> Array:
         """Returns ``[batch, starts, size]``: drawn or spread ones, and the head's proposals."""
-        if settings.spread:
-            starts = self.family.spread(settings.starts)
-        else:
-            start_key = jax.random.key(0) if key is None else key
-            starts = self.family.starts(start_key, settings.starts)
-        tiled = jnp.broadcast_to(starts, (len(inputs), *starts.shape))
+        # Those of the evaluation are constants of its program.
+        with jax.ensure_compile_time_eval() if key is None else contextlib.nullcontext():
+            if settings.spread:
+                starts = self.family.spread(settings.starts)
+            else:
+                start_key = jax.random.key(0) if key is None else key
+                starts = self.family.starts(start_key, settings.starts)
+        tiled = jnp.broadcast_to(starts, (inputs.shape[0], *starts.shape))
         if not settings.proposals or not self.model.proposals:
             return tiled
         proposed, _ = self._apply(variables, inputs, method="propose")

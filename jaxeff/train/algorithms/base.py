@@ -21,6 +21,7 @@ import optax
 
 from jaxeff.errors import ConfigError
 from jaxeff.models.base import call_options
+from jaxeff.quantize import FakeQuantization
 from jaxeff.registry import Registry, closest
 from jaxeff.train import optim
 from jaxeff.train.algorithms.device_share import starting_carry, whole_carry
@@ -81,6 +82,8 @@ class Algorithm:
     updates_per_batch: int = 1
     #: Whether training batches must have ``index`` and ``version``, see `make_train_iterator`.
     needs_index: bool = False
+    #: What of the model is rounded in `forward`; nothing unless the config says so.
+    fake_quantization: FakeQuantization = FakeQuantization()
 
     def __init__(
         self,
@@ -227,16 +230,18 @@ class Algorithm:
           outputs, the next carry (or ()), and the updated collections other than the parameters.
         """
         masked = {"mask": batch["mask"]} if "mask" in batch else {}
-        options = call_options(self.model, train=train, **masked)
+        model = self.fake_quantization.model(self.model)
+        variables = self.fake_quantization.variables(variables)
+        options = call_options(model, train=train, **masked)
         stateful = bool(jax.tree.leaves(carry))
         if stateful:
             options |= {"carry": carry, "return_carry": True}
         if not train:
-            result: Any = self.model.apply(variables, batch["inputs"], **options)
+            result: Any = model.apply(variables, batch["inputs"], **options)
             return (*result, {}) if stateful else (result, (), {})
         rngs: Any = {"dropout": key}
         collections = [name for name in variables if name != "params"]
-        result, collected = self.model.apply(
+        result, collected = model.apply(
             variables, batch["inputs"], rngs=rngs, mutable=collections, **options
         )
         return (*result, collected) if stateful else (result, (), collected)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
+from jaxeff.train.algorithms.accumulate import check_parts, gradient
 from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm
 from jaxeff.train.algorithms.device_share import divisor, starting_carry, step_key, whole_carry
 from jaxeff.train.objectives import over_devices, weighted_means
@@ -23,14 +24,18 @@ class BPTT(Algorithm):
       *shared: model, objective, optimizer and task, see `Algorithm`.
       repeats: updates on each batch, one after the other; more than one equals the number of
         updates of an algorithm that updates within the sequence.
+      accumulate: equal parts of a device's batch that are computed one after the other, their
+        gradients added up: less memory, the same update. Batch statistics are those of each part.
       **options: of `Algorithm`.
     """
 
     #: Values of the objective that `track` reads and that are no metrics.
     tracked: tuple[str, ...] = ()
 
-    def __init__(self, *shared: Any, repeats: int = 1, **options: Any):
+    def __init__(self, *shared: Any, repeats: int = 1, accumulate: int = 1, **options: Any):
         super().__init__(*shared, **options)
+        check_parts(accumulate, self.objective)
+        self.accumulate = accumulate
         if repeats < 1:
             raise ConfigError(f"repeats must be at least 1, not {repeats}")
         self.updates_per_batch = repeats
@@ -55,26 +60,35 @@ class BPTT(Algorithm):
         self, state: TrainState, batch: Batch, axis_name: str | None = None
     ) -> tuple[TrainState, dict[str, Array]]:
         """Makes the updates of one batch; see `Algorithm.update`."""
-        batch = {**batch, **self.hints(state, batch)}
-        weight, key = batch["weight"], step_key(state, axis_name)
+        hints = self.hints(state, batch)
+        if hints and self.accumulate > 1:
+            raise ConfigError(
+                "config.algorithm.accumulate must be 1 for this algorithm, whose loss depends on "
+                f"{', '.join(hints)} of the whole batch"
+            )
+        batch = {**batch, **hints}
+        weight = batch["weight"]
         total = divisor(weight, axis_name)
         start = starting_carry(self.model, state.carry, batch, axis_name)
         objective = over_devices(self.objective, axis_name)
 
-        def one(state: TrainState, number: Array | int):
-            # The first repeat's key is the step's own.
-            own_key = key if self.updates_per_batch == 1 else jax.random.fold_in(key, number)
-
-            def loss_fn(params):
+        def one(state: TrainState, repeat: Array | int):
+            def loss(params, rows, part):
+                batch, start = rows
+                key = step_key(state, axis_name, part, self.accumulate)
+                if self.updates_per_batch > 1:
+                    key = jax.random.fold_in(key, repeat)
                 variables = {"params": params, **state.model_state}
                 outputs, carry, collected = self.forward(
-                    variables, batch, start, train=True, key=own_key
+                    variables, batch, start, train=True, key=key
                 )
                 values = objective(outputs, batch)
-                return jnp.sum(values["loss"] * weight) / total, (values, carry, collected)
+                mean = jnp.sum(values["loss"] * batch["weight"]) / total
+                return mean, ((values, carry), collected)
 
-            gradient = jax.value_and_grad(loss_fn, has_aux=True)
-            (_, (values, carry, collected)), grads = gradient(state.params)
+            grads, ((values, carry), collected) = gradient(
+                loss, state.params, (batch, start), self.accumulate
+            )
             new: Any = self.apply_gradients(state, grads, collected, axis_name)
             algo_state = self.track(new.algo_state, batch, values, axis_name)
             return new.replace(algo_state=algo_state), (values, carry)

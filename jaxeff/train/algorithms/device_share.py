@@ -39,10 +39,22 @@ def whole_carry(local_carry: Carry, axis_name: str | None) -> Carry:
     return jax.tree.map(lambda a: jax.lax.all_gather(a, axis_name, tiled=True), local_carry)
 
 
-def step_key(state: TrainState, axis_name: str | None) -> PRNGKey:
-    """Returns this step's key, with which every device draws its part of a draw for the batch."""
+def step_key(
+    state: TrainState, axis_name: str | None, part: Array | int = 0, parts: int = 1
+) -> PRNGKey:
+    """Returns this step's key, with which every device draws its part of a draw for the batch.
+
+    Args:
+      state: the training state.
+      axis_name: of the devices.
+      part: of the device's rows, where those are computed in several parts.
+      parts: number of these.
+    """
     key = jax.random.fold_in(state.key, state.step)
-    return example_keys.of_part(key, jax.lax.axis_index(axis_name)) if axis_name else key
+    if axis_name is None and parts == 1:
+        return key
+    device = jax.lax.axis_index(axis_name) if axis_name else 0
+    return example_keys.of_part(key, jnp.asarray(device * parts + part))
 
 
 def total_weight(weight: Array, axis_name: str | None) -> Array:

@@ -42,10 +42,10 @@ class EarlyExits(BPTT):
     def _of_all(self, outputs: Array, batch: Batch) -> dict[str, Array]:
         if outputs.ndim == 2:
             return self._of_one(outputs, batch)
-        found = [self._of_one(each, batch) for each in outputs]
-        losses = jnp.stack([values["loss"] for values in found])
+        of_exits = [self._of_one(each, batch) for each in outputs]
+        losses = jnp.stack([values["loss"] for values in of_exits])
         weights = jnp.asarray(self.exit_weights, losses.dtype) / sum(self.exit_weights)
-        return {**found[-1], "loss": weights @ losses}
+        return {**of_exits[-1], "loss": weights @ losses}
 
     def forward(
         self,

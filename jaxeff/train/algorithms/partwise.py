@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
+from jaxeff.train.algorithms import accumulate as accumulation
 from jaxeff.train.algorithms.base import Algorithm
 from jaxeff.train.algorithms.device_share import starting_carry, step_key, total_weight, whole_carry
 from jaxeff.train.objectives import weighted_means
@@ -33,14 +34,18 @@ class PartwiseAlgorithm(Algorithm):
         its state over parts. Tasks of kind "tagging" have a label at every step, the others one per
         sequence, for which the output at the end of every part is judged.
       parts: number of parts; 1 is back-propagation through time.
+      accumulate: equal shares of a device's examples that are computed one after the other, their
+        gradients added up: less memory, the same update.
       **options: of `Algorithm`.
 
     Raises:
       ConfigError: a field has an impossible value, or the sequence has fewer steps than parts.
     """
 
-    def __init__(self, *shared: Any, parts: int = 10, **options: Any):
+    def __init__(self, *shared: Any, parts: int = 10, accumulate: int = 1, **options: Any):
         super().__init__(*shared, **options)
+        accumulation.check_parts(accumulate, self.objective)
+        self.accumulate = accumulate
         if parts < 1:
             raise ConfigError(f"parts must be at least 1, not {parts}")
         if not hasattr(self.model, "initial_carry"):
@@ -125,12 +130,10 @@ class PartwiseAlgorithm(Algorithm):
         if not jax.tree.leaves(carry):
             carry = self.model.initial_carry(batch["inputs"])  # type: ignore[operator]
         start: TrainState = state.replace(carry=carry)  # type: ignore[attr-defined]
-        key = step_key(state, axis_name)
 
         def sweep(loop: TrainState, number: Array | int, steps: int):
             part = self._part(batch, number * size, steps)
-            rng = jax.random.fold_in(key, number)
-            return self._update_part(loop, part, number, count, rng, axis_name)
+            return self._update_part(loop, part, number, count, axis_name)
 
         whole = length // size
         end, seen = jax.lax.scan(
@@ -180,7 +183,6 @@ class PartwiseAlgorithm(Algorithm):
         part: dict[str, Array],
         number: Array | int,
         count: int,
-        rng: Array,
         axis_name: str | None,
     ) -> tuple[TrainState, Any]:
         """Makes the update of one part; returns the new state, metrics and observations.
@@ -192,20 +194,25 @@ class PartwiseAlgorithm(Algorithm):
         # A part in which no example has a step divides nothing by nothing.
         safe = jnp.maximum(total, jnp.finfo(total.dtype).tiny)
 
-        def loss_fn(params: Params):
+        def loss(params: Params, rows: Any, share: Array | int):
+            part, carry = rows
+            key = step_key(state, axis_name, share, self.accumulate)
             variables = {"params": params, **state.model_state}
             outputs, carry, collected = self.forward(
-                variables, part, state.carry, train=True, key=rng
+                variables, part, carry, train=True, key=jax.random.fold_in(key, number)
             )
             values, losses = self.local_objective(outputs, part, state.algo_state, number, count)
-            return jnp.sum(losses * weight) / safe, (values, losses, carry, collected, outputs)
+            mean = jnp.sum(losses * part["weight"]) / safe
+            return mean, ((values, losses, carry, outputs), collected)
+
+        def of_device(params: Params):
+            return accumulation.gradient(loss, params, (part, state.carry), self.accumulate)
 
         def gradient(params: Params) -> Params:
-            grads = jax.grad(loss_fn, has_aux=True)(params)[0]
+            grads = of_device(params)[0]
             return jax.lax.pmean(grads, axis_name) if axis_name else grads
 
-        (_, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        values, losses, carry, collected, outputs = aux
+        grads, ((values, losses, carry, outputs), collected) = of_device(state.params)
         end: Any = self.apply_gradients(state, grads, collected, axis_name, gradient=gradient)
         end = end.replace(carry=carry)
         if "mask" in part:

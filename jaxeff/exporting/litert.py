@@ -1,0 +1,166 @@
+"""LiteRT (formerly TensorFlow Lite) by the MLIR passes of ``litert-converter``, no TensorFlow.
+
+The converter's Python interface is private, so that all of it is in this file and its version is
+checked. It takes the text of StableHLO and gives a flatbuffer for fixed shapes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from jaxeff.exporting import litert_integers
+from jaxeff.exporting.entry import Artifact, Entry
+from jaxeff.exporting.formats import FORMATS, ExportError, Runtime, refused, require_package
+from jaxeff.exporting.rewriting import Rule, rewritten, zeros_between
+from jaxeff.typing import Array
+
+EXTRA = "pip install 'jaxeff[litert]'"
+SIGNATURE = "serving_default"
+#: Loops of at most so many steps are written out; longer ones are refused.
+UNROLLED = 32
+#: An operation of another dialect than LiteRT's own.
+_FOREIGN = re.compile(r'(?:= |^ *)"?((?:stablehlo|mhlo|vhlo|chlo)\.[a-z_]+)', re.MULTILINE)
+
+
+class LiteRT:
+    """See `jaxeff.exporting.formats.Format`."""
+
+    name, precisions = "litert", ("float32", *litert_integers.RECIPES)
+
+    def require(self) -> None:
+        """Raises `UserError` where converter or runtime is missing."""
+        require_package("litert-converter", ["0.5."], EXTRA)
+        require_package("ai-edge-litert", ["2.3."], EXTRA)
+        require_package("litert-quantizer", ["0.11."], EXTRA)
+
+    def write(
+        self, entry: Entry, folder: Path, *, batch: int, precision: str = "float32"
+    ) -> Artifact:
+        """Writes ``NAME_batchN.tflite`` for a batch of N, and the examples' length."""
+        sizes = entry.sizes(batch)
+        try:
+            content = converted(entry, sizes)
+            if precision != "float32":
+                content = litert_integers.quantised(content, entry, batch, precision, SIGNATURE)
+        except ExportError:
+            raise
+        except Exception as error:
+            raise refused(entry, "LiteRT", missing_operation(str(error)), error) from error
+        kind = "" if precision == "float32" else f"_{precision}"
+        path = folder / f"{entry.name}_batch{batch}{kind}.tflite"
+        path.write_bytes(content)
+        return Artifact((path,), sizes)
+
+    def open(self, artifact: Artifact, entry: Entry, threads: int) -> Runtime:
+        """Returns an interpreter's signature as a function."""
+        return Interpreted(artifact.files[0], tuple(entry.inputs), entry.outputs, threads)
+
+    def bind(self, runtime: Runtime, arrays: Sequence[Any]) -> Callable[[], Any]:
+        """Returns the invocation alone; inputs are in their buffers."""
+        runtime(*arrays)
+        return runtime.interpreter.invoke  # type: ignore[attr-defined]
+
+
+class Interpreted:
+    """A model in LiteRT's interpreter.
+
+    Args:
+      path: of the flatbuffer.
+      inputs: names in the order of the arguments.
+      outputs: names in the order of the results.
+      threads: of the interpreter.
+    """
+
+    def __init__(self, path: Path, inputs: Sequence[str], outputs: Sequence[str], threads: int):
+        from ai_edge_litert.interpreter import Interpreter
+
+        self.interpreter = Interpreter(model_path=str(path), num_threads=threads)
+        self.interpreter.allocate_tensors()
+        runner = self.interpreter.get_signature_runner(SIGNATURE)
+        self._inputs = [runner.get_input_details()[name] for name in inputs]
+        self._outputs = [runner.get_output_details()[name] for name in outputs]
+
+    def __call__(self, *arrays: Any) -> list[np.ndarray]:
+        """Returns the outputs for arrays in the order of the inputs; integers become floats."""
+        for tensor, array in zip(self._inputs, arrays, strict=True):
+            self.interpreter.set_tensor(tensor["index"], litert_integers.stored(array, tensor))
+        self.interpreter.invoke()
+        return [
+            litert_integers.restored(self.interpreter.get_tensor(tensor["index"]), tensor)
+            for tensor in self._outputs
+        ]
+
+
+def converted(entry: Entry, sizes: dict[str, int]) -> bytes:
+    """Returns the flatbuffer of an entry for fixed sizes of its named axes."""
+    from litert_converter.mlir import ir, passmanager
+    from litert_converter.mlir._mlir_libs import converter_api_ext
+
+    # Lowered for a platform for which JAX itself has no calls of foreign libraries.
+    function = rewritten(entry.reference, _RULES, UNROLLED)
+    program = export.export(jax.jit(function), platforms=["tpu"])(*entry.shapes(sizes))
+    context = ir.Context()
+    converter_api_ext.prepare_mlir_context(context)
+    with context:
+        module = ir.Module.parse(program.mlir_module())
+        config = converter_api_ext.ConvertToTFLConfig()
+        converter_api_ext.run_convert_to_tfl_passes(module, passmanager.PassManager(), config)
+        left = _FOREIGN.search(module.operation.get_asm(large_elements_limit=8))
+        if left:
+            reason = f"it has no operation {left.group(1)}"
+            raise refused(entry, "LiteRT", reason, ValueError(reason))
+        converter_api_ext.set_signature(
+            module.operation,
+            signature_name=SIGNATURE,
+            input_names=list(entry.inputs),
+            output_names=list(entry.outputs),
+        )
+        return converter_api_ext.export_flatbuffer_to_bytes(module.operation)
+
+
+def _without_input_dilation(x: Array, kernel: Array, **parameters: Any) -> list[Array] | None:
+    """Writes zeros between the inputs of a transposed convolution, which LiteRT gets wrong."""
+    dilation = parameters["lhs_dilation"]
+    if set(dilation) == {1}:
+        return None
+    axes = parameters["dimension_numbers"].lhs_spec[2:]
+    for axis, factor in zip(axes, dilation, strict=True):
+        x = zeros_between(x, axis, factor)
+    plain = {**parameters, "lhs_dilation": (1,) * len(axes)}
+    return [jax.lax.conv_general_dilated_p.bind(x, kernel, **plain)]
+
+
+def _largest_in_turn(x: Array, *, k: int, **parameters: Any) -> list[Array]:
+    """Finds the k largest one by one, where the converter would sort, which LiteRT cannot."""
+    places = jnp.arange(x.shape[-1])
+    values, indices = [], []
+    for _ in range(k):
+        index = jnp.argmax(x, -1).astype(jnp.int32)
+        values.append(x.max(-1))
+        indices.append(index)
+        x = jnp.where(places == index[..., None], -jnp.inf, x)
+    return [jnp.stack(values, -1), jnp.stack(indices, -1)]
+
+
+#: Primitives that converter or runtime lack.
+_RULES: dict[str, Rule] = {
+    "conv_general_dilated": _without_input_dilation,
+    "top_k": _largest_in_turn,
+}
+
+
+def missing_operation(message: str) -> str:
+    """Returns a phrase on the operation that the converter's message complains of."""
+    operation = re.search(r"'((?:stablehlo|mhlo|vhlo|chlo|tfl)\.[\w.]+)'", message)
+    return f"it has no operation {operation.group(1)}" if operation else ""
+
+
+FORMATS.register("litert")(LiteRT)

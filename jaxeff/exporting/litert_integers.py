@@ -1,0 +1,108 @@
+"""Integers for LiteRT by ``litert-quantizer``, calibrated on an entry's examples.
+
+Ranges are the true extremes of every tensor over all examples and, of a recurrent step, over whole
+sequences; the quantizer's own averages of ranges clip a state that is fed back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxeff.exporting.entry import Entry
+
+#: The quantizer's recipes: integers of weights and, with ``ai``, of activations.
+RECIPES = {
+    "int8": "static_wi8_ai8",
+    "int8_dynamic": "dynamic_wi8_afp32",
+    "int16x8": "static_wi8_ai16",
+}
+
+
+def quantised(content: bytes, entry: Entry, batch: int, precision: str, signature: str) -> bytes:
+    """Returns a flatbuffer with integers in place of floats.
+
+    Args:
+      content: the flatbuffer in floats, of a fixed batch.
+      entry: what it computes.
+      batch: its size.
+      precision: "int8" (weights and activations), "int16x8" (activations of 16 bits) or
+        "int8_dynamic" (weights; activations are quantised as they come). Inputs and outputs are
+        integers too, but for the last.
+      signature: name of the flatbuffer's signature.
+    """
+    from litert_quantizer import calibrator, quantizer, recipe, recipe_manager
+
+    steps = getattr(recipe, RECIPES[precision])()
+    integers = quantizer.Quantizer(content, steps)
+    if precision == "int8_dynamic":
+        return bytes(integers.quantize(enable_progress_report=False).quantized_model)
+    manager = recipe_manager.RecipeManager()
+    manager.load_quantization_recipe(steps)
+    ranges = calibrator.Calibrator(content, num_threads=1, qsv_update_func=widest)
+    ranges.calibrate({signature: list(trajectory(entry, batch))}, manager)
+    extremes = ranges.get_model_qsvs()
+    _share_state_ranges(extremes, content, entry, signature)
+    return bytes(integers.quantize(extremes, enable_progress_report=False).quantized_model)
+
+
+def _share_state_ranges(
+    extremes: dict[str, Any], content: bytes, entry: Entry, signature: str
+) -> None:
+    """Gives a state one range before and after a step, so that its integers can be fed back."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(model_content=content).get_signature_runner(signature)
+    for output, to in entry.state.items():
+        before = runner.get_input_details()[to]["name"]
+        after = runner.get_output_details()[output]["name"]
+        shared = widest(extremes.get(before, {}), extremes.get(after, {}))
+        extremes.update({before: shared, after: shared})
+
+
+def trajectory(entry: Entry, batch: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the inputs of every call that calibration sees, of all examples in batches.
+
+    A recurrent step is run over the whole sequences, in floats.
+    """
+    jitted = jax.jit(entry.function)
+    count = len(next(iter(entry.examples.values())))
+    for start in range(0, count, batch):
+        state = entry.first_state(batch)
+        for inputs in entry.steps(batch, start):
+            arguments = {**inputs, **state}
+            yield {name: np.asarray(arguments[name]) for name in entry.inputs}
+            if entry.state:
+                results = jitted(*(arguments[name] for name in entry.inputs))
+                named = dict(zip(entry.outputs, results, strict=True))
+                state = {to: np.asarray(named[output]) for output, to in entry.state.items()}
+
+
+def widest(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Returns the range that holds two ranges."""
+    if not before or not now:
+        return now or before
+    return {
+        **now,
+        "min": np.minimum(before["min"], now["min"]),
+        "max": np.maximum(before["max"], now["max"]),
+    }
+
+
+def stored(array: Any, tensor: Mapping[str, Any]) -> np.ndarray:
+    """Returns an array in the integers of an interpreter's tensor, if it has integers."""
+    scale, zero = tensor["quantization"]
+    if not scale:
+        return np.asarray(array)
+    kind = np.iinfo(tensor["dtype"])
+    integers = np.rint(np.asarray(array) / scale) + zero
+    return np.clip(integers, kind.min, kind.max).astype(tensor["dtype"])
+
+
+def restored(array: np.ndarray, tensor: Mapping[str, Any]) -> np.ndarray:
+    """Returns the numbers that a tensor's integers stand for."""
+    scale, zero = tensor["quantization"]
+    return ((array.astype(np.float32) - zero) * scale).astype(np.float32) if scale else array

@@ -1,0 +1,191 @@
+"""ONNX by ``jax2onnx``, run by ``onnxruntime``: one file for any batch.
+
+Its passes that move transpositions across other operations leave programs of convolutions that
+contradict themselves; they are left out, since ``onnxruntime`` removes transpositions itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from jaxeff.exporting.entry import Artifact, Entry
+from jaxeff.exporting.formats import FORMATS, Runtime, refused, require_package
+from jaxeff.exporting.rewriting import rewritten, zeros_between
+from jaxeff.typing import Array
+
+EXTRA = "run `make onnx`, or pip install 'jaxeff[onnx]' and pip install --no-deps jax2onnx==0.17.1"
+
+
+class ONNX:
+    """See `jaxeff.exporting.formats.Format`."""
+
+    name, precisions = "onnx", ("float32",)
+
+    def require(self) -> None:
+        """Raises `UserError` where converter or runtime is missing."""
+        require_package("jax2onnx", ["0.17."], EXTRA)
+        require_package("onnxruntime", ["1."], EXTRA)
+
+    def write(
+        self, entry: Entry, folder: Path, *, batch: int, precision: str = "float32"
+    ) -> Artifact:
+        """Writes ``NAME.onnx`` for any size, or ``NAME_batchN.onnx`` for a batch of N."""
+        sizes: dict[str, int] = {}
+        with quiet():
+            try:
+                content = converted(entry, sizes)
+            except Exception:
+                sizes = entry.sizes(batch)  # a program that needs to know them
+                try:
+                    content = converted(entry, sizes)
+                except Exception as error:
+                    raise refused(entry, "ONNX", missing_operation(str(error)), error) from error
+        path = folder / f"{entry.name}{f'_batch{batch}' if sizes else ''}.onnx"
+        path.write_bytes(content)
+        return Artifact((path,), sizes)
+
+    def open(self, artifact: Artifact, entry: Entry, threads: int) -> Runtime:
+        """Returns a session on the CPU as a function."""
+        return Session(artifact.files[0], tuple(entry.inputs), entry.outputs, threads)
+
+    def bind(self, runtime: Runtime, arrays: Sequence[Any]) -> Callable[[], Any]:
+        """Returns a run on inputs and outputs that are bound to buffers."""
+        return runtime.bound(arrays)  # type: ignore[attr-defined]
+
+
+class Session:
+    """A model in ``onnxruntime``.
+
+    Args:
+      path: of the file.
+      inputs: names in the order of the arguments.
+      outputs: names in the order of the results.
+      threads: within an operation.
+    """
+
+    def __init__(self, path: Path, inputs: Sequence[str], outputs: Sequence[str], threads: int):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3  # errors
+        self.session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        self._inputs, self._outputs = list(inputs), list(outputs)
+
+    def __call__(self, *arrays: Any) -> list[np.ndarray]:
+        """Returns the outputs for arrays in the order of the inputs."""
+        return self.session.run(self._outputs, self._feed(arrays))
+
+    def bound(self, arrays: Sequence[Any]) -> Callable[[], Any]:
+        """Returns a call without arguments that computes the outputs for these arrays."""
+        binding = self.session.io_binding()
+        for name, array in self._feed(arrays).items():
+            binding.bind_cpu_input(name, array)
+        for name in self._outputs:
+            binding.bind_output(name)
+        return lambda: self.session.run_with_iobinding(binding)
+
+    def _feed(self, arrays: Sequence[Any]) -> dict[str, np.ndarray]:
+        known = {each.name for each in self.session.get_inputs()}  # unused ones are left out
+        pairs = zip(self._inputs, map(np.ascontiguousarray, arrays), strict=True)
+        return {name: array for name, array in pairs if name in known}
+
+
+def converted(entry: Entry, sizes: Mapping[str, int]) -> bytes:
+    """Returns the model of an entry; named axes without a size stay open."""
+    from jax2onnx import to_onnx
+
+    def function(*arrays: Array) -> tuple[Array, ...]:
+        inputs = {id(a) for a in arrays}
+        # An output that is an input is copied, since a value has one name.
+        return tuple(a + 0 if id(a) in inputs else a for a in entry.reference(*arrays))
+
+    shapes = [
+        jax.ShapeDtypeStruct(tuple(sizes.get(n, n) for n in each.shape), each.dtype)  # type: ignore
+        for each in entry.inputs.values()
+    ]
+    if sizes:  # traced before the converter puts functions of its own in the place of JAX's
+        function = core.jaxpr_as_fun(jax.make_jaxpr(function)(*shapes))
+    with without_transposing_passes():
+        model = to_onnx(
+            rewritten(function, {"conv_general_dilated": _plane_by_plane}),
+            shapes,
+            model_name=entry.name,
+            input_names=list(entry.inputs),
+            output_names=list(entry.outputs),
+        )
+    return model.SerializeToString()
+
+
+def _plane_by_plane(x: Array, kernel: Array, **parameters: Any) -> list[Array] | None:
+    """Writes a convolution of volumes as a sum of convolutions of planes, which alone are known."""
+    layout = parameters["dimension_numbers"]
+    if x.ndim != 5 or layout.lhs_spec != (0, 4, 1, 2, 3) or parameters["rhs_dilation"][0] != 1:
+        return None
+    strides, padding, dilation = (
+        parameters[name] for name in ("window_strides", "padding", "lhs_dilation")
+    )
+    x = jnp.pad(zeros_between(x, 1, dilation[0]), ((0, 0), padding[0], *((0, 0),) * 3))
+    count = (x.shape[1] - kernel.shape[0]) // strides[0] + 1
+    total: Any = 0
+    for tap in range(kernel.shape[0]):
+        planes = x[:, tap : tap + strides[0] * (count - 1) + 1 : strides[0]]
+        total = total + jax.lax.conv_general_dilated(
+            planes.reshape(-1, *x.shape[2:]),
+            kernel[tap],
+            strides[1:],
+            padding[1:],
+            lhs_dilation=dilation[1:],
+            rhs_dilation=parameters["rhs_dilation"][1:],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=parameters["feature_group_count"],
+        )
+    return [total.reshape(-1, count, *total.shape[1:])]
+
+
+@contextlib.contextmanager
+def without_transposing_passes() -> Iterator[None]:
+    """Leaves the passes out that move transpositions."""
+    from jax2onnx.converter import ir_optimizations
+
+    before = ir_optimizations._OPTIMIZER_PASSES
+    ir_optimizations._OPTIMIZER_PASSES = tuple(
+        each for each in before if "transpose" not in each.name
+    )
+    try:
+        yield
+    finally:
+        ir_optimizations._OPTIMIZER_PASSES = before
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences what ``jax2onnx`` logs of examples whose packages are missing."""
+    logger = logging.getLogger("jax2onnx")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def missing_operation(message: str) -> str:
+    """Returns a phrase on the operation that the converter's message complains of."""
+    operation = re.search(r"primitive[ :]*['\"]?([\w.]+)['\"]?", message)
+    return f"it has no operation {operation.group(1)}" if operation else ""
+
+
+FORMATS.register("onnx")(ONNX)

@@ -1,0 +1,99 @@
+"""Writes operations that a format does not have in terms of others, in a function's program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from jaxeff.typing import Array
+
+#: Maps arguments and parameters of a primitive to its results, or to None to leave it as it is.
+Rule = Callable[..., list[Any] | None]
+
+#: Primitives that call a program, which is written in their place.
+_CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint")
+
+
+def rewritten(
+    function: Callable[..., Any], rules: Mapping[str, Rule], unrolled: int = 0
+) -> Callable[..., Any]:
+    """Returns a function whose program has other operations in place of some.
+
+    Programs of longer loops and of branches stay as they are.
+
+    Args:
+      function: maps arrays to a tree of arrays.
+      rules: by the name of the primitive.
+      unrolled: loops of at most so many steps are written out.
+    """
+
+    def call(*arrays: Any) -> Any:
+        program, shapes = jax.make_jaxpr(function, return_shape=True)(*arrays)
+        results = _evaluate(program, arrays, {**rules, **_loops(rules, unrolled)})
+        return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+    return call
+
+
+def zeros_between(x: Array, axis: int, factor: int) -> Array:
+    """Returns an array with ``factor - 1`` zeros between entries of an axis, not of the first."""
+    if factor == 1:
+        return x
+    length = x.shape[axis] * factor
+    spread = jnp.stack([x, *[jnp.zeros_like(x)] * (factor - 1)], axis + 1)
+    spread = spread.reshape(-1, *x.shape[1:axis], length, *x.shape[axis + 1 :])
+    return jax.lax.slice_in_dim(spread, 0, length - factor + 1, axis=axis)
+
+
+def _unchanged(*arrays: Any, **parameters: Any) -> None:
+    """Leaves a primitive as it is."""
+
+
+def _loops(rules: Mapping[str, Rule], unrolled: int) -> dict[str, Rule]:
+    """Returns the rule that writes short loops out."""
+
+    def scan(*arrays: Any, jaxpr: Any, length: int, reverse: bool, **counts: Any) -> Any:
+        if length > unrolled:
+            return None
+        first, last = counts["num_consts"], counts["num_consts"] + counts["num_carry"]
+        constants, carry, rows = arrays[:first], list(arrays[first:last]), arrays[last:]
+        outputs = []
+        for step in range(length)[:: -1 if reverse else 1]:
+            values = [*constants, *carry, *(row[step] for row in rows)]
+            results = _evaluate(jaxpr, values, {**rules, "scan": scan})
+            carry = results[: len(carry)]
+            outputs.append(results[len(carry) :])
+        ordered = outputs[:: -1 if reverse else 1]
+        return [*carry, *(jnp.stack(each) for each in zip(*ordered, strict=True))]
+
+    return {"scan": scan} if unrolled else {}
+
+
+def _evaluate(program: Any, arrays: Any, rules: Mapping[str, Rule]) -> list[Any]:
+    """Returns what a closed program makes of arrays."""
+    jaxpr = program.jaxpr
+    known: dict[Any, Any] = {}
+
+    def read(variable: Any) -> Any:
+        return variable.val if isinstance(variable, core.Literal) else known[variable]
+
+    variables = (*jaxpr.constvars, *jaxpr.invars)
+    known.update(zip(variables, (*program.consts, *arrays), strict=True))
+    for equation in jaxpr.eqns:
+        primitive, parameters = equation.primitive, equation.params
+        values = [read(v) for v in equation.invars]
+        rule = rules.get(primitive.name, _unchanged)
+        results = rule(*values, **parameters)
+        if results is None and primitive.name in _CALLS:
+            inner = parameters.get("jaxpr") or parameters["call_jaxpr"]
+            closed = inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, ())
+            results = _evaluate(closed, values, rules)
+        elif results is None:
+            bound = primitive.bind(*values, **primitive.get_bind_params(parameters))
+            results = bound if primitive.multiple_results else [bound]
+        known.update(zip(equation.outvars, results, strict=True))
+    return [read(v) for v in jaxpr.outvars]

@@ -1,0 +1,172 @@
+"""A scan of a `FusedCell` with state and recurrent kernels on chip: one kernel each way.
+
+The mathematics is that of `jaxeff.ode.fused_scan`. The forward kernel also hands out the state
+before every step, so that the sweep backward and the gradients of what all steps share need no
+loop to rebuild it. In half precision products are those of the cell; the state and what is
+element-wise are kept in single precision between them.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxeff.ode.activations import Blocks
+from jaxeff.ode.fused import Form, FusedCell, Kernels, fused_step, unrolled_inner_steps
+from jaxeff.ode.fused_backward import add, rebuild, shared_backward, step_backward, transposes
+from jaxeff.ode.fused_scan import FusedOptions, Inputs
+from jaxeff.ops.precision import narrowed, widened
+from jaxeff.ops.tpu.scan import scan_on_chip
+from jaxeff.typing import Array, Dtype
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def scan_in_kernel(
+    interpret: bool, options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs
+):
+    """Runs the steps of inputs ``[blocks, block, ..., features]``.
+
+    Args:
+      interpret: whether to run the kernel's operations one by one.
+      options: static choices; ``store`` is not read.
+      kernels: what ``cell.prepare`` returned.
+      state: the state before the first step ``[..., width]``.
+      inputs: what the steps read.
+
+    Returns:
+      the last state, and the outputs in blocks like the inputs', or None.
+    """
+    return _run(interpret, options, kernels, state, inputs, store=False)[:2]
+
+
+def _run(interpret, options, kernels, state, inputs, store):
+    """Returns the last state and the outputs; and the states before the steps and their ``t``."""
+    cell, x = options.cell, inputs.x
+    inputs, start = _one_batch_axis(inputs, 2), _one_batch_axis(state, 0)
+    form, dtype = _in_kernel(cell, start)
+    projected = jax.vmap(jax.vmap(functools.partial(cell.project, kernels)))(*inputs[:2])
+    half = jax.eval_shape(cell.output, start), start
+
+    def step(kernels, steps, state, x):
+        projected, mask = x
+        new, t = fused_step(cell, kernels, state, projected, steps, form)
+        new = _keep(mask, new, state)
+        y, before = narrowed((cell.output(new), state), half)
+        kept = (before, tuple(a.astype(dtype) for a in t)) if store else None
+        return new, (y if options.sequence else None, kept)
+
+    last, (ys, kept) = scan_on_chip(
+        step,
+        _wide_coefficients(kernels),
+        inputs.known.steps,
+        widened(start),
+        (projected, _as_numbers(inputs.mask)),
+        interpret=interpret,
+    )
+    last = _like(narrowed(last, start), state)
+    if ys is not None:
+        ys = ys.reshape(*x.shape[:-1], ys.shape[-1])
+    return last, ys, kept
+
+
+def _forward(interpret, options, kernels, state, inputs):
+    last, ys, kept = _run(interpret, options, kernels, state, inputs, store=True)
+    return (last, ys), (kernels, state, inputs, kept)
+
+
+def _backward(interpret, options, residuals, cotangents):
+    kernels, state, inputs, (before, t) = residuals
+    cell, given = options.cell, inputs
+    inputs, start = _one_batch_axis(inputs, 2), _one_batch_axis(state, 0)
+    d_last, d_ys = _one_batch_axis(cotangents[0], 0), _one_batch_axis(cotangents[1], 2)
+    (form, dtype), steps = _in_kernel(cell, start), inputs.known.steps
+    first = jax.tree.map(lambda a: a[0, 0], inputs[:2])
+    projected = jax.eval_shape(functools.partial(cell.project, kernels), *first)
+    has_coefficients = bool(jax.tree.leaves(kernels.coefficients))
+
+    def step(kernels, steps, d_state, x):
+        (before, t), d_y, mask = widened(x)
+        rows = t[0].shape[1]
+        zeros = tuple(jnp.zeros((rows, p.shape[-1]), t[0].dtype) for p in projected)
+        pulls = transposes(cell, kernels, before, zeros, form)
+        if d_y is not None:
+            d_state = add(d_state, pulls.output(d_y)[0])
+        _, states = rebuild(cell, kernels.coefficients, before, t, steps, form)
+        nothing = jax.tree.map(jnp.zeros_like, d_state)
+        d_real = _keep(mask, d_state, nothing)
+        d_start, d_a, d_new = step_backward(
+            cell, kernels.coefficients, pulls, states, t, steps, d_real, form
+        )
+        if mask is not None:
+            d_start = add(d_start, _keep(mask, nothing, d_state))
+        d_a = tuple(a.astype(dtype) for a in d_a)
+        return d_start, (d_a, narrowed(d_new, start) if has_coefficients else None)
+
+    d_start, (d_a, d_new) = scan_on_chip(
+        step,
+        _wide_coefficients(kernels),
+        steps,
+        widened(d_last),
+        ((before, t), d_ys, _as_numbers(inputs.mask)),
+        reverse=True,
+        interpret=interpret,
+    )
+
+    plain = Form(cell.preactivation, unrolled_inner_steps)
+    pulls = transposes(cell, kernels, start, projected, plain)
+
+    def states_of(start, t, steps):
+        return rebuild(cell, kernels.coefficients, start, t, steps, plain)[1]
+
+    def block(total, xs):
+        before, t, x, known, d_a, d_new = xs
+        states = jax.vmap(states_of)(before, t, known.steps)
+        d_kernels, d_inputs = shared_backward(cell, kernels, pulls, states, t, x, known, d_a, d_new)
+        return add(total, widened(d_kernels)), d_inputs
+
+    zeros = jax.tree.map(jnp.zeros_like, widened(kernels))
+    d_kernels, (d_x, d_known) = jax.lax.scan(block, zeros, (before, t, *inputs[:2], d_a, d_new))
+    d_inputs = _like(Inputs(d_x, d_known, None), given._replace(mask=None))
+    return narrowed(d_kernels, kernels), _like(narrowed(d_start, start), state), d_inputs
+
+
+scan_in_kernel.defvjp(_forward, _backward)
+
+
+def _in_kernel(cell: FusedCell, start: Any) -> tuple[Form, Dtype]:
+    """Returns how a step is written in a kernel, all but its products wide, and their type."""
+    dtype = jax.eval_shape(cell.hidden, start, start).dtype
+
+    def preactivation(kernels: Any, hidden: Array, projected: Blocks) -> Blocks:
+        hidden, projected = jax.tree.map(lambda a: a.astype(dtype), (hidden, projected))
+        return widened(cell.preactivation(kernels, hidden, projected))
+
+    return Form(preactivation, unrolled_inner_steps, lambda t: t), dtype
+
+
+def _wide_coefficients(kernels: Kernels) -> Kernels:
+    return kernels._replace(coefficients=widened(kernels.coefficients))
+
+
+def _as_numbers(mask: Array | None) -> Array | None:
+    """Returns the mask as numbers: vectors of truth values are of no type that is copied."""
+    return None if mask is None else mask.astype(jnp.float32)
+
+
+def _keep(mask: Array | None, new: Any, old: Any) -> Any:
+    """Returns ``new`` where the mask is 1, else ``old``."""
+    if mask is None:
+        return new
+    return jax.tree.map(lambda n, o: jnp.where(jnp.broadcast_to(mask, n.shape) > 0, n, o), new, old)
+
+
+def _one_batch_axis(tree: Any, axes: int) -> Any:
+    """Joins the axes of the batch, which stand between some first axes and the last one."""
+    return jax.tree.map(lambda a: a.reshape(*a.shape[:axes], -1, a.shape[-1]), tree)
+
+
+def _like(tree: Any, like: Any) -> Any:
+    return jax.tree.map(lambda a, b: a.reshape(b.shape), tree, like)

@@ -1,0 +1,10 @@
+"""CPU forms in C++, called through XLA's foreign-function interface.
+
+They are compiled when they are first asked for, by the machine's compiler (``library.py``). Where
+there is none, `is_computable` is false and the CPU forms in plain JAX are taken.
+"""
+
+from jaxeff.ops.cpu.native import convolution, normalisation
+from jaxeff.ops.cpu.native.library import is_available, is_computable
+
+__all__ = ["convolution", "is_available", "is_computable", "normalisation"]

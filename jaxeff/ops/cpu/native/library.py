@@ -1,0 +1,151 @@
+"""The compiled library: built once for a machine, kept in ``~/.cache/jaxeff``, and loaded."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+
+from jaxeff.errors import ConfigError, UserError
+from jaxeff.typing import Array
+
+HERE = Path(__file__).parent
+TARGETS = (
+    "jaxeff_conv",
+    "jaxeff_conv_input_gradient",
+    "jaxeff_conv_kernel_gradient",
+    "jaxeff_channel_sums",
+    "jaxeff_masked_channel_sums",
+)
+COMPILERS = ("c++", "g++", "clang++")
+OPTIONS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-pthread")
+
+#: "auto" takes the library if it can be built, "never" does not, "always" is an error without it.
+VARIABLE, CHOICES = "JAXEFF_NATIVE", ("auto", "never", "always")
+
+
+class NativeError(UserError):
+    """The compiled library was asked for and cannot be had."""
+
+
+@functools.cache
+def is_available() -> bool:
+    """Returns whether the library is loaded and its functions can be called.
+
+    Raises:
+      ConfigError: the environment variable ``JAXEFF_NATIVE`` is not auto, never or always.
+      NativeError: it is "always", and there is no library.
+    """
+    choice = os.environ.get(VARIABLE, "") or "auto"
+    if choice not in CHOICES:
+        raise ConfigError(f"{VARIABLE} must be one of {', '.join(CHOICES)}, not {choice!r}")
+    if choice == "never":
+        return False
+    try:
+        _register(ctypes.CDLL(str(build())))
+    except (NativeError, OSError) as error:
+        if choice == "always":
+            raise NativeError(
+                f"{VARIABLE}=always, but {error}; install a C++ compiler, such as g++, or set "
+                f"{VARIABLE}=auto"
+            ) from error
+        return False
+    return True
+
+
+def is_computable(*arrays: Array) -> bool:
+    """Returns whether the library computes with such arrays: float32, of known and whole shapes."""
+    known = all(isinstance(size, int) and size for a in arrays for size in a.shape)
+    return known and all(a.dtype == jnp.float32 for a in arrays) and is_available()
+
+
+def call(
+    name: str, shapes: Sequence[tuple[int, ...]], args: tuple[Array, ...], **attributes: Any
+) -> Sequence[Array]:
+    """Calls a function of the library on a device's share of the cores.
+
+    Args:
+      name: in `TARGETS`.
+      shapes: of its float32 results.
+      args: arrays.
+      **attributes: further static arguments.
+    """
+    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    function = jax.ffi.ffi_call(name, results, vmap_method="sequential")
+    return function(*args, threads=np.int64(_threads()), **attributes)
+
+
+def _threads() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // jax.local_device_count("cpu"))
+
+
+def build() -> Path:
+    """Returns the library of this machine, after compiling it if it is not there.
+
+    Raises:
+      NativeError: there is no compiler, or it fails.
+    """
+    compiler = _compiler()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxeff" / "native"
+    library = folder / f"{_key(compiler)}.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = map(str, sorted(HERE.glob("*.cc")))
+    # Other processes may build it at the same time: each its own, moved to its place as a whole.
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        output = Path(own) / library.name
+        command = [*compiler, *OPTIONS, "-isystem", jax.ffi.include_dir(), *sources]
+        done = subprocess.run([*command, "-o", str(output)], capture_output=True, text=True)
+        if done.returncode:
+            first = next((line for line in done.stderr.splitlines() if "error" in line), "no words")
+            raise NativeError(f"{compiler[0]} could not compile the library ({first.strip()})")
+        output.replace(library)
+    return library
+
+
+def _compiler() -> list[str]:
+    if command := shlex.split(os.environ.get("CXX", "")):
+        return command
+    for name in COMPILERS:
+        if path := shutil.which(name):
+            return [path]
+    raise NativeError("no C++ compiler was found")
+
+
+def _key(compiler: list[str]) -> str:
+    """Returns a hash of everything that the library depends on, the processor included."""
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
+    parts = [*compiler, version, *OPTIONS, jaxlib.__version__, platform.machine(), _processor()]
+    sources = (path.read_text() for path in sorted(HERE.glob("*.cc")) + sorted(HERE.glob("*.h")))
+    return hashlib.sha256("\0".join((*parts, *sources)).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """Returns the instructions that the processor has, as far as the system says."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    return next(iter(re.findall(r"^(?:flags|Features)\s*:.*$", text, re.MULTILINE)), "")
+
+
+def _register(library: ctypes.CDLL) -> None:
+    for name in TARGETS:
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")

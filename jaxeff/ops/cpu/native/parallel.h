@@ -1,0 +1,46 @@
+// Work in pieces on the threads that XLA computes with.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <utility>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace jaxeff {
+
+// Calls body(piece) for every piece below `pieces`, on at most `threads` threads, and returns when
+// all are done. The caller works too, so that nothing waits for a pool whose threads are all busy.
+template <typename Body>
+void ForEachPiece(xla::ffi::ThreadPool& pool, int64_t threads, int64_t pieces, const Body& body) {
+  struct Progress {
+    std::atomic<int64_t> next{0}, done{0};
+    std::mutex mutex;
+    std::condition_variable finished;
+  };
+  auto progress = std::make_shared<Progress>();
+  // A helper that starts late finds no piece left, and does not touch `body`, which is gone then.
+  auto work = [progress, pieces, &body] {
+    for (int64_t piece; (piece = progress->next.fetch_add(1)) < pieces;) {
+      body(piece);
+      if (progress->done.fetch_add(1) + 1 == pieces) {
+        std::lock_guard<std::mutex> lock(progress->mutex);
+        progress->finished.notify_all();
+      }
+    }
+  };
+  int64_t helpers = std::min({threads, pool.num_threads() + 1, pieces}) - 1;
+  for (int64_t i = 0; i < helpers; ++i) {
+    auto copy = work;
+    pool.Schedule(std::move(copy));
+  }
+  work();
+  std::unique_lock<std::mutex> lock(progress->mutex);
+  progress->finished.wait(lock, [&] { return progress->done.load() == pieces; });
+}
+
+}  // namespace jaxeff

@@ -1,0 +1,29 @@
+// Vectors of floats, as wide as the processor's registers.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace jaxeff {
+
+#if defined(__AVX512F__)
+constexpr int64_t kLanes = 16;
+#elif defined(__AVX__)
+constexpr int64_t kLanes = 8;
+#else
+constexpr int64_t kLanes = 4;
+#endif
+
+typedef float Vector __attribute__((vector_size(4 * kLanes)));
+
+inline Vector Load(const float* from) {
+  Vector values;
+  std::memcpy(&values, from, sizeof(values));
+  return values;
+}
+
+inline void Store(float* to, const Vector& values) { std::memcpy(to, &values, sizeof(values)); }
+
+inline int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+}  // namespace jaxeff

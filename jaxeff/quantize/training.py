@@ -1,0 +1,174 @@
+"""Quantisation-aware training: floating point that rounds as the integers will.
+
+Gradients pass through the rounding as if it were not there (the straight-through estimator), so the
+weights that are trained stay in full precision.
+
+Reference:
+  Jacob et al., "Quantization and Training of Neural Networks for Efficient
+  Integer-Arithmetic-Only Inference", CVPR 2018, section 3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxeff.arguments import require, require_whole
+from jaxeff.errors import ConfigError
+from jaxeff.ode import CarryParts, Cell, FusedCell
+from jaxeff.typing import Array, Params
+
+#: Parameters with these names are looked up or added, not multiplied: they keep 16 bits on devices.
+NOT_MULTIPLIED = ("embedding",)
+
+
+@jax.custom_jvp
+def straight_through(x: Array, rounded: Array) -> Array:
+    """Returns ``rounded``, with the derivative of ``x``."""
+    return rounded
+
+
+@straight_through.defjvp
+def _straight_through_jvp(primals, tangents):
+    return primals[1], tangents[0]
+
+
+def rounded_kernel(kernel: Array, bits: int, per_channel: bool = True) -> Array:
+    """Returns a kernel with every entry a whole multiple of its column's scale.
+
+    Args:
+      kernel: ``[..., outputs]``, of a product or a convolution.
+      bits: of the multiples, which lie within ``+-(2**(bits - 1) - 1)``.
+      per_channel: a scale for every output; otherwise one for the kernel.
+    """
+    axes = tuple(range(kernel.ndim - 1)) if per_channel else None
+    limit = 2 ** (bits - 1) - 1
+    largest = jax.lax.stop_gradient(jnp.abs(kernel).max(axes, keepdims=True))
+    scale = jnp.where(largest > 0, largest, 1) / limit
+    return straight_through(kernel, jnp.floor(kernel / scale + 0.5) * scale)
+
+
+def rounded_state(state: Array, bits: int, bound: float) -> Array:
+    """Returns a state as integers of that many bits keep it, saturated at the bound."""
+    fraction = bits - 1 - math.ceil(math.log2(bound))
+    high = 2 ** (bits - 1) - 1
+    integers = jnp.clip(jnp.floor(state * 2.0**fraction + 0.5), -high - 1, high)
+    # Beyond the bound there is no gradient, as of any clipped value.
+    limits = ((-high - 1) * 2.0**-fraction, high * 2.0**-fraction)
+    return straight_through(jnp.clip(state, *limits), integers * 2.0**-fraction)
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeQuantization:
+    """What of a model is rounded while it is trained.
+
+    Attributes:
+      weight_bits: of all kernels, from 2 to 8; 0 rounds none.
+      state_bits: of recurrent states between steps, 8 or 16; 0 rounds none.
+      state_bound: a power of two that states stay below, or else saturate at.
+      per_channel: a scale for every output of a kernel; otherwise one for the kernel.
+
+    Raises:
+      ConfigError: a field has an impossible value.
+    """
+
+    weight_bits: int = 0
+    state_bits: int = 0
+    state_bound: float = 1.0
+    per_channel: bool = True
+
+    def __post_init__(self):
+        require_whole("config.quantize.weight_bits", self.weight_bits, 0)
+        if self.weight_bits:
+            require("config.quantize.weight_bits", self.weight_bits, "[2, 8]")
+        if self.state_bits not in (0, 8, 16):
+            raise ConfigError(
+                f"config.quantize.state_bits must be 0, 8 or 16, not {self.state_bits!r}"
+            )
+        require("config.quantize.state_bound", self.state_bound, "(0, inf)")
+        if not math.log2(self.state_bound).is_integer():
+            raise ConfigError(
+                f"config.quantize.state_bound must be a power of two, not {self.state_bound:g}"
+            )
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is rounded."""
+        return bool(self.weight_bits or self.state_bits)
+
+    def parameters(self, params: Params) -> Params:
+        """Returns parameters with rounded kernels: all that have at least two axes."""
+        if not self.weight_bits:
+            return params
+
+        def rounded(path, leaf):
+            name = path[-1].key
+            if leaf.ndim < 2 or name in NOT_MULTIPLIED:
+                return leaf
+            return rounded_kernel(leaf, self.weight_bits, self.per_channel)
+
+        return jax.tree_util.tree_map_with_path(rounded, params)
+
+    def variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns variables with rounded kernels in ``"params"``."""
+        return {**variables, "params": self.parameters(variables["params"])}
+
+    def model(self, model: Any) -> Any:
+        """Returns a model whose cell rounds its state.
+
+        Raises:
+          ConfigError: the state is to be rounded and the model has none.
+        """
+        if not self.state_bits:
+            return model
+        if not isinstance(getattr(model, "cell", None), Cell):
+            raise ConfigError(
+                f"config.quantize.state_bits: {type(model).__name__} has no recurrent state; "
+                "set it to 0"
+            )
+        return model.clone(cell=self.cell(model.cell))
+
+    def cell(self, cell: Cell) -> Cell:
+        """Returns a cell like another that rounds its state after every step."""
+        if isinstance(cell, FusedCell) and not cell.fused:
+            raise ConfigError(
+                "config.quantize.state_bits: a cell that solves for its equilibrium has no integer "
+                "form; set config.model.cell.solver=euler"
+            )
+        kind = _rounding(type(cell), self)  # type: ignore[arg-type]
+        return kind(**{f.name: getattr(cell, f.name) for f in dataclasses.fields(cell)})
+
+    def state(self, state: Any) -> Any:
+        """Returns a tree of states, rounded."""
+        return jax.tree.map(lambda a: rounded_state(a, self.state_bits, self.state_bound), state)
+
+
+@functools.cache
+def _rounding(kind: type[Cell], rounding: FakeQuantization) -> type[Cell]:
+    """Returns a class of cells whose states are rounded; of one kind always the same class."""
+    if issubclass(kind, FusedCell):
+
+        class RoundedFused(kind):  # type: ignore[valid-type,misc]
+            def update(self, coefficients, state, t, at):
+                state = super().update(coefficients, state, t, at)
+                rounded = rounding.state(state)
+                # The inner steps before the last one are not kept in the state's few bits.
+                last = at.number == self.inner_steps - 1
+                return jax.tree.map(lambda a, b: jnp.where(last, a, b), rounded, state)
+
+        return RoundedFused
+
+    class Rounded(kind):  # type: ignore[valid-type,misc]
+        def step(self, params, carry, x):
+            carry, _ = super().step(params, carry, x)
+            parts = isinstance(carry, CarryParts)
+            state = rounding.state(carry.state if parts else carry)
+            return carry._replace(state=state) if parts else state, self.output(state)
+
+    return Rounded

@@ -1,0 +1,145 @@
+"""Files answer in their own runtimes as the model does."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import jaxeff
+from jaxeff import ode
+from jaxeff.errors import ConfigError, UserError
+from jaxeff.exporting import Entry, ExportError, Input, entries, verify, write_entries
+from jaxeff.exporting.formats import require_package
+from jaxeff.models import MODELS, SequenceModel
+
+TEXT = {"layers": 2, "width": 8, "heads": 2, "hidden": 16, "vocabulary": 20, "positions": 16}
+NETWORK = {"name": "resnet", "depth": 8, "widths": (4, 4, 4)}
+POSED = {"name": "autoencoder", "size": 8, "latents": 2, "pose": {"name": "rotation"}}
+
+
+def small(cell=None, layers=1):
+    return SequenceModel(cell or ode.GRU(5), num_outputs=3, num_layers=layers)
+
+
+def within_tolerance(report, tolerance=1e-5):
+    assert not report.failures
+    for row in report.rows:
+        assert row.difference <= tolerance * max(1.0, row.scale), row
+
+
+def test_a_program_is_read_by_jax_alone(exportable, options, tmp_path):
+    model = small(ode.Elman(5))
+    source = exportable(model, 3, 6, 4, facts={"classes": ["a", "b", "c"]})
+    report = write_entries(entries(model, source), tmp_path, options("stablehlo"))
+    within_tolerance(report)
+    whole = export.deserialize(bytearray((tmp_path / "sequence.stablehlo").read_bytes()))
+    longer = jax.random.normal(jax.random.key(1), (5, 11, 4))
+    expected = model.apply(source.variables, longer)
+    np.testing.assert_allclose(whole.call(longer)[0], expected, atol=1e-6)
+    step = export.deserialize(bytearray((tmp_path / "step.stablehlo").read_bytes()))
+    facts = json.loads((tmp_path / "step.json").read_text())
+    assert facts["classes"] == ["a", "b", "c"]
+    assert facts["files"] == {"stablehlo": ["step.stablehlo"]}
+    shapes = [each["shape"] for each in facts["inputs"]]
+    assert shapes == [["batch", 4], ["batch", 5]]
+    state = [jnp.zeros((5, 5))]
+    for t in range(longer.shape[1]):
+        outputs, *state = step.call(longer[:, t], *state)
+    np.testing.assert_allclose(outputs, expected, atol=1e-6)
+    assert "| step | stablehlo |" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["litert", "onnx"])
+def test_a_step_in_another_runtime(name, exportable, options, tmp_path):
+    model = small(ode.TARNN(5))
+    step = entries(model, exportable(model, 2, 8, 4))[1]
+    within_tolerance(write_entries([step], tmp_path, options(name)), 1e-6)
+
+
+@pytest.mark.parametrize("name", ["stablehlo", "litert", "onnx"])
+@pytest.mark.parametrize(
+    ("spec", "shape", "names"),
+    [
+        ({"name": "early_exit", "backbone": NETWORK}, (8, 8, 3), ("stage_0", "stage_1", "stage_2")),
+        ({"name": "hybrid", "base": NETWORK, "expert": NETWORK}, (8, 8, 3), None),
+        (POSED, (8, 8, 1), ("encoder", "decoder")),
+    ],
+)
+@pytest.mark.slow
+def test_parts_of_models(name, spec, shape, names, exportable, options, tmp_path):
+    model = MODELS.build(spec, num_outputs=3)
+    parts = entries(model, exportable(model, 3, *shape))
+    assert tuple(part.name for part in parts) == (names or ("base", "router", "expert"))
+    within_tolerance(write_entries(parts, tmp_path, options(name)))
+
+
+@pytest.mark.parametrize("name", ["stablehlo", "litert", "onnx"])
+@pytest.mark.slow
+def test_texts_have_a_program_per_length(name, exportable, options, tmp_path):
+    model = MODELS.build({"name": "encoder", "shape": TEXT, "cuts": ((1, 2),)}, num_outputs=3)
+    tokens = np.random.default_rng(0).integers(0, 20, (3, 12)).astype(np.int32)
+    variables = jax.jit(model.init)(jax.random.key(0), tokens)
+    source = jaxeff.exporting.Exportable(variables, tokens, mask=tokens > 2)
+    parts = entries(model, source)
+    assert [part.name for part in parts] == ["length_8", "length_12"]
+    within_tolerance(write_entries(parts, tmp_path, options(name)))
+
+
+@pytest.mark.parametrize("precision", ["int8", "int16x8", "int8_dynamic"])
+@pytest.mark.slow
+def test_integers_keep_a_state_in_its_range(precision, exportable, options, tmp_path):
+    model = small(ode.Elman(8))
+    step = entries(model, exportable(model, 4, 30, 4))[1]
+    report = write_entries([step], tmp_path, options("litert", precision=precision))
+    (row,) = report.rows
+    # A clipped state is off by a third of its range.
+    assert row.difference < {"int8": 0.12, "int16x8": 0.03, "int8_dynamic": 0.06}[precision]
+    assert row.files == [f"step_batch1_{precision}.tflite"]
+
+
+def test_a_comparison_sees_what_is_wrong(exportable):
+    model = small(ode.Elman(5))
+    step = entries(model, exportable(model, 2, 6, 4))[1]
+
+    def drifting(*arrays):
+        outputs, state = jax.jit(step.function)(*arrays)
+        return outputs, state + 1e-3
+
+    right = verify.compare(step, jax.jit(step.function), 2)
+    assert right.largest < 1e-6 < 1e-3 < verify.compare(step, drifting, 2).largest
+
+
+def test_refusals_are_sentences(exportable, options, tmp_path):
+    with pytest.raises(UserError, match=r"^nothing is not installed; pip install 'jaxeff\[x\]'$"):
+        require_package("nothing", ["1."], "pip install 'jaxeff[x]'")
+    with pytest.raises(UserError, match=r"numpy 2\.\S+ is installed, whose interface may differ"):
+        require_package("numpy", ["1."], "pip install numpy")
+    model = small()
+    parts = entries(model, exportable(model, 2, 3, 4))
+    with pytest.raises(ConfigError, match="'stablehlo' has float32, not 'int8'"):
+        write_entries(parts, tmp_path, options("stablehlo", precision="int8"))
+    with pytest.raises(ConfigError, match="unknown export format 'stablehlp'; did you mean"):
+        write_entries(parts, tmp_path, jaxeff.exporting.Options(to=("stablehlp",)))
+    with pytest.raises(ValueError, match="entry 'e' has no examples of x"):
+        Entry("e", lambda x: (x,), {"x": Input(("batch", 2))}, ("y",), {})
+
+
+def test_an_operation_that_a_format_lacks_is_named(options, tmp_path):
+    x, inputs = np.ones((2, 3), np.float32), {"x": Input(("batch", 3))}
+    ordered = Entry("ordered", lambda x: (jnp.sort(x),), inputs, ("y",), {"x": x}, instead="other")
+    sentence = "has no operation STABLEHLO_SORT; use 'other', which is exported beside it$"
+    with pytest.raises(ExportError, match=sentence):
+        write_entries([ordered], tmp_path, options("litert"))
+
+
+def test_a_model_is_exported_from_python(tmp_path):
+    model = jaxeff.create_model("mlp", num_classes=3)
+    inputs = np.ones((2, 4), np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), inputs)
+    report = jaxeff.export(model, variables, inputs, tmp_path, rounds=1, batch_sizes=(2,))
+    assert report.rows[0].latency_ms[2].keys() == {"artifact", "jitted"}
+    with pytest.raises(ConfigError, match="needs the model's variables and examples"):
+        jaxeff.export(model, folder=tmp_path)

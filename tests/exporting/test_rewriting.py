@@ -1,0 +1,68 @@
+"""Programs with operations in place of others compute the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxeff.exporting.litert import _RULES
+from jaxeff.exporting.onnx import _plane_by_plane
+from jaxeff.exporting.rewriting import rewritten, zeros_between
+from jaxeff.ops import platform, strided
+
+KEY = jax.random.key(0)
+
+
+def primitives(function, *arrays):
+    return str(jax.make_jaxpr(function)(*arrays))
+
+
+@pytest.mark.parametrize(("dimensions", "strides", "padding"), [(2, 2, 2), (3, 2, 1), (2, 1, 2)])
+def test_transposed_convolutions(dimensions, strides, padding):
+    x = jax.random.normal(KEY, (2, *(4,) * dimensions, 3))
+    kernel = jax.random.normal(KEY, (*(5,) * dimensions, 3, 2))
+
+    def function(x):
+        with platform("reference"):
+            return strided.transposed_conv(x, kernel, strides, padding, strides - 1)
+
+    expected = jax.jit(function)(x)
+    for rule in (_RULES["conv_general_dilated"], _plane_by_plane):
+        other = rewritten(function, {"conv_general_dilated": rule})
+        np.testing.assert_allclose(jax.jit(other)(x), expected, atol=2e-5)
+    plain = rewritten(function, _RULES)
+    assert "lhs_dilation=(2" not in primitives(plain, x)
+    planes = rewritten(function, {"conv_general_dilated": _plane_by_plane})
+    assert "lhs_dilation=(2, 2, 2)" not in primitives(planes, x)
+
+
+def test_largest_values_and_their_places():
+    x = jax.random.normal(KEY, (3, 7)).at[1, 2].set(5.0).at[1, 4].set(5.0)
+    values, places = rewritten(lambda x: jax.lax.top_k(x, 4), _RULES)(x)
+    expected = jax.lax.top_k(x, 4)
+    np.testing.assert_array_equal(values, expected[0])
+    np.testing.assert_array_equal(places, expected[1])
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_short_loops_are_written_out(reverse):
+    rows = jax.random.normal(KEY, (4, 3))
+
+    @jax.jit
+    def function(rows):
+        def body(carry, row):
+            return jnp.tanh(carry + 2 * row), carry * row
+
+        return jax.lax.scan(body, jnp.ones(3), rows, reverse=reverse)
+
+    short, kept = rewritten(function, {}, unrolled=4), rewritten(function, {}, unrolled=3)
+    assert "scan" not in primitives(short, rows)
+    assert "scan" in primitives(kept, rows)
+    for mine, expected in zip(short(rows), function(rows), strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-6)
+
+
+def test_zeros_between_entries():
+    x = jnp.arange(1, 7.0).reshape(1, 3, 2)
+    expected = [[[1, 2], [0, 0], [0, 0], [3, 4], [0, 0], [0, 0], [5, 6]]]
+    np.testing.assert_array_equal(zeros_between(x, 1, 3), expected)

@@ -1,0 +1,145 @@
+"""The compiled CPU forms: shapes, transformations of JAX, and where there is no compiler."""
+
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+from sweeps import swept
+
+from jaxeff.errors import ConfigError
+from jaxeff.ops import convolution, platform
+from jaxeff.ops.cpu import native
+from jaxeff.ops.cpu.native import library
+
+pytestmark = pytest.mark.skipif(
+    not native.is_available(), reason="no C++ compiler, or JAXEFF_NATIVE=never"
+)
+
+#: Shapes of inputs and kernels, and strides: full and partial vectors and tiles, several pieces.
+SHAPES = (
+    ((3, 11, 9, 20), (3, 3, 20, 40), 1),
+    ((3, 12, 17, 16), (3, 3, 16, 16), 2),
+    ((17, 9, 11, 5), (5, 3, 5, 70), 3),
+    ((2, 7, 7, 24), (1, 1, 24, 33), 1),
+    ((2, 7, 8, 24), (1, 1, 24, 33), 2),
+    ((2, 3, 3, 4), (7, 7, 4, 3), 2),
+    ((1, 70, 80, 33), (3, 3, 33, 17), 1),
+    ((2, 4, 4, 300), (3, 3, 300, 400), 1),
+)
+
+
+def arrays(*shapes):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "kernel_shape", "strides"), swept(SHAPES, *SHAPES[:3], SHAPES[5])
+)
+def test_values_and_gradients_are_those_of_double_precision(x_shape, kernel_shape, strides):
+    rows, columns = (-(-size // strides) for size in x_shape[1:3])
+    y_shape = (x_shape[0], rows, columns, kernel_shape[3])
+    args = arrays(x_shape, kernel_shape, y_shape[-1:], y_shape)
+
+    def conv(x, kernel, bias, skip):
+        return convolution.conv(x, kernel, strides, bias, skip, relu=True)
+
+    def both(*args):
+        y, pull = jax.vjp(conv, *args)
+        return y, *pull(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+    with platform("cpu"):
+        ours = jax.jit(both)(*args)
+    with platform("reference"), jax.enable_x64(True):
+        exact = jax.jit(both)(*(a.astype("float64") for a in args))
+    for value, other in zip(ours, exact, strict=True):
+        value, other = np.asarray(value, np.float64), np.asarray(other)
+        assert np.linalg.norm(value - other) < 2e-6 * np.linalg.norm(other)
+
+
+def test_derivatives_of_derivatives():
+    x, kernel, direction = arrays((2, 5, 6, 3), (3, 3, 3, 4), (2, 5, 6, 3))
+
+    def slope(x, kernel):
+        return jnp.sum(
+            jax.grad(lambda x: jnp.sum(convolution.conv(x, kernel, 2) ** 3))(x) * direction
+        )
+
+    def second(name):
+        with platform(name):
+            return jax.jit(jax.grad(slope, (0, 1)))(x, kernel)
+
+    for ours, reference in zip(second("cpu"), second("reference"), strict=True):
+        np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=1e-3)
+
+
+def test_vmap_and_shard_map():
+    x, kernel = arrays((2, 3, 5, 6, 3), (3, 3, 3, 4))
+    with platform("cpu"):
+        each = jnp.stack([convolution.conv(images, kernel) for images in x])
+        np.testing.assert_array_equal(jax.vmap(convolution.conv, (0, None))(x, kernel), each)
+        mesh, spec = Mesh(jax.devices()[:1], ("data",)), PartitionSpec("data")
+        mapped = jax.shard_map(
+            lambda x: convolution.conv(x, kernel),
+            mesh=mesh,
+            in_specs=spec,
+            out_specs=spec,
+            check_vma=False,
+        )
+        np.testing.assert_array_equal(jax.jit(mapped)(x[0]), each[0])
+
+
+def test_results_do_not_depend_on_threads(monkeypatch):
+    x, kernel, g = arrays((9, 16, 16, 16), (3, 3, 16, 16), (9, 16, 16, 16))
+    results = []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(library, "_threads", lambda threads=threads: threads)
+        y = native.convolution.conv(x, kernel, 1, None, None, False)
+        dkernel = native.convolution.kernel_gradient(x, g, kernel.shape, 1)
+        results.append((y, dkernel, native.normalisation.channel_sums(x, g, x[0, 0, 0])))
+    for other in results[1:]:
+        jax.tree.map(np.testing.assert_array_equal, other, results[0])
+
+
+def test_a_skip_of_another_shape_is_refused():
+    x, kernel, skip = arrays((2, 5, 6, 3), (3, 3, 3, 4), (2, 5, 6, 3))
+    with platform("cpu"), pytest.raises(ValueError, match=r"gives \(2, 5, 6, 4\)"):
+        convolution.conv(x, kernel, 1, None, skip)
+
+
+@pytest.fixture
+def afresh():
+    """Forgets the library, before and after."""
+    library.is_available.cache_clear()
+    yield
+    library.is_available.cache_clear()
+
+
+@pytest.mark.usefixtures("afresh")
+class TestWithoutACompiler:
+    @pytest.fixture(autouse=True)
+    def broken(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setenv("CXX", f"{sys.executable} -c 'import sys; sys.exit(1)'")
+
+    def test_plain_jax_takes_its_place(self):
+        x, kernel = arrays((2, 5, 6, 3), (3, 3, 3, 4))
+        with platform("cpu"):
+            text = jax.jit(functools.partial(convolution.conv)).lower(x, kernel).as_text()
+        assert "jaxeff_conv" not in text
+
+    def test_asking_for_it_is_an_error(self, monkeypatch):
+        monkeypatch.setenv("JAXEFF_NATIVE", "always")
+        with pytest.raises(library.NativeError, match=r"could not compile .* install a C"):
+            library.is_available()
+
+
+@pytest.mark.usefixtures("afresh")
+def test_another_choice_is_refused(monkeypatch):
+    monkeypatch.setenv("JAXEFF_NATIVE", "maybe")
+    with pytest.raises(ConfigError, match="auto, never, always"):
+        library.is_available()

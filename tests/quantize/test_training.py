@@ -1,0 +1,122 @@
+"""Training that rounds as integers will."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxeff import ode
+from jaxeff.config import base_config, distinctive, plain
+from jaxeff.errors import ConfigError
+from jaxeff.models import SequenceModel
+from jaxeff.quantize import FakeQuantization
+from jaxeff.quantize.formats import QuantizeOptions, integer_kernel
+from jaxeff.quantize.training import rounded_kernel, rounded_state
+from jaxeff.train import experiment
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_kernels_are_those_of_the_integer_program(bits, per_channel):
+    kernel = RNG.normal(size=(7, 5)).astype(np.float32) * [1, 2, 5, 0.1, 0]
+    options = QuantizeOptions(weight_bits=bits, per_channel=per_channel)
+    weights, scales = integer_kernel(kernel, 16, options)
+    rounded = rounded_kernel(jnp.asarray(kernel, jnp.float32), bits, per_channel)
+    np.testing.assert_allclose(rounded, weights * scales, rtol=1e-5)
+    # What is rounded once stays, so that exported weights are the trained ones.
+    np.testing.assert_allclose(rounded_kernel(rounded, bits, per_channel), rounded, rtol=1e-6)
+
+
+def test_gradients_pass_through():
+    kernel = jnp.asarray(RNG.normal(size=(3, 3, 2, 4)), jnp.float32)
+    weights = jnp.asarray(RNG.normal(size=kernel.shape), jnp.float32)
+    grads = jax.grad(lambda k: (rounded_kernel(k, 4) * weights).sum())(kernel)
+    np.testing.assert_allclose(grads, weights)
+    state = jnp.array([-3.0, -0.3, 0.3, 3.0])
+    np.testing.assert_allclose(rounded_state(state, 8, 1.0), [-1, -38 / 128, 38 / 128, 127 / 128])
+    np.testing.assert_allclose(rounded_state(state, 8, 4.0), [-3, -10 / 32, 10 / 32, 3])
+    grads = jax.grad(lambda s: rounded_state(s, 8, 1.0).sum())(state)
+    np.testing.assert_array_equal(grads, [0, 1, 1, 0])
+
+
+def test_states_are_rounded_at_every_step_and_gradients_are_those_of_any_backward():
+    rounding = FakeQuantization(state_bits=8)
+    cell = rounding.cell(ode.TARNN(5, num_inner_steps=2, activation="tanh", step_size=0.3))
+    params = cell.init(jax.random.key(0), 3)
+    xs = jnp.asarray(RNG.normal(size=(9, 2, 3)), jnp.float32)
+    carry = cell.initial_carry((2,), jnp.float32, 3)
+
+    def loss(params, backward):
+        _, ys = ode.unroll(cell, params, xs, carry, backward=backward)
+        return (ys**2).sum(), ys
+
+    grads = {}
+    for backward in ("fused", "autodiff"):
+        grads[backward], ys = jax.grad(loss, has_aux=True)(params, backward)
+        np.testing.assert_array_equal(ys * 128, np.round(ys * 128))
+        assert np.abs(ys).max() > 0.05
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads["fused"], grads["autodiff"]
+    )
+
+
+def test_other_cells_round_too():
+    cell = FakeQuantization(state_bits=8).cell(ode.DualODE(4, step_size=0.3))
+    params = cell.init(jax.random.key(0), 3)
+    carry, y = cell.step(params, cell.initial_carry((2,)), jnp.ones((2, 3)))
+    np.testing.assert_array_equal(y * 128, np.round(y * 128))
+    np.testing.assert_array_equal(carry, y)
+    with pytest.raises(ConfigError, match="solver=euler"):
+        FakeQuantization(state_bits=8).cell(ode.IRNN(4, solver="implicit"))
+
+
+def config_with(**quantize_fields):
+    config = base_config()
+    config.data.update({"name": "digits", "view": "rows"})
+    config.model = {"name": "sequence", "cell": {"name": "gru", "features": 4}}
+    config.quantize.update(quantize_fields)
+    return config
+
+
+def test_a_config_rounds_what_its_algorithm_sees():
+    built = experiment.build(config_with(weight_bits=4, state_bits=8))
+    batch = {"inputs": jnp.asarray(RNG.normal(size=(2, 8, 8)), jnp.float32)}
+    variables = built.model.init(jax.random.key(0), batch["inputs"])
+    outputs, _, _ = built.algorithm.forward(variables, batch, train=False)
+    rounding = FakeQuantization(weight_bits=4, state_bits=8)
+    cell = rounding.cell(ode.GRU(4))
+    model = SequenceModel(cell, num_outputs=10)
+    expected = model.apply(rounding.variables(variables), batch["inputs"])
+    np.testing.assert_allclose(outputs, expected, atol=1e-6)
+    assert np.abs(outputs - built.model.apply(variables, batch["inputs"])).max() > 1e-3
+    kernel = rounding.variables(variables)["params"]["readout"]["kernel"]
+    assert len(np.unique(np.asarray(kernel[:, 0]))) < 5
+
+
+def test_impossible_roundings_are_refused():
+    for fields, match in (
+        ({"weight_bits": 9}, "weight_bits"),
+        ({"state_bits": 4}, "state_bits must be 0, 8 or 16"),
+        ({"state_bits": 8, "state_bound": 3.0}, "power of two"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            experiment.build(config_with(**fields))
+    config = config_with(state_bits=8)
+    config.model = {"name": "mlp"}
+    with pytest.raises(ConfigError, match="no recurrent state"):
+        experiment.build(config)
+    config = config_with(weight_bits=8)
+    config.algorithm.name = "early_exits"
+    with pytest.raises(ConfigError, match="early_exits"):
+        experiment.build(config)
+
+
+def test_runs_of_before_go_on():
+    fields = plain(config_with())
+    older = {name: value for name, value in fields.items() if name != "quantize"}
+    older["prerequisites"] = {"base": dict(older)}
+    newer = {**fields, "prerequisites": {"base": dict(fields)}}
+    assert distinctive(newer) == distinctive(older)
+    assert distinctive(plain(config_with(weight_bits=8))) != distinctive(older)
