@@ -81,7 +81,7 @@ def measured(folder: Path, formats: Sequence[tuple[int, int]]) -> dict[str, Any]
     import jaxeff
     from jaxeff import programs, quantize
 
-    loaded = jaxeff.load(folder)
+    loaded = jaxeff.load(folder, data=True)
     calibration, _, seen = arrays(loaded, "train", CALIBRATION)
     inputs, labels, mask = arrays(loaded, "test")
     program = programs.trace_step(loaded.model, loaded.variables, inputs.shape[-1])

@@ -55,7 +55,7 @@ _NAMES = {
     "jaxeff.layers.bottleneck": ("Bottleneck",),
     "jaxeff.models": ("HybridModel", "SequenceModel", "create_model", "list_models"),
     "jaxeff.ode": ("unroll", "unroll_parallel"),
-    "jaxeff.streaming": ("Stream",),
+    "jaxeff.streaming": ("RecurrentStream",),
     "jaxeff.train": ("BPTT", "FPTT", "TruncatedBPTT", "dynamic_regularizer"),
     "jaxeff.train.exports": ("export",),
     "jaxeff.train.algorithms": ("Constrained", "Distillation"),

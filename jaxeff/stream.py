@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from jaxeff.errors import ConfigError, DataError, UserError
-from jaxeff.streaming import STEP, Stream
+from jaxeff.streaming import STEP, RecurrentStream
 from jaxeff.train import trained_model
 
 
@@ -70,7 +70,7 @@ def rows(lines: Iterable[bytes], features: int) -> Iterator[list[float]]:
             yield values
 
 
-def described(stream: Stream, outputs: np.ndarray, show_outputs: bool) -> str:
+def described(stream: RecurrentStream, outputs: np.ndarray, show_outputs: bool) -> str:
     """Returns a line of output: the class if there is one, and the outputs if they are asked for.
 
     Where there are no classes, they are always shown.
@@ -86,7 +86,7 @@ def described(stream: Stream, outputs: np.ndarray, show_outputs: bool) -> str:
 
 
 def run(
-    stream: Stream,
+    stream: RecurrentStream,
     lines: Iterable[bytes],
     out: IO[str],
     *,
@@ -125,12 +125,12 @@ def run(
         print(described(stream, pending, show_outputs), file=out, flush=True)
 
 
-def open_stream(name: str) -> Stream:
+def open_stream(name: str) -> RecurrentStream:
     """Returns a single stream of a run, a saved or shipped model, or an exported step."""
     path = Path(name)
     if path.is_file() or (path / STEP).is_file():
-        return Stream(path)
-    return Stream(trained_model.load(name))
+        return RecurrentStream(path)
+    return RecurrentStream(trained_model.load(name))
 
 
 def _every(text: str) -> int:

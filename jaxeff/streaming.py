@@ -1,6 +1,6 @@
 """Recurrent models step by step, as their inputs arrive.
 
-    stream = jaxeff.Stream(jaxeff.load("digits-tarnn"))
+    stream = jaxeff.RecurrentStream(jaxeff.load("digits-tarnn"))
     for pixel in pixels:
         logits = stream.push(pixel)
 
@@ -35,7 +35,7 @@ STEP, DESCRIPTION = "step.stablehlo", "step.json"
 
 
 class Steps(Protocol):
-    """What a `Stream` runs.
+    """What a `RecurrentStream` runs.
 
     Attributes:
       features: shape of the input of one step: ``(features,)``, () for symbols, None if any.
@@ -111,9 +111,10 @@ class ExportedSteps:
     """The steps of a program that `jax.export` wrote, which needs no model and no parameters.
 
     It maps an input ``[batch, ...]`` and the arrays of the state to the outputs and the arrays of
-    the next state. The JSON file of the same name beside it has ``inputs`` (name, shape and dtype
-    of each, the state's included), ``outputs`` (names), ``state`` (the outputs that are a state, by
-    name, with the input that each becomes) and ``initial_state`` (arrays without a batch axis).
+    the next state, as `jaxeff.export` makes it. The JSON file of the same name beside it has
+    ``inputs`` (name, shape and dtype of each, the state's included), ``outputs`` (names), ``state``
+    (the outputs that are a state, by name, with the input that each becomes), ``initial_state``
+    (arrays without a batch axis) and, where there are any, ``classes`` (names) and ``task``.
 
     Args:
       path: of the program.
@@ -179,7 +180,7 @@ class ExportedSteps:
         return state, jnp.swapaxes(outputs, 0, 1)
 
 
-class Stream:
+class RecurrentStream:
     """A recurrent model with its state.
 
     Args:
@@ -211,7 +212,7 @@ class Stream:
         if isinstance(model, (str, os.PathLike)):
             path = Path(model)
             exported = ExportedSteps(path / STEP if path.is_dir() else path)
-            self.class_names = tuple(exported.description.get("class_names", ()))
+            self.class_names = tuple(exported.description.get("classes", ()))
             self.task = exported.description.get("task", self.task)
             self._steps = exported
         elif variables is None:

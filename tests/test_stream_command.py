@@ -12,7 +12,7 @@ import jaxeff
 from jaxeff import stream as command
 from jaxeff.errors import DataError
 from jaxeff.models import MODELS
-from jaxeff.streaming import ModelSteps, Stream
+from jaxeff.streaming import ModelSteps, RecurrentStream
 
 VALUES = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
 LINES = [f"{a:.8f},{b:.8f}\n".encode() for a, b in VALUES]
@@ -27,7 +27,7 @@ def model():
 
 @pytest.fixture
 def stream(model):
-    stream = Stream(*model)
+    stream = RecurrentStream(*model)
     stream._steps = ModelSteps(*model, (2,), "float32")
     return stream
 

@@ -16,7 +16,7 @@ from jaxeff.data.views import VIEWS
 from jaxeff.errors import ConfigError, DataError, UserError
 from jaxeff.models import MODELS, SequenceModel
 from jaxeff.ode import CELLS
-from jaxeff.streaming import Stream
+from jaxeff.streaming import RecurrentStream
 
 BATCH, TIME, FEATURES, OUTPUTS = 3, 7, 2, 4
 RNG = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def every_step(model, variables, inputs, mask=None):
 def test_chunks_of_any_size_are_the_whole_sequence(cell, jitter):
     model, variables = recurrent(cell, jitter=jitter, num_layers=2)
     whole = every_step(model, variables, INPUTS, MASK)
-    stream = Stream(model, variables, batch=BATCH)
+    stream = RecurrentStream(model, variables, batch=BATCH)
     first = stream.push(INPUTS[:, :4], MASK[:, :4])
     last = [stream.push(INPUTS[:, t], MASK[:, t]) for t in range(4, TIME)]
     np.testing.assert_allclose(first, whole[:, :4], rtol=0, atol=1e-6)
@@ -54,7 +54,7 @@ def test_chunks_of_any_size_are_the_whole_sequence(cell, jitter):
 def test_one_stream_reads_symbols_step_by_step():
     symbols = RNG.integers(0, OUTPUTS, (1, TIME)).astype(np.int32)
     model, variables = recurrent("gru", symbols, readout="every_step", embedding=3)
-    stream = Stream(model, variables)
+    stream = RecurrentStream(model, variables)
     outputs = [stream.push(symbol) for symbol in symbols[0]]
     np.testing.assert_allclose(outputs, every_step(model, variables, symbols)[0], atol=1e-6)
     assert stream.compilations == 1
@@ -87,13 +87,13 @@ def test_raw_pixels_are_scaled_as_whole_images_are():
         trained = Trained(split, view.shape((3, 2, 3)))
         inputs = split.preprocess(images)["inputs"]
         expected = trained.model.apply(trained.variables, inputs)
-        stream = Stream(trained, batch=2)
+        stream = RecurrentStream(trained, batch=2)
         outputs = stream.push(images.reshape(inputs.shape))[:, -1]
         np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-6)
         np.testing.assert_array_equal(stream.labels(outputs), 3 - np.argmax(expected, -1))
     noisy = ArraySplit(images, labels, np.arange(2), scale, offset, VIEWS["noisy_rows"]())
     with pytest.raises(DataError, match="images as 'noisy_rows' have no steps"):
-        Stream(Trained(noisy, (3, 6))).push(images[0].reshape(3, 6))
+        RecurrentStream(Trained(noisy, (3, 6))).push(images[0].reshape(3, 6))
 
 
 def test_raw_series_are_normalised_and_a_state_is_kept_in_a_file(tmp_path):
@@ -101,19 +101,19 @@ def test_raw_series_are_normalised_and_a_state_is_kept_in_a_file(tmp_path):
     values = np.zeros((1, TIME, FEATURES), np.float32)
     split = SeriesSplit(values, np.zeros(1, np.int32), np.arange(1), scaling=scaling)
     trained = Trained(split, (TIME, FEATURES))
-    stream = Stream(trained)
+    stream = RecurrentStream(trained)
     with pytest.raises(UserError, match="no state yet"):
         stream.save(tmp_path / "state")
     stream.push(INPUTS[0, :4])
     stream.save(tmp_path / "state")
     expected = trained.model.apply(trained.variables, split.preprocess(INPUTS[:1])["inputs"])
     np.testing.assert_allclose(stream.push(INPUTS[0, 4:])[-1], expected[0], rtol=0, atol=1e-6)
-    again = Stream(trained)
+    again = RecurrentStream(trained)
     again.restore(tmp_path / "state")
     assert again.steps == 4
     np.testing.assert_allclose(again.push(INPUTS[0, 4:])[-1], expected[0], rtol=0, atol=1e-6)
     with pytest.raises(DataError, match="is no state of this model with 2 streams"):
-        Stream(trained, batch=2).restore(tmp_path / "state")
+        RecurrentStream(trained, batch=2).restore(tmp_path / "state")
 
 
 def test_an_exported_step_streams_as_its_model_does(tmp_path):
@@ -145,10 +145,10 @@ def test_an_exported_step_streams_as_its_model_does(tmp_path):
         "outputs": [*(f"next_{name}" for name in names), "logits"],
         "state": {f"next_{name}": name for name in names},
         "initial_state": {n: np.asarray(a[0]).tolist() for n, a in zip(names, leaves, strict=True)},
-        "class_names": list("abcd"),
+        "classes": list("abcd"),
     }
     (tmp_path / "step.json").write_text(json.dumps(description))
-    stream = Stream(tmp_path, batch=BATCH)
+    stream = RecurrentStream(tmp_path, batch=BATCH)
     whole = every_step(model, variables, INPUTS)
     np.testing.assert_allclose(stream.push(INPUTS[:, :5]), whole[:, :5], rtol=0, atol=1e-6)
     np.testing.assert_allclose(stream.push(INPUTS[:, 5]), whole[:, 5], rtol=0, atol=1e-6)
@@ -157,9 +157,9 @@ def test_an_exported_step_streams_as_its_model_does(tmp_path):
         stream.push(INPUTS[:, 5], np.ones(BATCH))
     (tmp_path / "step.json").write_text(json.dumps({**description, "state": {}}))
     with pytest.raises(DataError, match="does not describe an exported step"):
-        Stream(tmp_path)
+        RecurrentStream(tmp_path)
     with pytest.raises(DataError, match=r"elsewhere\.json: cannot be read"):
-        Stream(tmp_path / "elsewhere.stablehlo")
+        RecurrentStream(tmp_path / "elsewhere.stablehlo")
 
 
 @pytest.mark.parametrize(
@@ -173,11 +173,11 @@ def test_an_exported_step_streams_as_its_model_does(tmp_path):
 def test_impossible_inputs_are_refused(inputs, words):
     model, variables = recurrent("rnn")
     with pytest.raises(DataError, match=words):
-        Stream(model, variables).push(inputs)
+        RecurrentStream(model, variables).push(inputs)
 
 
 def test_what_has_no_streaming_form_is_refused():
     model = jaxeff.create_model("resnet20", num_classes=2)
     with pytest.raises(ConfigError, match="ConvNet has no streaming form, because it needs"):
-        Stream(model, {})
+        RecurrentStream(model, {})
     assert isinstance(recurrent("rnn")[0], SequenceModel)

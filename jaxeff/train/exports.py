@@ -60,7 +60,7 @@ def export(
     if isinstance(model, LoadedModel):
         if variables is not None or inputs is not None:
             raise ConfigError("a loaded model knows its variables and inputs; give a folder alone")
-        source = source_of(model.variables, model.dataset, model.report)
+        source = source_of(model.variables, model.with_examples().dataset, model.report)
         module = model.model
     else:
         require_linen(model)

@@ -73,6 +73,16 @@ class LoadedModel:
     class_logits: Callable[[Any], Any]
     saved: saved_model.SavedModel
 
+    def with_examples(self) -> LoadedModel:
+        """Returns the model with the examples of its data, which are loaded if need be.
+
+        Raises:
+          DataError: they are missing.
+        """
+        if len(self.dataset.splits["train"]):
+            return self
+        return dataclasses.replace(self, dataset=DatasetCache().load(self.config.data))
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the model into a folder, from which `load` makes it again on any machine.
 
@@ -150,9 +160,7 @@ def load(folder: str | os.PathLike[str], *, data: bool = False) -> LoadedModel:
     path = located(folder)
     saved = _saved_in(path)
     loaded = _of_saved(saved_model.read(saved)) if saved else _from_checkpoint(path)
-    if data and not len(loaded.dataset.splits["train"]):
-        return dataclasses.replace(loaded, dataset=DatasetCache().load(loaded.config.data))
-    return loaded
+    return loaded.with_examples() if data else loaded
 
 
 def located(folder: str | os.PathLike[str]) -> Path:

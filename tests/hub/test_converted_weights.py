@@ -9,7 +9,7 @@ from jaxeff import ode
 from jaxeff.errors import ConfigError
 from jaxeff.hub import safetensor_files
 from jaxeff.models import SequenceModel
-from jaxeff.streaming import Stream
+from jaxeff.streaming import RecurrentStream
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -24,7 +24,7 @@ def states(cell, params, xs, carry=None):
     width = cell.features
     identity = {"kernel": np.eye(width, dtype=np.float32), "bias": np.zeros(width, np.float32)}
     variables = {"params": {"cell_0": params, "readout": identity}}
-    stream = Stream(SequenceModel(cell, width), variables, batch=xs.shape[1])
+    stream = RecurrentStream(SequenceModel(cell, width), variables, batch=xs.shape[1])
     stream.state = carry
     return np.stack([stream.push(x) for x in xs])
 
