@@ -38,9 +38,7 @@ def log_complement(logits: Array) -> Array:
     top = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
     others = jax.nn.logsumexp(jnp.where(top, -jnp.inf, logits), axis=-1, keepdims=True)
     logs = jax.nn.log_softmax(logits, axis=-1)
-    small = jnp.where(
-        top, -jnp.log(2.0).astype(logs.dtype), logs
-    )  # avoids infinite gradients
+    small = jnp.where(top, -jnp.log(2.0).astype(logs.dtype), logs)  # avoids infinite gradients
     rest = others - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     return jnp.where(top, rest, jnp.log1p(-jnp.exp(small)))
 

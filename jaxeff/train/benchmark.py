@@ -1,4 +1,4 @@
-"""The job that measures a fresh model: counts, latency, and time and memory of a training step."""
+"""The benchmark job: counts, latency, and time and memory of a training step."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from jaxeff.train.datasets import DatasetCache
 
 
 def benchmark(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
-    """Measures a fresh model, and reports into ``workdir/bench``.
+    """Measures an untrained model and writes a report to ``workdir/bench``.
 
-    Where the config searches for its model, it is the one that the run in the folder has found.
+    If the config includes a model search, the model is the search result of the run in the folder.
     """
     datasets = DatasetCache()
     models = prerequisites.untrained(config, datasets)

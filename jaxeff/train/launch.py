@@ -59,13 +59,13 @@ def run(
     if arrays is not None:
         config = with_arrays(config, folder, arrays)
     check.check(config)
-    noise.hush()
+    noise.drop_repeated_tracebacks()
     runtime.prepare(batch_size=check.training_batch(config), cpu_devices=config.devices.cpu)
     if config.devices.coordinator:
         processes.connect(
             config.devices.coordinator, config.devices.num_processes, config.devices.process_id
         )
-    with folders.file_errors(), processes.lost_ones():
+    with folders.file_errors(), processes.lost_process_errors():
         if mode == "train":
             return train(config, folder)[1]
         return {"eval": evaluate, "bench": benchmark}[mode](config, folder)

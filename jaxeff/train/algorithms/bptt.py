@@ -21,12 +21,12 @@ class BPTT(Algorithm):
 
     Args:
       *shared: model, objective, optimizer and task, see `Algorithm`.
-      repeats: updates on each batch, one after the other; more than one equals the number of
-        updates of an algorithm that updates within the sequence.
+      repeats: updates on each batch, one after the other; use it to match the number of updates of
+        algorithms that update within the sequence.
       **options: of `Algorithm`.
     """
 
-    #: Values of the objective that `track` reads and that are no metrics.
+    #: Values of the objective that `track` reads and that are not metrics.
     tracked: tuple[str, ...] = ()
 
     def __init__(self, *shared: Any, repeats: int = 1, **options: Any):
@@ -36,7 +36,7 @@ class BPTT(Algorithm):
         self.updates_per_batch = repeats
 
     def hints(self, state: TrainState, batch: Batch) -> dict[str, Array]:
-        """Returns what the algorithm adds to a batch for its objective."""
+        """Returns entries that the algorithm adds to a batch for its objective."""
         del state, batch
         return {}
 
