@@ -369,5 +369,5 @@ def test_impossible_settings_are_refused(fields, message):
 
 
 def test_two_constraints_of_one_name_are_refused():
-    with pytest.raises(ConfigError, match="two constraints are called 'bound'"):
+    with pytest.raises(ConfigError, match="two constraints have the name 'bound'"):
         init_duals([bound(1.0), bound(2.0)], Settings())
