@@ -42,7 +42,7 @@ def test_every_method_builds(method, data_dir):
     names = [constraint.name for constraint in algorithm.constraints]
     assert config.name == f"{method}_resnet20_digits"
     assert "entropy" in names  # known of all, so that they can be compared
-    assert algorithm.settings.silent == (method not in ("dcl", "penalty"))
+    assert algorithm.settings.is_inactive == (method not in ("dcl", "penalty"))
     assert bool(algorithm.sharpness_radius) == (method == "sam")
     assert bool(config.objective.get("label_smoothing")) == (method == "smoothing")
     reweighting = {"dcl": "discount", "cvar": "cvar"}.get(method)

@@ -476,7 +476,7 @@ FILES = {
     "data.yaml": ("seed: 0\n", ["data.yaml is data", "Python file"]),
     "misspelt.py": (
         changed("config.train.num_step = 3"),
-        ["config.train.num_step is no field", "did you mean 'num_steps'"],
+        ["config.train.num_step is not a field", "did you mean 'num_steps'"],
     ),
     "text.py": (changed("config.train.num_steps = '3'"), ["text.py, line 7", "num_steps"]),
     "half.py": (changed("config.train.num_steps = 3.5"), ["half.py, line 7", "num_steps"]),

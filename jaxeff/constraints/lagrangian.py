@@ -125,7 +125,7 @@ class Settings:
             raise ConfigError(f"decay must be in [0, 1), not {self.decay}")
 
     @property
-    def silent(self) -> bool:
+    def is_inactive(self) -> bool:
         """Whether the constraints are measured without affecting the training."""
         return self.step.frozen and not self.initial
 
@@ -181,7 +181,7 @@ def over_devices(mean: Mean, axis_name: str | None) -> Mean:
     return mean if axis_name is None else jax.lax.psum(mean, axis_name)
 
 
-def own_gradient(mean: Mean, axis_name: str | None) -> Array:
+def local_gradient(mean: Mean, axis_name: str | None) -> Array:
     """Returns the mean over all devices, with the gradient of this device's contribution.
 
     The average of the devices' gradients of any function of it is then the gradient of that
@@ -299,7 +299,7 @@ def constrained(
             true = constraint.statistic
             statistic = surrogate if true is None else _as_mean(true(shown), constraint.size)
             statistic = statistics[constraint.name] = over_devices(statistic, axis_name)
-            if chosen.silent:
+            if chosen.is_inactive:
                 continue
             scale = scale_of(constraint, state, statistic)
             # From the running means: rectified violations of single batches are noisy, so their
@@ -307,7 +307,7 @@ def constrained(
             seen = with_batch(state.seen[constraint.name], statistic)
             excess = averaged(constraint, state, seen, scale)
             factor = effective_multiplier(state.multiplier[constraint.name], excess, rho)
-            excess_here = violation(constraint, state, own_gradient(surrogate, axis_name), scale)
+            excess_here = violation(constraint, state, local_gradient(surrogate, axis_name), scale)
             total += jnp.sum(jax.lax.stop_gradient(factor) * excess_here)
         return total, Evaluation(value, aux, statistics)
 

@@ -1,6 +1,6 @@
 """Training: objectives, algorithms, the loop, checkpoints and reports.
 
-``run(config, workdir)`` is the whole job; the parts are importable for use in notebooks.
+``run(config, workdir)`` runs a whole training; its parts can be imported separately.
 """
 
 from jaxeff.config import base_config

@@ -1,4 +1,4 @@
-"""What a job prints before and after it."""
+"""Console output before and after a job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxeff.train.experiment import Experiment
 
 
 def job(experiment: Experiment, workdir: Path, what: str) -> None:
-    """Prints what is going to happen, in the main process."""
+    """Prints a summary of the job before it starts, in the main process."""
     if jax.process_index() != 0:
         return
     config, devices, algorithm = experiment.config, experiment.devices, experiment.algorithm
@@ -38,7 +38,7 @@ def job(experiment: Experiment, workdir: Path, what: str) -> None:
 
 
 def results(report: dict[str, Any], workdir: Path) -> None:
-    """Prints the metrics of a written report, and where it is."""
+    """Prints the metrics and the path of a report."""
     for split in ("validation", "test"):
         values = report["metrics"].get(split, {})
         say(f"{split:10s} " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))

@@ -1,4 +1,4 @@
-"""The job that measures a fresh model: counts, latency, and time and memory of a training step."""
+"""The benchmark job: counts, latency, and time and memory of a training step."""
 
 from __future__ import annotations
 

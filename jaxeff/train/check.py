@@ -1,4 +1,4 @@
-"""Checks of a config that need neither data nor devices; each complaint is one sentence."""
+"""Checks of a config that need neither data nor devices; each error is one sentence."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def training_batch(config: ml_collections.ConfigDict) -> int:
-    """Returns the greatest batch of which all training batches are multiples.
+    """Returns the greatest common divisor of all training batch sizes.
 
-    Those are the config's own and those of everything that it requires, per process.
+    These are the config's and those of its prerequisites, per process.
     """
     sizes = [training_batch(required) for required in config.prerequisites.values()]
     common = math.gcd(config.train.batch_size, *sizes)
@@ -79,7 +79,9 @@ def training_batch(config: ml_collections.ConfigDict) -> int:
 def _check_prerequisite(name: str, config: Any) -> None:
     field = f"config.prerequisites.{name}"
     if not name.isidentifier() or name in RESERVED:
-        raise ConfigError(f"{field}: its name becomes a folder of the run; choose a plain word")
+        raise ConfigError(
+            f"{field}: its name becomes a folder of the run; use letters, digits and underscores"
+        )
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError(f"{field} must be a whole config, not {config!r}")
     with of_prerequisite(name):
@@ -88,7 +90,7 @@ def _check_prerequisite(name: str, config: Any) -> None:
 
 @contextlib.contextmanager
 def of_prerequisite(name: str) -> Iterator[None]:
-    """Makes complaints about a field name that of a config's prerequisite."""
+    """Adds the prerequisite's name to the field in error messages raised within."""
     try:
         yield
     except ConfigError as error:
@@ -99,13 +101,15 @@ def of_prerequisite(name: str) -> Iterator[None]:
 def _check_fields(fields: Mapping[str, Any], known: Mapping[str, Any], where: str, is_open: bool):
     for name in known:
         if name not in fields:
-            raise ConfigError(f"{where}.{name} is missing; start from jaxeff.train.base_config()")
+            raise ConfigError(
+                f"{where}.{name} is missing; build the config from jaxeff.train.base_config()"
+            )
     for name, value in fields.items():
         field = f"{where}.{name}"
         if name not in known:
             if is_open:
                 continue
-            raise ConfigError(f"{field} is no field of a config{closest(name, list(known))}")
+            raise ConfigError(f"{field} is not a field of a config{closest(name, list(known))}")
         if isinstance(known[name], Mapping):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{field} must be a section of fields, not {value!r}")
@@ -129,18 +133,18 @@ def _fits(value: Any, like: Any) -> bool:
 
 
 def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Returns what of a config must stay the same for a run to go on."""
+    """Returns the fields of a config that a run must keep to be continued."""
     return distinctive(plain(config))
 
 
 def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Makes the working directory this config's own, or checks that it already is.
+    """Writes the config to the working directory, or checks that it is the one stored there.
 
-    A finished run may be made longer: with a constant learning rate, a larger
-    ``train.num_steps`` is taken over.
+    A finished run can be extended: with a constant learning rate, a larger ``train.num_steps`` is
+    accepted and stored.
 
     Raises:
-      CheckpointError: another config wrote it; the message names the first field that differs.
+      CheckpointError: the stored config differs; the message names the first field that differs.
     """
     before = _recorded(workdir)
     if before is not None:
@@ -153,7 +157,7 @@ def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
 
 def check_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Raises `CheckpointError` if another config wrote the working directory; writes nothing."""
+    """Raises `CheckpointError` if the working directory has another config; writes nothing."""
     before = _recorded(workdir)
     difference = first_difference(before, identity(config)) if before is not None else None
     if difference:
@@ -164,10 +168,10 @@ def check_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
 
 def _recorded(workdir: Path) -> dict[str, Any] | None:
-    """Returns the config that wrote the working directory, None if there is none.
+    """Returns the config stored in the working directory, or None.
 
     Raises:
-      CheckpointError: it is damaged, and there are checkpoints that belong to it.
+      CheckpointError: it is damaged, and checkpoints depend on it.
     """
     path = workdir / CONFIG_FILE
     try:
@@ -184,11 +188,11 @@ def _recorded(workdir: Path) -> dict[str, Any] | None:
             f"{path} is damaged; bring it back from a copy, or delete that file: the same command "
             "then goes on from the checkpoints beside it, if they are of its config"
         )
-    return None  # nothing to lose
+    return None  # no checkpoints depend on it
 
 
 def _check_longer(workdir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises `CheckpointError` unless all that changed is that a run gets more steps."""
+    """Raises `CheckpointError` unless the only change is a valid increase of the steps."""
     difference = first_difference(before, now)
     old, new = before.get("train"), now["train"]
     steps = old.get("num_steps") if isinstance(old, dict) else None

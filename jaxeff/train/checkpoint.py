@@ -1,7 +1,8 @@
 """Checkpoints of a run, over Orbax: asynchronous, atomic, and with a digest of every array.
 
-Reading changes nothing. A checkpoint is called damaged only where its content proves it; a memory
-or I/O error, or a state of another shape, leaves it in its place and is said in a sentence.
+Reading does not modify files. A checkpoint counts as damaged only if its content proves it; after a
+memory or I/O error, or for a state of another shape, it stays in place and the error is one
+sentence.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from jaxeff.train import fingerprint, processes
 
 Report = Callable[[str], None]
 
-_UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's own name of a save in flight
+_UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's suffix of an unfinished save
 _REMOVED = ".removed"
-# How TensorStore says that reading itself failed, whatever the files hold.
+# TensorStore's messages for failures of reading that do not depend on the content.
 _PASSING = re.compile(
     "RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|INTERNAL"
     r"|os_error_code='(?!2')"  # 2 is a missing file
@@ -38,14 +39,14 @@ _WRONG_CONTENT = re.compile(
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an error and those that it comes from; Orbax wraps all of them in one kind."""
+    """Yields an error and its causes; Orbax wraps all of them in one exception type."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _proof_of_damage(error: Exception) -> str | None:
-    """Returns in what way an error proves the files wrong or missing, None if it does not."""
+    """Returns why an error proves that files are damaged or missing, or None if it does not."""
     proof = None
     for one in _chain(error):
         if isinstance(one, (MemoryError, OSError)) and not isinstance(one, FileNotFoundError):
@@ -55,7 +56,7 @@ def _proof_of_damage(error: Exception) -> str | None:
             return None
         wrong = isinstance(one, (fingerprint.DamageError, FileNotFoundError, UnicodeDecodeError))
         wrong = wrong or isinstance(one, json.JSONDecodeError)
-        # Metadata without some entry; around another error it says nothing.
+        # Metadata without some entry; as a wrapper of another error it proves nothing.
         wrong = wrong or (type(one) is KeyError and not (one.__cause__ or one.__context__))
         if wrong or (isinstance(one, ValueError) and _WRONG_CONTENT.search(text)):
             proof = _first_line(one)
@@ -75,7 +76,7 @@ def _root(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Leaves it to the caller to say what could not be read, and in one sentence."""
+    """Suppresses Orbax's log output, so that the caller's one-sentence error is the only one."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -90,8 +91,8 @@ class Checkpoints:
     Each holds a tree of arrays and a dict of plain values (numbers, strings, lists, dicts).
 
     Args:
-      directory: where they live; made by the first save.
-      keep: how many of the newest to keep.
+      directory: created by the first save.
+      keep: number of newest checkpoints to keep.
       warn: called with one line when a checkpoint is damaged.
     """
 
@@ -108,7 +109,7 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
 
     def save(self, step: int, tree: Any, values: dict[str, Any], *, wait: bool = False) -> None:
-        """Starts saving; at most one save runs at a time, so this waits for the one before.
+        """Starts saving asynchronously, after waiting for the previous save.
 
         The arrays are copied first: the caller may donate them to the next step.
 
@@ -116,7 +117,7 @@ class Checkpoints:
           CheckpointError: this or the save before failed; those on disk are as they were.
         """
         self.wait()
-        if not self.directory.parent.is_dir():  # to make it again would hide the loss of the rest
+        if not self.directory.parent.is_dir():  # do not hide the loss of the rest
             raise CheckpointError(
                 f"{self.directory.parent} is gone, so that step {step} cannot be saved; bring it "
                 "back, and the same command goes on from what is there"
@@ -134,7 +135,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Waits until the running save, if any, is on disk; then removes what is too old.
+        """Waits until the running save, if any, is on disk; then removes old checkpoints.
 
         Raises:
           CheckpointError: the save failed; the checkpoints before it are as they were.
@@ -161,7 +162,7 @@ class Checkpoints:
         )
 
     def remove_unfinished(self) -> None:
-        """Removes what killed saves left behind; for the only writer of the directory."""
+        """Removes leftovers of killed saves; for the only writer of the directory."""
         for path in self.directory.glob("*"):
             if path.name.endswith((_UNFINISHED, _REMOVED)):
                 shutil.rmtree(path, ignore_errors=True)
@@ -169,21 +170,20 @@ class Checkpoints:
     def restore(
         self, like: Any, *, part: bool = False, set_aside: bool = False
     ) -> tuple[int, Any, dict[str, Any]] | None:
-        """Returns step, tree and values of the newest checkpoint that is whole, or None.
+        """Returns step, tree and values of the newest intact checkpoint, or None.
 
-        Where the newest is damaged, the one before is used, with a warning.
+        If the newest is damaged, the previous one is used, with a warning.
 
         Args:
           like: tree of arrays, or of their shapes, with the placement to restore.
           part: whether the checkpoint may hold more arrays than ``like``.
-          set_aside: whether to move damaged ones out of the way of later saves, once a whole one is
-            found; for the only writer of the directory.
+          set_aside: whether to move damaged checkpoints away once an intact one is read; only for
+            the single writer of the directory.
 
         Raises:
-          CheckpointError: there are checkpoints, but none that can be used; they stay where they
-            are.
+          CheckpointError: there are checkpoints, but none is usable; they stay in place.
         """
-        steps = json.loads(processes.of_first(json.dumps(self.steps)))
+        steps = json.loads(processes.broadcast_text(json.dumps(self.steps)))
         load = functools.partial(self._load, part=True) if part else self._load
         damaged: list[int] = []
         while steps:
@@ -194,7 +194,7 @@ class Checkpoints:
             except CheckpointError:
                 raise
             except Exception as error:
-                if not self._path(step).exists():  # too old for the training that saves here
+                if not self._path(step).exists():  # removed by the running training
                     steps = [other for other in self.steps if other not in damaged]
                     continue
                 proof = _proof_of_damage(error)
@@ -222,7 +222,7 @@ class Checkpoints:
         return None
 
     def _load(self, step: int, like: Any, part: bool = False) -> tuple[Any, dict[str, Any]]:
-        """Returns the arrays of ``like``, checked, and what was saved beside them."""
+        """Returns the arrays of ``like``, verified, and the saved plain values."""
         path = self._path(step)
         packed: Any = ocp.load_checkpointables(path, {"plain": None})["plain"]
         record = fingerprint.unpack(packed)
@@ -264,7 +264,7 @@ class Checkpoints:
         return self.directory.with_name(self.directory.name + "-damaged")
 
     def _set_aside(self, steps: list[int]) -> None:
-        """Moves damaged checkpoints out of the way, so that their steps can be saved again."""
+        """Moves damaged checkpoints away, so that their steps can be saved again."""
         if jax.process_index() == 0:
             for step in steps:
                 self._damaged.mkdir(exist_ok=True)
@@ -272,10 +272,10 @@ class Checkpoints:
                 while target.exists():
                     target, number = self._damaged / f"{step}-{number}", number + 1
                 self._path(step).rename(target)
-        processes.of_first("")  # nobody goes on before they are away
+        processes.broadcast_text("")  # all processes wait until they are moved
 
     def _remove(self, path: Path) -> None:
-        """Removes a checkpoint; killed in between, it is no longer listed as a finished one."""
+        """Removes a checkpoint; if interrupted, it is no longer listed as finished."""
         away = path.with_name(path.name + _REMOVED)
         shutil.rmtree(away, ignore_errors=True)
         path.rename(away)

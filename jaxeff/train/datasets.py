@@ -1,4 +1,4 @@
-"""The data sets of one run, of which it and its prerequisites load each once."""
+"""A cache of the data sets of a run and its prerequisites."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxeff.config import plain
 
 
 class DatasetCache:
-    """Loads each distinct ``config.data`` once, and keeps it."""
+    """Loads each distinct ``config.data`` once."""
 
     def __init__(self):
         self._datasets: dict[str, data.Dataset] = {}

@@ -1,4 +1,4 @@
-"""The names of `jaxeff.config`, where configs written before it look for them."""
+"""Names of `jaxeff.config`, for older configs that import them from here."""
 
 from jaxeff.config import base_config, split_argument, whole_number
 

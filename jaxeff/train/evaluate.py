@@ -56,7 +56,7 @@ class Evaluator:
 def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
     """Evaluates the selected parameters of the newest checkpoint on validation and test.
 
-    The report goes into ``workdir/eval``.
+    The report is written to ``workdir/eval``.
     """
     selection.require_checkpoints(workdir)
     check.check_workdir(workdir, config)

@@ -1,10 +1,9 @@
-"""Random keys whose draws belong to examples: the same on any number of devices.
+"""Random keys whose draws do not depend on the number of devices.
 
-JAX's threefry draws entry i of an array from the key and i alone. A step on several devices draws
-for its own part of the batch, whose first entry is that of an example in the middle of the whole
-batch. The keys here carry the number of the part and count from there, so that what is drawn for
-``[batch, ...]``, such as a dropout mask, is the slice of what one device would draw. Draws of other
-shapes are others on every device.
+JAX's threefry draws entry i of an array from the key and i alone. On several devices, each draws
+for its part of the batch. The keys here include the index of the part and count entries from its
+start, so that a draw of shape ``[batch, ...]``, such as a dropout mask, is the corresponding slice
+of a single device's draw. Draws of other shapes differ between devices.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ def of_part(key: PRNGKey, part: Array) -> PRNGKey:
       part: number of the part, from 0.
 
     Returns:
-      the key; of another generator than threefry one that has no more in common with those of the
-      other parts.
+      the key; for generators other than threefry, a key folded with ``part``.
     """
     counts: Any = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
     if not counts or str(jax.random.key_impl(key)) != _THREEFRY.name:

@@ -43,8 +43,8 @@ class Experiment:
       model: its model.
       algorithm: its algorithm, which holds the objective and the optimiser.
       devices: the devices and how steps are mapped over them.
-      analyses: what is to be found out about the trained model, by name.
-      experience: what it and its prerequisites see.
+      analyses: analyses of the trained model, by name.
+      experience: data that the run and its prerequisites use.
     """
 
     config: ml_collections.ConfigDict
@@ -68,7 +68,7 @@ class Experiment:
     def initial_carry(self, split: str, batch_size: int) -> Carry:
         """Returns the model's state before the first batch of a split.
 
-        It is () where batches do not go on from each other.
+        It is () unless batches continue sequences.
         """
         if not self.dataset.splits[split].ordered:
             return ()
@@ -133,8 +133,8 @@ def build(
       devices: how steps are mapped over which devices; all of JAX's if None.
 
     Raises:
-      ConfigError: a field is unknown or impossible, or a prerequisite has seen what is to judge
-        the model.
+      ConfigError: a field is unknown or impossible, or a prerequisite has used evaluation data of
+        this run.
       DataError: the data is missing or damaged, or has labels without a class.
     """
     check.check(config)
@@ -151,7 +151,7 @@ def build(
     require_linen(model, "config.model")
 
     def optimizer(updates_per_batch: int) -> optax.GradientTransformation:
-        # The schedule spans all updates of the run, whose number the algorithm alone knows.
+        # The schedule spans all updates of the run; only the algorithm knows their number.
         updates = config.train.num_steps * updates_per_batch
         return optim.build(**config.optim.to_dict(), num_steps=updates)
 
@@ -167,7 +167,7 @@ def build(
     rounding.model(model)  # complains of a model without a state
     algorithm.fake_quantization = rounding
     with _section("optim"):
-        algorithm.optimizer  # noqa: B018  (built now: its complaints are of this section)
+        algorithm.optimizer  # noqa: B018  (built here, so that errors name this section)
     sizes.check_memory(config, fit.check_shapes(model, algorithm, dataset), dataset, devices)
     built_analyses = analyses.build(config.analyses)
     analyses.check(built_analyses, model, dataset)
@@ -190,7 +190,7 @@ def _fake_quantization(config: ml_collections.ConfigDict) -> FakeQuantization:
 
 @contextlib.contextmanager
 def _section(name: str) -> Iterator[None]:
-    """Makes whatever a section cannot be built with a sentence; what was raised is its cause."""
+    """Converts errors while a section is built to a `ConfigError` that names the section."""
     try:
         yield
     except (UserError, OSError, MemoryError):
@@ -204,18 +204,18 @@ def _trained(
 ) -> dict[str, Mapping[str, Trained]]:
     """Returns the algorithm's argument ``trained``, if it has one."""
     name = config.algorithm.name
-    known = name in ALGORITHMS  # if not, ALGORITHMS.build says so
+    known = name in ALGORITHMS  # if not, ALGORITHMS.build raises
     if known and "trained" in inspect.signature(ALGORITHMS[name]).parameters:
         return {"trained": trained or {}}
     if known and config.prerequisites:
         raise ConfigError(
-            f"config.prerequisites: algorithm '{name}' builds on no other model; leave it empty"
+            f"config.prerequisites: algorithm '{name}' uses no other model; leave it empty"
         )
     return {}
 
 
 def _task(dataset: data.Dataset, batch_size: int) -> Task:
-    """Returns what an algorithm may know of a data set."""
+    """Returns the facts of a data set for algorithms."""
     sequence = len(dataset.input_shape) < 3
     return Task(
         kind=dataset.task,

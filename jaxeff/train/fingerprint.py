@@ -1,4 +1,4 @@
-"""What a checkpoint knows of its own content, so that a flipped bit does not pass for a number."""
+"""Digests of a checkpoint's arrays, which detect corrupted files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _part(match: re.Match[str]) -> str:
 
 
 class DamageError(ValueError):
-    """The content of a checkpoint is not what was saved."""
+    """The content of a checkpoint differs from what was saved."""
 
 
 def types(tree: Any) -> dict[str, str]:
@@ -32,14 +32,14 @@ def types(tree: Any) -> dict[str, str]:
 
 
 def _name(path: Any) -> str:
-    """Returns the same for a field of a dataclass and an entry of a dict, as files do."""
+    """Returns a path as text, with equal names for dataclass fields and dict entries."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def digests(tree: Any) -> dict[str, str]:
     """Returns a digest of the bytes of every array by its path.
 
-    Arrays of which this process does not hold a whole copy are left out.
+    Arrays that are not fully addressable by this process are left out.
     """
     by_name = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -56,7 +56,7 @@ def _digest(content: Any) -> str:
 
 
 def pack(tree: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """Returns what is saved beside the arrays of a tree: plain values, and the arrays' digests."""
+    """Returns the JSON part of a checkpoint: plain values, and the arrays' types and digests."""
     record = {"values": values, "types": types(tree), "digests": digests(tree)}
     text = json.dumps(record).encode()
     return {_RECORD: np.frombuffer(text, np.uint8), _DIGEST: _digest(text)}
@@ -66,7 +66,7 @@ def unpack(packed: dict[str, Any]) -> dict[str, Any]:
     """Returns ``values``, ``types`` and ``digests``; the last is empty in old checkpoints.
 
     Raises:
-      DamageError: the record is not what `pack` returned.
+      DamageError: the record is not a result of `pack`.
     """
     if _RECORD not in packed:
         named = {_OLD_PART.sub(_part, old)[1:]: kind for old, kind in packed["types"].items()}
@@ -78,7 +78,7 @@ def unpack(packed: dict[str, Any]) -> dict[str, Any]:
 
 
 def check(tree: Any, known: dict[str, str]) -> None:
-    """Raises `DamageError` if an array is not the one whose digest is known."""
+    """Raises `DamageError` if an array's digest differs from the saved one."""
     for path, digest in digests(tree).items() if known else ():
         if digest != known.get(path, digest):
             raise DamageError(f"the array {path} is not the one that was saved")

@@ -1,4 +1,4 @@
-"""Checks that model, algorithm and data fit each other, before anything is compiled."""
+"""Checks that model, algorithm and data are compatible, before compilation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def output_width(objective: objectives.Objective, dataset: Dataset) -> int:
 
 
 def check_labels(dataset: Dataset) -> None:
-    """Raises `DataError` if labels that are held in memory are no numbers of classes."""
+    """Raises `DataError` if labels in memory are not class indices."""
     if dataset.task != "classification":
         return
     for name, split in dataset.splits.items():
@@ -37,7 +37,7 @@ def check_labels(dataset: Dataset) -> None:
 
 
 def check_shapes(model: nn.Module, algorithm: Algorithm, dataset: Dataset) -> TrainState:
-    """Traces the model on abstract values, so that a misfit shows before anything is compiled.
+    """Traces the model on abstract values, to find mismatches before compilation.
 
     Returns the abstract training state.
     """

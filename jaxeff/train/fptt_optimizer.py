@@ -1,14 +1,13 @@
 """The dynamic regulariser of FPTT as an optax transformation around any optimiser.
 
-It ties the live weights W to running weights W̄ and learns multipliers λ that stand in for the
-gradients of the losses that came before, so that a stream of local objectives adds up to the global
-one.
+It ties the live weights W to running weights W̄ and learns multipliers λ that approximate the
+gradients of previous losses, so that a sequence of local objectives approximates the global one.
 
 References:
   Kag, Saligrama, "Training Recurrent Neural Networks via Forward Propagation Through Time",
   ICML 2021.
-  Acar et al., "Federated Learning Based on Dynamic Regularization", ICLR 2021, whose regulariser it
-  is, taken over time instead of over devices.
+  Acar et al., "Federated Learning Based on Dynamic Regularization", ICLR 2021, whose regulariser is
+  applied over time instead of over devices.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def dynamic_regularizer(
     (\beta/\alpha)\lambda_{t+1}`. The square as printed in the paper, "printed", has
     :math:`\lambda_t/2` in the gradient; at its fixed points λ is not the gradient.
 
-    ``alpha=0`` is the plain inner optimiser, to the bit, and the running weights are the live ones.
+    ``alpha=0`` is bit-equal to the inner optimiser, and the running weights are the live ones.
 
     Args:
       inner: the optimiser; it sees the gradient of the loss plus the regulariser, so clipping in it

@@ -1,4 +1,4 @@
-"""Turns SIGTERM and Ctrl-C into a request that the training loop honours between two steps."""
+"""Handles SIGTERM and Ctrl-C: the training loop stops between two steps."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Interrupt:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def requested(self, step: int) -> bool:
-        """Says whether to stop after this step; all processes get the same answer."""
+        """Returns whether to stop after this step; equal in all processes."""
         global _stopped_by
         if jax.process_count() == 1:
             requested = self._number is not None

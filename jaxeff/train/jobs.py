@@ -1,4 +1,4 @@
-"""Where `jaxeff.train.run` was in version 0.1."""
+"""Location of `jaxeff.train.run` in version 0.1, kept for imports."""
 
 from jaxeff.train.launch import run
 

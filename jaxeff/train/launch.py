@@ -64,14 +64,14 @@ def run(
     if arrays is not None:
         config = with_arrays(config, folder, arrays)
     check.check(config)
-    noise.hush()
+    noise.drop_repeated_tracebacks()
     cpu_devices = compile_ahead.prepare(config, mode) or config.devices.cpu
     runtime.prepare(batch_size=check.training_batch(config), cpu_devices=cpu_devices)
     if config.devices.coordinator:
         processes.connect(
             config.devices.coordinator, config.devices.num_processes, config.devices.process_id
         )
-    with folders.file_errors(), processes.lost_ones():
+    with folders.file_errors(), processes.lost_process_errors():
         if mode == "train":
             return train(config, folder)[1]
         jobs = {

@@ -1,7 +1,7 @@
-"""What a model has seen before a training builds on it, and that nothing of that is judged anew.
+"""Checks that a run is not evaluated on examples that its prerequisites have used.
 
-Splits of one data set are compared by the rows that they take of its arrays, whatever fields of the
-config led to them. Training rows are those that an algorithm learns from.
+Splits of a data set are compared by their rows in its arrays, independently of the config fields
+that define them. Training rows are those that an algorithm learns from.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxeff.data.base import Dataset, GeneratedSplit
 from jaxeff.errors import ConfigError
 from jaxeff.train.algorithms import Algorithm
 
-#: Fields of ``config.data`` that say which examples are in which split.
+#: Fields of ``config.data`` that define the splits.
 SPLITTING = ("split_seed", "validation_fraction", "calibration_fraction")
 
 
@@ -27,7 +27,7 @@ class ExampleRows:
     """Examples of an array.
 
     Attributes:
-      source: what makes the array known again: data set, part of it, digest of its labels.
+      source: identifies the array: data set, part of it, digest of its labels.
       numbers: of the rows, ``[examples]``.
     """
 
@@ -43,13 +43,13 @@ class ExampleRows:
 
 @dataclasses.dataclass(frozen=True)
 class Experience:
-    """What one training sees.
+    """Data that a training uses.
 
     Attributes:
       where: names it below ``config.prerequisites``; "" is the run itself.
       data: fields of its ``config.data``.
-      trained: rows that it learns from; None if they cannot be told.
-      chosen: rows of its validation split, by which its weights are chosen.
+      trained: rows that it learns from; None if unknown.
+      chosen: rows of its validation split, used to select its weights.
     """
 
     where: str
@@ -64,13 +64,13 @@ def experience(
     algorithm: Algorithm,
     prerequisites: Mapping[str, tuple[Experience, ...]],
 ) -> tuple[Experience, ...]:
-    """Returns what a training sees, and what its prerequisites have seen.
+    """Returns the data that a training and its prerequisites use.
 
     Args:
       fields: its ``config.data``.
-      dataset: what they load.
+      dataset: loaded from them.
       algorithm: learns from some or all of the training examples.
-      prerequisites: what each of them has seen, by name.
+      prerequisites: data that each of them has used, by name.
     """
     learned = algorithm.learned_rows(len(dataset.splits["train"]))
     here = Experience(
@@ -90,7 +90,7 @@ def _below(prerequisites: Mapping[str, tuple[Experience, ...]]) -> list[Experien
 
 
 def rows(dataset: Dataset, name: str, numbers: np.ndarray | None = None) -> ExampleRows | None:
-    """Returns the rows of a split, or of some of its examples; None if it does not show them."""
+    """Returns the rows of a split, or of some of its examples; None if they are not known."""
     split: Any = dataset.splits.get(name)
     indices, labels = getattr(split, "indices", None), getattr(split, "labels", None)
     if indices is None or labels is None:
@@ -108,14 +108,13 @@ def check(
     algorithm: Algorithm,
     prerequisites: Mapping[str, tuple[Experience, ...]],
 ) -> None:
-    """Refuses prerequisites that have seen what a training is judged or calibrated by.
+    """Raises if prerequisites have used data that a training is evaluated or calibrated on.
 
-    These are its test and calibration examples, which no choice may depend on either, its
-    validation examples, and what its algorithm needs to be new. Arguments are those of
-    `experience`.
+    These are its test and calibration examples (not even for model selection), its validation
+    examples, and the examples that its algorithm needs to be unseen. Arguments as for `experience`.
 
     Raises:
-      ConfigError: an example is in both, or splits that do not show their examples differ.
+      ConfigError: an example is in both, or splits with unknown rows differ.
     """
     unseen = algorithm.unseen_rows(len(dataset.splits["train"]))
     for each in _below(prerequisites):
@@ -139,13 +138,14 @@ def check(
         if shared:
             raise ConfigError(
                 f"{field} learns from {shared} of the {len(unseen)} training examples that "
-                "config.algorithm needs to be new; set its algorithm to 'bptt_without_fold' with "
+                "config.algorithm needs to be unseen; set its algorithm to 'bptt_without_fold' "
+                "with "
                 "folds equal to config.algorithm.router_folds and fold=0"
             )
 
 
 def _judged(dataset: Dataset, each: Experience) -> Iterator[tuple[str, ExampleRows, ExampleRows]]:
-    """Yields splits, what a prerequisite has seen that must be none of theirs, and their rows."""
+    """Yields each split's name, the rows that a prerequisite has used, and the split's rows."""
     for split in ("test", "calibration", "validation"):
         judged = rows(dataset, split)
         for seen in (each.trained, None if split == "validation" else each.chosen):
@@ -154,8 +154,8 @@ def _judged(dataset: Dataset, each: Experience) -> Iterator[tuple[str, ExampleRo
 
 
 def _may_overlap(fields: ml_collections.ConfigDict, dataset: Dataset, each: Experience) -> bool:
-    """Whether splits of one data set may overlap without showing it."""
+    """Whether splits of a data set with unknown rows may overlap."""
     if each.trained is not None or isinstance(dataset.splits["train"], GeneratedSplit):
-        return False  # compared, or drawn by streams of their own
+        return False  # compared by rows, or drawn from separate random streams
     same = all(fields.get(name) == each.data.get(name) for name in ("name", "dir"))
     return same and any(fields.get(name) != each.data.get(name) for name in SPLITTING)

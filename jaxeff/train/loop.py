@@ -45,13 +45,13 @@ def _all_finite(tree: Any) -> jax.Array:
 class Training:
     """One run of an experiment in a working directory.
 
-    What a checkpoint holds: the training state and the best parameters so far, as arrays; and as
-    plain values the position of the data, metrics that are not logged yet, the best step and its
-    metrics, the seconds spent and the number of resumes.
+    A checkpoint contains the training state and the best parameters so far, as arrays; and as plain
+    values the position of the data, unlogged metrics, the best step and its metrics, the elapsed
+    seconds and the number of resumes.
 
     Args:
       experiment: what to train.
-      workdir: where checkpoints, metrics and the report go.
+      workdir: for checkpoints, metrics and the report.
     """
 
     def __init__(self, experiment: Experiment, workdir: Path):
@@ -66,12 +66,12 @@ class Training:
             self._start()
 
     def _start(self) -> None:
-        """Sets everything to what it is before the first step."""
+        """Initialises the state before the first step."""
         self.state = self.experiment.init_state()
         first = next(iter(self.experiment.algorithm.candidates(self.state)))
         self.best = self._snapshot(first)
         self.values: dict[str, Any] = {
-            "weights": first,  # that the last validation chose
+            "weights": first,  # selected by the last validation
             "best_weights": first,
             "best_step": -1,
             "best_metrics": {},
@@ -103,7 +103,7 @@ class Training:
         return jax.tree.map(jnp.copy, selection.named(self.experiment, self.state, weights))
 
     def _restore(self) -> bool:
-        """Takes everything from the newest whole checkpoint; returns whether there is one."""
+        """Restores the newest intact checkpoint; returns whether there is one."""
         shapes = self.experiment.state_shapes()
         like = {"train": shapes, "best": selection.shapes(self.experiment, shapes)}
         restored = self.checkpoints.restore(like, set_aside=True)
@@ -254,7 +254,7 @@ class Training:
         self.checkpoints.save(step, {"train": self.state, "best": self.best}, values)
 
     def progress(self) -> dict[str, Any]:
-        """Returns what the report's section ``training`` says of the updates made so far."""
+        """Returns the report's section ``training`` for the updates made so far."""
         config, steps, seconds = self.config, self.step, self.values["seconds"]
         examples = steps * config.train.batch_size
         return {
@@ -268,7 +268,7 @@ class Training:
         }
 
     def selection(self) -> selection.Selection:
-        """Returns the parameters that the config selects for the test, and which those are."""
+        """Returns the parameters that the config selects for the test, with their step and kind."""
         return selection.select(self.experiment, self.state, self.best, self.values)
 
     def close(self) -> None:

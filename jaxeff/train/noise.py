@@ -1,4 +1,4 @@
-"""Keeps the threads of Orbax from repeating an error that the caller raises as a sentence."""
+"""Filters log output of Orbax's threads that repeats an error already raised to the caller."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import logging
 import sys
 from typing import Any
 
-_CLOSED = "Event loop is closed"  # of a failed save, for every array that was not written yet
+_CLOSED = "Event loop is closed"  # logged by a failed save for every unwritten array
 
 
-def hush() -> None:
-    """Drops the logged tracebacks of failed saves; calling it again does nothing."""
-    logging.getLogger("absl").addFilter(_is_news)  # a filter is added once
-    logging.getLogger("asyncio").addFilter(_is_news)
+def drop_repeated_tracebacks() -> None:
+    """Drops the logged tracebacks of failed saves; idempotent."""
+    logging.getLogger("absl").addFilter(_is_new)  # a filter is added once
+    logging.getLogger("asyncio").addFilter(_is_new)
     for name in ("unraisablehook", "excepthook"):
         hook = getattr(sys, name)
-        if not getattr(hook, "hushed", False):
+        if not getattr(hook, "filtered", False):
             setattr(sys, name, _without_closed_loops(hook))
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_new(record: logging.LogRecord) -> bool:
     text = str(record.msg)
     return "_SignalingThread" not in text and "exception was never retrieved" not in text
 
 
 def _without_closed_loops(hook: Any) -> Any:
-    def hushed(*args: Any) -> None:
+    def filtered(*args: Any) -> None:
         error = args[1] if len(args) > 1 else args[0].exc_value
         if not (isinstance(error, RuntimeError) and str(error) == _CLOSED):
             hook(*args)
 
-    hushed.hushed = True  # type: ignore[attr-defined]
-    return hushed
+    filtered.filtered = True  # type: ignore[attr-defined]
+    return filtered

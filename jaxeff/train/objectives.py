@@ -1,12 +1,12 @@
 """Objectives: per-example losses and metrics of a model's outputs.
 
 An objective maps ``(outputs, batch)`` to a dict of arrays ``[batch]`` with the entry ``"loss"``.
-Averages over a batch are weighted by ``batch["weight"]``, so that padded examples count nothing.
+Averages over a batch are weighted by ``batch["weight"]``, which is 0 for padding.
 
-An objective whose outputs are not just the logits of the classes says so by two methods:
-``num_outputs(num_classes)`` is the width that it needs, and ``class_logits(outputs)`` the part by
-which a class is predicted. One that works with a single algorithm names it in ``algorithm``. One
-that is no mean over the examples has ``joins_devices = True`` and takes the devices' ``axis_name``.
+An objective with outputs other than class logits has two methods: ``num_outputs(num_classes)``, the
+required width, and ``class_logits(outputs)``, the part that predicts a class. An objective for a
+single algorithm names it in ``algorithm``. One that is not a mean over examples has ``joins_devices
+= True`` and takes the devices' ``axis_name``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TASK_OBJECTIVES = {
     "regression": "mean_squared_error",
     "reconstruction": "elbo",
 }
-#: What this package's own objectives can be used for.
+#: Tasks that the package's objectives can be used for.
 TASKS_OF = {
     name: tuple(task for task, usual in TASK_OBJECTIVES.items() if usual == name)
     for name in TASK_OBJECTIVES.values()
@@ -98,10 +98,10 @@ def per_example(values: Array, batch: Batch) -> Array:
 def cross_entropy(label_smoothing: float = 0.0) -> Objective:
     """Cross entropy in nats and accuracy, of logits ``[batch, (time,) classes]``.
 
-    Mixed examples have the shares of both labels in the loss, and their first label's accuracy.
+    For mixed examples the loss weights both labels by their shares; accuracy uses the first label.
 
     Args:
-      label_smoothing: share of the target spread evenly over the classes, in [0, 1).
+      label_smoothing: fraction of the target distributed evenly over the classes, in [0, 1).
     """
     if not 0 <= label_smoothing < 1:
         raise ConfigError(
@@ -143,8 +143,8 @@ def elbo(
 ) -> Objective:
     """Reconstruction loss plus divergence of the code, both summed over an example.
 
-    Of outputs with ``reconstruction`` ``[batch, ...]``, ``mean`` and ``log_variance``. What the
-    best outputs in [0, 1] would leave of it is told apart: ``reducible`` is the rest.
+    Of outputs with ``reconstruction`` ``[batch, ...]``, ``mean`` and ``log_variance``.
+    ``reducible`` is the loss minus that of the best outputs in [0, 1].
 
     Args:
       reconstruction: "squared_error" or "cross_entropy".
@@ -186,7 +186,7 @@ def weighted_means(
 ) -> dict[str, Array]:
     """Returns weighted averages of ``[batch, ...]`` arrays, over all devices of ``axis_name``.
 
-    They are 0 where there is no weight at all.
+    They are 0 if the total weight is 0.
     """
     sums = {
         name: jnp.sum(value * weight.reshape(-1, *(1,) * (value.ndim - 1)), axis=0)

@@ -30,7 +30,7 @@ OPTIMIZERS.register("adamw")(optax.adamw)
 
 
 def kernels_only(params: Any) -> Any:
-    """Marks what weight decay applies to: matrices and kernels, not biases, scales or scalars."""
+    """Returns the mask for weight decay: matrices and kernels, not biases, scales or scalars."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
@@ -127,10 +127,9 @@ def scaled(optimizer: optax.GradientTransformation, factor: float) -> optax.Grad
 
 
 def at_step(opt_state: Any, step: jax.Array) -> Any:
-    """Returns an optimiser's state whose schedule stands at a step of the run.
+    """Returns an optimiser's state with its schedule set to a step of the run.
 
-    A part of a model that is trained in turn with others makes fewer updates than the run has
-    steps.
+    A part of a model that is trained in turns makes fewer updates than the run has steps.
     """
 
     def is_schedule(node: Any) -> bool:
@@ -162,7 +161,7 @@ def build(
     Args:
       name: a name in `OPTIMIZERS`.
       num_steps: length of the run.
-      learning_rate: see `schedule`, as are the next five.
+      learning_rate: see `schedule`, also for the next five.
       schedule_name: name of the schedule.
       warmup_steps: steps of linear growth.
       boundaries: of the "step" schedule.

@@ -129,7 +129,7 @@ class DeviceMap:
             mapped = jax.pmap(
                 per_device, axis_name=AXIS, in_axes=axes, out_axes=None, devices=devices
             )
-            return _OverProcesses(mapped) if several else mapped
+            return _MultiProcessPmap(mapped) if several else mapped
         specs = (*(PartitionSpec() for _ in range(replicated)), PartitionSpec(AXIS))
         mapped = jax.shard_map(
             per_device, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
@@ -137,8 +137,8 @@ class DeviceMap:
         return jax.jit(mapped, donate_argnums=(0,) if donate else ())
 
 
-class _OverProcesses:
-    """``pmap`` over several processes, on arrays that span all of them, as other maps have it.
+class _MultiProcessPmap:
+    """``pmap`` over several processes, on global arrays like the other maps.
 
     By itself ``pmap`` takes and returns arrays of one process when called, and arrays of all
     processes when compiled ahead of time; only those can be saved and restored.
@@ -154,7 +154,7 @@ class _OverProcesses:
     def lower(self, *args: Any) -> Any:
         """Lowers the function for such arguments, the batch as `DeviceMap.shard` returns it."""
         *replicated, batch = args
-        # The tracing still wants the part of this process.
+        # Tracing needs the local part.
         return self._mapped.lower(*replicated, jax.tree.map(_own_part, batch))
 
     def __call__(self, *args: Any) -> Any:

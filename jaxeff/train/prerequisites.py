@@ -1,4 +1,4 @@
-"""What a training builds on: the models of ``config.prerequisites``, each in its own folder."""
+"""Prerequisites of a run: the models of ``config.prerequisites``, each in its own folder."""
 
 from __future__ import annotations
 
@@ -84,12 +84,12 @@ def trained(
 def build(
     config: ml_collections.ConfigDict, workdir: Path, datasets: DatasetCache | None = None
 ) -> experiment.Experiment:
-    """Builds an experiment on its trained prerequisites, and searches for its model if it is to.
+    """Builds an experiment on its trained prerequisites, and runs its model search if it has one.
 
     Args:
       config: the config of the run.
       workdir: its folder.
-      datasets: what the run has loaded before.
+      datasets: data sets that are already loaded.
 
     Raises:
       CheckpointError: a prerequisite is not trained.

@@ -1,4 +1,4 @@
-"""The processes of one run: how they meet, agree, and notice that one of them is gone."""
+"""Multi-process runs: connection, agreement between processes, and detection of lost ones."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import numpy as np
 from jaxeff.errors import ConfigError, TrainingError
 from jaxeff.train.values import AUTO
 
-HEARTBEAT_SECONDS = 30  # without a sign of life, after which a process counts as dead
+HEARTBEAT_SECONDS = 30  # without a heartbeat, after which a process counts as lost
 CONNECT_SECONDS = 300  # that processes wait for each other at the start
-LOST_STATUS = 75  # exit status when another process is gone: trying again can help
+LOST_STATUS = 75  # exit status after another process was lost: a retry can help
 _LOST = (
-    "another process of this run has ended or cannot be reached; the same commands go on from the "
-    "last checkpoint"
+    "another process of this run has ended or cannot be reached; the same commands continue from "
+    "the last checkpoint"
 )
-# How collectives and JAX's coordination service say that a peer is gone.
+# Error texts of collectives and of JAX's coordination service for a lost peer.
 _SIGNS = re.compile(
     r"Gloo|NCCL|closed by peer|reset by peer|heartbeat|coordination.?service|Socket closed"
     r"|tasks? (are|is) unhealthy|Barrier (failed|timed out)",
@@ -32,7 +32,7 @@ _SIGNS = re.compile(
 
 
 class LostProcessError(TrainingError):
-    """Another process of the run is gone."""
+    """Another process of the run has ended or cannot be reached."""
 
     exit_status = LOST_STATUS
 
@@ -64,7 +64,7 @@ def connect(coordinator: str, number: int, index: int) -> None:
         "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
     }
     try:
-        with _leaving_when_lost():
+        with _exit_when_lost():
             jax.distributed.initialize(**options)
     except ValueError as error:
         if not automatic:
@@ -88,11 +88,11 @@ def connect(coordinator: str, number: int, index: int) -> None:
 
 
 @contextlib.contextmanager
-def _leaving_when_lost() -> Iterator[None]:
-    """Makes a client that is connected within leave with a sentence when a process is lost.
+def _exit_when_lost() -> Iterator[None]:
+    """Lets a client connected within exit with one sentence when a process is lost.
 
-    JAX's own way is to abort with a stack trace from a thread of the compiler's runtime. Its
-    callback for this case is not reachable by the public function.
+    JAX's default is to abort with a stack trace from a runtime thread, and its public function has
+    no argument for the callback.
     """
     from jax._src import distributed
 
@@ -118,19 +118,19 @@ def _leave(*_: Any) -> None:
     os._exit(LOST_STATUS)
 
 
-_leave_in_c = ctypes.CFUNCTYPE(None, ctypes.c_int)(_leave)  # kept: C holds no reference
+_c_callback = ctypes.CFUNCTYPE(None, ctypes.c_int)(_leave)  # kept: C holds no reference
 
 
 def _leave_on_abort() -> None:
-    """The callback's argument has no form in Python in some versions, which aborts."""
+    """Exits on SIGABRT: some versions cannot convert the callback's argument and abort."""
     handler = ctypes.CDLL(None).signal
     handler.restype, handler.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
-    handler(signal.SIGABRT, ctypes.cast(_leave_in_c, ctypes.c_void_p))
+    handler(signal.SIGABRT, ctypes.cast(_c_callback, ctypes.c_void_p))
 
 
 @contextlib.contextmanager
-def lost_ones() -> Iterator[None]:
-    """Turns what a collective raises when its peer is gone into a sentence."""
+def lost_process_errors() -> Iterator[None]:
+    """Converts errors of collectives after the loss of a process to a `LostProcessError`."""
     try:
         yield
     except (RuntimeError, ValueError) as error:
@@ -139,8 +139,8 @@ def lost_ones() -> Iterator[None]:
         raise LostProcessError(_LOST) from error
 
 
-def of_first(text: str) -> str:
-    """Returns the text that the first process has given; all of them must call it."""
+def broadcast_text(text: str) -> str:
+    """Broadcasts the text of the first process; all processes must call it."""
     if jax.process_count() == 1:
         return text
     from jax.experimental import multihost_utils

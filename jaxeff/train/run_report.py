@@ -1,4 +1,4 @@
-"""Fills the report of a run: what it is, what it reached and what it costs."""
+"""Writes the report of a run: config, metrics and cost."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from jaxeff.train.state import TrainState
 from jaxeff.typing import Params
 
 CURVE = "learning_curve.png"
-_EXAMPLES = 16  # on which a model is asked what there is to say against it
-_LATENCY_MS = 10_000.0  # about how long to measure an inference
+_EXAMPLES = 16  # for warnings about the model
+_LATENCY_MS = 10_000.0  # approximate time budget of a latency measurement
 TIME_CONSTANTS = "time_constants.png"
 
 
@@ -36,10 +36,10 @@ def command() -> str:
 def inference_cost(experiment: Experiment, params: Params, model_state: Any) -> dict[str, Any]:
     """Counts and times inference on one device, at batch 1 and at the evaluation's batch.
 
-    The compiler's own count of FLOPs takes the body of a loop once, however often it runs.
+    The compiler's FLOP count includes a loop body only once.
 
     Returns:
-      the report's section ``cost``, but for the memory of the training step.
+      the report's section ``cost``, without the memory of the training step.
     """
     device = jax.local_devices()[0]
     variables = jax.device_put(jax.device_get({"params": params, **model_state}), device)
@@ -57,7 +57,7 @@ def inference_cost(experiment: Experiment, params: Params, model_state: Any) -> 
             "flops": bench.compiled_flops(program),
             "temp_bytes": bench.compiled_memory(program)["temp_bytes"],
         }
-        # Where inference searches, a call may take seconds.
+        # With a pose search, a call may take seconds.
         first = bench.measure(program, variables, inputs, warmup=1, repeats=1)
         repeats = max(3, min(20, round(_LATENCY_MS / first.median_ms)))
         timing = bench.measure(program, variables, inputs, warmup=1, repeats=repeats)
@@ -79,7 +79,7 @@ def inference_cost(experiment: Experiment, params: Params, model_state: Any) -> 
 
 
 def pictures(experiment: Experiment, workdir: Path, params: Params) -> dict[str, str]:
-    """Draws what the model shows of itself on the first test example; returns files by name."""
+    """Plots time constants on the first test example, if any; returns files by name."""
     model: Any = experiment.model
     if not getattr(model, "time_adaptive", False) or experiment.dataset.input_dtype != "float32":
         return {}
@@ -98,9 +98,9 @@ def pictures(experiment: Experiment, workdir: Path, params: Params) -> dict[str,
 
 
 def warnings(experiment: Experiment, chosen: dict[str, Any], state: TrainState) -> list[str]:
-    """Returns what there is to say against a training, and against its model.
+    """Returns warnings about a run and its model.
 
-    The model speaks of itself on the first test examples.
+    The model's warnings are for the first test examples.
     """
     sentences = experiment.algorithm.warnings(state)
     model: Any = experiment.model
@@ -126,12 +126,12 @@ def is_complete(workdir: Path) -> bool:
 def write_interrupted(
     experiment: Experiment, workdir: Path, training: dict[str, Any] | None = None
 ) -> None:
-    """Reports a run that a signal stopped: how far it came, without measuring anything.
+    """Writes the report of an interrupted run, without measurements.
 
     Args:
       experiment: what was run.
       workdir: folder of the run.
-      training: the report's section of that name; None if it did not begin.
+      training: the report's section of that name; None if training did not start.
     """
     if jax.process_index() != 0:
         return
@@ -172,13 +172,13 @@ def write(
 
     Args:
       experiment: what was run.
-      workdir: where to.
-      metrics: the report's section of that name, as are the next two.
+      workdir: folder of the report.
+      metrics: the report's section of that name, also for the next two.
       cost: see ``metrics``.
       training: see ``metrics``.
       params: the model's parameters, or their shapes.
       status: "completed" or "interrupted".
-      extras: figures of this kind of run alone.
+      extras: additional figures of this kind of run.
       curve: whether to draw the learning curve from the run's history.
       more_artifacts: other files, by name.
     """

@@ -1,4 +1,4 @@
-"""What the process sets up before JAX starts its devices, for speed on CPUs."""
+"""Process settings for speed on CPUs, made before JAX initialises its devices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-#: Where Linux says how much memory a container may have.
+#: Linux files with the memory limit of a container.
 CGROUP_LIMITS = (
     "/sys/fs/cgroup/memory.max",
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
@@ -23,8 +23,8 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
 def keep_freed_memory() -> bool:
     """Makes glibc's allocator keep freed memory, so that every step reuses the same pages.
 
-    By default each large temporary array is mapped afresh and returned at once, and the page
-    faults cost a third of the time of a recurrent training step. Returns whether it took effect.
+    By default every large temporary array is mapped and unmapped, and the page faults cost a third
+    of the time of a recurrent training step. Returns whether it took effect.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -38,7 +38,7 @@ def keep_freed_memory() -> bool:
 
 
 def only_cpus() -> bool:
-    """Whether JAX will have no accelerator, as far as can be told without starting devices."""
+    """Whether JAX will have no accelerator, as far as known without initialising devices."""
     platforms = jax.config.values["jax_platforms"]
     if platforms:
         return platforms == "cpu"
@@ -56,24 +56,24 @@ def use_cpu_devices(count: int = 0, batch_size: int = 0) -> None:
     """Makes JAX see several CPU devices, one per core, so that training uses every core.
 
     XLA does not split the small products of a recurrent step over cores; two devices with half the
-    batch each are twice as fast. Does nothing once the devices have started, and matters only
-    where CPUs are what trains.
+    batch each are twice as fast. Has no effect once devices are initialised, or when training on
+    accelerators.
 
     Args:
       count: number of devices; 0 takes the largest number, up to the cores, that divides
-        ``batch_size``. Batches of an evaluation need not divide: they are filled up.
+        ``batch_size``. Evaluation batches need not divide; they are padded.
       batch_size: examples per step; of several trainings their greatest common divisor.
     """
     if not count:
         count = max(n for n in range(1, cpu_cores() + 1) if batch_size % n == 0)
     try:
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # the devices have started; use them as they are
+    except RuntimeError:  # devices are already initialised
         return
 
 
 def memory_limit(device: jax.Device | None = None) -> int | None:
-    """Returns the bytes of memory that this process can have at most; None if that is not known.
+    """Returns the memory limit of this process in bytes; None if unknown.
 
     Args:
       device: an accelerator, to return its memory instead.

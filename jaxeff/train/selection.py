@@ -1,4 +1,4 @@
-"""Which parameters of a run count: those of the best validation, or the last ones."""
+"""Selection of a run's parameters: those of the best validation, or the last ones."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ CHECKPOINTS = "checkpoints"  # folder of a run
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What a run keeps of its training.
+    """The selected parameters of a run.
 
     Attributes:
       chosen: ``params`` and ``model_state``.
-      step: whose they are.
+      step: at which they were saved.
       weights: their kind, for example "live" or "running".
       steps: updates made by the run.
     """
@@ -44,7 +44,7 @@ def named(experiment: Experiment, state: TrainState, weights: str) -> dict[str, 
 
 
 def shapes(experiment: Experiment, state: TrainState) -> dict[str, Any]:
-    """Returns the shapes of what a run keeps, given those of its state."""
+    """Returns the shapes of a run's selected parameters, given those of its state."""
 
     def first(state: TrainState) -> dict[str, Any]:
         return named(experiment, state, next(iter(experiment.algorithm.candidates(state))))
@@ -59,7 +59,7 @@ def shapes(experiment: Experiment, state: TrainState) -> dict[str, Any]:
 def select(
     experiment: Experiment, state: TrainState, best: dict[str, Any], values: dict[str, Any]
 ) -> Selection:
-    """Returns what the config selects of a run's state, its best parameters and plain values."""
+    """Returns the config's selection from a run's state, best parameters and plain values."""
     steps = int(state.step)
     if experiment.config.eval.select == "best" and values["best_step"] >= 0:
         return Selection(best, values["best_step"], values["best_weights"], steps)
@@ -75,10 +75,10 @@ def require_checkpoints(workdir: Path) -> None:
 
 
 def read(experiment: Experiment, workdir: Path, warn: Callable[[str], None]) -> Selection:
-    """Returns what the newest whole checkpoint of a run holds, and changes nothing in its folder.
+    """Returns the selection of a run's newest intact checkpoint; does not modify its folder.
 
-    The optimiser's state, the random key and the position within sequences are not read, so that
-    they need not have the shapes of today.
+    The optimiser's state, the random key and the position within sequences are not read, so their
+    shapes may differ from those of the current code.
 
     Raises:
       CheckpointError: there is none, or it does not fit the experiment.

@@ -1,6 +1,6 @@
-"""Objectives of classifiers that may abstain; each says how wide an output it needs.
+"""Objectives of classifiers that may abstain.
 
-``confidences(outputs)`` gives the confidences that are an objective's own; those of any classifier
+``confidences(outputs)`` returns the confidences specific to an objective; those for any classifier
 are in `jaxeff.selective.confidence`. Batch entries that an algorithm adds (``multipliers``,
 ``targets``, ``pretraining``) change the loss in training; without them it is that of evaluation.
 """
@@ -25,9 +25,9 @@ RISKS = ("divided", "released")
 
 
 class SelectiveObjective:
-    """What these objectives have in common."""
+    """Base of these objectives."""
 
-    #: Whether the loss knows ``batch["pretraining"]``.
+    #: Whether the loss uses ``batch["pretraining"]``.
     pretrains: bool = False
 
     def _checked(self, outputs: Array, batch: Batch) -> tuple[Array, Array]:
@@ -35,7 +35,7 @@ class SelectiveObjective:
             what = "mixed examples" if outputs.ndim == 2 else f"outputs {outputs.shape}"
             raise ConfigError(
                 f"config.objective: {type(self).__name__} takes one class per example, not {what}; "
-                "choose 'cross_entropy', or leave out what mixes"
+                "choose 'cross_entropy', or disable mixing of examples"
             )
         return outputs.astype(jnp.float32), batch["labels"]
 
@@ -74,8 +74,7 @@ class OneSided(SelectiveObjective):
     multipliers lambda the loss is alpha (sum L + lambda C) + ..., see `jaxeff.selective.one_sided`.
 
     Attributes:
-      mu: price of taking an example for one of a wrong class, positive: larger ones trade coverage
-        for fewer errors.
+      mu: positive weight of errors; larger values trade coverage for fewer errors.
       alpha: weight of the one-sided losses, in (0, 1].
       class_frequencies: shares of the classes in the training data; () is even ones.
     """
@@ -202,7 +201,8 @@ class SelectiveNet(SelectiveObjective):
             def of_mean(mean: Array) -> Array:
                 return sums[1] / total / self._divisor(mean) + self._short(mean)
 
-            # What a device's mean selection does to the whole batch's loss, example by example.
+            # Per-example contributions of this device's mean selection to the loss of the whole
+            # batch.
             through_mean = jax.grad(of_mean)(mean) * (selected - jax.lax.stop_gradient(selected))
             risk, short = risk / self._divisor(mean) + through_mean, self._short(mean)
         auxiliary = cross_entropy(outputs[:, num_classes + 1 :], labels)
@@ -213,7 +213,7 @@ class SelectiveNet(SelectiveObjective):
         }
 
     def _divisor(self, mean: Array) -> Array | float:
-        # A selection of nothing must not divide by zero.
+        # Avoids division by zero if nothing is selected.
         return jnp.maximum(mean, 1e-6) if self.risk == "divided" else 1.0
 
     def _short(self, mean: Array) -> Array:
@@ -246,7 +246,7 @@ class DeepGamblers(_Abstaining):
     The algorithm "pretrained" trains the classes alone by cross entropy at first.
 
     Attributes:
-      payoff: of a bet on the right class, o > 1; at most the number of classes to be of use.
+      payoff: of a bet on the right class, o > 1; useful up to the number of classes.
     """
 
     payoff: float = 2.2

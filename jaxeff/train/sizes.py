@@ -1,4 +1,4 @@
-"""Compares the sizes that a config asks for with the data and the memory there is."""
+"""Checks the sizes of a config against the data and the available memory."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def check_batch(batch_size: int, dataset: Dataset) -> None:
 def check_memory(
     config: ml_collections.ConfigDict, state: TrainState, dataset: Dataset, devices: DeviceMap
 ) -> None:
-    """Raises `ConfigError` if a training cannot fit into memory, before any is taken.
+    """Raises `ConfigError` if a training cannot fit into memory, before allocating any.
 
-    Compared are the training state, the gradient, the best parameters so far, and one batch of
-    inputs: what activations need comes on top. The state may be abstract.
+    Counts the training state, the gradient, the best parameters so far, and one batch of inputs,
+    but not activations. The state may be abstract.
     """
     device = devices.devices[0]
     limit = devices.memory_bytes or runtime.memory_limit(device)
@@ -50,7 +50,7 @@ def check_memory(
     field = "train" if batches[0] == largest else "eval"
     where = "config.model" if weights > inputs else f"config.{field}.batch_size"
     raise ConfigError(
-        f"{where} needs more memory than there is: {_readable(weights)} for parameters, their "
+        f"{where} needs more memory than available: {_readable(weights)} for parameters, their "
         f"optimiser and gradient, and {_readable(inputs)} for a batch of inputs, of "
         f"{_readable(limit)} in all; choose a smaller one"
     )

@@ -1,4 +1,4 @@
-"""Everything of a training run that lives on the devices and changes with every step."""
+"""The training state: everything on the devices that changes with every step."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class TrainState:
       step: batches trained on so far, an integer scalar.
       params: the model's parameters.
       opt_state: the optimiser's state.
-      algo_state: the algorithm's own state, for example multipliers or a frozen teacher.
+      algo_state: the algorithm's state, for example multipliers or a frozen teacher.
       model_state: the model's other variable collections, for example batch statistics.
       key: random key of the run; a step folds its number into it.
-      carry: recurrent state ``[batch, ...]`` that the next batch goes on from, for data whose
-        batches are consecutive windows of long sequences; () for any other.
+      carry: recurrent state ``[batch, ...]`` for the next batch, for data whose batches are
+        consecutive windows of long sequences; else ().
     """
 
     step: jax.Array

@@ -88,7 +88,7 @@ def owned(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[None]:
                 complaint = str(error)
                 if jax.process_count() == 1:
                     raise
-        complaint = processes.of_first(complaint)
+        complaint = processes.broadcast_text(complaint)
         if complaint:
             raise CheckpointError(complaint)
         yield

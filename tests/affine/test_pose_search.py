@@ -379,7 +379,7 @@ def test_published_settings():
     ("spec", "message"),
     [
         ({"like": "2018"}, "config.search.like: unknown '2018'"),
-        ({"step": 3}, "config.search.step is no field; did you mean 'steps'"),
+        ({"step": 3}, "config.search.step is not a field; did you mean 'steps'"),
         ({"method": "adm"}, "method: unknown choice 'adm'; did you mean 'adam'"),
         ({"keep": -1}, "keep must not be negative"),
         ({"steps": 0}, "steps must be at least 1"),

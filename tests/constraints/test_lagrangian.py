@@ -335,7 +335,7 @@ def test_multipliers_see_the_true_statistic_and_the_gradient_its_surrogate():
 
 def test_measured_constraints_of_no_weight_change_nothing():
     settings = Settings(DualStep(frozen=True), rho=5.0)
-    assert settings.silent
+    assert settings.is_inactive
     # Nor is their gradient taken, which is infinite here.
     constraints = [bound(1.0), Constraint("steep", lambda w: jnp.sqrt(w - 1.5))]
     gradient, dual_update = constrained(quadratic, constraints, settings)
@@ -369,5 +369,5 @@ def test_impossible_settings_are_refused(fields, message):
 
 
 def test_two_constraints_of_one_name_are_refused():
-    with pytest.raises(ConfigError, match="two constraints are called 'bound'"):
+    with pytest.raises(ConfigError, match="two constraints have the name 'bound'"):
         init_duals([bound(1.0), bound(2.0)], Settings())

@@ -345,7 +345,7 @@ def test_cost_adds_up_what_modules_report(seen, params):
     each = np.sum(params["a"] ** 2) + seen_inputs() @ params["a"][:, 0]
     found = jax.jit(lambda p: build("cost", start=1.0).surrogate(seen(p)).value)(params)
     assert float(found) == pytest.approx(float(WEIGHT @ each / WEIGHT.sum()))
-    with pytest.raises(ConfigError, match="the model reports no 'flops'"):
+    with pytest.raises(ConfigError, match="the model sows no 'flops'"):
         jax.eval_shape(
             lambda p: build("cost", start=1.0, variable="flops").surrogate(seen(p)).value, params
         )

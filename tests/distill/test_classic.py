@@ -94,9 +94,7 @@ def test_an_adapter_is_a_1x1_convolution_that_can_close_the_gap(case):
     unadapted = LOSSES.build({"name": "simkd", "at": "map"}, "losses")
     with pytest.raises(ConfigError, match="at='map': the student's features"):
         unadapted.apply({}, student, teacher, None)
-    with pytest.raises(
-        ConfigError, match="the features 'penultimate' of a network that shows only"
-    ):
+    with pytest.raises(ConfigError, match="the features 'penultimate', but the network has only"):
         LOSSES.build({"name": "simkd"}, "losses").apply({}, student, teacher, None)
 
 

@@ -51,5 +51,5 @@ def test_the_automatic_gate_reads_logits_where_there_is_no_map():
     only = Seen(seen(classes=10).logits, {})
     variables = jax.eval_shape(lambda: gate.init(jax.random.key(0), only))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 385
-    with pytest.raises(ConfigError, match=r"needs the features 'map'.* shows only: logits"):
+    with pytest.raises(ConfigError, match=r"needs the features 'map'.* has only: logits"):
         GATES.build({"name": "map"}, "gate", num_classes=10).init(jax.random.key(0), only)

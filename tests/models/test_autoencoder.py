@@ -228,7 +228,7 @@ def test_a_variance_of_one_is_a_logarithm_of_zero():
         ({"name": "voxel_autoencoder", "size": 12}, "size must be a multiple of 8"),
         ({"latents": 0}, "latents must be at least 1"),
         ({"decoder": "conv"}, "decoder must be one of convolutional, coordinates"),
-        ({"pose": {"name": "euler"}}, "'euler' turns 3 dimensions, but the model's images have 2"),
+        ({"pose": {"name": "euler"}}, "'euler' is for 3 dimensions, but the model's images have 2"),
         ({"proposals": 2}, "proposals needs a continuous pose"),
         ({"pose": {"name": "quarter_turns"}, "proposals": 2}, "needs a continuous pose"),
     ],

@@ -202,7 +202,7 @@ def test_modules_without_train_are_answered_by(classifiers):
     )
     with pytest.raises(ConfigError, match="Plain takes no mask"):
         model.predict(INPUTS, mask=np.ones((8, 5)))
-    with pytest.raises(ConfigError, match="Plain shows 0 penultimate features"):
+    with pytest.raises(ConfigError, match="Plain sows 0 penultimate features"):
         HybridModel(classifiers[0], classifiers[1], classifiers[2]).predict(INPUTS)
 
 

@@ -90,7 +90,7 @@ def test_thresholds_that_could_not_pass_without_any_error_are_passed_over():
 def test_a_stricter_threshold_that_fails_ends_the_walk():
     confidence = np.repeat([0.9, 0.5], [100, 900])
     wrong = np.r_[np.arange(100) < 30, np.zeros(900, bool)]
-    with pytest.raises(DataError, match=r"best that can be had is 0\.\d+ at coverage 0\.1, with"):
+    with pytest.raises(DataError, match=r"best possible is 0\.\d+ at coverage 0\.1, with"):
         calibrate.learn_then_test(confidence, wrong, 0.1, "selective")
     sentence = "keeps the selective risk at 0.1 with probability 0.9 with 1000 calibration examples"
     with pytest.raises(DataError, match=sentence) as caught:
@@ -174,12 +174,12 @@ ONE, RIGHT = np.linspace(0, 1, 50), np.zeros(50, bool)
             lambda: calibrate.plug_in(ONE, ~RIGHT, 0.01),
             DataError,
             "no threshold keeps the joint error at 0.01 with 50 calibration examples; the best "
-            "that can be had is 0.02 at coverage 0.02, with the threshold 1",
+            "possible is 0.02 at coverage 0.02, with the threshold 1",
         ),
         (
             lambda: calibrate.conformal_risk_control(ONE, RIGHT, 0.01),
             DataError,
-            r"at 0.01 on average with 50 .* best that can be had is 0.01961 at coverage",
+            r"at 0.01 on average with 50 .* best possible is 0.01961 at coverage",
         ),
         (
             lambda: calibrate.conformal_risk_control(ONE, RIGHT, 0.1, "selective"),

@@ -276,9 +276,9 @@ def test_what_no_output_can_avoid_is_told_apart():
         ),
         (
             lambda: build(cache=True, task=Task("reconstruction", num_examples=9)),
-            "leave config.algorithm.cache False, or config.data.redraw",
+            "set config.algorithm.cache=False, or config.data.redraw=False",
         ),
-        (lambda: build(search={"lik": "2020"}), "algorithm.search.lik is no field"),
+        (lambda: build(search={"lik": "2020"}), "algorithm.search.lik is not a field"),
         (lambda: elbo(kl="2019"), "config.objective.kl: unknown choice '2019'"),
         (lambda: elbo(reconstruction="bce"), "config.objective.reconstruction: unknown choice"),
     ],

@@ -67,7 +67,7 @@ def test_threads_of_a_failed_save_do_not_repeat_its_error(monkeypatch, caplog):
     monkeypatch.setattr(sys, "excepthook", lambda *args: heard.append(args[1]))
     monkeypatch.setattr(sys, "unraisablehook", lambda one: heard.append(one.exc_value))
     for _ in range(2):
-        noise.hush()
+        noise.drop_repeated_tracebacks()
     news, closed = RuntimeError("news"), RuntimeError("Event loop is closed")
     for error in (news, closed):
         sys.excepthook(RuntimeError, error, None)

@@ -386,7 +386,7 @@ def test_impossible_fields_are_one_sentence(fields, message):
 
 def test_two_constraints_of_one_name_are_refused_before_anything_runs():
     algo = build((ALL[0], ALL[0]))
-    with pytest.raises(ConfigError, match="two constraints are called 'entropy'"):
+    with pytest.raises(ConfigError, match="two constraints have the name 'entropy'"):
         algo.init_state(jax.random.key(0), batches(1)[0]["inputs"])
 
 

@@ -334,7 +334,7 @@ def test_a_part_of_the_teacher_starts_as_it_is_there():
     state = start(own, batch_of())
     assert same(state.params, teacher.variables["params"])
     assert same(state.algo_state["average"], teacher.variables["params"])
-    with pytest.raises(ConfigError, match="are two starts"):
+    with pytest.raises(ConfigError, match="both initialise the student"):
         build(spec, student=trained_mlp((3,), 0))
 
 

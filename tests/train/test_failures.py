@@ -43,8 +43,8 @@ def change(config, field, value):
 
 
 REFUSED = [
-    ("train.num_stepz", 3, "config.train.num_stepz is no field of a config.*'num_steps'"),
-    ("trian", {}, "config.trian is no field of a config; did you mean 'train'"),
+    ("train.num_stepz", 3, "config.train.num_stepz is not a field of a config.*'num_steps'"),
+    ("trian", {}, "config.trian is not a field of a config; did you mean 'train'"),
     ("train.num_steps", "many", "config.train.num_steps must be of type int, not 'many'"),
     ("train.num_steps", 2.5, "config.train.num_steps must be of type int, not 2.5"),
     ("train.num_steps", True, "config.train.num_steps must be of type int, not True"),

@@ -1,8 +1,8 @@
-"""Training with the pose of every image searched first: the affine variational autoencoder.
+"""Training with a pose search for every batch: the affine variational autoencoder.
 
-For each batch the weights are held fixed and each image's pose is searched that minimises the
-image's own loss, then the weights make one step at those poses with a drawn code. Batch statistics
-are the running ones in the search, which changes neither them nor the weights.
+For each batch, the pose of every image that minimises its loss is searched with fixed weights; then
+the weights make one step at these poses with a sampled code. The search uses running batch
+statistics and changes neither them nor the weights.
 
 References:
   R. Bidart, A. Wong. Affine Variational Autoencoders: An Efficient Approach for Improving
@@ -40,8 +40,8 @@ class AffineVAE(Algorithm):
         convex functions of the outputs, as "elbo" is.
       search: section of the `Search` in training; its random starts are drawn anew for every batch.
       evaluation: section of the search at evaluation, with the same starts for every image.
-      cache: whether the pose found for a training example is kept as one of its next starts. The
-        example must then come back in the same pose.
+      cache: whether the pose of a training example is stored as a start of its next search.
+        Examples must then repeat unchanged.
       **options: of `Algorithm`.
 
     Raises:
@@ -68,8 +68,8 @@ class AffineVAE(Algorithm):
         self.cache = self.needs_index = cache
         if cache and not (self.task.num_examples and self.task.num_versions == 1):
             raise ConfigError(
-                "cache keeps the pose of a training example, which must come back as it was; leave "
-                "config.algorithm.cache False, or config.data.redraw"
+                "cache stores poses of training examples, which must repeat unchanged; set "
+                "config.algorithm.cache=False, or config.data.redraw=False"
             )
         self._refuse_nothing("search", self.search, cached=cache)
         self._refuse_nothing("evaluation", self.evaluation, cached=False)
@@ -191,12 +191,12 @@ class AffineVAE(Algorithm):
         if not self.cache:
             return algo_state
         index = batch["index"]
-        if axis_name is not None:  # the cache is whole on every device
+        if axis_name is not None:  # the cache is replicated
             index, pose = jax.lax.all_gather((index, pose), axis_name, tiled=True)
         return {**algo_state, "poses": algo_state["poses"].at[index].set(pose)}
 
     def _head_loss(self, variables: Any, inputs: Array, pose: Array) -> Array:
-        """Returns how far the nearest proposal is from the pose, and the score's log-loss of it."""
+        """Returns the nearest proposal's distance from the pose, and the log-loss of its score."""
         proposed, scores = self.model.apply(variables, inputs, train=True, method="propose")
         far = distance(self.family.transform(proposed), self.family.transform(pose[:, None]))
         nearest = jnp.argmin(far, 1)

@@ -1,8 +1,7 @@
-"""What a training algorithm is: how one batch changes the training state.
+"""Base class of training algorithms, which update the training state by a batch.
 
-An algorithm sees the model only through ``apply``, the objective and the optimiser. Its update runs
-on every device with that device's part of the batch; ``axis_name`` is the only trace of that. The
-rule for gradients: differentiate the device's own loss, then average over the axis, once.
+Its update runs on every device with that device's part of the batch; ``axis_name`` names the mapped
+axis. The rule for gradients: differentiate the device's loss, then average over the axis, once.
 Averaging inside the differentiated function gives wrong gradients without an error.
 """
 
@@ -35,7 +34,7 @@ Optimizer: TypeAlias = optax.GradientTransformation | Callable[[int], optax.Grad
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What an algorithm may know of the data.
+    """Facts of the data for an algorithm.
 
     Attributes:
       kind: "classification", "regression", "tagging" (a class at every step) or "reconstruction".
@@ -43,8 +42,8 @@ class Task:
       length: time steps of an example; 0 if unknown.
       steps_per_epoch: batches in an epoch; 0 if there are no epochs.
       num_examples: size of the training split; 0 if unknown.
-      num_versions: versions in which training sees each example, see `jaxeff.data.Split`; 0 if it
-        is a new one every time.
+      num_versions: number of versions of each training example, see `jaxeff.data.Split`; 0 if every
+        epoch draws new ones.
     """
 
     kind: str = "classification"
@@ -59,14 +58,14 @@ class Algorithm:
     """Base of the algorithms.
 
     Args:
-      model: a Flax module called with ``(inputs, train=...)``, or with inputs alone if that is all
-        that it takes; with ``mask=`` too where batches have one. To keep its state over batches or
-        parts of a sequence it also has ``initial_carry(inputs)`` and takes ``carry=...,
+      model: a Flax module called with ``(inputs, train=...)``, or with inputs alone if it takes no
+        ``train``; with ``mask=`` too if batches have one. To keep its state over batches or parts
+        of a sequence it also has ``initial_carry(inputs)`` and takes ``carry=...,
         return_carry=True``.
       objective: see `jaxeff.train.objectives`.
       optimizer: an optax transformation; or a function that returns one for a number of updates
         per batch, over which a schedule may span.
-      task: what to know of the data.
+      task: facts of the data.
       average_decay: keeps an exponential average of the weights with this decay per update, as a
         candidate for evaluation; 0 keeps none.
       evaluate_at: which weights evaluation uses: one of `weights`, or "best" to choose among them
@@ -76,7 +75,7 @@ class Algorithm:
       ConfigError: a field has an impossible value.
     """
 
-    #: Names of the weights that can be evaluated, the usual ones first.
+    #: Names of the weights that can be evaluated, the default first.
     weights: tuple[str, ...] = ("live", "average")
     #: Updates of the parameters per batch.
     updates_per_batch: int = 1
@@ -178,21 +177,21 @@ class Algorithm:
         return {"live": state.params, **average}
 
     def learned_rows(self, count: int) -> np.ndarray:
-        """Returns the numbers of those of ``count`` training examples that are learned from."""
+        """Returns the indices, of ``count`` training examples, that the algorithm learns from."""
         return np.arange(count)
 
     def unseen_rows(self, count: int) -> np.ndarray:
-        """Returns the numbers of training examples that no prerequisite may have learned from."""
+        """Returns the indices of training examples that no prerequisite may have learned from."""
         del count
         return np.arange(0)
 
     def warnings(self, state: TrainState) -> list[str]:
-        """Returns a sentence for everything about a finished training that should worry a user."""
+        """Returns warnings about a finished training, one sentence each."""
         del state
         return []
 
     def init_state(self, key: PRNGKey, example: Array) -> TrainState:
-        """Returns a fresh training state for inputs shaped like ``example`` ``[batch, ...]``."""
+        """Returns the initial state for inputs shaped like ``example`` ``[batch, ...]``."""
         init_key, run_key = jax.random.split(key)
         options = call_options(self.model, train=False)
         initial: Any = self.model.init(init_key, example, **options)
@@ -222,7 +221,7 @@ class Algorithm:
         Args:
           variables: parameters and other collections.
           batch: ``inputs`` and an optional ``mask``.
-          carry: recurrent state to start from; () starts anew and asks for none back.
+          carry: recurrent state to start from; () starts from the initial one and returns none.
           train: training or evaluation.
           key: random key of the step, for training.
 
@@ -260,7 +259,7 @@ class Algorithm:
         batch: Batch,
         axis_name: str | None = None,
     ) -> tuple[dict[str, Array], Carry]:
-        """Evaluates a batch that goes on from ``carry``; returns the sums and the next carry."""
+        """Evaluates a batch that continues from ``carry``; returns the sums and the next carry."""
         variables = {"params": params, **model_state}
         local_carry = starting_carry(self.model, carry, batch, axis_name)
         outputs, local_carry, _ = self.forward(variables, batch, local_carry, train=False)
@@ -275,12 +274,12 @@ class Algorithm:
     ) -> dict[str, Any]:
         """Returns the algorithm's state with the averages moved towards the arguments.
 
-        Batch statistics are averaged like the weights, so that the two fit each other.
+        Batch statistics are averaged like the weights, so that they match.
         """
         if not self.average_decay:
             return algo_state
         new = {"average": params}
-        if "average_state" in algo_state:  # not in a state made of parameters alone
+        if "average_state" in algo_state:  # absent in a state of parameters only
             new["average_state"] = model_state
         old = {name: algo_state[name] for name in new}
         return {**algo_state, **optax.incremental_update(new, old, 1 - self.average_decay)}

@@ -29,7 +29,7 @@ class BPTT(Algorithm):
       **options: of `Algorithm`.
     """
 
-    #: Values of the objective that `track` reads and that are no metrics.
+    #: Values of the objective that `track` reads and that are not metrics.
     tracked: tuple[str, ...] = ()
 
     def __init__(self, *shared: Any, repeats: int = 1, accumulate: int = 1, **options: Any):
@@ -41,7 +41,7 @@ class BPTT(Algorithm):
         self.updates_per_batch = repeats
 
     def hints(self, state: TrainState, batch: Batch) -> dict[str, Array]:
-        """Returns what the algorithm adds to a batch for its objective."""
+        """Returns entries that the algorithm adds to a batch for its objective."""
         del state, batch
         return {}
 

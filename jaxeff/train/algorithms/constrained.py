@@ -38,7 +38,7 @@ from jaxeff.train.objectives import Objective, per_example, weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Params
 
-#: How often multipliers move: after every batch, along running means, or after every epoch.
+#: Update interval of multipliers: every batch, from running means, or every epoch.
 MOVES = ("step", "epoch")
 
 
@@ -46,15 +46,14 @@ MOVES = ("step", "epoch")
 class Constrained(Algorithm):
     """Gradient training of the objective's mean under constraints with Lagrange multipliers.
 
-    The multipliers and what they know of their constraints are in the algorithm's state. Without
-    constraints, and with multipliers fixed at 0, this is `BPTT` to the bit.
+    The multipliers and their statistics are in the algorithm's state. Without constraints, or with
+    multipliers fixed at 0, this is bit-equal to `BPTT`.
 
     Args:
       *shared: model, objective, optimizer and task, see `Algorithm`. The optimiser
         and its weight decay do not see the multipliers.
       constraints: sections of `jaxeff.constraints.CONSTRAINTS`; at most one that reweights.
-      period: epochs over which the levels of those change that have an end and no period of their
-        own.
+      period: default period, in epochs, of constraints whose level has an end but no period.
       dual: section of `jaxeff.constraints.DUAL_STEPS`: "gradient", "optimistic" or "nupi" with
         their gains, or "fixed" for constant penalty weights.
       rho: weight of the augmented Lagrangian; 0 is the plain one.
@@ -62,8 +61,8 @@ class Constrained(Algorithm):
       initial_multiplier: of every constraint, at the start.
       decay: of the running means of the constraints' violations.
       move: "step" or "epoch"; see `MOVES`.
-      normalize: divides violations by the size of their statistic on the first batch.
-      sharpness_radius: takes the gradient so far uphill from the weights; 0 takes it at them.
+      normalize: divides violations by the absolute value of their statistic on the first batch.
+      sharpness_radius: distance of the ascent step before the gradient is taken (SAM); 0 for none.
       **options: of `Algorithm`.
     """
 
@@ -131,7 +130,7 @@ class Constrained(Algorithm):
         time = duals.step / self.settings.steps_per_epoch
 
         def apply(params, batch):
-            # An empty collection is one that the model may write: what it reports of itself.
+            # An empty collection that the model may sow into.
             variables = {"params": params, **state.model_state, "intermediates": {}}
             result = self.forward(variables, batch, start, train=True, key=key)
             return (*result, self.objective(result[0], batch))
@@ -195,10 +194,10 @@ class Constrained(Algorithm):
 
 
 class _Showing:
-    """An objective with the statistics that outputs alone say among its metrics.
+    """An objective whose metrics include the statistics that depend on outputs only.
 
-    Evaluations then show them for other data, and for the model as it is used: with running
-    statistics and without dropout. All else that the objective has is passed on.
+    Evaluations then report them for other data and in evaluation mode: with running statistics and
+    without dropout. Other attributes are those of the objective.
     """
 
     def __init__(self, objective: Objective, constraints: Sequence[Constraint]):
@@ -206,7 +205,7 @@ class _Showing:
         self._shown = {c.name: c.per_example for c in constraints if c.per_example is not None}
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # not yet there, while a copy is made
+        if name.startswith("_"):  # not set yet while being copied
             raise AttributeError(name)
         return getattr(self._of, name)
 

@@ -1,4 +1,4 @@
-"""The loss of selective distillation (DiSK): its gate, and the budget that the gate keeps."""
+"""The loss of selective distillation (DiSK), with its gate and the gate's budget."""
 
 from __future__ import annotations
 
@@ -56,16 +56,16 @@ class DiskLoss:
         axis_name: str | None,
         train: bool,
     ) -> tuple[Array, dict[str, Array], dict[str, Any]]:
-        """Returns what DiSK adds to a device's loss.
+        """Returns DiSK's term of a device's loss.
 
-        The budget's term is its price, a constant of the whole batch, times this device's help: so
-        its gradient is the device's part of that of the whole batch's penalty.
+        The budget's term is its price, a constant of the whole batch, times this device's help, so
+        its gradient is this device's contribution to that of the penalty.
 
         Args:
           params: the gate's parameters, to differentiate by.
           state: as `init` returns it.
-          student: what is seen of the student.
-          teacher: what is seen of the teacher.
+          student: logits and features of the student.
+          teacher: logits and features of the teacher.
           labels: ``[batch]``.
           weight: ``[batch]``.
           number: of the round.
@@ -119,7 +119,7 @@ class DiskLoss:
         allowed: Array,
         axis_name: str | None,
     ) -> Array:
-        """Returns the best gate ``[batch]`` within the budget of the batches of all devices."""
+        """Returns the optimal gate ``[batch]`` within the budget of the batch over all devices."""
         logits = jax.lax.stop_gradient(student.logits)
         terms = self.disk.closed_form_terms(logits, teacher.logits, labels)
         whole, all_weight = terms, weight

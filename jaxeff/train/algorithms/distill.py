@@ -27,10 +27,10 @@ from jaxeff.typing import Array, Batch, PRNGKey
 class Distillation(Algorithm):
     """A weighted sum of the objective, of distillation losses, and of a selective one (DiSK).
 
-    The teacher is the prerequisite "teacher"; a prerequisite "student", of the same model, is what
-    the student starts from. Only the student is evaluated and kept: the teacher, the gate and the
-    adapters of features are state of the training. What projects features for SimKD is part of its
-    student, the model "projected".
+    The teacher is the prerequisite "teacher"; an optional prerequisite "student", of the same
+    model, initialises the student. Only the student is evaluated and kept: the teacher, the gate
+    and the feature adapters are training state. SimKD's projector is part of its student, the model
+    "projected".
 
     By default student and gate learn from every batch. With ``gate_epochs`` they take turns, each
     frozen while the other learns, as DiSK's authors do: ``gate_init_epochs`` of the gate, then
@@ -52,11 +52,10 @@ class Distillation(Algorithm):
       student_epochs: epochs of the student in a round, the unit of DiSK's schedules.
       gate_epochs: epochs of the gate in a round; 0 lets both learn at once.
       gate_init_epochs: epochs of the gate alone before the first round.
-      inherit: whether the student starts with those of the teacher's parameters that have the same
-        names, as one that is a part of its teacher can.
-      keep_classifier: whether the student takes over the teacher's last linear layer and keeps it
-        as it is (SimKD).
-      cache: whether the teacher's logits are kept, see `Teacher`.
+      inherit: whether the student starts with the teacher's parameters of the same names, for a
+        student that is a part of its teacher.
+      keep_classifier: whether the student uses the teacher's last linear layer, frozen (SimKD).
+      cache: whether the teacher's logits are cached, see `Teacher`.
       **options: of `Algorithm`.
 
     Raises:
@@ -81,7 +80,7 @@ class Distillation(Algorithm):
     ):
         super().__init__(*shared, **options)
         if self.task.kind != "classification":
-            raise ConfigError(f"distillation is of classifiers, not of {self.task.kind} data")
+            raise ConfigError(f"distillation is for classifiers, not for {self.task.kind} data")
         self.label_weight = label_weight
         self.losses, self.loss_weights = _losses(losses or {})
         self.disk_loss = disk_loss(disk, gate, self.task.num_classes)
@@ -101,7 +100,9 @@ class Distillation(Algorithm):
         self.start = trained["student"].variables if "student" in trained else None
         self.teacher = Teacher(trained["teacher"], self.task, cache)
         if inherit and self.start is not None:
-            raise ConfigError("inherit=True and config.prerequisites.student are two starts")
+            raise ConfigError(
+                "inherit=True and config.prerequisites.student both initialise the student; use one"
+            )
         self.inherit, self.keep_classifier, self.needs_index = inherit, keep_classifier, cache
 
     def init_state(self, key: PRNGKey, example: Array) -> TrainState:
@@ -171,10 +172,10 @@ class Distillation(Algorithm):
         trains_student: bool,
         trains_gate: bool,
     ) -> tuple[TrainState, dict[str, Array]]:
-        """Makes a step of whoever is trained; the other is applied as in evaluation.
+        """Makes a step of the student, the gate, or both; a frozen one runs in evaluation mode.
 
-        Both have the learning rate of the run's step, because one who takes turns makes fewer
-        updates than the run has steps.
+        Both use the learning rate of the run's step, because alternating parts make fewer updates
+        than the run has steps.
         """
         algo_state, weight, labels = dict(state.algo_state), batch["weight"], batch["labels"]
         total, key = divisor(weight, axis_name), step_key(state, axis_name)
@@ -240,10 +241,10 @@ def _losses(
 
 
 def _inherited(params: Any, teacher: Any) -> Any:
-    """Returns a student's parameters with the teacher's of the same names in their places.
+    """Returns a student's parameters, overwritten by the teacher's of the same names.
 
     Raises:
-      ConfigError: one of them has another shape, or none has its name.
+      ConfigError: a shape differs, or no name matches.
     """
     student, source = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (params, teacher))
     shared = {name: source[name] for name in student if name in source}
@@ -251,7 +252,7 @@ def _inherited(params: Any, teacher: Any) -> Any:
     if misfits or not shared:
         what = f"{misfits[0]} has another shape" if misfits else "none of its names are the same"
         raise ConfigError(
-            f"inherit: the student's parameters are no part of the teacher's ({what})"
+            f"inherit: the student's parameters are not a subset of the teacher's ({what})"
         )
     return flax.traverse_util.unflatten_dict({**student, **shared}, sep="/")
 

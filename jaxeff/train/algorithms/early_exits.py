@@ -19,11 +19,11 @@ class EarlyExits(BPTT):
     """`BPTT` of a weighted mean of the losses of all exits; evaluation is at the last.
 
     Args:
-      exit_weights: of every exit and of the network's head; () weighs them alike.
+      exit_weights: of every exit and of the final head; () for equal weights.
       **options: of `BPTT`.
 
     Raises:
-      ConfigError: another model, or weights that do not fit it.
+      ConfigError: a model without exits, or a wrong number of weights.
     """
 
     def __init__(self, *, exit_weights: Sequence[float] = (), **options: Any):

@@ -1,4 +1,4 @@
-"""Training that leaves out a fold of the examples, from which a router learns later."""
+"""Training without one fold of the examples, which a router learns from later."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from jaxeff.typing import Array, Batch
 
 
 def held_out(index: Any, folds: int, fold: int = 0) -> Any:
-    """Returns which examples ``[batch]``, by their numbers, belong to one of several folds."""
+    """Returns which examples ``[batch]``, given their indices, belong to a fold."""
     return index % folds == fold
 
 
 @ALGORITHMS.register("bptt_without_fold")
 class BPTTWithoutFold(BPTT):
-    """`BPTT` on all examples but those of one fold, which are left for a router to learn from.
+    """`BPTT` on all examples except one fold, which is reserved for a router.
 
     Args:
       folds: number of folds.
-      fold: number of the one left out.
+      fold: index of the fold that is left out.
       **options: of `BPTT`.
     """
 

@@ -1,4 +1,4 @@
-"""Forward propagation through time, and truncated back-propagation as its plain relative.
+"""Forward propagation through time (FPTT), and truncated back-propagation as its baseline.
 
 References:
   Kag, Saligrama, "Training Recurrent Neural Networks via Forward Propagation Through Time",
@@ -31,11 +31,11 @@ RESETS = ("epoch", "epoch_weights", "sequence", "none")
 
 @ALGORITHMS.register("tbptt")
 class TruncatedBPTT(PartwiseAlgorithm):
-    """Truncated back-propagation through time: an update per part, and nothing else.
+    """Truncated back-propagation through time: one update per part.
 
-    With one label per sequence, the output at the end of every part is judged by that label with
-    the same weight. It makes as many updates as `FPTT` with the same ``parts``, which makes it the
-    baseline that tells what the regulariser and the auxiliary loss are worth.
+    With one label per sequence, the loss at the end of every part uses that label with equal
+    weights. It makes as many updates as `FPTT` with the same ``parts`` and is the baseline for the
+    effect of the regulariser and the auxiliary loss.
     """
 
 
@@ -53,7 +53,7 @@ class FPTT(PartwiseAlgorithm):
     ``parts`` on. Where examples differ in length, P counts the parts of the example.
 
     Args:
-      model: see `Algorithm`, as are the next three.
+      model: see `Algorithm`.
       objective: the task's objective.
       optimizer: the optimiser of the local objectives; its state runs through all updates.
       task: facts of the data.
@@ -66,7 +66,7 @@ class FPTT(PartwiseAlgorithm):
       reset: what happens to the running weights and the multipliers. "epoch": at the end of an
         epoch the parameters become the running weights and the multipliers vanish;
         "epoch_weights": the same, but the multipliers stay (the authors' language models);
-        "sequence": both start anew with every batch; "none": nothing.
+        "sequence": both are reset with every batch; "none": no reset.
       auxiliary: Q of labels that come once per sequence: "oracle" is the average prediction in the
         epoch before for examples of that class at that part, "uniform" is 1 / classes, "none"
         leaves the second term out.
@@ -125,7 +125,7 @@ class FPTT(PartwiseAlgorithm):
             "form": form,
             "multiplier": multiplier,
         }
-        dynamic_regularizer(optax.identity(), **self.options)  # its complaints, early
+        dynamic_regularizer(optax.identity(), **self.options)  # checks the options early
         self.reset, self.auxiliary, self.reduction = reset, auxiliary, auxiliary_reduction
         self.uniform_epochs = uniform_epochs
 
@@ -139,7 +139,7 @@ class FPTT(PartwiseAlgorithm):
         return self.regularized.init(params)
 
     def init(self, params: Params) -> dict[str, Any]:
-        """Returns the state of the oracle: its targets, and the sums for the next ones."""
+        """Returns the state of the oracle: its targets, and the sums for the next targets."""
         state = super().init(params)
         if self.auxiliary == "oracle":
             classes, count = self.task.num_classes, self.updates_per_batch
