@@ -1,6 +1,6 @@
 """What a config is: the fields that every experiment has, with their meaning and neutral values.
 
-Nothing here imports JAX, so that a config file is read, and a mistake in it told, in no time.
+Nothing here imports JAX, so reading a config file and reporting mistakes in it is fast.
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ def test_multiply_adds_of_the_exits_are_those_of_the_parts(exits):
 
 def test_exits_that_the_backbone_does_not_have_are_refused():
     backbone = {"name": "resnet", "blocks": (1, 1), "widths": (4, 6)}
-    for exits, message in (((1,), "before the last"), ((), "rising"), ((0, 0), "rising")):
+    for exits, message in (((1,), "before the last"), ((), "ascending"), ((0, 0), "ascending")):
         spec = {"name": "early_exit", "backbone": backbone, "exits": exits}
         with pytest.raises(ConfigError, match=message):
             MODELS.build(spec, "model", num_outputs=3)
