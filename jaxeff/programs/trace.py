@@ -175,13 +175,17 @@ def _apply(builder: Builder, equation: Any, inputs: list) -> Sequence[Any]:
 
 def _scan(builder: Builder, params: Any, inputs: list) -> list:
     """Writes a loop out."""
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    if "num_consts" in params:
+        num_consts, num_carry = params["num_consts"], params["num_carry"]
+    else:  # as later versions of JAX say it
+        num_consts, num_carry = (len(part) for part in params["ft_in"].unpack()[:2])
     consts, carry = inputs[:num_consts], inputs[num_consts : num_consts + num_carry]
     xs = inputs[num_consts + num_carry :]
     if any(isinstance(x, Vector) for x in xs):
         raise ConfigError("a step that scans over its own input cannot be written as a program")
     order = range(params["length"])
     body = params["jaxpr"]
+    body = body if hasattr(body, "consts") else core.ClosedJaxpr(body, ())
     for i in reversed(order) if params["reverse"] else order:
         results = _run(builder, body.jaxpr, body.consts, [*consts, *carry, *(x[i] for x in xs)])
         carry = results[:num_carry]
