@@ -303,25 +303,27 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def distinctive(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what makes a run what it is: a plain config without what changes no figure.
+    """Returns the fields of a plain config that identify a run.
 
-    That is where it runs, what is exported of it, and sections that older versions lack, as long
-    as they ask for nothing.
+    Devices and exports do not. Sections that older versions lack do so only if they are used, so
+    that a config keeps its name.
     """
-    return {name: value for name, value in _asked(fields).items() if name != "devices"}
+    return {name: value for name, value in _identifying(fields).items() if name != "devices"}
 
 
-def _asked(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _identifying(fields: Mapping[str, Any]) -> dict[str, Any]:
     neutral = plain(base_config())
     rest = {
         name: value
         for name, value in fields.items()
         if name != "export" and (name not in LATER_SECTIONS or value != neutral[name])
     }
+    if isinstance(rest.get("devices"), Mapping):
+        rest["devices"] = {n: v for n, v in rest["devices"].items() if n != "topology"}
     if isinstance(rest.get("prerequisites"), Mapping):
         required = rest["prerequisites"].items()
         rest["prerequisites"] = {
-            name: _asked(each) if isinstance(each, Mapping) else each for name, each in required
+            name: _identifying(one) if isinstance(one, Mapping) else one for name, one in required
         }
     return rest
 

@@ -88,7 +88,7 @@ def test_wheels_and_checkouts_have_their_configs_where_they_are_looked_for():
 @pytest.mark.parametrize("kind", ["dict", "ConfigDict", "FrozenConfigDict"])
 def test_whole_dicts_are_configs(tmp_path, kind):
     path = tmp_path / "own.py"
-    text = json.dumps(base_config().to_dict()).replace("null", "None").replace("false", "False")
+    text = repr(json.loads(json.dumps(base_config().to_dict())))
     made = text if kind == "dict" else f"ml_collections.{kind}({text})"
     path.write_text(f"import ml_collections\ndef get_config():\n    return {made}\n")
     config = config_files.load(str(path))

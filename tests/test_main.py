@@ -95,7 +95,7 @@ def test_training_leaves_a_complete_folder(trained):
     names = {path.name for path in workdir.iterdir()}
     assert {
         *("config.json", "report.json", "report.md", "learning_curve.png", "metrics.csv"),
-        *("tensorboard", "checkpoints"),
+        *("tensorboard", "checkpoints", "model"),
     } == names
     assert (workdir / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))

@@ -32,7 +32,8 @@ POSITIVE = (
 MAX_CPU_DEVICES = 512
 SELECTIONS = ("best", "last")
 CONFIG_FILE = "config.json"
-RESERVED = ("checkpoints", "eval", "bench", "compile", "export", "search")  # folders of a run
+#: Folders of a run.
+RESERVED = ("checkpoints", "eval", "bench", "compile", "export", "model", "search")
 
 
 def check(config: ml_collections.ConfigDict) -> None:

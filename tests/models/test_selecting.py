@@ -52,7 +52,7 @@ def test_evaluation_does_not_mix_examples():
     ("fields", "message"),
     [
         ({"hidden": 0}, "hidden must be positive"),
-        ({"num_outputs": 6}, "not 6 outputs; train it with config.objective.name='selective_net'"),
+        ({"num_outputs": 6}, "cannot be 6 outputs; train it with config.objective.name="),
         ({"backbone": {"name": "mpl"}}, "did you mean 'mlp'"),
     ],
 )

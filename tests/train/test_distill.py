@@ -376,7 +376,7 @@ def test_no_teacher_and_no_classifier_to_take_over_are_refused():
     with pytest.raises(ConfigError, match=r"prerequisites\.teacher"):
         ALGORITHMS.build(spec, "algorithm", **common, trained={})
     regression = Task("regression")
-    with pytest.raises(ConfigError, match="not of regression data"):
+    with pytest.raises(ConfigError, match="not for regression data"):
         ALGORITHMS.build(spec, "algorithm", **common, trained={}, task=regression)
     algorithm = build({"losses": {"simkd": {}}, "keep_classifier": True})
     with pytest.raises(ConfigError, match="give the student's last features its width"):

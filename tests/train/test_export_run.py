@@ -5,7 +5,7 @@ import json
 import pytest
 
 import jaxeff
-from jaxeff.config import what_a_run_is
+from jaxeff.config import distinctive
 from jaxeff.errors import CheckpointError, ConfigError
 from jaxeff.train import run
 
@@ -31,8 +31,8 @@ def test_a_run_is_exported_and_goes_on(tiny_config, tmp_path):
         run(tiny_config, folder, "export")
 
 
-def test_what_is_exported_is_not_what_a_run_is():
+def test_an_export_does_not_change_the_identity_of_a_run():
     required = {"seed": 1, "devices": {"cpu": 1}, "export": {"to": "onnx"}, "prerequisites": {}}
     fields = {"seed": 0, "devices": {}, "export": {}, "prerequisites": {"base": required}}
     kept = {"seed": 1, "devices": {"cpu": 1}, "prerequisites": {}}
-    assert what_a_run_is(fields) == {"seed": 0, "prerequisites": {"base": kept}}
+    assert distinctive(fields) == {"seed": 0, "prerequisites": {"base": kept}}

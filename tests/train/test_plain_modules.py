@@ -64,7 +64,7 @@ def test_a_plain_module_teaches_by_its_answers_alone():
     metrics = jax.jit(algorithm.update)(state, BATCH)[1]
     np.testing.assert_allclose(metrics["kd"], kd(own, goal, 2.0).mean(), rtol=1e-5)
     reading = Distillation(*shared, losses={"fitnet": {}}, **options)
-    with pytest.raises(ConfigError, match=r"needs the features 'penultimate' .* only: logits"):
+    with pytest.raises(ConfigError, match=r"needs the features 'penultimate'.* has only: logits"):
         reading.init_state(jax.random.key(0), BATCH["inputs"])
 
 

@@ -94,7 +94,7 @@ def test_a_mistake_shows_before_anything_is_trained(continued, tmp_path):
     [
         (lambda c: c.algorithm.update({"name": "bptt"}), "uses no other model"),
         (lambda c: c.prerequisites.first.train.update({"batch_size": 0}), "first.train.batch_size"),
-        (lambda c: c.update({"prerequisites": {"eval": c.prerequisites.first}}), "plain word"),
+        (lambda c: c.update({"prerequisites": {"eval": c.prerequisites.first}}), "a folder"),
         (lambda c: c.update({"prerequisites": {"x": 3}}), "must be a whole config"),
         (lambda c: c.update({"analyses": [{"name": "countin"}]}), "did you mean 'counting'"),
         (lambda c: c.update({"analyses": [{"name": "counting", "spilt": "x"}]}), "'split'"),

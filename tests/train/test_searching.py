@@ -386,7 +386,7 @@ def test_what_is_measured_is_the_network_found(supernet, tmp_path, monkeypatch, 
     class Built(Exception):
         pass
 
-    def build(config, trained, datasets):
+    def build(config, trained, *_):
         assert trained == {"teacher": supernet}
         raise Built(config.model.depth, config.model.cuts)
 

@@ -49,7 +49,7 @@ def test_parameters_beyond_memory_are_refused_with_their_bytes(tiny_config, giga
     features = 8000  # 256 MB for the square matrix of the cell
     tiny_config.model.cell.features = features
     text = memory_error(tiny_config)
-    assert text.startswith("config.model needs more memory than there is: 1.28 GB for parameters")
+    assert text.startswith("config.model needs more memory than available: 1.28 GB for parameters")
     assert "of 1 GB in all" in text
     tiny_config.model.cell.features = 6000
     train.build(tiny_config)
@@ -61,7 +61,7 @@ def test_a_batch_beyond_memory_is_refused(tiny_config, gigabyte, monkeypatch, se
     pixels = 64  # of 4 bytes each in an image of digits
     tiny_config[section].batch_size = 10**9 // (4 * pixels) + 10_000_000
     text = memory_error(tiny_config)
-    assert text.startswith(f"config.{section}.batch_size needs more memory than there is: ")
+    assert text.startswith(f"config.{section}.batch_size needs more memory than available: ")
     assert "3.56 GB for a batch of inputs" in text
 
 
@@ -86,7 +86,7 @@ def test_devices_that_share_memory_hold_a_copy_each(tiny_config, monkeypatch):
         needed.append(copies * one + batch)
         sizes.check_memory(tiny_config, state, built.dataset, devices)
         needed.append(copies * one + batch - 1)
-        with pytest.raises(ConfigError, match=r"config\.\S+ needs more memory than there is"):
+        with pytest.raises(ConfigError, match=r"config\.\S+ needs more memory than available"):
             sizes.check_memory(tiny_config, state, built.dataset, devices)
 
 
