@@ -7,6 +7,7 @@ To add a format: a class with the methods of `formats.Format`, one file, registe
 """
 
 from jaxeff.exporting import autoencoder, litert, onnx, recurrent, stablehlo, staged, text
+from jaxeff.exporting.c import format as _c  # noqa: F401  registers itself
 from jaxeff.exporting.entry import Artifact, Entry, Input
 from jaxeff.exporting.export import Options, write_entries
 from jaxeff.exporting.formats import FORMATS, ExportError, Format

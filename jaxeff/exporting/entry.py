@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from jaxeff import ops
+from jaxeff.programs import Program
 from jaxeff.typing import Array
 
 BATCH, LENGTH = "batch", "length"
@@ -53,9 +54,12 @@ class Entry:
         there is a state, one input per step. At least one.
       state: outputs by name, with the input that each becomes at the next step.
       initial_state: arrays without a batch axis, by the name of the input.
+      counters: inputs of the state that only count steps.
       whole: maps the examples to the first output after the last step, by another way than
         ``function``; None if there is no other.
       instead: a name of another entry, for formats that cannot write this one.
+      program: traces the function as a program of vector operations, of a recurrent step; its
+        state is that of ``state`` in order, without the counters.
       metadata: plain values for whoever uses the file: names of classes, thresholds.
     """
 
@@ -66,8 +70,10 @@ class Entry:
     examples: Mapping[str, np.ndarray]
     state: Mapping[str, str] = dataclasses.field(default_factory=dict)
     initial_state: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    counters: tuple[str, ...] = ()
     whole: Callable[..., Array] | None = None
     instead: str = ""
+    program: Callable[[], Program] | None = None
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

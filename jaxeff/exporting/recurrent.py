@@ -11,7 +11,9 @@ import numpy as np
 from jaxeff.exporting.entry import BATCH, LENGTH, Entry, Input
 from jaxeff.exporting.systems import Exportable, entries
 from jaxeff.models.sequence import SequenceModel
-from jaxeff.typing import Array
+from jaxeff.ode import CarryParts
+from jaxeff.programs import Program, trace_step
+from jaxeff.typing import Array, Carry
 
 
 @entries.register
@@ -57,6 +59,10 @@ def recurrent_step(model: SequenceModel, source: Exportable) -> Entry:
         outputs: Any = model.apply(source.variables, x)
         return outputs[:, -1] if model.readout == "every_step" else outputs
 
+    def program() -> Program:
+        width = None if source.inputs.ndim == 2 else source.inputs.shape[-1]
+        return trace_step(model, source.variables, width)
+
     rows = [Input((BATCH, *leaf.shape[1:]), str(leaf.dtype)) for leaf in leaves]
     return Entry(
         "step",
@@ -67,6 +73,18 @@ def recurrent_step(model: SequenceModel, source: Exportable) -> Entry:
         {"inputs": source.inputs},
         state={f"next_{name}": name for name in names},
         initial_state={n: np.asarray(a[0]) for n, a in zip(names, leaves, strict=True)},
+        counters=tuple(n for n, counts in zip(names, _counters(carries), strict=True) if counts),
         whole=last,
+        program=program,
         metadata=source.facts,
     )
+
+
+def _counters(carries: tuple[Carry, ...]) -> list[bool]:
+    """Returns for every array of the carries whether it counts steps."""
+    flags = []
+    for carry in carries:
+        parts = jax.tree.map(lambda _: False, carry)
+        counts = isinstance(parts, CarryParts) and parts.steps is not None
+        flags.append(parts._replace(steps=True) if counts else parts)
+    return jax.tree.leaves(flags)

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from jaxeff import data
-from jaxeff.errors import ConfigError
+from jaxeff.errors import ConfigError, DataError
 from jaxeff.eval.console import say
 from jaxeff.eval.report import JSON_NAME, read_report
 from jaxeff.exporting import Exportable, ExportReport, Options, entries, write_entries
@@ -106,7 +106,13 @@ def source_of(
     """Returns what the entries of a run's model are made from, with examples of a split."""
     rows = np.arange(min(EXAMPLES, len(dataset.splits[split])))
     batch = dataset.splits[split].take(rows)
-    facts = {"data": dataset.name, "task": dataset.task, "classes": list(dataset.class_names)}
+    facts: dict[str, Any] = {
+        "data": dataset.name,
+        "task": dataset.task,
+        "classes": list(dataset.class_names),
+    }
+    if scaling := _scaling(dataset, np.asarray(batch["inputs"])):
+        facts["scaling"] = scaling
     results = (report or {}).get("extras", {})
     find_pose = getattr(algorithm, "find", None)
 
@@ -126,6 +132,21 @@ def source_of(
         confidences if selective else None,
         find_pose,
     )
+
+
+def _scaling(dataset: data.Dataset, inputs: np.ndarray) -> dict[str, list[float]] | None:
+    """Returns scale and offset that make a step's input of raw values, of series of numbers."""
+    if inputs.ndim != 3 or not np.issubdtype(inputs.dtype, np.floating):
+        return None
+    preprocessing = dataset.splits["test"].preprocessing
+    try:
+        offset, one = (
+            np.asarray(preprocessing.of_steps(np.full((1, inputs.shape[-1]), value)), np.float64)
+            for value in (0, 1)
+        )
+    except DataError:  # a preprocessing of whole inputs
+        return None
+    return {"scale": (one - offset)[0].tolist(), "offset": offset[0].tolist()}
 
 
 def _names(to: str | Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,13 +51,8 @@ class HostModel:
     def __init__(self, written: CSource, compiler: str = "cc", options: Sequence[str] = ("-O3",)):
         path = require_tool(compiler, "install a C compiler such as gcc or clang")
         library = written.source.with_suffix(f".{Path(compiler).name}.so")
-        # Its size is in no header; the linker knows no libm unless the step needs it.
-        probe = written.source.with_suffix(".size.c")
-        probe.write_text(
-            f'#include "{written.header.name}"\n'
-            f"unsigned long model_bytes(void);\n"
-            f"unsigned long model_bytes(void) {{ return sizeof({written.name}_model); }}\n"
-        )
+        probe = written.source.with_suffix(".probe.c")
+        probe.write_text(_probe(written))
         shared = ("-shared", "-fPIC", *STRICT, *options)
         compile_with([path, *shared, written.source, probe, "-o", library, "-lm"])
         self._library = ctypes.CDLL(str(library.resolve()))
@@ -78,12 +73,37 @@ class HostModel:
         if sequence.ndim != 2 or sequence.shape[1] != self._written.inputs:
             raise ValueError(f"inputs are [time, {self._written.inputs}], not {sequence.shape}")
         self._function("init")(self._model)
-        step, size = self._function("step"), self._written.outputs * np.dtype(kind).itemsize
-        outputs = []
-        for x in sequence:
-            step(self._model, x.ctypes.data_as(ctypes.c_void_p))
-            outputs.append(np.frombuffer(ctypes.string_at(self._logits(self._model), size), kind))
-        return np.stack(outputs)
+        return np.stack([self.run_step(x) for x in sequence])
+
+    def run_step(self, x: np.ndarray) -> np.ndarray:
+        """Takes one step with an input ``[inputs]``; returns the outputs after it."""
+        kind = TYPES[self._written.kind]
+        self._function("step")(self._model, _pointer(np.ascontiguousarray(x, kind)))
+        size = self._written.outputs * np.dtype(kind).itemsize
+        return np.frombuffer(ctypes.string_at(self._logits(self._model), size), kind)
+
+    def set_state(self, vectors: Sequence[np.ndarray], started: bool) -> None:
+        """Sets the state to vectors, as after a step of a sequence or before its first."""
+        kind = TYPES[self._written.kind]
+        flat = np.concatenate([np.ravel(v).astype(kind) for v in vectors] or [np.zeros(0, kind)])
+        self._library.probe_set_state(self._model, _pointer(flat), int(started))
+
+    def state(self) -> list[np.ndarray]:
+        """Returns the vectors of the state."""
+        kind = TYPES[self._written.kind]
+        flat = np.empty(sum(self._written.state), kind)
+        self._library.probe_state(self._model, _pointer(flat))
+        return np.split(flat, np.cumsum(self._written.state)[:-1])
+
+    def stepper(self, x: np.ndarray) -> Callable[[], None]:
+        """Returns a call of a step with a fixed input ``[inputs]``, to be timed."""
+        x = np.ascontiguousarray(x, TYPES[self._written.kind])
+        step, pointer = self._function("step"), _pointer(x)
+
+        def call(kept: np.ndarray = x) -> None:
+            step(self._model, pointer)
+
+        return call
 
     def predict(self) -> int:
         """Returns the number of the largest output after the last step."""
@@ -96,3 +116,27 @@ class HostModel:
         pointers = (each.ctypes.data_as(ctypes.c_void_p) for each in (raw, x))
         self._function("normalize")(*pointers)
         return x
+
+
+def _pointer(array: np.ndarray) -> ctypes.c_void_p:
+    return array.ctypes.data_as(ctypes.c_void_p)
+
+
+def _probe(written: CSource) -> str:
+    """Returns C that looks into a model: its size and its state."""
+    model, kind = f"{written.name}_model *model", written.kind
+    # Of a step without a state, both have nothing to do.
+    put, get = (["  (void)model;\n  (void)flat;\n"] for _ in range(2))
+    for i, width in enumerate(written.state):
+        put.append(f"  for (int i = 0; i < {width}; i++) model->state{i}[i] = *flat++;\n")
+        get.append(f"  for (int i = 0; i < {width}; i++) *flat++ = model->state{i}[i];\n")
+    started = "model->started = (uint8_t)started;" if written.has_first else "(void)started;"
+    functions = {
+        "unsigned long model_bytes(void)": f"  return sizeof({written.name}_model);\n",
+        f"void probe_set_state({model}, const {kind} *flat, int started)": (
+            f"{''.join(put)}  {started}\n"
+        ),
+        f"void probe_state(const {model}, {kind} *flat)": "".join(get),
+    }
+    text = "".join(f"{head};\n{head} {{\n{body}}}\n" for head, body in functions.items())
+    return f'#include "{written.header.name}"\n{text}'

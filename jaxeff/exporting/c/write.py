@@ -36,6 +36,8 @@ class CSource:
       kind: C type of inputs and outputs, "float" or "int16_t".
       inputs: width of an input.
       outputs: number of outputs.
+      state: widths of the vectors of the state.
+      has_first: whether the first step of a sequence differs from the others.
       constant_bytes: of weights and tables.
     """
 
@@ -45,6 +47,8 @@ class CSource:
     kind: str
     inputs: int
     outputs: int
+    state: tuple[int, ...]
+    has_first: bool
     constant_bytes: int
 
 
@@ -90,7 +94,11 @@ def write_c(
     write_text_atomically(paths[0], writer.header())
     write_text_atomically(paths[1], source)
     width = program.widths[program.inputs[0]]
-    return CSource(name, *paths, dialect.kind, width, outputs, dialect.arrays.bytes)
+    state = tuple(program.widths[n] for n in program.state)
+    has_first = "first" in dialect.operations
+    return CSource(
+        name, *paths, dialect.kind, width, outputs, state, has_first, dialect.arrays.bytes
+    )
 
 
 @dataclasses.dataclass(eq=False)
