@@ -64,12 +64,13 @@ def parsed(arguments):
 
 
 def test_the_commands_of_the_readme_are_understood():
-    assert len(commands()) == 2
+    modes = []
     for arguments in commands():
         config, workdir, mode = parsed(arguments)
         check(config)
         assert workdir.startswith("runs/")
-        assert mode == "train"
+        modes.append(mode)
+    assert modes == ["train", "train", "export"]
 
 
 def test_what_the_readme_names_is_there():
