@@ -22,7 +22,7 @@ BATCH, TIME, FEATURES, OUTPUTS = 3, 7, 2, 4
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(BATCH, TIME, FEATURES)).astype(np.float32)
 MASK = np.array([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0], [0, 1, 0, 1, 1, 0, 1]], np.float32)
-FAST = ("irnn", "tarnn")
+FAST = ("tarnn",)
 
 
 def recurrent(cell="tarnn", inputs=INPUTS, jitter=None, **fields):

@@ -15,7 +15,7 @@ X = np.asarray(jax.random.normal(jax.random.key(0), (5, 6, 3)))
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
-@pytest.mark.parametrize("cell", [ode.TARNN(4), ode.LSTM(4)], ids=lambda cell: type(cell).__name__)
+@pytest.mark.parametrize("cell", [ode.TARNN(4), pytest.param(ode.LSTM(4), marks=pytest.mark.slow)])
 def test_a_step_in_c_is_compared_with_the_model(cell, tmp_path):
     model = SequenceModel(cell, num_outputs=2)
     variables = jax.jit(model.init)(jax.random.key(1), X)

@@ -52,6 +52,7 @@ def test_a_program_is_read_by_jax_alone(exportable, options, tmp_path):
     assert "| step | stablehlo |" in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["litert", "onnx"])
 def test_a_step_in_another_runtime(name, exportable, options, tmp_path):
     model = small(ode.TARNN(5))

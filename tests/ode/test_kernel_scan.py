@@ -14,7 +14,7 @@ from jaxeff.ops.tpu import scan as tpu_scan
 
 #: Cells of each kind: several gates and arrays of state; inner steps with a step size of their
 #: time, counted outside; products of the step's start and a remembered input.
-FEW = ["lstm", "irnn_timed_three", "tarnn_outside_three"]
+FEW = ["irnn_timed_three", "lstm"]
 FUSED = [name for name, cell in CASES.items() if cell.fused]
 
 
@@ -72,6 +72,7 @@ def errors(actual, exact):
     )
 
 
+@pytest.mark.slow
 @fused_cells(["irnn_three"])
 def test_half_precision_is_as_near_as_that_of_the_scan(name, example):
     cell = CASES[name]

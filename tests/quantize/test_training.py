@@ -89,6 +89,7 @@ def config_with(**quantize_fields):
     return config
 
 
+@pytest.mark.slow
 def test_a_config_rounds_what_its_algorithm_sees():
     built = experiment.build(config_with(weight_bits=4, state_bits=8))
     batch = {"inputs": jnp.asarray(RNG.normal(size=(2, 8, 8)), jnp.float32)}

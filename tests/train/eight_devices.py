@@ -31,11 +31,7 @@ IN_FULL = "--in-full" in sys.argv
 MAPPED = METHODS if IN_FULL else ("shard_map",)
 CONFIGS = Path(__file__).parents[2] / "configs"
 #: Fields by the name of a config, and of what is changed.
-COMPILED = {
-    "irnn": {},
-    "fptt": {"model.cell.features": 8},
-    "images, local statistics": {"model.depth": 8, "model.axis_name": ""},
-}
+COMPILED = {"irnn": {}}
 
 
 def tiny_config():

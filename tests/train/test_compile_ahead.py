@@ -15,7 +15,7 @@ from jaxeff.train import compile_ahead, launch
 from jaxeff.train.parallel import METHODS, DeviceMap
 
 MOST_ALL_REDUCES = 3
-FAST = ("irnn", "fptt", "images, local statistics")
+FAST = ("irnn",)
 CONFIGS = Path(__file__).parents[2] / "configs"
 LOCAL = "--config.model.axis_name="
 
@@ -57,6 +57,8 @@ def compiled(start, tmp_path):
     [
         ("irnn", ("--config.parallel=pmap",)),
         ("tarnn", ()),
+        ("fptt", ("--config.model.cell.features=8",)),
+        ("images", (LOCAL, "--config.model.depth=8")),
         *((name, (LOCAL,)) for name in ("global_cnn", "si_cnn", "shared_conv", "selective")),
     ],
 )
