@@ -130,10 +130,10 @@ def settled(model: Any, variables: Any, inputs: np.ndarray) -> Any:
     return {**variables, "batch_stats": statistics}
 
 
-def measure(system: System, folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """Returns the rows of a system's artifacts."""
+def measure(system: System, folder: Path, rounds: int, to: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Returns the rows of a system's artifacts in some formats."""
     model, source = exportable(system)
-    report = write_entries(entries(model, source), folder, Options(to=FORMS, rounds=rounds))
+    report = write_entries(entries(model, source), folder, Options(to=to, rounds=rounds))
     return [dataclasses.asdict(row) for row in report.rows]
 
 
@@ -173,7 +173,9 @@ def main() -> None:
         parts: dict[str, Any] = {}
         with tempfile.TemporaryDirectory() as folder:
             if name in SYSTEMS:
-                parts["lines"] = {"rows": measure(SYSTEMS[name], Path(folder) / "a", rounds)}
+                to = (*FORMS, "c") if name in CELLS else FORMS
+                rows = measure(SYSTEMS[name], Path(folder) / "a", rounds, to)
+                parts["lines"] = {"rows": rows}
             if name in HOSTS:
                 sides = SIDES[:1] if quick else SIDES
                 ms = {str(n): speed(name, n, Path(folder), rounds) for n in sides}

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import accelerators
+import device_tables
 import hardness
 import headlines
 import integer_tables
@@ -28,8 +29,10 @@ PAGES = (
     "README.md",
     "docs/results.md",
     "docs/accelerators.md",
+    "docs/export.md",
     "docs/integers.md",
     "docs/loading.md",
+    "docs/microcontrollers.md",
 )
 
 
@@ -322,6 +325,11 @@ TABLES = {
     "ablations": ablations,
     "fashion": fashion,
     "fashion search": search,
+    "exports": device_tables.exports,
+    "exports conditions": lambda: conditions("export_table"),
+    "forms in LiteRT": device_tables.forms_in_litert,
+    "microcontroller": device_tables.microcontroller,
+    "microcontroller conditions": lambda: conditions("microcontroller"),
     "integer accuracy": integer_tables.integer_accuracy,
     "integer training": integer_tables.trained_with_rounding,
     "integer accuracy conditions": lambda: conditions("integer_accuracy"),
