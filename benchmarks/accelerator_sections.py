@@ -347,8 +347,8 @@ def pose_search(quick: bool, clock: Clock) -> dict[str, Any]:
     quickest = list(script.WAYS)[-1:]
     ways = {name: script.WAYS[name] for name in (quickest if quick else script.WAYS)}
     calls, losses = script.searches(built, variables, images, ways)
-    found = {name: float(loss.mean()) for name, loss in losses.items()}
-    return {"ms": timed(calls, quick, clock), "mean_loss": found}
+    results = {name: float(loss.mean()) for name, loss in losses.items()}
+    return {"ms": timed(calls, quick, clock), "mean_loss": results}
 
 
 Section = Callable[[bool, Clock], Any]

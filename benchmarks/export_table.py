@@ -183,10 +183,10 @@ def main() -> None:
         for part, line in parts.items():
             sys.stdout.write(told(name, line))
             if not quick:
-                made = stamp(f"python benchmarks/export_table.py '{name}'")
+                provenance = stamp(f"python benchmarks/export_table.py '{name}'")
                 with locked_record(OUT) as record:
                     record["command"] = "python benchmarks/export_table.py"
-                    record.setdefault(part, {})[name] = {**line, **made}
+                    record.setdefault(part, {})[name] = {**line, **provenance}
         sys.stdout.flush()
 
 

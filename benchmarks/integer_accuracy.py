@@ -38,19 +38,19 @@ REGULARISED = ['optim.name="adamw"', "optim.weight_decay=0.1", "model.dropout=0.
 
 def lines() -> dict[str, tuple[str, list[str], str]]:
     """Returns argument, overrides and file of the config of every line."""
-    made = {}
+    arguments = {}
     for cell in CELLS:
         width = ["model.cell.features=80"] if cell == "gru" else []  # about 20,900 parameters
         steps = f"train.num_steps={2000 if cell == 'irnn' else 1000}"
         pixels = [steps, *REGULARISED, *width]
-        made[f"pixels, {cell}"] = (f"pixels,cell={cell},algorithm=bptt", pixels, "fptt")
-        made[f"pixels, {cell}, {ROUNDED}"] = (
+        arguments[f"pixels, {cell}"] = (f"pixels,cell={cell},algorithm=bptt", pixels, "fptt")
+        arguments[f"pixels, {cell}, {ROUNDED}"] = (
             f"pixels,cell={cell},algorithm=bptt",
             [*pixels, "quantize.weight_bits=4"],
             "fptt",
         )
-        made[f"motions, {cell}"] = (f"motions,cell={cell},algorithm=fptt", width, "fptt")
-    return made
+        arguments[f"motions, {cell}"] = (f"motions,cell={cell},algorithm=fptt", width, "fptt")
+    return arguments
 
 
 def trained(name: str, spec: tuple[str, list[str], str], seed: int) -> tuple[Any, Path]:

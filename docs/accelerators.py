@@ -17,13 +17,13 @@ SCALED_BATCH = 64
 
 def by_config() -> dict[str, dict[str, dict]]:
     """Returns the lines of every config and kind of statistics, by topology."""
-    found: dict[str, dict[str, dict]] = {}
+    text: dict[str, dict[str, dict]] = {}
     for name, line in read("compile_matrix")["lines"].items():
         config, topology, *local = name.split(", ")
-        found.setdefault(", ".join([config, *local]), {})[topology] = line
+        text.setdefault(", ".join([config, *local]), {})[topology] = line
     order = ("irnn", "tarnn", "fptt", "images", "global_cnn", "si_cnn", "shared_conv", "selective")
     order += ("dcl", "hybrid", "disk", "bottleneck", "avae", "avae3d")
-    return dict(sorted(found.items(), key=lambda item: order.index(item[0].partition(",")[0])))
+    return dict(sorted(text.items(), key=lambda item: order.index(item[0].partition(",")[0])))
 
 
 def matrix() -> str:

@@ -10,7 +10,8 @@ from statistics import mean, stdev
 
 import poses
 import texts
-from tables import ALGORITHMS, lines_order, networks, read, through_time_lines
+from convolutional import networks
+from tables import ALGORITHMS, lines_order, read, through_time_lines
 
 from jaxeff.eval.hybrid_plots import trade_offs
 from jaxeff.eval.plots import comparison, front, scores

@@ -57,9 +57,10 @@ def compare(entry: Entry, run: Callable[..., Sequence[Any]], batch: int = COMPAR
             results[side] = [np.asarray(a) for a in function(*arguments)]
             named = dict(zip(entry.outputs, results[side], strict=True))
             states[side] = {to: named[output] for output, to in entry.state.items()}
-        for found, expected in zip(*results, strict=True):
-            largest = max(largest, _distance(found, expected))
-            scale = max(scale, float(np.abs(expected).max()))
+        for name, artifact, model in zip(entry.outputs, *results, strict=True):
+            largest = max(largest, _distance(artifact, model))
+            if entry.state.get(name) not in entry.counters:
+                scale = max(scale, float(np.abs(model).max()))
     if entry.whole is not None:
         expected = np.asarray(jax.jit(entry.whole)(*entry.batch(batch).values()))
         largest = max(largest, _distance(results[0][0], expected))

@@ -79,7 +79,7 @@ def _forward(interpret, options, kernels, state, inputs):
 
 def _backward(interpret, options, residuals, cotangents):
     kernels, state, inputs, (before, t) = residuals
-    cell, given = options.cell, inputs
+    cell, shared = options.cell, inputs
     inputs, start = _one_batch_axis(inputs, 2), _one_batch_axis(state, 0)
     d_last, d_ys = _one_batch_axis(cotangents[0], 0), _one_batch_axis(cotangents[1], 2)
     (form, dtype), steps = _in_kernel(cell, start), inputs.known.steps
@@ -129,7 +129,7 @@ def _backward(interpret, options, residuals, cotangents):
 
     zeros = jax.tree.map(jnp.zeros_like, widened(kernels))
     d_kernels, (d_x, d_known) = jax.lax.scan(block, zeros, (before, t, *inputs[:2], d_a, d_new))
-    d_inputs = _like(Inputs(d_x, d_known, None), given._replace(mask=None))
+    d_inputs = _like(Inputs(d_x, d_known, None), shared._replace(mask=None))
     return narrowed(d_kernels, kernels), _like(narrowed(d_start, start), state), d_inputs
 
 

@@ -42,7 +42,7 @@ class IntegerBuilder:
         self.constants = {
             i.output: constant_of(i) for i in self.program.instructions if i.op == "constant"
         }
-        self.made: dict[tuple, int] = {}
+        self.produced: dict[tuple, int] = {}
         self.demanded: dict[int, tuple[int, int]] = {}  # fraction and bits of what becomes state
 
     def largest(self, number: int) -> float:
@@ -78,10 +78,10 @@ class IntegerBuilder:
     def constant(self, number: int, fraction: int) -> int:
         """Returns a constant of the program with that many fraction bits."""
         key = ("constant", number, fraction)
-        if key not in self.made:
+        if key not in self.produced:
             vector = formats.integers(self.constants[number], fraction)
-            self.made[key] = self.emit("constant", (), len(vector), fraction, constant=vector)
-        return self.made[key]
+            self.produced[key] = self.emit("constant", (), len(vector), fraction, constant=vector)
+        return self.produced[key]
 
     def operand(self, number: int, fraction: int | None = None) -> int:
         """Returns a value of the program; a constant with the given or the most fraction bits."""
@@ -97,9 +97,9 @@ class IntegerBuilder:
         if shift == 0 and self.bits[number] <= bits:
             return number
         key = ("rescale", number, fraction, bits)
-        if key not in self.made:
+        if key not in self.produced:
             left, right = max(shift, 0), max(-shift, 0)
-            self.made[key] = self.emit(
+            self.produced[key] = self.emit(
                 "rescale",
                 (number,),
                 self.widths[number],
@@ -108,4 +108,4 @@ class IntegerBuilder:
                 left=min(left, 15),
                 right=min(right, 31),
             )
-        return self.made[key]
+        return self.produced[key]

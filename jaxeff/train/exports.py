@@ -119,8 +119,8 @@ def source_of(
     def confidences(outputs: Any) -> dict[str, Any]:
         objective: Any = algorithm.objective  # type: ignore[union-attr]
         logits = confidence.class_logits(objective, outputs)
-        own: dict[str, Any] = getattr(objective, "confidences", lambda _: {})(outputs)
-        return {**own, **{name: of(logits) for name, of in confidence.OF_LOGITS.items()}}
+        of_objective: dict[str, Any] = getattr(objective, "confidences", lambda _: {})(outputs)
+        return {**of_objective, **{name: of(logits) for name, of in confidence.OF_LOGITS.items()}}
 
     selective = algorithm is not None and "selective" in results
     return Exportable(

@@ -74,11 +74,11 @@ def _levels(instructions: list[Any]) -> dict[int, int]:
 
     readers: dict[int, list[Any]] = {number: [] for number in makers}
     for instruction in instructions:
-        made = [number for number in instruction.inputs if number in makers]
+        produced = [number for number in instruction.inputs if number in makers]
         levels[instruction.output] = max(
-            (levels[number] + distance(number, instruction) for number in made), default=0
+            (levels[number] + distance(number, instruction) for number in produced), default=0
         )
-        for number in made:
+        for number in produced:
             readers[number].append(instruction)
     for instruction in reversed(instructions):
         number = instruction.output

@@ -110,8 +110,8 @@ def build() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     sources = map(str, sorted(HERE.glob("*.cc")))
     # Other processes may build it at the same time: each its own, moved to its place as a whole.
-    with tempfile.TemporaryDirectory(dir=folder) as own:
-        output = Path(own) / library.name
+    with tempfile.TemporaryDirectory(dir=folder) as folder_of_build:
+        output = Path(folder_of_build) / library.name
         command = [*compiler, *OPTIONS, "-isystem", jax.ffi.include_dir(), *sources]
         done = subprocess.run([*command, "-o", str(output)], capture_output=True, text=True)
         if done.returncode:
