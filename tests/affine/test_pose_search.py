@@ -259,7 +259,7 @@ def halved(targets, poses, settings):
     return np.array(results).T
 
 
-@pytest.mark.parametrize("chunk", [0, 7])
+@pytest.mark.parametrize("chunk", swept([0, 7], 7))
 def test_candidates_are_dropped_by_their_best_loss_so_far(chunk):
     problem = Problem(
         lambda data, pose: jnp.sin(3 * pose) + pose / 3 - data[:, None],

@@ -180,6 +180,7 @@ def test_ranges_are_those_of_whole_trajectories():
         quantize.ranges(program, np.zeros((0, 9, 1)))
 
 
+@pytest.mark.slow
 def test_errors_over_time():
     model, variables, x = prepared(ode.LSTM(6))
     program = trace_step(model, variables, 3)

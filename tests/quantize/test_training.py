@@ -44,6 +44,7 @@ def test_gradients_pass_through():
     np.testing.assert_array_equal(grads, [0, 1, 1, 0])
 
 
+@pytest.mark.slow
 def test_states_are_rounded_at_every_step_and_gradients_are_those_of_any_backward():
     rounding = FakeQuantization(state_bits=8)
     cell = rounding.cell(ode.TARNN(5, num_inner_steps=2, activation="tanh", step_size=0.3))
