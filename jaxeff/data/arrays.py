@@ -172,6 +172,8 @@ def from_arrays(
         finite; the part and the first such row are named.
     """
     require_choice("config.data.task", task, TASKS)
+    if task == "regression" and len(class_names):
+        raise ConfigError(f"{name}: regression has no classes; leave class_names out")
     parts = {
         part: _Part(f"{name}: the {part} part", task, *arrays)
         for part, arrays in (("train", train), ("test", test))

@@ -168,6 +168,8 @@ def test_numbers_to_predict(tmp_path, targets):
     np.savez(path, y_train=np.ones((20, 3)), **parts)
     with pytest.raises(DataError, match="numbers to predict, but the train part 3"):
         data.load("arrays", dir=str(path), task="regression")
+    with pytest.raises(ConfigError, match="regression has no classes"):
+        data.load("arrays", dir=str(path), task="regression", class_names=["a"])
     with pytest.raises(ConfigError, match=r"config\.data\.task: unknown choice 'regresion'"):
         data.load("arrays", dir=str(path), task="regresion")
 
