@@ -48,8 +48,9 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# All comparisons of speed in short form, at most 15 minutes; with TORCH_PYTHON beside PyTorch.
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/rnn_speed.py $(ARGS)
+	$(BIN)/python benchmarks/summary.py $(ARGS)
 
 results: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/rnn_accuracy.py $(ARGS)

@@ -88,6 +88,43 @@ def torch_python(folder: Path) -> str:
     return str(python)
 
 
+def measure(
+    sizes: tuple[int, int, int, int], rounds: int, calls: int, torch: str | None
+) -> dict[str, dict[str, float]]:
+    """Returns the times of all variants, see `take_turns`.
+
+    Args:
+      sizes: batch, steps, inputs and units.
+      rounds: times that every variant has its turn.
+      calls: in a turn.
+      torch: interpreter of an environment with PyTorch; None leaves PyTorch out.
+    """
+    words = list(map(str, sizes))
+    jax = [sys.executable, str(HERE / "jax_worker.py")]
+    commands: dict[str, tuple[list[str], dict[str, str]]] = {
+        "jaxeff": ([*jax, "jaxeff", *words], {}),
+        "flax": ([*jax, "flax", *words], {}),
+    }
+    if torch:
+        theirs = [torch, str(HERE / "torch_worker.py"), *words, str(cpu_cores())]
+        commands |= {"torch": (theirs, {}), "torch_tuned": (theirs, KEEP_PAGES)}
+    workers = {label: Worker(*command) for label, command in commands.items()}
+    try:
+        return take_turns(workers, rounds, calls)
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+def ratios_of(results: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Returns their times over ours, of what was measured."""
+    return {
+        name: results[theirs]["ms"] / results[ours]["ms"]
+        for name, (theirs, ours) in RATIOS.items()
+        if theirs in results and ours in results
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=128)
@@ -100,23 +137,10 @@ def main():
     parser.add_argument("--out", type=Path, default=HERE / "results" / "rnn_speed.json")
     args = parser.parse_args()
 
-    sizes = [str(n) for n in (args.batch, args.time, args.inputs, args.features)]
-    torch = [torch_python(args.torch_env), str(HERE / "torch_worker.py"), *sizes, str(cpu_cores())]
-    jax = [sys.executable, str(HERE / "jax_worker.py")]
-    workers = {
-        "jaxeff": Worker([*jax, "jaxeff", *sizes]),
-        "flax": Worker([*jax, "flax", *sizes]),
-        "torch": Worker(torch),
-        "torch_tuned": Worker(torch, KEEP_PAGES),
-    }
-    try:
-        results = take_turns(workers, args.rounds, args.calls)
-    finally:
-        for worker in workers.values():
-            worker.close()
-    ratios = {
-        name: results[theirs]["ms"] / results[ours]["ms"] for name, (theirs, ours) in RATIOS.items()
-    }
+    python = torch_python(args.torch_env)
+    sizes = (args.batch, args.time, args.inputs, args.features)
+    results = measure(sizes, args.rounds, args.calls, python)
+    ratios = ratios_of(results)
     record = {
         "command": " ".join(["python benchmarks/rnn_speed.py", *sys.argv[1:]]),
         "task": (

@@ -8,23 +8,21 @@ import torch
 from workers import serve
 
 
-def loop(features: int, inputs: int, xs: torch.Tensor):
-    """The incremental RNN cell as a Python loop over time, K = 1."""
-    u = torch.nn.Parameter(torch.randn(features, features) / features**0.5)
-    w = torch.nn.Parameter(torch.randn(inputs, features) / features**0.5)
-    b = torch.nn.Parameter(torch.zeros(features))
-    eta = torch.nn.Parameter(torch.tensor(0.01))
+def irnn_parameters(features: int, inputs: int) -> dict[str, torch.nn.Parameter]:
+    """The incremental cell's parameters."""
+    shapes = {"u": (features, features), "w": (inputs, features)}
+    drawn = {n: torch.nn.Parameter(torch.randn(s) / features**0.5) for n, s in shapes.items()}
+    b, eta = torch.zeros(features), torch.tensor(0.01)
+    return {**drawn, "b": torch.nn.Parameter(b), "eta": torch.nn.Parameter(eta)}
 
-    def call():
-        for p in (u, w, b, eta):
-            p.grad = None
-        h = torch.zeros(xs.shape[1], features)
-        for x in torch.unbind(xs):
-            s = h + h
-            h = h + eta * (torch.tanh(s @ u + x @ w + b) - s)
-        h.square().mean().backward()
 
-    return call
+def irnn_sequence(p, xs: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    """Runs the incremental RNN cell, K = 1, as a Python loop over time-major inputs."""
+    u, w, b, eta = p.values()
+    for x in torch.unbind(xs):
+        s = h + h
+        h = h + eta * (torch.tanh(s @ u + x @ w + b) - s)
+    return h
 
 
 def tarnn_parameters(features: int, inputs: int) -> dict[str, torch.nn.Parameter]:
@@ -49,15 +47,19 @@ def tarnn_sequence(p, xs: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
     return h
 
 
-def tarnn_loop(features: int, inputs: int, xs: torch.Tensor):
-    """The time-adaptive cell as a Python loop over time."""
-    p = tarnn_parameters(features, inputs)
+LOOPS = {"irnn": (irnn_parameters, irnn_sequence), "tarnn": (tarnn_parameters, tarnn_sequence)}
+
+
+def loop(kind: str, features: int, inputs: int, xs: torch.Tensor):
+    """A cell as a Python loop over time, forward and backward."""
+    draw, sequence = LOOPS[kind]
+    p = draw(features, inputs)
 
     def call():
         for parameter in p.values():
             parameter.grad = None
         h = torch.zeros(xs.shape[1], features)
-        tarnn_sequence(p, xs, h).square().mean().backward()
+        sequence(p, xs, h).square().mean().backward()
 
     return call
 
@@ -129,8 +131,8 @@ def main():
     xs = torch.randn(time, batch, inputs)
     variants = {kind: module(kind, features, inputs, xs) for kind in ("RNN", "LSTM", "GRU")}
     loops = {
-        "irnn_loop": loop(features, inputs, xs),
-        "tarnn_loop": tarnn_loop(features, inputs, xs),
+        "irnn_loop": loop("irnn", features, inputs, xs),
+        "tarnn_loop": loop("tarnn", features, inputs, xs),
         "fptt_lstm": fptt("LSTM", features, inputs, xs),
         "fptt_tarnn": fptt("TARNN", features, inputs, xs),
     }

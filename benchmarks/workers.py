@@ -31,6 +31,24 @@ def serve(variants: Mapping[str, Callable[[], object]], warmup: int = 2) -> None
         print(json.dumps(times), flush=True)
 
 
+class MadeOnRequest(dict):
+    """Variants that are made, and called to be warm, when they are first asked for.
+
+    Only the last one is kept, so that a long grid of them needs the memory of one.
+    """
+
+    def __init__(self, make: Callable[[str], Callable[[], object]], warmup: int = 2):
+        super().__init__()
+        self._make, self._warmup = make, warmup
+
+    def __missing__(self, name: str) -> Callable[[], object]:
+        self.clear()
+        self[name] = call = self._make(name)
+        for _ in range(self._warmup):
+            call()
+        return call
+
+
 class Worker:
     """A worker process; ``names`` are the variants that it offers."""
 

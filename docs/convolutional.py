@@ -83,3 +83,18 @@ def convolutions() -> str:
         ours, theirs = (times[f"{name}, {who}"]["median_ms"] for who in ("jaxeff", "XLA"))
         rows.append([name, f"{ours:.2f}", f"{theirs:.2f}", f"{theirs / ours:.1f}"])
     return table(["convolution", "jaxeff, ms", "XLA, ms", "ratio"], rows)
+
+
+def profile() -> str:
+    """Returns the share of every part of ResNet-32, a table for each version of JAX."""
+    told = []
+    for version, line in read("cnn_profile")["lines"].items():
+        for kind in (k for k in line if k.startswith(("inference", "step"))):
+            whole, rows = line[kind]["milliseconds"], []
+            for name, ms in line[kind]["parts"].items():
+                rows.append([name, f"{ms:.1f}", f"{100 * ms / whole:.0f}"])
+            rows.append(["all", f"{whole:.1f}", "100"])
+            header = [f"{version}: {kind}", "ms", "%"]
+            moved = f"Copies and padding write {line[kind]['moved_megabytes']:.0f} MiB."
+            told.append(f"{table(header, rows)}\n\n{moved}")
+    return "\n\n".join(told)

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import poses
+import recurrent
 import texts
 from convolutional import networks
 from tables import ALGORITHMS, lines_order, read, through_time_lines
@@ -122,3 +123,4 @@ if __name__ == "__main__":
     routing()
     turned()
     shortened()
+    recurrent.draw(HERE / "recurrent.png")

@@ -20,6 +20,7 @@ import hardness
 import headlines
 import integer_tables
 import poses
+import recurrent
 import shipped
 import texts
 from records import mebibytes, read, score, table, told
@@ -29,6 +30,7 @@ PAGES = (
     "README.md",
     "docs/results.md",
     "docs/accelerators.md",
+    "docs/cpus.md",
     "docs/export.md",
     "docs/integers.md",
     "docs/loading.md",
@@ -267,6 +269,8 @@ TABLES = {
     "cnn ratios": convolutional.cnn_ratios,
     "convolutions": convolutional.convolutions,
     "cnn speed conditions": lambda: conditions("cnn_speed"),
+    "cnn profile": convolutional.profile,
+    "cnn profile conditions": lambda: conditions("cnn_profile"),
     "calibration": hardness.calibration,
     "autoencoders digits": lambda: poses.autoencoders("digits"),
     "autoencoders shifted": lambda: poses.autoencoders("digits_shifted"),
@@ -283,6 +287,9 @@ TABLES = {
     "texts predicted": texts.prediction,
     "texts strategies": texts.strategies,
     "texts against torch": texts.against_torch,
+    "text integers": texts.integers,
+    "text integers ratios": texts.integer_ratios,
+    "text integers conditions": lambda: conditions("encoder_integers"),
     "texts conditions": lambda: conditions("bottleneck_results", texts.SETTING, "latency"),
     "compiled steps": accelerators.matrix,
     "compiled steps conditions": lambda: conditions("compile_matrix"),
@@ -305,6 +312,8 @@ TABLES = {
     "selective conditions": lambda: conditions("selective_accuracy"),
     "speed": speed,
     "speed ratios": ratios,
+    "recurrent heat": recurrent.heat,
+    "recurrent heat conditions": lambda: conditions("rnn_heat"),
     "speed conditions": lambda: conditions("rnn_speed"),
 }
 
@@ -313,7 +322,11 @@ def fill(text: str) -> str:
     """Returns a page with every table made again."""
 
     def replace(match: re.Match) -> str:
-        return f"<!-- table {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
+        try:
+            body = TABLES[match[1]]()
+        except FileNotFoundError as error:
+            body = f"Not measured yet: there is no `{Path(error.filename).name}`."
+        return f"<!-- table {match[1]} -->\n{body}\n<!-- end -->"
 
     return re.sub(r"<!-- table ([a-z ]+) -->\n.*?<!-- end -->", replace, text, flags=re.DOTALL)
 

@@ -122,3 +122,54 @@ def against_torch() -> str:
         ours, theirs = (known[f"{side}/{shape}"]["ms"] for side in ("jaxeff", "torch"))
         rows.append([shape, f"{ours:.1f}", f"{theirs:.1f}", f"{theirs / ours:.2f}"])
     return table(["batch x length", "jaxeff, ms", "PyTorch, ms", "ratio"], rows)
+
+
+OPPONENT = "MiniLM in ONNX Runtime"
+
+
+def _integer_lines() -> dict[str, dict[str, float]]:
+    """Returns the median times of every export by shape; searched networks as their mean."""
+    found = {}
+    for shape, line in sorted(
+        read("encoder_integers")["lines"].items(), key=lambda i: by_size(i[0])
+    ):
+        times: dict[str, list[float]] = {}
+        for name, ms in line["ms"].items():
+            times.setdefault(re.sub(r", seed \d+", "", name), []).append(ms["median"])
+        found[shape] = {name: mean(values) for name, values in times.items()}
+    return found
+
+
+def integers() -> str:
+    """Returns the times of networks in 32-bit floats and 8-bit integers, a row per shape."""
+    lines = _integer_lines()
+    names = list(dict.fromkeys(name for line in lines.values() for name in line))
+    rows = [
+        [shape, *(f"{line[name]:.1f}" if name in line else "–" for name in names)]
+        for shape, line in lines.items()
+    ]
+    return table(["ms", *names], rows)
+
+
+def integer_ratios() -> str:
+    """Returns how many times faster the searched networks are than MiniLM and than 3 layers."""
+    rows = []
+    for shape, line in _integer_lines().items():
+        ours = {
+            name: ms for name, ms in line.items() if name.startswith("searched") and "int8" in name
+        }
+        best = min(ours, key=lambda name: ours[name])
+        shallow = min(
+            ms for name, ms in line.items() if name.startswith("depth 3") and "int8" in name
+        )
+        ratios = [line[f"{OPPONENT}, int8"], line[f"{OPPONENT}, float32"], shallow]
+        told = [f"{ms / ours[best]:.2f}" for ms in ratios]
+        rows.append([shape, best.removeprefix("searched, "), *told])
+    header = [
+        "shape",
+        "searched, best in",
+        f"{OPPONENT}, int8",
+        "float32",
+        "depth 3, int8, its best",
+    ]
+    return table(header, rows)
