@@ -55,23 +55,15 @@ def networks() -> Ratios:
     """ResNet-32 beside its Global and SI forms and PyTorch, inference and training."""
     import cnn_speed
 
-    theirs: dict[str, Any] = {}
-    if TORCH:
-        command = [TORCH, str(HERE / "torch_cnn_worker.py")]
-        theirs = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    specs = cnn_speed.cifar()
-    tables = {
-        "32x32, batch 256": cnn_speed.table(specs, 256, 32, 10, 3),
-        "training step, 32x32, batch 128": cnn_speed.training(dict(list(specs.items())[:3])),
-    }
-    ratios = {}
-    for part, lines in tables.items():
-        host = lines["ResNet32"]["median_ms"]
-        for name, line in lines.items():
-            if name != "ResNet32":
-                ratios[f"ResNet32 to {name}, {part}"] = host / line["median_ms"]
-        for name, line in theirs.get(part, {}).items():
-            ratios[f"{name} to here, {part}"] = line["median_ms"] / host
+    parts, ratios = cnn_speed.parts(), {}
+    for part in ("32x32, batch 256", "training step, 32x32, batch 128"):
+        lines = {name: line["median_ms"] for name, line in parts[part]().items()}
+        host = lines.pop("ResNet32")
+        for name, ms in lines.items():
+            if "PyTorch" in name:
+                ratios[f"{name} to here, {part}"] = ms / host
+            else:
+                ratios[f"ResNet32 to {name}, {part}"] = host / ms
     return ratios
 
 
@@ -153,9 +145,9 @@ def exports() -> Ratios:
         for name in ("irnn", "resnet32_global"):
             system = export_table.SYSTEMS[name]
             for row in export_table.measure(system, Path(folder) / name, 3, export_table.FORMS):
-                for shape, both in row["latency_ms"].items():
-                    label = f"{name} in JAX to {row['format']}, {row['entry']}, {shape}"
-                    ratios[label] = both["model"] / both["artifact"]
+                for batch, ms in row["latency_ms"].items():
+                    label = f"{name} in JAX to {row['format']}, {row['entry']}, batch {batch}"
+                    ratios[label] = ms["jitted"] / ms["artifact"]
     return ratios
 
 
