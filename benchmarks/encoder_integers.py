@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.metadata
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ OUT = RESULTS / "encoder_integers.json"
 SHAPE = {"vocabulary": 30522, "width": 384, "layers": 6, "heads": 12, "hidden": 1536}
 FULL, OPPONENT = "full", "MiniLM in ONNX Runtime"
 LENGTHS, BATCHES, THREADS = (8, 16, 32, 64, 128), (1, 32), (1, 2)
+RUNTIMES = ("onnxruntime", "ai-edge-litert", "litert-quantizer", "jax2onnx")
 SEARCH = "evolution, 0.4 of the time"
 
 
@@ -136,6 +138,8 @@ def main() -> None:
         asked.lengths, asked.batches, asked.threads, asked.rounds = [16], [1], [1], 3
         asked.litert, asked.networks = False, dict(list(asked.networks.items())[:3])
     provenance = stamp("python benchmarks/encoder_integers.py")
+    versions = {name: importlib.metadata.version(name) for name in RUNTIMES}
+    provenance["environment"] |= versions
     for length in asked.lengths:
         for shape, made in calls(length, asked):
             # The first calls of a turn find the caches full of the network before.

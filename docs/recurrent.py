@@ -70,5 +70,8 @@ def draw(path: Path) -> None:
                     style = {"color": "white" if dark else plots._INK, "fontsize": 8}
                     axis.text(j, i, f"{value:.2g}", ha="center", va="center", **style)
         row[0].set_ylabel("batch × steps", color=plots._INK)
-    figure.colorbar(image, ax=axes, label="time of PyTorch over that of jaxeff", shrink=0.6)
+    label = "time of PyTorch over that of jaxeff"
+    bar = figure.colorbar(image, ax=axes, label=label, shrink=0.6, ticks=[])
+    bar.set_ticks([1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8], labels=["1/8", "1/4", "1/2", *"1248"])
+    bar.minorticks_off()
     plots._save(figure, path)
