@@ -105,7 +105,11 @@ def exportable(system: System) -> tuple[Any, Exportable]:
         inputs = rng.integers(0, ENCODER["vocabulary"], shape).astype(np.int32)
     else:
         inputs = rng.random(shape, np.float32)
-    variables: Any = jax.jit(model.init)(jax.random.key(0), inputs[:1])
+    shapes: Any = jax.eval_shape(model.init, jax.random.key(0), inputs[:1])
+    if system.kind == "float32" and len(system.shape) > 2:
+        variables: Any = jax.tree_util.tree_map_with_path(drawn, shapes)
+    else:  # cells have parameters that only their initialisers know
+        variables = jax.jit(model.init)(jax.random.key(0), inputs[:1])
     if "batch_stats" in variables and system.shape[-1] == 3 and not hasattr(model, "expert"):
         variables = settled(model, variables, inputs)
     find = None
@@ -137,10 +141,14 @@ def measure(system: System, folder: Path, rounds: int, to: tuple[str, ...]) -> l
     return [dataclasses.asdict(row) for row in report.rows]
 
 
-def drawn(shape: jax.ShapeDtypeStruct) -> np.ndarray:
-    """Returns small positive weights and variances."""
-    draws = np.random.default_rng(0).uniform(0.01, 0.02, shape.shape)
-    return draws.astype(shape.dtype)
+def drawn(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Returns weights that keep the size of what passes, without compiling the initialisers."""
+    name, rng = str(path[-1].key), np.random.default_rng(list(str(path).encode()))
+    if len(shape.shape) > 1:
+        values = rng.normal(size=shape.shape) / np.sqrt(np.prod(shape.shape[:-1]))
+    else:
+        values = rng.uniform(0.9, 1.1, shape.shape) - (0.0 if name in ("scale", "var") else 1.0)
+    return values.astype(shape.dtype)
 
 
 def speed(host: str, side: int, folder: Path, rounds: int) -> dict[str, float]:
@@ -153,7 +161,7 @@ def speed(host: str, side: int, folder: Path, rounds: int) -> dict[str, float]:
         model = jaxeff.create_model(host + form, num_classes=10, **fields)
         inputs = np.ones((1, side, side, 3), np.float32)
         shapes: Any = jax.eval_shape(model.init, jax.random.key(0), inputs)
-        variables = jax.tree.map(drawn, shapes)  # compiling a large network's own takes long
+        variables = jax.tree_util.tree_map_with_path(drawn, shapes)
         (entry,) = entries(model, Exportable(variables, inputs))
         target = folder / f"{host}{form}{side}"
         target.mkdir()

@@ -26,8 +26,10 @@ EXTRA = "pip install 'jaxeff[litert]'"
 SIGNATURE = "serving_default"
 #: Loops of at most so many steps are written out; longer ones are refused.
 UNROLLED = 32
-#: An operation of another dialect than LiteRT's own.
-_FOREIGN = re.compile(r'(?:= |^ *)"?((?:stablehlo|mhlo|vhlo|chlo)\.[a-z_]+)', re.MULTILINE)
+#: An operation of another dialect than LiteRT's own, or a loop, which cannot be written either.
+_FOREIGN = re.compile(
+    r'(?:= |^ *)"?((?:stablehlo|mhlo|vhlo|chlo)\.[a-z_]+|tfl\.while)', re.MULTILINE
+)
 
 
 class LiteRT:
@@ -116,6 +118,8 @@ def converted(entry: Entry, sizes: dict[str, int]) -> bytes:
         left = _FOREIGN.search(module.operation.get_asm(large_elements_limit=8))
         if left:
             reason = f"it has no operation {left.group(1)}"
+            if left.group(1) == "tfl.while":
+                reason = f"it has no loops (tfl.while) but those of at most {UNROLLED} steps"
             raise refused(entry, "LiteRT", reason, ValueError(reason))
         converter_api_ext.set_signature(
             module.operation,
@@ -160,7 +164,11 @@ _RULES: dict[str, Rule] = {
 def missing_operation(message: str) -> str:
     """Returns a phrase on the operation that the converter's message complains of."""
     operation = re.search(r"'((?:stablehlo|mhlo|vhlo|chlo|tfl)\.[\w.]+)'", message)
-    return f"it has no operation {operation.group(1)}" if operation else ""
+    if operation is None:
+        return ""
+    kinds = re.search(r": \((tensor<[^)]*)\) ->", message)
+    of = f" of {kinds.group(1)}" if kinds and operation.group(1).startswith("tfl.") else ""
+    return f"it has no operation {operation.group(1)}{of}"
 
 
 FORMATS.register("litert")(LiteRT)

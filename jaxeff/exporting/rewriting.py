@@ -39,6 +39,21 @@ def rewritten(
     return call
 
 
+def primitives(function: Callable[..., Any], *shapes: Any) -> set[str]:
+    """Returns the names of all primitives in a function's program, those of inner ones too."""
+    names: set[str] = set()
+
+    def look(program: Any) -> None:
+        for equation in program.eqns:
+            names.add(equation.primitive.name)
+            for value in jax.tree.leaves(equation.params, is_leaf=_is_program):
+                if _is_program(value):
+                    look(_closed(value).jaxpr)
+
+    look(jax.make_jaxpr(function)(*shapes).jaxpr)
+    return names
+
+
 def zeros_between(x: Array, axis: int, factor: int) -> Array:
     """Returns an array with ``factor - 1`` zeros between entries of an axis, not of the first."""
     if factor == 1:
@@ -75,6 +90,10 @@ def _loops(rules: Mapping[str, Rule], unrolled: int) -> dict[str, Rule]:
         return [*carry, *(jnp.stack(each) for each in zip(*ordered, strict=True))]
 
     return {"scan": scan} if unrolled else {}
+
+
+def _is_program(value: Any) -> bool:
+    return isinstance(value, (core.Jaxpr, core.ClosedJaxpr))
 
 
 def _closed(program: Any) -> Any:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxeff import bench
+from jaxeff.errors import DataError
 from jaxeff.exporting.entry import Artifact, Entry
 from jaxeff.exporting.formats import Format
 
@@ -46,6 +47,9 @@ def compare(entry: Entry, run: Callable[..., Sequence[Any]], batch: int = COMPAR
       entry: what was exported.
       run: the artifact in its own runtime.
       batch: number of examples, which the artifact must take.
+
+    Raises:
+      DataError: an output of the model is not finite.
     """
     jitted: Callable[..., Sequence[Any]] = jax.jit(entry.function)
     states = [entry.first_state(batch), entry.first_state(batch)]
@@ -59,6 +63,11 @@ def compare(entry: Entry, run: Callable[..., Sequence[Any]], batch: int = COMPAR
             states[side] = {to: named[output] for output, to in entry.state.items()}
         for name, artifact, model in zip(entry.outputs, *results, strict=True):
             largest = max(largest, _distance(artifact, model))
+            if not np.isfinite(model).all():
+                raise DataError(
+                    f"the model's own {name} are NaN or infinite on the examples, so that nothing "
+                    "can be compared with them; train it again, or give other inputs"
+                )
             if entry.state.get(name) not in entry.counters:
                 scale = max(scale, float(np.abs(model).max()))
     if entry.whole is not None:
