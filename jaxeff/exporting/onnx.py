@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,10 +22,12 @@ from jax.extend import core
 
 from jaxeff.exporting.entry import Artifact, Entry
 from jaxeff.exporting.formats import FORMATS, Runtime, refused, require_package
-from jaxeff.exporting.rewriting import rewritten, zeros_between
+from jaxeff.exporting.rewriting import Rule, rewritten, zeros_between
 from jaxeff.typing import Array
 
 EXTRA = "run `make onnx`, or pip install 'jaxeff[onnx]' and pip install --no-deps jax2onnx==0.17.1"
+#: Loops of at most so many steps, a number that is known, are written out.
+UNROLLED = 8
 
 
 class ONNX:
@@ -119,9 +122,9 @@ def converted(entry: Entry, sizes: Mapping[str, int]) -> bytes:
     ]
     if sizes:  # traced before the converter puts functions of its own in the place of JAX's
         function = core.jaxpr_as_fun(jax.make_jaxpr(function)(*shapes))
-    with without_transposing_passes(), jax_as_it_is():
+    with without_transposing_passes(), linear_checks(), jax_as_it_is():
         model = to_onnx(
-            rewritten(function, {"conv_general_dilated": _plane_by_plane}),
+            rewritten(function, _RULES, UNROLLED),
             shapes,
             model_name=entry.name,
             input_names=list(entry.inputs),
@@ -156,42 +159,90 @@ def _plane_by_plane(x: Array, kernel: Array, **parameters: Any) -> list[Array] |
     return [total.reshape(-1, count, *total.shape[1:])]
 
 
+def _as_matrices(one: Array, other: Array, **parameters: Any) -> list[Array] | None:
+    """Writes a product with batches as one of ``[batch, m, k]`` and ``[batch, k, n]``.
+
+    The converter takes axes of a batch elsewhere for others.
+    """
+    (contracted, batches) = parameters["dimension_numbers"]
+    if not batches[0]:
+        return None
+    rows, columns = (
+        [axis for axis in range(array.ndim) if axis not in (*batch, *summed)]
+        for array, batch, summed in zip((one, other), batches, contracted, strict=True)
+    )
+    sizes = [one.shape[a] for a in batches[0]]
+    m, n = [one.shape[a] for a in rows], [other.shape[a] for a in columns]
+    k = math.prod(one.shape[a] for a in contracted[0])
+    left = one.transpose(*batches[0], *rows, *contracted[0]).reshape(-1, math.prod(m), k)
+    right = other.transpose(*batches[1], *contracted[1], *columns).reshape(-1, k, math.prod(n))
+    numbers = (((2,), (1,)), ((0,), (0,)))
+    product = jax.lax.dot_general_p.bind(
+        left, right, **{**parameters, "dimension_numbers": numbers}
+    )
+    return [product.reshape(*sizes, *m, *n)]
+
+
+#: Primitives that converter or runtime lack.
+_RULES: dict[str, Rule] = {
+    "conv_general_dilated": _plane_by_plane,
+    "dot_general": _as_matrices,
+}
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Sets an attribute of a module, and afterwards what it was."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
 @contextlib.contextmanager
 def without_transposing_passes() -> Iterator[None]:
     """Leaves the passes out that move transpositions."""
     from jax2onnx.converter import ir_optimizations
 
-    before = ir_optimizations._OPTIMIZER_PASSES
-    ir_optimizations._OPTIMIZER_PASSES = tuple(
-        each for each in before if "transpose" not in each.name
-    )
-    try:
+    kept = tuple(p for p in ir_optimizations._OPTIMIZER_PASSES if "transpose" not in p.name)
+    with replaced(ir_optimizations, "_OPTIMIZER_PASSES", kept):
         yield
-    finally:
-        ir_optimizations._OPTIMIZER_PASSES = before
+
+
+@contextlib.contextmanager
+def linear_checks() -> Iterator[None]:
+    """Spares the converter a look at all operations so far after each, which takes minutes."""
+    from jax2onnx.converter import output_binding
+
+    slow = output_binding._value_is_graph_connected
+
+    def is_connected(context: Any, value: Any) -> bool:
+        producer = value.producer()
+        return (producer is not None and producer.graph is not None) or slow(context, value)
+
+    with replaced(output_binding, "_value_is_graph_connected", is_connected):
+        yield
 
 
 @contextlib.contextmanager
 def jax_as_it_is() -> Iterator[None]:
     """Undoes what the converter replaces in JAX for good, whose stand-in takes less."""
-    before = jnp.cumsum
-    try:
+    with replaced(jnp, "cumsum", jnp.cumsum):
         yield
-    finally:
-        jnp.cumsum = before
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences what ``jax2onnx`` says of missing packages and of types."""
-    logger = logging.getLogger("jax2onnx")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of types that it widens and JAX does not
-            yield
-    finally:
-        logger.setLevel(before)
+    """Silences what ``jax2onnx`` says of missing packages and of types that it widens."""
+    loggers = [logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
+    with contextlib.ExitStack() as changed:
+        for logger in loggers:
+            changed.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL)
+        changed.enter_context(warnings.catch_warnings(action="ignore"))
+        yield
 
 
 def missing_operation(message: str) -> str:

@@ -72,7 +72,7 @@ def _loops(rules: Mapping[str, Rule], unrolled: int) -> dict[str, Rule]:
     """Returns the rule that writes short loops out."""
 
     def scan(*arrays: Any, jaxpr: Any, length: int, reverse: bool, **counts: Any) -> Any:
-        if length > unrolled:
+        if not isinstance(length, int) or length > unrolled:  # it may be open
             return None
         if "num_consts" in counts:
             first, carried = counts["num_consts"], counts["num_carry"]
