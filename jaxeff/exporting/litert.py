@@ -144,6 +144,8 @@ def _without_input_dilation(x: Array, kernel: Array, **parameters: Any) -> list[
 
 def _largest_in_turn(x: Array, *, k: int, **parameters: Any) -> list[Array]:
     """Finds the k largest one by one, where the converter would sort, which LiteRT cannot."""
+    if x.shape[-1] == 1:
+        return [x, jnp.zeros(x.shape, jnp.int32)]
     places = jnp.arange(x.shape[-1])
     values, indices = [], []
     for _ in range(k):
@@ -154,8 +156,17 @@ def _largest_in_turn(x: Array, *, k: int, **parameters: Any) -> list[Array]:
     return [jnp.stack(values, -1), jnp.stack(indices, -1)]
 
 
+def _place_of_one(x: Array, *, axes: Any, index_dtype: Any, **others: Any) -> list[Array] | None:
+    """Returns zeros for the place of an axis's only entry, of which the converter makes a loop."""
+    if any(x.shape[axis] != 1 for axis in axes):
+        return None
+    return [jnp.zeros([n for axis, n in enumerate(x.shape) if axis not in axes], index_dtype)]
+
+
 #: Primitives that converter or runtime lack.
 _RULES: dict[str, Rule] = {
+    "argmax": _place_of_one,
+    "argmin": _place_of_one,
     "conv_general_dilated": _without_input_dilation,
     "top_k": _largest_in_turn,
 }
