@@ -28,6 +28,8 @@ from jaxeff.typing import Array
 EXTRA = "run `make onnx`, or pip install 'jaxeff[onnx]' and pip install --no-deps jax2onnx==0.17.1"
 #: Loops of at most so many steps, a number that is known, are written out.
 UNROLLED = 8
+#: Numbers of a constant that is repeated within the file.
+REPEATED = 4096
 
 
 class ONNX:
@@ -122,7 +124,7 @@ def converted(entry: Entry, sizes: Mapping[str, int]) -> bytes:
     ]
     if sizes:  # traced before the converter puts functions of its own in the place of JAX's
         function = core.jaxpr_as_fun(jax.make_jaxpr(function)(*shapes))
-    with without_transposing_passes(), linear_checks(), jax_as_it_is():
+    with jax_as_it_is(), without_transposing_passes(), linear_checks(), small_constants():
         model = to_onnx(
             rewritten(function, _RULES, UNROLLED),
             shapes,
@@ -223,6 +225,23 @@ def linear_checks() -> Iterator[None]:
         return (producer is not None and producer.graph is not None) or slow(context, value)
 
     with replaced(output_binding, "_value_is_graph_connected", is_connected):
+        yield
+
+
+@contextlib.contextmanager
+def small_constants() -> Iterator[None]:
+    """Leaves the repetition of large constants to the runtime, so that files do not hold it."""
+    from jax2onnx.plugins.jax.lax import broadcast_in_dim
+
+    repeat = broadcast_in_dim._maybe_inline_constant_broadcast
+
+    def repeated(context: Any, output: Any, value: Any, shape: Any, *axes: Any) -> bool:
+        known = all(isinstance(n, int) for n in shape)
+        if known and math.prod(shape) > REPEATED:
+            return False
+        return repeat(context, output, value, shape, *axes)
+
+    with replaced(broadcast_in_dim, "_maybe_inline_constant_broadcast", repeated):
         yield
 
 

@@ -197,6 +197,13 @@ def test_jax_is_as_it_was_after_an_export_to_onnx(options, tmp_path):
     jnp.cumsum(X, 1)
 
 
+def test_a_repeated_constant_is_not_in_the_file(options, tmp_path):
+    entry = on_rows(lambda x: x.sum() + jnp.full((200, 200), 2.0))
+    report = write_entries([entry], tmp_path, options("onnx"))
+    within_tolerance(report)
+    assert report.rows[0].bytes < 10_000
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
