@@ -87,6 +87,18 @@ def test_parts_of_models(name, spec, shape, names, exportable, options, tmp_path
     within_tolerance(write_entries(parts, tmp_path, options(name)))
 
 
+@pytest.mark.slow
+def test_exits_have_the_scores_of_their_thresholds(exportable):
+    model = MODELS.build({"name": "early_exit", "backbone": NETWORK}, num_outputs=3)
+    budgets = {"0.5": {"thresholds": [-0.9]}}
+    source = exportable(model, 3, 8, 8, 3, results={"early_exits": {"budgets": budgets}})
+    parts = entries(model, source)
+    assert [part.outputs for part in parts] == [("outputs", "scores", "map")] * 2 + [("outputs",)]
+    logits, scores, _ = jax.jit(parts[0].function)(source.inputs)
+    np.testing.assert_allclose(scores, -jax.nn.softmax(logits).max(-1), rtol=1e-6)
+    assert parts[0].metadata["plans"] == budgets
+
+
 @pytest.mark.parametrize("name", ["stablehlo", "litert", "onnx"])
 @pytest.mark.slow
 def test_texts_have_a_program_per_length(name, exportable, options, tmp_path):
@@ -198,7 +210,8 @@ def test_jax_is_as_it_was_after_an_export_to_onnx(options, tmp_path):
 
 
 def test_a_repeated_constant_is_not_in_the_file(options, tmp_path):
-    entry = on_rows(lambda x: x.sum() + jnp.full((200, 200), 2.0))
+    row = np.arange(200, dtype=np.float32)
+    entry = on_rows(lambda x: x.sum() + jnp.broadcast_to(row, (200, 200)))
     report = write_entries([entry], tmp_path, options("onnx"))
     within_tolerance(report)
     assert report.rows[0].bytes < 10_000
@@ -239,6 +252,14 @@ def test_a_package_that_cannot_be_imported_is_named(monkeypatch, options):
         UserError, match=r"ai-edge-litert cannot be imported .*; pip install 'jaxeff"
     ):
         Options(("litert",)).formats()
+
+
+@pytest.mark.parametrize(
+    ("cost", "expected"),
+    [(1e-6, (10, 5)), (0.1, (10, 5)), (0.25, (4, 5)), (2.0, (1, 2)), (60, (1, 1))],
+)
+def test_slow_programs_have_fewer_turns(cost, expected):
+    assert verify.affordable(cost, 10) == expected
 
 
 def test_a_model_is_exported_from_python(tmp_path):
