@@ -20,8 +20,8 @@ from jaxeff.train import experiment, exports, prerequisites, run, trained_model
 
 CONFIGS = (
     "irnn.py",
-    "tarnn.py:vowels",
-    "fptt.py:text",
+    "tarnn.py",
+    "fptt.py:copy",
     "images.py:model=mobilenet_v3",
     "global_cnn.py",
     "si_cnn.py",
@@ -45,7 +45,7 @@ def quickest(argument):
     config = config_files.load(f"configs/{argument}{',' if ':' in argument else ':'}quick")
     config.devices.cpu = 1
     for one in (config, *config.prerequisites.values()):
-        one.train.num_steps = 2
+        one.train.num_steps, one.optim.warmup_steps = 2, 0
     config.export.update({"to": ",".join(installed()), "batch_sizes": [2], "rounds": 0})
     return config
 
