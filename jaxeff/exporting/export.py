@@ -28,7 +28,7 @@ from jaxeff.files.atomic import write_text_atomically
 #: Largest difference of a float32 artifact, in parts of the largest output of at least 1.
 TOLERANCE = 1e-4
 #: Before the name of an operation in what runtimes complain of.
-_OPERATION = re.compile(r"(?:\bop\b[^']*'|\brunning |Op registered for |Op \()(\w+)")
+_OPERATION = re.compile(r"(?:\bop\b[^']*'|\brunning |Op registered for |Op \(|operator \()(\w+)")
 
 
 @dataclasses.dataclass(frozen=True)

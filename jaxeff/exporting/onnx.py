@@ -22,7 +22,7 @@ from jax.extend import core
 
 from jaxeff.exporting.entry import Artifact, Entry
 from jaxeff.exporting.formats import FORMATS, Runtime, refused, require_package
-from jaxeff.exporting.rewriting import Rule, rewritten, zeros_between
+from jaxeff.exporting.rewriting import Rule, largest_so_far, rewritten, zeros_between
 from jaxeff.typing import Array
 
 EXTRA = "run `make onnx`, or pip install 'jaxeff[onnx]' and pip install --no-deps jax2onnx==0.17.1"
@@ -189,6 +189,7 @@ def _as_matrices(one: Array, other: Array, **parameters: Any) -> list[Array] | N
 _RULES: dict[str, Rule] = {
     "conv_general_dilated": _plane_by_plane,
     "dot_general": _as_matrices,
+    "cummax": largest_so_far,
 }
 
 

@@ -64,6 +64,20 @@ def zeros_between(x: Array, axis: int, factor: int) -> Array:
     return jax.lax.slice_in_dim(spread, 0, length - factor + 1, axis=axis)
 
 
+def largest_so_far(x: Array, *, axis: int, reverse: bool) -> list[Array] | None:
+    """Writes a running maximum, ``cummax``, as maxima with itself moved by 1, 2, 4, ... places."""
+    length, places = x.shape[axis], 1
+    if not isinstance(length, int):
+        return None
+    while places < length:
+        parts = ((places, length), (length - places, length))
+        if not reverse:
+            parts = ((0, places), (0, length - places))
+        moved = [jax.lax.slice_in_dim(x, *part, axis=axis) for part in parts]
+        x, places = jnp.maximum(x, jnp.concatenate(moved, axis)), 2 * places
+    return [x]
+
+
 def _unchanged(*arrays: Any, **parameters: Any) -> None:
     """Leaves a primitive as it is."""
 

@@ -70,6 +70,16 @@ def test_a_step_in_another_runtime(name, exportable, options, tmp_path):
     within_tolerance(write_entries([step], tmp_path, options(name)), 1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stablehlo", "litert", "onnx"])
+def test_padded_sequences(name, exportable, options, tmp_path):
+    model = small(ode.TARNN(5))
+    mask = np.arange(8) < np.array([[8], [5], [3]])
+    source = exportable(model, 3, 8, 4, mask=mask.astype(np.float32))
+    (whole, _) = entries(model, source)
+    within_tolerance(write_entries([whole], tmp_path, options(name)))
+
+
 @pytest.mark.parametrize("name", ["stablehlo", "litert", "onnx"])
 @pytest.mark.parametrize(
     ("spec", "shape", "names"),

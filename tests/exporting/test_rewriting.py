@@ -57,6 +57,19 @@ def test_the_only_entry_of_an_axis_needs_no_search():
         assert "arg" not in primitives(other, x)
 
 
+@pytest.mark.parametrize(("axis", "reverse"), [(0, False), (1, False), (1, True)])
+def test_running_maxima(axis, reverse):
+    x = jax.random.randint(KEY, (3, 7), 0, 50)
+
+    def function(x):
+        return jax.lax.cummax(x, axis, reverse=reverse)
+
+    for rules in (_RULES, OF_ONNX):
+        other = rewritten(function, rules)
+        np.testing.assert_array_equal(other(x), function(x))
+        assert "cummax" not in primitives(other, x)
+
+
 @pytest.mark.parametrize(
     ("subscripts", "shapes"),
     [
