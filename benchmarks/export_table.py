@@ -8,6 +8,7 @@ the machine:
 
     python benchmarks/export_table.py
     python benchmarks/export_table.py irnn resnet32     # some of the lines
+    python benchmarks/export_table.py --missing         # those that the record lacks
     python benchmarks/export_table.py --quick           # few rounds, small networks only; no record
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from record_files import RESULTS, locked_record, stamp
+from record_files import RESULTS, locked_record, read, stamp
 
 import jaxeff
 from jaxeff import bench
@@ -34,6 +36,8 @@ from jaxeff.train.algorithms.affine import AffineVAE
 
 OUT = RESULTS / "export_table.json"
 FORMS = ("stablehlo", "litert", "onnx")
+#: Formats of recurrent steps alone.
+RECURRENT = ("c",)
 CELLS = ("irnn", "tarnn", "fastgrnn", "gru", "lstm")
 IMAGES = ("resnet32", "resnet32_global", "resnet32_interpolated", "resnet32_shared")
 ENCODER = {"layers": 4, "width": 128, "heads": 2, "hidden": 512, "vocabulary": 1000}
@@ -105,7 +109,11 @@ def exportable(system: System) -> tuple[Any, Exportable]:
         inputs = rng.integers(0, ENCODER["vocabulary"], shape).astype(np.int32)
     else:
         inputs = rng.random(shape, np.float32)
-    variables: Any = jax.jit(model.init)(jax.random.key(0), inputs[:1])
+    shapes: Any = jax.eval_shape(model.init, jax.random.key(0), inputs[:1])
+    if system.kind == "float32" and len(system.shape) > 2:
+        variables: Any = jax.tree_util.tree_map_with_path(drawn, shapes)
+    else:  # cells have parameters that only their initialisers know
+        variables = jax.jit(model.init)(jax.random.key(0), inputs[:1])
     if "batch_stats" in variables and system.shape[-1] == 3 and not hasattr(model, "expert"):
         variables = settled(model, variables, inputs)
     find = None
@@ -137,10 +145,14 @@ def measure(system: System, folder: Path, rounds: int, to: tuple[str, ...]) -> l
     return [dataclasses.asdict(row) for row in report.rows]
 
 
-def drawn(shape: jax.ShapeDtypeStruct) -> np.ndarray:
-    """Returns small positive weights and variances."""
-    draws = np.random.default_rng(0).uniform(0.01, 0.02, shape.shape)
-    return draws.astype(shape.dtype)
+def drawn(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Returns weights that keep the size of what passes, without compiling the initialisers."""
+    name, rng = str(path[-1].key), np.random.default_rng(list(str(path).encode()))
+    if len(shape.shape) > 1:
+        values = rng.normal(size=shape.shape) / np.sqrt(np.prod(shape.shape[:-1]))
+    else:
+        values = rng.uniform(0.9, 1.1, shape.shape) - (0.0 if name in ("scale", "var") else 1.0)
+    return values.astype(shape.dtype)
 
 
 def speed(host: str, side: int, folder: Path, rounds: int) -> dict[str, float]:
@@ -153,7 +165,7 @@ def speed(host: str, side: int, folder: Path, rounds: int) -> dict[str, float]:
         model = jaxeff.create_model(host + form, num_classes=10, **fields)
         inputs = np.ones((1, side, side, 3), np.float32)
         shapes: Any = jax.eval_shape(model.init, jax.random.key(0), inputs)
-        variables = jax.tree.map(drawn, shapes)  # compiling a large network's own takes long
+        variables = jax.tree_util.tree_map_with_path(drawn, shapes)
         (entry,) = entries(model, Exportable(variables, inputs))
         target = folder / f"{host}{form}{side}"
         target.mkdir()
@@ -163,31 +175,41 @@ def speed(host: str, side: int, folder: Path, rounds: int) -> dict[str, float]:
     return {name: time.median_ms for name, time in times.items()}
 
 
-def main() -> None:
-    """Measures the lines that the command line names, or all, and writes each as it is done."""
-    words = [word for word in sys.argv[1:] if not word.startswith("--")]
-    quick = "--quick" in sys.argv
+def chosen(words: list[str]) -> list[tuple[str, str]]:
+    """Returns parts of the record and names of their lines, as the command line asks for."""
+    names = [word for word in words if not word.startswith("--")]
+    if unknown := [name for name in names if name not in (*SYSTEMS, *HOSTS)]:
+        raise SystemExit(f"there is no line {unknown[0]!r}; choose {', '.join((*SYSTEMS, *HOSTS))}")
+    names = names or list(QUICK if "--quick" in words else (*SYSTEMS, *HOSTS))
+    lines = [("lines", name) for name in names if name in SYSTEMS]
+    lines += [("speed", name) for name in HOSTS if name in names]
+    known = read(OUT) if "--missing" in words else {}
+    return [(part, name) for part, name in lines if name not in known.get(part, {})]
+
+
+def measured(part: str, name: str, folder: Path, quick: bool) -> dict[str, Any]:
+    """Returns one line of the record."""
     rounds = 3 if quick else 20
-    names = words or (QUICK if quick else [*SYSTEMS, *HOSTS])
-    for name in names:
-        parts: dict[str, Any] = {}
+    if part == "lines":
+        return {"rows": measure(SYSTEMS[name], folder, rounds, FORMS + RECURRENT * (name in CELLS))}
+    return {"ms": {str(n): speed(name, n, folder, rounds) for n in SIDES[: 1 if quick else None]}}
+
+
+def main() -> None:
+    """Measures lines of the record, and writes each as it is done."""
+    quick, lines = "--quick" in sys.argv, chosen(sys.argv[1:])
+    for number, (part, name) in enumerate(lines, 1):
+        start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            if name in SYSTEMS:
-                to = (*FORMS, "c") if name in CELLS else FORMS
-                rows = measure(SYSTEMS[name], Path(folder) / "a", rounds, to)
-                parts["lines"] = {"rows": rows}
-            if name in HOSTS:
-                sides = SIDES[:1] if quick else SIDES
-                ms = {str(n): speed(name, n, Path(folder), rounds) for n in sides}
-                parts["speed"] = {"ms": ms}
-        for part, line in parts.items():
-            sys.stdout.write(told(name, line))
-            if not quick:
-                provenance = stamp(f"python benchmarks/export_table.py '{name}'")
-                with locked_record(OUT) as record:
-                    record["command"] = "python benchmarks/export_table.py"
-                    record.setdefault(part, {})[name] = {**line, **provenance}
+            line = measured(part, name, Path(folder), quick)
+        seconds = time.perf_counter() - start
+        sys.stdout.write(f"{told(name, line)}{number}/{len(lines)} {name}: {seconds:.0f} s\n")
         sys.stdout.flush()
+        if not quick:
+            provenance = stamp(f"python benchmarks/export_table.py '{name}'")
+            with locked_record(OUT) as record:
+                record["command"] = "python benchmarks/export_table.py"
+                record.setdefault(part, {})[name] = {**line, **provenance}
 
 
 def told(name: str, line: dict[str, Any]) -> str:

@@ -110,7 +110,7 @@ class HybridAnalysis:
                 continue
             scores = {LEARNED: outputs[:, -1]}
             scores |= {label: -of(base) for label, of in confidence.OF_LOGITS.items()}
-            scores["max-logit p-norm"] = -confidence.p_norm_or_response(base, power)
+            scores[confidence.P_NORM] = -confidence.p_norm_or_response(base, power)
             scores[_ORACLES[0]] = (answers[0] != answers[1]).astype(float)
             scores[_ORACLES[1]] = right[1].astype(float) - right[0]
             splits[name] = _Split(right[0], right[1], scores)

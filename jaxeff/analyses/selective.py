@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from jaxeff.selective import calibrate, confidence, metrics, rules
 
 PICTURE = "risk_coverage.png"
 _DECIMALS = {"coverage": 4, "joint_error": 5, "selective_risk": 5}
-_P_NORM = "max-logit p-norm"
 
 
 @ANALYSES.register("selective")
@@ -74,9 +73,6 @@ class SelectiveAnalysis:
         if len(trained.dataset.splits["validation"]):
             splits["validation"] = collect(trained, "validation")
         rules.require_classes(splits["calibration"]["labels"], trained.dataset.num_classes)
-        own_confidences: Callable[[Any], dict[str, Any]] = getattr(
-            objective, "confidences", lambda _: {}
-        )
         outputs = {name: split["outputs"].astype(np.float64) for name, split in splits.items()}
         logits = {name: confidence.class_logits(objective, outputs[name]) for name in splits}
         wrong = {n: logits[n].argmax(-1) != split["labels"] for n, split in splits.items()}
@@ -84,12 +80,7 @@ class SelectiveAnalysis:
         if "validation" in splits:
             power = confidence.tune_p_norm(logits["validation"], wrong["validation"])
         confidences = {
-            name: {
-                **own_confidences(outputs[name]),
-                **{label: function(z) for label, function in confidence.OF_LOGITS.items()},
-                _P_NORM: confidence.p_norm_or_response(z, power),
-            }
-            for name, z in logits.items()
+            name: confidence.of_outputs(objective, outputs[name], power) for name in splits
         }
         labels = list(confidences["test"])
         curves = {c: metrics.risk_coverage(confidences["test"][c], wrong["test"]) for c in labels}

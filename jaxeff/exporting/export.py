@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import numbers
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxeff.arguments import require_whole
-from jaxeff.errors import ConfigError
+from jaxeff.errors import ConfigError, UserError
 from jaxeff.exporting import verify
 from jaxeff.exporting.entry import Artifact, Entry
 from jaxeff.exporting.formats import (
     FORMATS,
     ExportError,
     Format,
-    Runtime,
     refused,
     require_precision,
 )
@@ -26,6 +27,8 @@ from jaxeff.files.atomic import write_text_atomically
 
 #: Largest difference of a float32 artifact, in parts of the largest output of at least 1.
 TOLERANCE = 1e-4
+#: Before the name of an operation in what runtimes complain of.
+_OPERATION = re.compile(r"(?:\bop\b[^']*'|\brunning |Op registered for |Op \(|operator \()(\w+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +51,14 @@ class Options:
 
     def formats(self) -> list[Format]:
         """Returns the formats; raises `UserError` for one that is unknown or not installed."""
-        if not self.to or not self.batch_sizes:
-            raise ConfigError("config.export needs at least one format (to) and one batch size")
+        for name, kind in (("to", str), ("batch_sizes", numbers.Integral)):
+            values = getattr(self, name)
+            if not isinstance(values, (list, tuple)) or not values or not _all(values, kind):
+                said = {
+                    "to": f"names of formats ({', '.join(FORMATS)})",
+                    "batch_sizes": "whole numbers",
+                }
+                raise ConfigError(f"config.export.{name} must be {said[name]}, not {values!r}")
         for size in self.batch_sizes:
             require_whole("config.export.batch_sizes: each", size)
         require_whole("config.export.threads", self.threads)
@@ -62,30 +71,68 @@ class Options:
         return formats
 
 
-def write_entries(entries: Sequence[Entry], folder: Path, options: Options) -> ExportReport:
+def _all(values: Sequence[Any], kind: type) -> bool:
+    return all(isinstance(value, kind) for value in values)
+
+
+def write_entries(
+    entries: Sequence[Entry],
+    folder: Path,
+    options: Options,
+    files: Mapping[str, bytes] | None = None,
+) -> ExportReport:
     """Writes every entry in every format into a folder, with a report.
 
     Beside the artifacts of an entry stands ``NAME.json``: names, shapes and types of its inputs
     and outputs, the state before the first step, and its metadata.
 
+    Args:
+      entries: what is written.
+      folder: is made if need be.
+      options: formats, and what is measured.
+      files: contents of further files for the folder, by name.
+
     Raises:
-      UserError: a format is unknown or not installed, has no such precision, or takes none of the
-        entries.
+      UserError: a format is unknown or not installed, has no such precision, no format takes any
+        of the entries, or the folder cannot be written.
+      DataError: outputs of the model are not finite.
     """
     formats = options.formats()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _written(entries, folder, formats, options, files or {})
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise UserError(
+            f"{error.filename or folder}: cannot be written ({error.strerror}); make it writable, "
+            "or export into another folder"
+        ) from error
+
+
+def _written(
+    entries: Sequence[Entry],
+    folder: Path,
+    formats: Sequence[Format],
+    options: Options,
+    files: Mapping[str, bytes],
+) -> ExportReport:
     rows = [
         row for entry in entries for each in formats for row in _rows(entry, each, folder, options)
     ]
-    for each in formats:
-        failures = [row.failure for row in rows if row.format == each.name]
-        if all(failures):
-            raise ExportError(failures[0])
+    if all(row.failure for row in rows):
+        # An entry that refers to another one is not what is missing.
+        names = [entry.name for entry in entries]
+        alone = [entry.name for entry in entries if entry.instead not in names]
+        raise ExportError(next(row.failure for row in rows if row.entry in alone))
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
     for entry in entries:
-        files = {
+        by_format = {
             row.format: row.files for row in rows if row.entry == entry.name and not row.failure
         }
-        text = json.dumps({**entry.description(), "files": files}, indent=2, default=_plain)
+        described = {**entry.description(), "files": by_format}
+        text = json.dumps(described, indent=2, default=_plain)
         write_text_atomically(folder / f"{entry.name}.json", text + "\n")
     report = ExportReport(tuple(rows))
     report.write(folder)
@@ -122,18 +169,23 @@ def _row(
     artifact = file_format.write(entry, folder, batch=batch_sizes[0], precision=row.precision)
     any_size = not artifact.sizes
     batch_sizes = list(batch_sizes) if any_size else list(batch_sizes[:1])
-    run = _opened(entry, file_format, artifact, options.threads)
-    difference = verify.compare(entry, run, verify.COMPARED if any_size else batch_sizes[0])
-    if row.precision == "float32" and not difference.relative <= TOLERANCE:
-        raise ExportError(
-            f"'{entry.name}' as {file_format.name} differs from the model by "
-            f"{difference.largest:.2g}, where outputs are within {difference.scale:.2g}; report it "
-            "with the config, and use another format"
-        )
-    latency = {
-        size: verify.latency(entry, file_format, artifact, size, options.threads, options.rounds)
-        for size in (batch_sizes if options.rounds else ())
-    }
+    try:
+        difference = _difference(entry, file_format, artifact, batch_sizes[0], options)
+        if row.precision == "float32" and not difference.relative <= TOLERANCE:
+            raise ExportError(
+                f"'{entry.name}' as {file_format.name} differs from the model by "
+                f"{difference.largest:.2g}, where outputs are within {difference.scale:.2g}; "
+                "report it with the config, and use another format"
+            )
+        with _runtime_errors(entry, file_format):
+            latency = {
+                n: verify.latency(entry, file_format, artifact, n, options.threads, options.rounds)
+                for n in (batch_sizes if options.rounds else ())
+            }
+    except ExportError:
+        for file in artifact.files:
+            file.unlink(missing_ok=True)
+        raise
     return dataclasses.replace(
         row,
         files=[file.relative_to(folder).as_posix() for file in artifact.files],
@@ -146,11 +198,22 @@ def _row(
     )
 
 
-def _opened(entry: Entry, file_format: Format, artifact: Artifact, threads: int) -> Runtime:
-    """Opens an artifact; raises `ExportError` where its runtime cannot."""
+def _difference(
+    entry: Entry, file_format: Format, artifact: Artifact, batch: int, options: Options
+) -> verify.Difference:
+    with _runtime_errors(entry, file_format):
+        run = file_format.open(artifact, entry, options.threads)
+        return verify.compare(entry, run, batch if artifact.sizes else verify.COMPARED)
+
+
+@contextlib.contextmanager
+def _runtime_errors(entry: Entry, file_format: Format) -> Iterator[None]:
+    """Raises `ExportError` where the runtime of an artifact cannot open or run it."""
     try:
-        return file_format.open(artifact, entry, threads)
+        yield
+    except (UserError, MemoryError):
+        raise
     except Exception as error:
-        operation = re.search(r"\bop\b[^']*'(\w+)'", str(error))
-        reason = f"its runtime has no operation {operation.group(1)}" if operation else ""
+        operation = _OPERATION.search(str(error))
+        reason = f"its runtime does not compute {operation.group(1)}" if operation else ""
         raise refused(entry, file_format.name, reason, error) from error

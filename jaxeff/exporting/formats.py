@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from jaxeff.errors import ConfigError, UserError, explained
+from jaxeff.exporting import rewriting
 from jaxeff.exporting.entry import Artifact, Entry
 from jaxeff.registry import Registry
 
@@ -15,6 +17,9 @@ FORMATS = Registry("export format")
 
 #: Maps arrays, in the order of the entry's inputs, to a list of arrays.
 Runtime = Callable[..., list[Any]]
+
+#: Primitives that no file can hold.
+PYTHON_CALLS = {"pure_callback", "io_callback", "debug_callback"}
 
 
 class ExportError(UserError):
@@ -61,7 +66,7 @@ class Format(Protocol):
 
 
 def require_package(name: str, versions: Sequence[str], extra: str) -> None:
-    """Raises `UserError` unless a package is installed in a version that is known to work.
+    """Raises `UserError` unless a package can be imported in a version that is known to work.
 
     Args:
       name: of the package.
@@ -77,6 +82,10 @@ def require_package(name: str, versions: Sequence[str], extra: str) -> None:
             f"{name} {version} is installed, whose interface may differ from that of "
             f"{' or '.join(f'{v}x' for v in versions)}; {extra}"
         )
+    try:
+        importlib.import_module(name.replace("-", "_"))
+    except ImportError as error:
+        raise UserError(f"{name} cannot be imported ({explained(error)}); {extra}") from error
 
 
 def require_precision(file_format: Format, precision: str) -> None:
@@ -90,10 +99,12 @@ def require_precision(file_format: Format, precision: str) -> None:
 
 def refused(entry: Entry, file_format: str, operation: str, error: BaseException) -> ExportError:
     """Returns the error of an operation that a format does not have."""
-    advice = (
-        f"use '{entry.instead}', which is exported beside it"
-        if entry.instead
-        else "export it to stablehlo, which takes every program"
-    )
+    advice = "export it to stablehlo, which takes every program that JAX does"
+    if entry.instead:
+        advice = f"use '{entry.instead}', which is exported beside it"
+    calls = PYTHON_CALLS & rewriting.primitives(entry.function, *entry.shapes(entry.sizes(1)))
+    if calls:
+        operation = f"it calls Python while it runs ({', '.join(sorted(calls))})"
+        advice = "write that in JAX"
     reason = operation or explained(error)
     return ExportError(f"'{entry.name}' cannot be written as {file_format}: {reason}; {advice}")

@@ -19,15 +19,17 @@ from jax import export
 from jaxeff.exporting import litert_integers
 from jaxeff.exporting.entry import Artifact, Entry
 from jaxeff.exporting.formats import FORMATS, ExportError, Runtime, refused, require_package
-from jaxeff.exporting.rewriting import Rule, rewritten, zeros_between
+from jaxeff.exporting.rewriting import Rule, largest_so_far, rewritten, zeros_between
 from jaxeff.typing import Array
 
 EXTRA = "pip install 'jaxeff[litert]'"
 SIGNATURE = "serving_default"
 #: Loops of at most so many steps are written out; longer ones are refused.
 UNROLLED = 32
-#: An operation of another dialect than LiteRT's own.
-_FOREIGN = re.compile(r'(?:= |^ *)"?((?:stablehlo|mhlo|vhlo|chlo)\.[a-z_]+)', re.MULTILINE)
+#: An operation of another dialect than LiteRT's own, or a loop, which cannot be written either.
+_FOREIGN = re.compile(
+    r'(?:= |^ *)"?((?:stablehlo|mhlo|vhlo|chlo)\.[a-z_]+|tfl\.while)', re.MULTILINE
+)
 
 
 class LiteRT:
@@ -116,6 +118,8 @@ def converted(entry: Entry, sizes: dict[str, int]) -> bytes:
         left = _FOREIGN.search(module.operation.get_asm(large_elements_limit=8))
         if left:
             reason = f"it has no operation {left.group(1)}"
+            if left.group(1) == "tfl.while":
+                reason = f"it has no loops (tfl.while) but those of at most {UNROLLED} steps"
             raise refused(entry, "LiteRT", reason, ValueError(reason))
         converter_api_ext.set_signature(
             module.operation,
@@ -140,6 +144,8 @@ def _without_input_dilation(x: Array, kernel: Array, **parameters: Any) -> list[
 
 def _largest_in_turn(x: Array, *, k: int, **parameters: Any) -> list[Array]:
     """Finds the k largest one by one, where the converter would sort, which LiteRT cannot."""
+    if x.shape[-1] == 1:
+        return [x, jnp.zeros(x.shape, jnp.int32)]
     places = jnp.arange(x.shape[-1])
     values, indices = [], []
     for _ in range(k):
@@ -150,17 +156,31 @@ def _largest_in_turn(x: Array, *, k: int, **parameters: Any) -> list[Array]:
     return [jnp.stack(values, -1), jnp.stack(indices, -1)]
 
 
+def _place_of_one(x: Array, *, axes: Any, index_dtype: Any, **others: Any) -> list[Array] | None:
+    """Returns zeros for the place of an axis's only entry, of which the converter makes a loop."""
+    if any(x.shape[axis] != 1 for axis in axes):
+        return None
+    return [jnp.zeros([n for axis, n in enumerate(x.shape) if axis not in axes], index_dtype)]
+
+
 #: Primitives that converter or runtime lack.
 _RULES: dict[str, Rule] = {
+    "argmax": _place_of_one,
+    "argmin": _place_of_one,
     "conv_general_dilated": _without_input_dilation,
     "top_k": _largest_in_turn,
+    "cummax": largest_so_far,
 }
 
 
 def missing_operation(message: str) -> str:
     """Returns a phrase on the operation that the converter's message complains of."""
     operation = re.search(r"'((?:stablehlo|mhlo|vhlo|chlo|tfl)\.[\w.]+)'", message)
-    return f"it has no operation {operation.group(1)}" if operation else ""
+    if operation is None:
+        return ""
+    kinds = re.search(r": \((tensor<[^)]*)\) ->", message)
+    of = f" of {kinds.group(1)}" if kinds and operation.group(1).startswith("tfl.") else ""
+    return f"it has no operation {operation.group(1)}{of}"
 
 
 FORMATS.register("litert")(LiteRT)

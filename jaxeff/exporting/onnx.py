@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,14 @@ from jax.extend import core
 
 from jaxeff.exporting.entry import Artifact, Entry
 from jaxeff.exporting.formats import FORMATS, Runtime, refused, require_package
-from jaxeff.exporting.rewriting import rewritten, zeros_between
+from jaxeff.exporting.rewriting import Rule, largest_so_far, rewritten, zeros_between
 from jaxeff.typing import Array
 
 EXTRA = "run `make onnx`, or pip install 'jaxeff[onnx]' and pip install --no-deps jax2onnx==0.17.1"
+#: Loops of at most so many steps, a number that is known, are written out.
+UNROLLED = 8
+#: Numbers of a constant that is repeated within the file.
+REPEATED = 4096
 
 
 class ONNX:
@@ -78,7 +84,7 @@ class Session:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3  # errors
+        options.log_severity_level = 4  # what fails is raised, not printed too
         self.session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
@@ -118,9 +124,9 @@ def converted(entry: Entry, sizes: Mapping[str, int]) -> bytes:
     ]
     if sizes:  # traced before the converter puts functions of its own in the place of JAX's
         function = core.jaxpr_as_fun(jax.make_jaxpr(function)(*shapes))
-    with without_transposing_passes():
+    with jax_as_it_is(), without_transposing_passes(), linear_checks(), small_constants():
         model = to_onnx(
-            rewritten(function, {"conv_general_dilated": _plane_by_plane}),
+            rewritten(function, _RULES, UNROLLED),
             shapes,
             model_name=entry.name,
             input_names=list(entry.inputs),
@@ -155,31 +161,108 @@ def _plane_by_plane(x: Array, kernel: Array, **parameters: Any) -> list[Array] |
     return [total.reshape(-1, count, *total.shape[1:])]
 
 
+def _as_matrices(one: Array, other: Array, **parameters: Any) -> list[Array] | None:
+    """Writes a product with batches as one of ``[batch, m, k]`` and ``[batch, k, n]``.
+
+    The converter takes axes of a batch elsewhere for others.
+    """
+    (contracted, batches) = parameters["dimension_numbers"]
+    if not batches[0]:
+        return None
+    rows, columns = (
+        [axis for axis in range(array.ndim) if axis not in (*batch, *summed)]
+        for array, batch, summed in zip((one, other), batches, contracted, strict=True)
+    )
+    sizes = [one.shape[a] for a in batches[0]]
+    m, n = [one.shape[a] for a in rows], [other.shape[a] for a in columns]
+    k = math.prod(one.shape[a] for a in contracted[0])
+    left = one.transpose(*batches[0], *rows, *contracted[0]).reshape(-1, math.prod(m), k)
+    right = other.transpose(*batches[1], *contracted[1], *columns).reshape(-1, k, math.prod(n))
+    numbers = (((2,), (1,)), ((0,), (0,)))
+    product = jax.lax.dot_general_p.bind(
+        left, right, **{**parameters, "dimension_numbers": numbers}
+    )
+    return [product.reshape(*sizes, *m, *n)]
+
+
+#: Primitives that converter or runtime lack.
+_RULES: dict[str, Rule] = {
+    "conv_general_dilated": _plane_by_plane,
+    "dot_general": _as_matrices,
+    "cummax": largest_so_far,
+}
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Sets an attribute of a module, and afterwards what it was."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
 @contextlib.contextmanager
 def without_transposing_passes() -> Iterator[None]:
     """Leaves the passes out that move transpositions."""
     from jax2onnx.converter import ir_optimizations
 
-    before = ir_optimizations._OPTIMIZER_PASSES
-    ir_optimizations._OPTIMIZER_PASSES = tuple(
-        each for each in before if "transpose" not in each.name
-    )
-    try:
+    kept = tuple(p for p in ir_optimizations._OPTIMIZER_PASSES if "transpose" not in p.name)
+    with replaced(ir_optimizations, "_OPTIMIZER_PASSES", kept):
         yield
-    finally:
-        ir_optimizations._OPTIMIZER_PASSES = before
+
+
+@contextlib.contextmanager
+def linear_checks() -> Iterator[None]:
+    """Spares the converter a look at all operations so far after each, which takes minutes."""
+    from jax2onnx.converter import output_binding
+
+    slow = output_binding._value_is_graph_connected
+
+    def is_connected(context: Any, value: Any) -> bool:
+        producer = value.producer()
+        return (producer is not None and producer.graph is not None) or slow(context, value)
+
+    with replaced(output_binding, "_value_is_graph_connected", is_connected):
+        yield
+
+
+@contextlib.contextmanager
+def small_constants() -> Iterator[None]:
+    """Leaves the repetition of large constants to the runtime, so that files do not hold it."""
+    from jax2onnx.plugins.jax.lax import broadcast_in_dim
+
+    repeat = broadcast_in_dim._maybe_inline_constant_broadcast
+
+    def repeated(context: Any, output: Any, value: Any, shape: Any, *axes: Any) -> bool:
+        known = all(isinstance(n, int) for n in shape)
+        if known and math.prod(shape) > REPEATED:
+            return False
+        return repeat(context, output, value, shape, *axes)
+
+    with replaced(broadcast_in_dim, "_maybe_inline_constant_broadcast", repeated):
+        yield
+
+
+@contextlib.contextmanager
+def jax_as_it_is() -> Iterator[None]:
+    """Undoes what the converter replaces in JAX for good, whose stand-in takes less."""
+    with replaced(jnp, "cumsum", jnp.cumsum):
+        yield
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences what ``jax2onnx`` logs of examples whose packages are missing."""
-    logger = logging.getLogger("jax2onnx")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
+    """Silences what ``jax2onnx`` says of missing packages and of types that it widens."""
+    loggers = [logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
+    with contextlib.ExitStack() as changed:
+        for logger in loggers:
+            changed.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL)
+        changed.enter_context(warnings.catch_warnings(action="ignore"))
         yield
-    finally:
-        logger.setLevel(before)
 
 
 def missing_operation(message: str) -> str:

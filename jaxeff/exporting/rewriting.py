@@ -39,6 +39,21 @@ def rewritten(
     return call
 
 
+def primitives(function: Callable[..., Any], *shapes: Any) -> set[str]:
+    """Returns the names of all primitives in a function's program, those of inner ones too."""
+    names: set[str] = set()
+
+    def look(program: Any) -> None:
+        for equation in program.eqns:
+            names.add(equation.primitive.name)
+            for value in jax.tree.leaves(equation.params, is_leaf=_is_program):
+                if _is_program(value):
+                    look(_closed(value).jaxpr)
+
+    look(jax.make_jaxpr(function)(*shapes).jaxpr)
+    return names
+
+
 def zeros_between(x: Array, axis: int, factor: int) -> Array:
     """Returns an array with ``factor - 1`` zeros between entries of an axis, not of the first."""
     if factor == 1:
@@ -49,6 +64,20 @@ def zeros_between(x: Array, axis: int, factor: int) -> Array:
     return jax.lax.slice_in_dim(spread, 0, length - factor + 1, axis=axis)
 
 
+def largest_so_far(x: Array, *, axis: int, reverse: bool) -> list[Array] | None:
+    """Writes a running maximum, ``cummax``, as maxima with itself moved by 1, 2, 4, ... places."""
+    length, places = x.shape[axis], 1
+    if not isinstance(length, int):
+        return None
+    while places < length:
+        parts = ((places, length), (length - places, length))
+        if not reverse:
+            parts = ((0, places), (0, length - places))
+        moved = [jax.lax.slice_in_dim(x, *part, axis=axis) for part in parts]
+        x, places = jnp.maximum(x, jnp.concatenate(moved, axis)), 2 * places
+    return [x]
+
+
 def _unchanged(*arrays: Any, **parameters: Any) -> None:
     """Leaves a primitive as it is."""
 
@@ -57,7 +86,7 @@ def _loops(rules: Mapping[str, Rule], unrolled: int) -> dict[str, Rule]:
     """Returns the rule that writes short loops out."""
 
     def scan(*arrays: Any, jaxpr: Any, length: int, reverse: bool, **counts: Any) -> Any:
-        if length > unrolled:
+        if not isinstance(length, int) or length > unrolled:  # it may be open
             return None
         if "num_consts" in counts:
             first, carried = counts["num_consts"], counts["num_carry"]
@@ -75,6 +104,10 @@ def _loops(rules: Mapping[str, Rule], unrolled: int) -> dict[str, Rule]:
         return [*carry, *(jnp.stack(each) for each in zip(*ordered, strict=True))]
 
     return {"scan": scan} if unrolled else {}
+
+
+def _is_program(value: Any) -> bool:
+    return isinstance(value, (core.Jaxpr, core.ClosedJaxpr))
 
 
 def _closed(program: Any) -> Any:

@@ -1,4 +1,4 @@
-"""StableHLO by `jax.export`: for any batch and length, read by JAX alone.
+"""StableHLO by `jax.export`: for any batch and length where possible, read by JAX alone.
 
 The file is what ``jax.export.deserialize`` reads; its ``call`` takes arrays in the order of the
 entry's inputs.
@@ -31,21 +31,26 @@ class StableHLO:
     def write(
         self, entry: Entry, folder: Path, *, batch: int, precision: str = "float32"
     ) -> Artifact:
-        """Writes ``NAME.stablehlo``, for any size of the named axes."""
+        """Writes ``NAME.stablehlo`` for any size, or ``NAME_batchN.stablehlo`` for a batch of N."""
         scope = export.SymbolicScope()
-        arguments = [
+        symbolic = [
             jax.ShapeDtypeStruct(
                 export.symbolic_shape(", ".join(map(str, each.shape)), scope=scope), each.dtype
             )
             for each in entry.inputs.values()
         ]
+        sizes: dict[str, int] = {}
         try:
-            program = export.export(jax.jit(entry.reference), platforms=PLATFORMS)(*arguments)
-        except Exception as error:
-            raise refused(entry, self.name, "", error) from error
-        path = folder / f"{entry.name}.stablehlo"
-        path.write_bytes(program.serialize())
-        return Artifact((path,))
+            content = serialized(entry, symbolic)
+        except Exception:
+            sizes = entry.sizes(batch)  # a program that needs to know them
+            try:
+                content = serialized(entry, entry.shapes(sizes))
+            except Exception as error:
+                raise refused(entry, self.name, "", error) from error
+        path = folder / f"{entry.name}{f'_batch{batch}' if sizes else ''}.stablehlo"
+        path.write_bytes(content)
+        return Artifact((path,), sizes)
 
     def open(self, artifact: Artifact, entry: Entry, threads: int) -> Runtime:
         """Returns the program compiled by JAX, on all cores whatever ``threads``."""
@@ -56,6 +61,12 @@ class StableHLO:
         """Returns a call on arrays that are on the device."""
         on_device = jax.device_put(list(arrays))
         return lambda: runtime(*on_device)
+
+
+def serialized(entry: Entry, shapes: Sequence[jax.ShapeDtypeStruct]) -> bytes:
+    """Returns the program of an entry for shapes, whose axes may have names."""
+    program = export.export(jax.jit(entry.reference), platforms=PLATFORMS)(*shapes)
+    return bytes(program.serialize())
 
 
 FORMATS.register("stablehlo")(StableHLO)

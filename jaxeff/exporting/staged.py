@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxeff.exporting.entry import BATCH, Entry, Input
@@ -12,38 +13,33 @@ from jaxeff.exporting.systems import Exportable, entries
 from jaxeff.models.base import apply_with_features
 from jaxeff.models.early_exit import EarlyExitNet
 from jaxeff.models.hybrid import HybridNetwork, part
+from jaxeff.selective.confidence import softmax_response
 from jaxeff.typing import Array
 
 
 @entries.register
 def _(model: EarlyExitNet, source: Exportable) -> list[Entry]:
-    """A stage per exit; each but the first reads the map of the one before."""
-    variables, built = source.constants, []
-    features_before, name = source.inputs, "inputs"
-    for number in range(len(model.exits) + 1):
+    """A stage per exit, with its score; each but the first reads the map of the one before."""
+    variables, last, built = source.constants, len(model.exits), []
+    plans = source.results.get("early_exits", {}).get("budgets", {})
+    rule = {"rule": "an input whose score is above the plan's threshold goes on", "plans": plans}
+    before, name = source.inputs, "inputs"
+    for number in range(last + 1):
 
         def stage(x: Array, number: int = number) -> tuple[Array, ...]:
             segment: Any = model.apply(variables, x, number, method="segment")
             logits, features = segment
-            return (logits, features) if number < len(model.exits) else (logits,)
+            score = -softmax_response(logits.astype(jnp.float32))
+            return (logits, score, features) if number < last else (logits,)
 
-        outputs = ("outputs", "map")[: 2 if number < len(model.exits) else 1]
+        outputs = ("outputs", "scores", "map") if number < last else ("outputs",)
+        inputs = {name: Input((BATCH, *before.shape[1:]), str(before.dtype))}
+        facts = {**source.facts, **rule} if number < last else source.facts
         built.append(
-            Entry(
-                f"stage_{number}",
-                stage,
-                {name: Input((BATCH, *features_before.shape[1:]), str(features_before.dtype))},
-                outputs,
-                {name: features_before},
-                metadata={
-                    **source.facts,
-                    "scores": "1 - softmax response; a score above the threshold goes on",
-                    "plans": source.results.get("early_exits", {}).get("budgets", {}),
-                },
-            )
+            Entry(f"stage_{number}", stage, inputs, outputs, {name: before}, metadata=facts)
         )
-        if len(outputs) > 1:
-            features_before, name = np.asarray(jax.jit(stage)(features_before)[1]), "previous_map"
+        if number < last:
+            before, name = np.asarray(jax.jit(stage)(before)[-1]), "previous_map"
     return built
 
 

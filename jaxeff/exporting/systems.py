@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from jaxeff.errors import ConfigError, DataError
 from jaxeff.exporting.entry import BATCH, Entry, Input
 from jaxeff.models.base import call_options
 from jaxeff.typing import Array
@@ -32,6 +33,9 @@ class Exportable:
       results: ``extras`` of the run's report: thresholds and what they reached.
       confidences: maps outputs to confidences ``[examples]`` by name, of a selective classifier.
       find_pose: maps variables and images to the poses that a search finds, of an autoencoder.
+
+    Raises:
+      DataError: there is no example.
     """
 
     variables: Mapping[str, Any]
@@ -41,6 +45,12 @@ class Exportable:
     results: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     confidences: Callable[[Any], Mapping[str, Array]] | None = None
     find_pose: Callable[[Any, Array], Array] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.inputs.ndim or not len(self.inputs):
+            raise DataError(
+                "export needs at least one example of the model's inputs, [examples, ...]"
+            )
 
     @property
     def constants(self) -> Any:
@@ -68,6 +78,12 @@ def entries(model: nn.Module, source: Exportable) -> list[Entry]:
         return outputs, *confidences(outputs).values()
 
     shapes = jax.eval_shape(function, source.inputs[:1])
+    if not isinstance(shapes[0], jax.ShapeDtypeStruct):
+        raise ConfigError(
+            f"{type(model).__name__} returns a {type(shapes[0]).__name__} instead of one array; "
+            "register what of it is exported by @jaxeff.exporting.entries.register, see "
+            "docs/export.md"
+        )
     names = confidences(np.zeros(shapes[0].shape, shapes[0].dtype)) if len(shapes) > 1 else ()
     facts = dict(source.facts)
     if names:

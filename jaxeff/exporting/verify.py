@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,11 +11,14 @@ import jax
 import numpy as np
 
 from jaxeff import bench
+from jaxeff.errors import DataError
 from jaxeff.exporting.entry import Artifact, Entry
 from jaxeff.exporting.formats import Format
 
 #: Examples that are compared.
 COMPARED = 4
+#: Seconds of timing an artifact at a size of the batch, and calls in a turn if they are short.
+BUDGET, CALLS = 5.0, 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,9 @@ def compare(entry: Entry, run: Callable[..., Sequence[Any]], batch: int = COMPAR
       entry: what was exported.
       run: the artifact in its own runtime.
       batch: number of examples, which the artifact must take.
+
+    Raises:
+      DataError: an output of the model is not finite.
     """
     jitted: Callable[..., Sequence[Any]] = jax.jit(entry.function)
     states = [entry.first_state(batch), entry.first_state(batch)]
@@ -59,6 +66,11 @@ def compare(entry: Entry, run: Callable[..., Sequence[Any]], batch: int = COMPAR
             states[side] = {to: named[output] for output, to in entry.state.items()}
         for name, artifact, model in zip(entry.outputs, *results, strict=True):
             largest = max(largest, _distance(artifact, model))
+            if not np.isfinite(model).all():
+                raise DataError(
+                    f"the model's own {name} are NaN or infinite on the examples, so that nothing "
+                    "can be compared with them; train it again, or give other inputs"
+                )
             if entry.state.get(name) not in entry.counters:
                 scale = max(scale, float(np.abs(model).max()))
     if entry.whole is not None:
@@ -79,7 +91,8 @@ def latency(
 ) -> dict[str, float]:
     """Returns median milliseconds of a call, of the ``artifact`` and of the ``jitted`` model.
 
-    Both are timed in turns. Inputs are in place before; a recurrent entry makes one step.
+    Both are timed in turns, of slow ones in fewer. Inputs are in place before; a recurrent entry
+    makes one step.
     """
     inputs = {**entry.steps(batch)[0], **entry.first_state(batch)}
     arrays = [inputs[name] for name in entry.inputs]
@@ -89,5 +102,26 @@ def latency(
         "artifact": file_format.bind(runtime, arrays),
         "jitted": lambda: jitted(*on_device),
     }
-    times = bench.interleaved(calls, rounds, 5)
-    return {name: time.median_ms for name, time in times.items()}
+    turns, in_turn = affordable(sum(map(seconds, calls.values())), rounds)
+    measured = bench.interleaved(calls, turns, in_turn, warmup=1)
+    return {name: each.median_ms for name, each in measured.items()}
+
+
+def affordable(cost: float, rounds: int) -> tuple[int, int]:
+    """Returns turns and calls in a turn, fewer where they would take longer than the `BUDGET`.
+
+    Args:
+      cost: seconds of a call of everything that is timed in turns.
+      rounds: turns that are asked for.
+    """
+    calls = max(1, int(BUDGET / max(cost, 1e-9)))
+    in_turn = min(CALLS, calls)
+    return min(rounds, max(1, calls // in_turn)), in_turn
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """Returns the time of a second call, which compiles nothing."""
+    jax.block_until_ready(call())
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start

@@ -154,3 +154,22 @@ OF_LOGITS = {
     "negative entropy": negative_entropy,
     "margin": margin,
 }
+#: Name of `p_norm_or_response` in tables.
+P_NORM = "max-logit p-norm"
+
+
+def of_outputs(objective: Any, outputs: Any, power: float | None) -> dict[str, Any]:
+    """Returns every confidence of a classifier by name: its objective's, and those of any one.
+
+    Args:
+      objective: of the model's training; its method ``confidences``, if it has one, returns its.
+      outputs: ``[examples, width]``.
+      power: of the p-norm, see `p_norm_or_response`.
+    """
+    of_objective: dict[str, Any] = getattr(objective, "confidences", lambda _: {})(outputs)
+    logits = class_logits(objective, outputs)
+    return {
+        **of_objective,
+        **{name: of(logits) for name, of in OF_LOGITS.items()},
+        P_NORM: p_norm_or_response(logits, power),
+    }

@@ -12,11 +12,13 @@ import ml_collections
 import numpy as np
 
 from jaxeff import data
-from jaxeff.errors import ConfigError, DataError
+from jaxeff.data import preprocessing
+from jaxeff.errors import ConfigError, DataError, UserError, origin
 from jaxeff.eval.console import say
 from jaxeff.eval.report import JSON_NAME, read_report
-from jaxeff.exporting import Exportable, ExportReport, Options, entries, write_entries
+from jaxeff.exporting import Entry, Exportable, ExportReport, Options, entries, write_entries
 from jaxeff.files import paths
+from jaxeff.hub.model_folder import PREPROCESSING, TOKENIZER
 from jaxeff.layers.checks import require_linen
 from jaxeff.selective import confidence
 from jaxeff.train import announce, check, prerequisites, selection
@@ -26,6 +28,8 @@ from jaxeff.train.trained_model import LoadedModel
 FOLDER = "export"
 #: Examples that artifacts are compared and calibrated on.
 EXAMPLES = 64
+#: Names under which an entry's metadata tells the files beside it.
+_FILES = {"preprocessing": PREPROCESSING, "tokenizer": TOKENIZER}
 
 
 def export(
@@ -43,10 +47,11 @@ def export(
         jaxeff.export(jaxeff.load("runs/irnn-..."), folder="files", to="onnx")
 
     Args:
-      model: a Flax module, or what `jaxeff.load` returned, which knows its variables and inputs.
+      model: a Flax module, or what `jaxeff.load` returned, which knows its variables.
       variables: parameters and other collections of a module.
-      inputs: examples ``[examples, ...]`` as the module takes them, on which files are checked and
-        integers are calibrated.
+      inputs: examples ``[examples, ...]``, on which files are checked and integers are calibrated:
+        of a module as it takes them, of a loaded model as they come from outside. Without them a
+        loaded model takes examples of its data.
       folder: is made if it does not exist.
       to: names in `jaxeff.exporting.FORMATS`.
       **options: of `jaxeff.exporting.Options`.
@@ -55,27 +60,42 @@ def export(
       the report, which is also in ``report.md`` and ``report.json`` of the folder.
 
     Raises:
-      UserError: an unknown format, a missing package, or a format that takes nothing of the model.
+      UserError: an unknown format, a missing package, or no format that takes any of the model.
     """
+    chosen, target = Options(to=names(to), **options), paths.expanded(str(folder))
+    chosen.formats()  # refuses what cannot work at once
     if isinstance(model, LoadedModel):
-        if variables is not None or inputs is not None:
-            raise ConfigError("a loaded model knows its variables and inputs; give a folder alone")
-        source = source_of(model.variables, model.with_examples().dataset, model.report)
-        module = model.model
-    else:
-        require_linen(model)
-        if variables is None or inputs is None:
-            raise ConfigError("export needs the model's variables and examples of its inputs")
-        source, module = Exportable(variables, np.asarray(inputs)), model
-    return write_entries(
-        entries(module, source), paths.expanded(str(folder)), Options(to=_names(to), **options)
-    )
+        if variables is not None:
+            raise ConfigError("a loaded model knows its variables; give inputs and a folder alone")
+        batch = _examples_of(model, inputs, chosen.precision)
+        source, files = source_of(
+            model.variables, model.dataset, batch, model.report, model.saved.algorithm
+        )
+        return write_entries(entries(model.model, source), target, chosen, files)
+    require_linen(model)
+    if variables is None or inputs is None:
+        raise ConfigError("export needs the model's variables and examples of its inputs")
+    source = Exportable(variables, np.asarray(inputs))
+    return write_entries(_entries(model, source), target, chosen)
+
+
+def _entries(model: nn.Module, source: Exportable) -> list[Entry]:
+    """Returns the entries of a user's model; raises `ConfigError` where its parts do not fit."""
+    try:
+        return entries(model, source)
+    except UserError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{type(model).__name__} does not take these variables and inputs "
+            f"{source.inputs.shape}: {origin(error)}"
+        ) from error
 
 
 def export_run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any] | None:
     """Exports the selected parameters of the newest checkpoint into ``workdir/export``."""
     settings = config.export.to_dict()
-    options = Options(**{**settings, "to": _names(settings["to"])})
+    options = Options(**{**settings, "to": names(settings["to"])})
     options.formats()  # refuses what cannot work at once
     selection.require_checkpoints(workdir)
     check.check_workdir(workdir, config)
@@ -86,62 +106,96 @@ def export_run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, An
     announce.job(built, workdir / FOLDER, "exporting")
     report = read_report(workdir) if (workdir / JSON_NAME).exists() else None
     variables = jax.device_get(built.result(chosen).variables)
-    # Integers are calibrated on training examples.
-    split = "test" if options.precision == "float32" else "train"
-    source = source_of(variables, built.dataset, report, built.algorithm, split)
-    written = write_entries(entries(built.model, source), workdir / FOLDER, options)
+    batch = examples(built.dataset, options.precision)
+    source, files = source_of(variables, built.dataset, batch, report, built.algorithm)
+    written = write_entries(entries(built.model, source), workdir / FOLDER, options, files)
     for sentence in written.failures:
         say(f"warning: {sentence}")
     say(f"report     {workdir / FOLDER / 'report.md'}")
     return {"rows": written.rows}
 
 
+def examples(dataset: data.Dataset, precision: str) -> Mapping[str, np.ndarray]:
+    """Returns a batch of test examples or, to calibrate integers on, of training examples."""
+    split = dataset.splits["test" if precision == "float32" else "train"]
+    return split.take(np.arange(min(EXAMPLES, len(split))))
+
+
+def _examples_of(model: LoadedModel, inputs: Any, precision: str) -> Mapping[str, np.ndarray]:
+    """Returns a batch of a user's inputs, or of the model's data if there are none."""
+    if inputs is not None:
+        return model.preprocessed(inputs)
+    try:
+        return examples(model.with_examples().dataset, precision)
+    except UserError as error:
+        raise DataError(
+            "the data that the model was trained on is not here; give examples as inputs, in the "
+            "form in which they come from outside"
+        ) from error
+
+
 def source_of(
     variables: Mapping[str, Any],
     dataset: data.Dataset,
+    batch: Mapping[str, np.ndarray],
     report: Mapping[str, Any] | None,
-    algorithm: Algorithm | None = None,
-    split: str = "test",
-) -> Exportable:
-    """Returns what the entries of a run's model are made from, with examples of a split."""
-    rows = np.arange(min(EXAMPLES, len(dataset.splits[split])))
-    batch = dataset.splits[split].take(rows)
+    algorithm: Algorithm,
+) -> tuple[Exportable, dict[str, bytes]]:
+    """Returns what the entries of a run's model are made from, and files that stand beside them.
+
+    Args:
+      variables: of the model.
+      dataset: facts of its data, with the preprocessing.
+      batch: examples as the model takes them.
+      report: of the run, whose ``extras`` hold thresholds; None if it has not come to its end.
+      algorithm: how the model is applied.
+    """
     facts: dict[str, Any] = {
         "data": dataset.name,
         "task": dataset.task,
         "classes": list(dataset.class_names),
     }
+    files = _preprocessing(dataset)
+    facts |= {kind: name for kind, name in _FILES.items() if name in files}
     if scaling := _scaling(dataset, np.asarray(batch["inputs"])):
         facts["scaling"] = scaling
     results = (report or {}).get("extras", {})
-    find_pose = getattr(algorithm, "find", None)
+    power = results.get("selective", {}).get("p_norm_power")
 
     def confidences(outputs: Any) -> dict[str, Any]:
-        objective: Any = algorithm.objective  # type: ignore[union-attr]
-        logits = confidence.class_logits(objective, outputs)
-        of_objective: dict[str, Any] = getattr(objective, "confidences", lambda _: {})(outputs)
-        return {**of_objective, **{name: of(logits) for name, of in confidence.OF_LOGITS.items()}}
+        return confidence.of_outputs(algorithm.objective, outputs, power)
 
-    selective = algorithm is not None and "selective" in results
-    return Exportable(
+    source = Exportable(
         variables,
         np.asarray(batch["inputs"]),
         batch.get("mask"),
         facts,
         results,
-        confidences if selective else None,
-        find_pose,
+        confidences if "selective" in results else None,
+        getattr(algorithm, "find", None),
     )
+    return source, files
+
+
+def _preprocessing(dataset: data.Dataset) -> dict[str, bytes]:
+    """Returns the files that say what is done to inputs; none where that is not data."""
+    split = dataset.splits["test"]
+    if type(split).preprocess is not data.Split.preprocess:
+        return {}
+    try:
+        return preprocessing.contents(split.preprocessing)
+    except DataError:
+        return {}
 
 
 def _scaling(dataset: data.Dataset, inputs: np.ndarray) -> dict[str, list[float]] | None:
     """Returns scale and offset that make a step's input of raw values, of series of numbers."""
     if inputs.ndim != 3 or not np.issubdtype(inputs.dtype, np.floating):
         return None
-    preprocessing = dataset.splits["test"].preprocessing
+    steps = dataset.splits["test"].preprocessing
     try:
         offset, one = (
-            np.asarray(preprocessing.of_steps(np.full((1, inputs.shape[-1]), value)), np.float64)
+            np.asarray(steps.of_steps(np.full((1, inputs.shape[-1]), value)), np.float64)
             for value in (0, 1)
         )
     except DataError:  # a preprocessing of whole inputs
@@ -149,5 +203,6 @@ def _scaling(dataset: data.Dataset, inputs: np.ndarray) -> dict[str, list[float]
     return {"scale": (one - offset)[0].tolist(), "offset": offset[0].tolist()}
 
 
-def _names(to: str | Sequence[str]) -> list[str]:
-    return [name.strip() for name in to.split(",")] if isinstance(to, str) else list(to)
+def names(to: str | Sequence[str]) -> Sequence[str]:
+    """Returns names of formats, which a string separates by commas."""
+    return [name.strip() for name in to.split(",")] if isinstance(to, str) else to

@@ -115,18 +115,26 @@ class LoadedModel:
           DataError: inputs of another form.
         """
         require_whole("batch_size", batch_size)
-        if not len(inputs):
-            raise DataError("there are no inputs to answer; give at least one example")
-        batch = self.dataset.splits["test"].preprocess(inputs)
-        shape, expected = batch["inputs"].shape[1:], tuple(self.dataset.input_shape)
-        if shape != expected:
-            raise DataError(f"the model takes inputs of shape {expected}, not {shape}")
-        outputs = self._outputs(batch, batch_size)
+        outputs = self._outputs(self.preprocessed(inputs), batch_size)
         if self.dataset.task not in ("classification", "tagging"):
             return Predictions(outputs)
         labels = np.asarray(self.class_logits(outputs)).argmax(-1)
         names = np.array(self.class_names)[labels] if self.class_names else None
         return Predictions(outputs, labels, names)
+
+    def preprocessed(self, inputs: Any) -> dict[str, np.ndarray]:
+        """Returns a batch as the model takes it, of inputs as they come from outside.
+
+        Raises:
+          DataError: inputs of another form, or none.
+        """
+        if not len(inputs):
+            raise DataError("there are no inputs; give at least one example")
+        batch = self.dataset.splits["test"].preprocess(inputs)
+        shape, expected = batch["inputs"].shape[1:], tuple(self.dataset.input_shape)
+        if shape != expected:
+            raise DataError(f"the model takes inputs of shape {expected}, not {shape}")
+        return batch
 
     def _outputs(self, batch: Mapping[str, np.ndarray], batch_size: int) -> Any:
         examples = len(batch["inputs"])

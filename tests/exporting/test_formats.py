@@ -1,7 +1,9 @@
 """Files answer in their own runtimes as the model does."""
 
 import json
+import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +13,21 @@ from jax import export
 import jaxeff
 from jaxeff import ode
 from jaxeff.errors import ConfigError, UserError
-from jaxeff.exporting import Entry, ExportError, Input, entries, verify, write_entries
+from jaxeff.exporting import Entry, ExportError, Input, Options, entries, verify, write_entries
 from jaxeff.exporting.formats import require_package
 from jaxeff.models import MODELS, SequenceModel
 
 TEXT = {"layers": 2, "width": 8, "heads": 2, "hidden": 16, "vocabulary": 20, "positions": 16}
 NETWORK = {"name": "resnet", "depth": 8, "widths": (4, 4, 4)}
 POSED = {"name": "autoencoder", "size": 8, "latents": 2, "pose": {"name": "rotation"}}
+
+
+class Twofold(nn.Module):
+    """A model that does not return one array."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x, x
 
 
 def small(cell=None, layers=1):
@@ -60,6 +70,16 @@ def test_a_step_in_another_runtime(name, exportable, options, tmp_path):
     within_tolerance(write_entries([step], tmp_path, options(name)), 1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stablehlo", "litert", "onnx"])
+def test_padded_sequences(name, exportable, options, tmp_path):
+    model = small(ode.TARNN(5))
+    mask = np.arange(8) < np.array([[8], [5], [3]])
+    source = exportable(model, 3, 8, 4, mask=mask.astype(np.float32))
+    (whole, _) = entries(model, source)
+    within_tolerance(write_entries([whole], tmp_path, options(name)))
+
+
 @pytest.mark.parametrize("name", ["stablehlo", "litert", "onnx"])
 @pytest.mark.parametrize(
     ("spec", "shape", "names"),
@@ -75,6 +95,18 @@ def test_parts_of_models(name, spec, shape, names, exportable, options, tmp_path
     parts = entries(model, exportable(model, 3, *shape))
     assert tuple(part.name for part in parts) == (names or ("base", "router", "expert"))
     within_tolerance(write_entries(parts, tmp_path, options(name)))
+
+
+@pytest.mark.slow
+def test_exits_have_the_scores_of_their_thresholds(exportable):
+    model = MODELS.build({"name": "early_exit", "backbone": NETWORK}, num_outputs=3)
+    budgets = {"0.5": {"thresholds": [-0.9]}}
+    source = exportable(model, 3, 8, 8, 3, results={"early_exits": {"budgets": budgets}})
+    parts = entries(model, source)
+    assert [part.outputs for part in parts] == [("outputs", "scores", "map")] * 2 + [("outputs",)]
+    logits, scores, _ = jax.jit(parts[0].function)(source.inputs)
+    np.testing.assert_allclose(scores, -jax.nn.softmax(logits).max(-1), rtol=1e-6)
+    assert parts[0].metadata["plans"] == budgets
 
 
 @pytest.mark.parametrize("name", ["stablehlo", "litert", "onnx"])
@@ -128,12 +160,116 @@ def test_refusals_are_sentences(exportable, options, tmp_path):
         Entry("e", lambda x: (x,), {"x": Input(("batch", 2))}, ("y",), {})
 
 
-def test_an_operation_that_a_format_lacks_is_named(options, tmp_path):
-    x, inputs = np.ones((2, 3), np.float32), {"x": Input(("batch", 3))}
-    ordered = Entry("ordered", lambda x: (jnp.sort(x),), inputs, ("y",), {"x": x}, instead="other")
-    sentence = "has no operation stablehlo.sort; use 'other', which is exported beside it$"
+X = np.ones((2, 3), np.float32)
+
+
+def on_rows(function, name="f", **fields):
+    """An entry of a function of rows of three numbers."""
+    return Entry(
+        name, lambda x: (function(x),), {"x": Input(("batch", 3))}, ("y",), {"x": X}, **fields
+    )
+
+
+def looped(x):
+    return jax.lax.fori_loop(0, 40, lambda _, x: jnp.sin(x), x)
+
+
+def noisy(x):
+    return x + jax.random.normal(jax.random.key(0), x.shape)
+
+
+def called(x):
+    return jax.pure_callback(np.sin, x, x)
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "sentence"),
+    [
+        ("litert", jnp.sort, "LiteRT: it has no operation stablehlo.sort; export it to stablehlo"),
+        ("litert", looped, r"it has no loops \(tfl.while\) but those of at most 32 steps; export"),
+        ("onnx", noisy, "its runtime does not compute BitCast; export it to stablehlo"),
+        (
+            "stablehlo",
+            called,
+            r"it calls Python while it runs \(pure_callback\); write that in JAX$",
+        ),
+    ],
+)
+def test_an_operation_that_a_format_lacks_is_named(name, function, sentence, options, tmp_path):
     with pytest.raises(ExportError, match=sentence):
-        write_entries([ordered], tmp_path, options("litert"))
+        write_entries([on_rows(function)], tmp_path, options(name))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_one_format_lacks_another_takes(options, tmp_path):
+    both = Options(("stablehlo", "litert"), batch_sizes=(1,), rounds=0)
+    options("litert")
+    report = write_entries([on_rows(jnp.sort)], tmp_path, both)
+    assert len(report.failures) == 1
+    assert "## Not written" in (tmp_path / "report.md").read_text()
+    parts = [on_rows(jnp.sort, "whole", instead="part"), on_rows(jnp.sort, "part")]
+    with pytest.raises(ExportError, match="'part' cannot be written as LiteRT: it has no"):
+        write_entries(parts, tmp_path / "litert", options("litert"))
+
+
+def test_jax_is_as_it_was_after_an_export_to_onnx(options, tmp_path):
+    before = jnp.cumsum
+    within_tolerance(write_entries([on_rows(jnp.sin)], tmp_path, options("onnx")))
+    assert jnp.cumsum is before
+    jnp.cumsum(X, 1)
+
+
+def test_a_repeated_constant_is_not_in_the_file(options, tmp_path):
+    row = np.arange(200, dtype=np.float32)
+    entry = on_rows(lambda x: x.sum() + jnp.broadcast_to(row, (200, 200)))
+    report = write_entries([entry], tmp_path, options("onnx"))
+    within_tolerance(report)
+    assert report.rows[0].bytes < 10_000
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"to": 5}, "config.export.to must be names of formats .*, not 5"),
+        ({"to": []}, "config.export.to must be names of formats"),
+        ({"batch_sizes": 5}, "config.export.batch_sizes must be whole numbers, not 5"),
+        ({"batch_sizes": "a"}, "config.export.batch_sizes must be whole numbers, not 'a'"),
+        ({"batch_sizes": (0,)}, "batch_sizes: each must be a whole number of at least 1, not 0"),
+        ({"threads": 0}, "config.export.threads must be a whole number of at least 1, not 0"),
+        ({"rounds": "a"}, "config.export.rounds must be a whole number of at least 0, not 'a'"),
+        ({"inputs": X[:0]}, "export needs at least one example of the model's inputs"),
+        ({"inputs": X[:, :2]}, r"MLP does not take these variables and inputs \(2, 2\): Scope"),
+        ({"inputs": X * np.nan}, "the model's own outputs are NaN or infinite on the examples"),
+        ({"variables": {}}, "MLP does not take these variables and inputs"),
+        ({"folder": "/dev/null/files"}, "/dev/null/files: cannot be written .*; make it writable"),
+        ({"model": Twofold()}, "Twofold returns a tuple instead of one array; register what of it"),
+    ],
+)
+def test_what_cannot_be_exported_is_a_sentence(fields, sentence, tmp_path):
+    model = fields.pop("model", None) or jaxeff.create_model("mlp", num_classes=2)
+    inputs, folder = fields.pop("inputs", X), fields.pop("folder", tmp_path)
+    variables = fields.pop("variables", None)
+    if variables is None:
+        variables = model.init(jax.random.key(0), X)
+    with pytest.raises(UserError, match=sentence):
+        jaxeff.export(model, variables, inputs, folder, **{"rounds": 0, **fields})
+
+
+def test_a_package_that_cannot_be_imported_is_named(monkeypatch, options):
+    options("litert")
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    with pytest.raises(
+        UserError, match=r"ai-edge-litert cannot be imported .*; pip install 'jaxeff"
+    ):
+        Options(("litert",)).formats()
+
+
+@pytest.mark.parametrize(
+    ("cost", "expected"),
+    [(1e-6, (10, 5)), (0.1, (10, 5)), (0.25, (4, 5)), (2.0, (1, 2)), (60, (1, 1))],
+)
+def test_slow_programs_have_fewer_turns(cost, expected):
+    assert verify.affordable(cost, 10) == expected
 
 
 def test_a_model_is_exported_from_python(tmp_path):

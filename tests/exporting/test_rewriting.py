@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxeff.exporting.litert import _RULES
+from jaxeff.exporting.onnx import _RULES as OF_ONNX
 from jaxeff.exporting.onnx import _plane_by_plane
 from jaxeff.exporting.rewriting import rewritten, zeros_between
 from jaxeff.ops import platform, strided
@@ -42,6 +43,51 @@ def test_largest_values_and_their_places():
     expected = jax.lax.top_k(x, 4)
     np.testing.assert_array_equal(values, expected[0])
     np.testing.assert_array_equal(places, expected[1])
+
+
+def test_the_only_entry_of_an_axis_needs_no_search():
+    x = jax.random.normal(KEY, (3, 1))
+    for function in (
+        lambda x: (jnp.argmin(x, 1),),
+        lambda x: (jnp.argmax(x, 1),),
+        lambda x: jax.lax.top_k(x, 1),
+    ):
+        other = rewritten(function, _RULES)
+        jax.tree.map(np.testing.assert_array_equal, tuple(other(x)), tuple(function(x)))
+        assert "arg" not in primitives(other, x)
+
+
+@pytest.mark.parametrize(("axis", "reverse"), [(0, False), (1, False), (1, True)])
+def test_running_maxima(axis, reverse):
+    x = jax.random.randint(KEY, (3, 7), 0, 50)
+
+    def function(x):
+        return jax.lax.cummax(x, axis, reverse=reverse)
+
+    for rules in (_RULES, OF_ONNX):
+        other = rewritten(function, rules)
+        np.testing.assert_array_equal(other(x), function(x))
+        assert "cummax" not in primitives(other, x)
+
+
+@pytest.mark.parametrize(
+    ("subscripts", "shapes"),
+    [
+        ("sbo,bo->bs", ((2, 3, 4), (3, 4))),
+        ("sbo,tbo->bst", ((2, 3, 4), (5, 3, 4))),
+        ("abij,bjk->aibk", ((2, 3, 4, 5), (3, 5, 6))),
+        ("bij,bij->b", ((3, 4, 5), (3, 4, 5))),
+    ],
+)
+def test_products_with_a_batch_are_those_of_matrices(subscripts, shapes):
+    one, other = (jax.random.normal(KEY, shape) for shape in shapes)
+
+    def function(one, other):
+        return jnp.einsum(subscripts, one, other)
+
+    product = rewritten(function, OF_ONNX)
+    np.testing.assert_allclose(product(one, other), function(one, other), rtol=1e-5, atol=1e-6)
+    assert "dimension_numbers=(([2], [1]), ([0], [0]))" in primitives(product, one, other)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

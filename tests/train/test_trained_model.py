@@ -59,7 +59,7 @@ def test_a_loaded_run_answers_as_its_report_says(run, series):
     np.testing.assert_allclose(answers.outputs, direct, rtol=1e-5, atol=1e-6)
     one = trained.predict(raw[:1])
     np.testing.assert_allclose(one.outputs, answers.outputs[:1], rtol=1e-5, atol=1e-6)
-    with pytest.raises(DataError, match="no inputs to answer"):
+    with pytest.raises(DataError, match="there are no inputs"):
         trained.predict([])
     with pytest.raises(ConfigError, match="batch_size must be a whole number of at least 1, not 0"):
         trained.predict(raw[:1], batch_size=0)
