@@ -143,7 +143,7 @@ class IntegerNetwork:
         """Lists the products, a line each, with the grids of what they read."""
         return "\n".join(
             f"{product} of {product.grid.bits}-bit integers, {product.grid.scale:.4g} * "
-            f"(q - {product.grid.zero})"
+            f"(q {-product.grid.zero:+d})"
             for product in self.ordered
         )
 

@@ -11,6 +11,7 @@ import pytest
 import jaxeff
 from jaxeff import quantize
 from jaxeff.errors import ConfigError, DataError
+from jaxeff.models import MODELS
 from jaxeff.quantize import Grid, QuantizeOptions, to_integer_network
 
 RNG = np.random.default_rng(0)
@@ -116,6 +117,23 @@ def test_matrix_products_are_exact(equation, data, weights, bits):
     )
     error = np.abs(network(x) - expected).max() / np.abs(expected).max()
     assert error < {(8, 8): 0.02, (4, 8): 0.2, (8, 16): 0.01}[bits]
+
+
+def test_weights_on_the_left_are_exact():
+    x, kernel = normal(5, 20, 3), normal(7, 20)
+
+    def function(x):
+        product = jax.lax.dot_general(kernel, x, (((1,), (1,)), ((), ())))  # [7, batch, 3]
+        return product.transpose(1, 0, 2)
+
+    network = to_integer_network(function, x)
+    ((integers, sums),) = network.integers(x)
+    (product,) = network.ordered
+    integers = np.asarray(integers, np.int64)[:, 0] - product.grid.zero
+    expected = np.einsum("oi,bij->boj", product.weights.astype(np.int64), integers)
+    np.testing.assert_array_equal(sums[:, :, 0], expected)
+    scales = product.scales.reshape(7, 1).astype(np.float64) * product.grid.scale
+    np.testing.assert_allclose(network(x), expected * scales, rtol=1e-5, atol=1e-6)
 
 
 def test_a_scale_for_every_output_or_one():
@@ -306,13 +324,26 @@ def test_trained_networks_keep_their_accuracy(name, optimised):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("design", ["interpolated", "shared", "looped"])
-def test_every_design_has_an_integer_form(design, optimised):
-    name = "resnet32" if design == "looped" else f"resnet32_{design}"
-    fields = {"design": {"name": "looped"}} if design == "looped" else {}
-    model = jaxeff.create_model(name, num_classes=10, **fields)
+@pytest.mark.parametrize(
+    "design", [{"name": "interpolated"}, {"name": "shared", "mode": "out_tile"}, {"name": "looped"}]
+)
+def test_every_design_has_an_integer_form(design):
+    model = MODELS.build({"name": "resnet", "depth": 14, "design": design}, num_outputs=10)
     x = np.abs(normal(4, 8, 8, 3))
     variables = jax.jit(model.init)(jax.random.key(0), x)
     network = quantize.quantize_network(model, variables, x, options_of((8, 16)))
     exact = np.asarray(jax.jit(model.apply)(variables, x))
     assert np.abs(network(x) - exact).max() < 0.1 * np.abs(exact).max()
+
+
+@pytest.mark.slow
+def test_an_encoder_keeps_its_attention_in_floating_point():
+    shape = {"layers": 1, "width": 16, "heads": 2, "hidden": 32, "vocabulary": 50}
+    model = MODELS.build({"name": "encoder", "shape": shape}, num_outputs=2)
+    tokens = RNG.integers(0, 50, (6, 12)).astype(np.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)
+    variables = jax.tree.map(lambda a: 0.5 * normal(*a.shape), shapes)
+    network = quantize.quantize_network(model, variables, tokens, options_of((8, 16)))
+    assert len(network.ordered) == 6  # four of the layer, pooling over the steps, the classifier
+    exact = np.asarray(model.apply(variables, tokens))
+    assert np.abs(network(tokens) - exact).max() < 0.1 * np.abs(exact).max()
