@@ -1,4 +1,4 @@
-"""The table of what integers cost, from benchmarks/results/integer_accuracy.json."""
+"""The tables of what integers cost, from integer_accuracy.json and integer_networks.json."""
 
 from __future__ import annotations
 
@@ -23,6 +23,20 @@ def integer_accuracy() -> str:
     return table(header, rows)
 
 
+def network_accuracy() -> str:
+    """Returns a row per network that was trained in floating point, LiteRT's integers beside."""
+    rows, header = [], []
+    for name, line in read("integer_networks")["lines"].items():
+        if "trained" in name:
+            continue
+        columns = sorted(line["test"], key=lambda n: (n != "float", bits(n), n.startswith("Li")))
+        scores = [score(line["test"][each]) for each in columns]
+        sizes = (f"{line[size]:,}" for size in ("parameters", "constant_bytes"))
+        rows.append([name, *scores, *sizes])
+        header = ["network", *columns, "parameters", "bytes of constants"]
+    return table(header, rows)
+
+
 def trained_with_rounding() -> str:
     """Returns a row per line that was trained with 4-bit weights, beside the same seeds without."""
     lines, rows = read("integer_accuracy")["lines"], []
@@ -35,12 +49,25 @@ def trained_with_rounding() -> str:
     return table(["data, cell", "float", "4/16", "4/16, trained so"], rows)
 
 
+def networks_trained_with_rounding() -> str:
+    """Returns a row per network that was trained with rounding, beside the same seeds without."""
+    lines, rows = read("integer_networks")["lines"], []
+    for name, line in lines.items():
+        plain, comma, _ = name.partition(", trained in ")
+        if comma:
+            columns = (lines[plain]["test"][each] for each in ("float", "4/8"))
+            rows.append([plain, *map(score, columns), score(line["test"]["4/8"])])
+    return table(["network", "float", "4/8", "4/8, trained so"], rows)
+
+
 def told(name: str) -> str:
     task, cell = name.split(", ")[:2]
     return f"{NAMES[task]}, {cell}"
 
 
 def score(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{100 * values[0]:.2f}"
     return f"{100 * mean(values):.2f} ± {100 * stdev(values):.2f}"
 
 
@@ -51,4 +78,5 @@ def formats(line: dict) -> list[str]:
 
 def bits(name: str) -> tuple[int, ...]:
     """Returns what falls from left to right: the bits of the state, then of the weights."""
-    return tuple(-int(part) for part in reversed(name.split("/")) if part.isdigit())
+    digits = name.removeprefix("LiteRT ").split("/")
+    return tuple(-int(part) for part in reversed(digits) if part.isdigit())

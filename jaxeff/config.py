@@ -33,8 +33,8 @@ def native(value: Any) -> Any:
     return value
 
 
-#: Sections that configs of older runs lack.
-LATER_SECTIONS = ("quantize",)
+#: Sections that configs of older runs lack, with fields that came later still.
+LATER_SECTIONS: dict[str, tuple[str, ...]] = {"quantize": ("activation_bits",)}
 
 
 class Config(ml_collections.ConfigDict):
@@ -92,6 +92,7 @@ def base_config() -> Config:
             "quantize": {  # training that rounds as integers will, see jaxeff.quantize
                 "weight_bits": 0,  # of kernels, 2 to 8; 0 does not round
                 "state_bits": 0,  # of recurrent states, 8 or 16; 0 does not round
+                "activation_bits": 0,  # of what kernels multiply, 8 or 16; 0 does not round
                 "state_bound": 1.0,  # a power of two that states stay below
                 "per_channel": True,  # a scale for every output of a kernel
             },
@@ -313,11 +314,10 @@ def distinctive(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _identifying(fields: Mapping[str, Any]) -> dict[str, Any]:
     neutral = plain(base_config())
-    rest = {
-        name: value
-        for name, value in fields.items()
-        if name != "export" and (name not in LATER_SECTIONS or value != neutral[name])
-    }
+    rest = {name: _of_before(name, value, neutral) for name, value in fields.items()}
+    for name in ("export", *LATER_SECTIONS):
+        if name == "export" or rest.get(name) == _of_before(name, neutral[name], neutral):
+            rest.pop(name, None)
     if isinstance(rest.get("devices"), Mapping):
         rest["devices"] = {n: v for n, v in rest["devices"].items() if n != "topology"}
     if isinstance(rest.get("prerequisites"), Mapping):
@@ -326,6 +326,14 @@ def _identifying(fields: Mapping[str, Any]) -> dict[str, Any]:
             name: _identifying(one) if isinstance(one, Mapping) else one for name, one in required
         }
     return rest
+
+
+def _of_before(name: str, value: Any, neutral: Mapping[str, Any]) -> Any:
+    """Returns a section without the later fields that it does not use."""
+    later = LATER_SECTIONS.get(name, ())
+    if not later or not isinstance(value, Mapping):
+        return value
+    return {n: v for n, v in value.items() if n not in later or v != neutral[name][n]}
 
 
 def first_difference(before: Any, now: Any, where: str = "config") -> str | None:

@@ -19,7 +19,7 @@ from jax import export
 from jaxeff.exporting import litert_integers
 from jaxeff.exporting.entry import Artifact, Entry
 from jaxeff.exporting.formats import FORMATS, ExportError, Runtime, refused, require_package
-from jaxeff.exporting.rewriting import Rule, largest_so_far, rewritten, zeros_between
+from jaxeff.programs.rewriting import Rule, largest_so_far, rewritten, zeros_between
 from jaxeff.typing import Array
 
 EXTRA = "pip install 'jaxeff[litert]'"

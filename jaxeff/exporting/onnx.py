@@ -22,7 +22,7 @@ from jax.extend import core
 
 from jaxeff.exporting.entry import Artifact, Entry
 from jaxeff.exporting.formats import FORMATS, Runtime, refused, require_package
-from jaxeff.exporting.rewriting import Rule, largest_so_far, rewritten, zeros_between
+from jaxeff.programs.rewriting import Rule, largest_so_far, rewritten, zeros_between
 from jaxeff.typing import Array
 
 EXTRA = "run `make onnx`, or pip install 'jaxeff[onnx]' and pip install --no-deps jax2onnx==0.17.1"

@@ -22,9 +22,10 @@ class QuantizeOptions:
 
     Attributes:
       weight_bits: of the weights, from 2 to 8.
-      state_bits: of the state between steps, 16 or 8.
+      state_bits: of the state between steps of a recurrent model, 16 or 8.
       per_channel: a scale for every output of a kernel; otherwise one for the kernel.
       margin: factor by which the ranges of the calibration are widened.
+      activation_bits: of what the products of any other network read, 8 or 16.
 
     Raises:
       ConfigError: a field has an impossible value.
@@ -34,12 +35,14 @@ class QuantizeOptions:
     state_bits: int = 16
     per_channel: bool = True
     margin: float = 1.0
+    activation_bits: int = 8
 
     def __post_init__(self):
         require_whole("quantize.weight_bits", self.weight_bits)
         require("quantize.weight_bits", self.weight_bits, "[2, 8]")
-        if self.state_bits not in (8, 16):
-            raise ConfigError(f"quantize.state_bits must be 8 or 16, not {self.state_bits!r}")
+        for name in ("state_bits", "activation_bits"):
+            if getattr(self, name) not in (8, 16):
+                raise ConfigError(f"quantize.{name} must be 8 or 16, not {getattr(self, name)!r}")
         if not isinstance(self.per_channel, bool):
             raise ConfigError(
                 f"quantize.per_channel must be True or False, not {self.per_channel!r}"
@@ -68,7 +71,8 @@ def integer_kernel(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns int8 weights ``[inputs, outputs]`` and the scale of every column, float64.
 
-    The scales are such that no sum over inputs of ``input_bits`` bits leaves 32 bits.
+    The scales are such that no sum over inputs of ``input_bits`` bits leaves 32 bits, whatever
+    these are; of very many wide inputs, weights therefore have fewer bits than the options say.
     """
     kernel = np.asarray(kernel, np.float64)
     limit = 2 ** (options.weight_bits - 1) - 1

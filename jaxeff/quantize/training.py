@@ -10,22 +10,28 @@ Reference:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxeff.arguments import require, require_whole
 from jaxeff.errors import ConfigError
+from jaxeff.layers import Conv, SharedConv
+from jaxeff.layers.strided import StridedConv, TransposedConv
 from jaxeff.ode import CarryParts, Cell, FusedCell
 from jaxeff.typing import Array, Params
 
 #: Parameters with these names are looked up or added, not multiplied: they keep 16 bits on devices.
 NOT_MULTIPLIED = ("embedding",)
+#: Modules that multiply their input by a kernel.
+MULTIPLYING = (nn.Conv, nn.Dense, nn.DenseGeneral, Conv, SharedConv, StridedConv, TransposedConv)
 
 
 @jax.custom_jvp
@@ -64,6 +70,28 @@ def rounded_state(state: Array, bits: int, bound: float) -> Array:
     return straight_through(jnp.clip(state, *limits), integers * 2.0**-fraction)
 
 
+def rounded_activation(x: Array, bits: int) -> Array:
+    """Returns an input of a product as whole multiples of a scale for every example.
+
+    The range is the example's own, where that of the integer form is one for all: so no answer
+    depends on the other examples of its batch.
+
+    Args:
+      x: ``[batch, ...]``.
+      bits: 8 multiples lie within the range widened to 0; 16 are symmetric, see
+        `jaxeff.quantize.Grid`.
+    """
+    axes = tuple(range(1, x.ndim))
+    low = jnp.minimum(x.min(axes, keepdims=True), 0)
+    high = jnp.maximum(x.max(axes, keepdims=True), 0)
+    steps = 2**bits - 1
+    if bits == 16:
+        high, steps = jnp.maximum(high, -low), 2**15 - 1
+        low = jnp.zeros_like(high)
+    scale = jax.lax.stop_gradient(jnp.where(high > low, high - low, 1) / steps)
+    return straight_through(x, jnp.floor(x / scale + 0.5) * scale)
+
+
 @dataclasses.dataclass(frozen=True)
 class FakeQuantization:
     """What of a model is rounded while it is trained.
@@ -73,6 +101,7 @@ class FakeQuantization:
       state_bits: of recurrent states between steps, 8 or 16; 0 rounds none.
       state_bound: a power of two that states stay below, or else saturate at.
       per_channel: a scale for every output of a kernel; otherwise one for the kernel.
+      activation_bits: of the inputs of convolutions and dense layers, 8 or 16; 0 rounds none.
 
     Raises:
       ConfigError: a field has an impossible value.
@@ -82,15 +111,17 @@ class FakeQuantization:
     state_bits: int = 0
     state_bound: float = 1.0
     per_channel: bool = True
+    activation_bits: int = 0
 
     def __post_init__(self):
         require_whole("config.quantize.weight_bits", self.weight_bits, 0)
         if self.weight_bits:
             require("config.quantize.weight_bits", self.weight_bits, "[2, 8]")
-        if self.state_bits not in (0, 8, 16):
-            raise ConfigError(
-                f"config.quantize.state_bits must be 0, 8 or 16, not {self.state_bits!r}"
-            )
+        for name in ("state_bits", "activation_bits"):
+            if getattr(self, name) not in (0, 8, 16):
+                raise ConfigError(
+                    f"config.quantize.{name} must be 0, 8 or 16, not {getattr(self, name)!r}"
+                )
         require("config.quantize.state_bound", self.state_bound, "(0, inf)")
         if not math.log2(self.state_bound).is_integer():
             raise ConfigError(
@@ -100,7 +131,7 @@ class FakeQuantization:
     @property
     def active(self) -> bool:
         """Whether anything is rounded."""
-        return bool(self.weight_bits or self.state_bits)
+        return bool(self.weight_bits or self.state_bits or self.activation_bits)
 
     def parameters(self, params: Params) -> Params:
         """Returns parameters with rounded kernels: all that have at least two axes."""
@@ -123,8 +154,14 @@ class FakeQuantization:
         """Returns a model whose cell rounds its state.
 
         Raises:
-          ConfigError: the state is to be rounded and the model has none.
+          ConfigError: the state is to be rounded and the model has none, or the activations and it
+            has a state.
         """
+        if self.activation_bits and isinstance(getattr(model, "cell", None), Cell):
+            raise ConfigError(
+                "config.quantize.activation_bits: a recurrent model rounds its state; set it to 0 "
+                "and state_bits to 8 or 16"
+            )
         if not self.state_bits:
             return model
         if not isinstance(getattr(model, "cell", None), Cell):
@@ -133,6 +170,19 @@ class FakeQuantization:
                 "set it to 0"
             )
         return model.clone(cell=self.cell(model.cell))
+
+    def activations(self) -> contextlib.AbstractContextManager:
+        """Returns a context in which a model's layers read rounded inputs."""
+        if not self.activation_bits:
+            return contextlib.nullcontext()
+        return nn.intercept_methods(self._with_rounded_input)
+
+    def _with_rounded_input(
+        self, call: Callable[..., Any], args: Any, kwargs: Any, context: Any
+    ) -> Any:
+        if context.method_name == "__call__" and isinstance(context.module, MULTIPLYING):
+            args = (rounded_activation(args[0], self.activation_bits), *args[1:])
+        return call(*args, **kwargs)
 
     def cell(self, cell: Cell) -> Cell:
         """Returns a cell like another that rounds its state after every step."""

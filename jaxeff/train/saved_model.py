@@ -29,6 +29,7 @@ from jaxeff.hub import saved_folder
 from jaxeff.hub.model_folder import CONFIG, WEIGHTS
 from jaxeff.models import MODELS
 from jaxeff.models.base import call_options
+from jaxeff.quantize import FakeQuantization
 from jaxeff.train import objectives
 from jaxeff.train.algorithms import ALGORITHMS, Algorithm, Task
 from jaxeff.version import __version__
@@ -147,6 +148,7 @@ def _algorithm(config: ml_collections.ConfigDict, model: nn.Module, task: Task) 
     if "trained" in inspect.signature(ALGORITHMS[name]).parameters:
         return Algorithm(**parts)
     algorithm: Algorithm = ALGORITHMS.build(config.algorithm, "algorithm", **parts)
+    algorithm.fake_quantization = FakeQuantization(**config.quantize.to_dict())
     return algorithm
 
 

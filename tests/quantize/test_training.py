@@ -2,19 +2,22 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxeff import ode
+import jaxeff
+from jaxeff import layers, ode
 from jaxeff.config import base_config, distinctive, plain
 from jaxeff.errors import ConfigError
 from jaxeff.models import SequenceModel
-from jaxeff.quantize import FakeQuantization
+from jaxeff.ops import convolution as ops
+from jaxeff.quantize import FakeQuantization, Grid, quantize_network
 from jaxeff.quantize.formats import QuantizeOptions, integer_kernel
-from jaxeff.quantize.training import rounded_kernel, rounded_state
-from jaxeff.train import experiment
+from jaxeff.quantize.training import rounded_activation, rounded_kernel, rounded_state
+from jaxeff.train import experiment, launch
 from jaxeff.train.trained_model import run_config
 
 RNG = np.random.default_rng(0)
@@ -90,6 +93,58 @@ def config_with(**quantize_fields):
     return config
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_activations_are_multiples_of_a_scale_of_each_example(bits):
+    x = jnp.asarray(RNG.normal(size=(3, 40)), jnp.float32) * jnp.array([[1.0], [10.0], [0.0]]) + 0.5
+    rounded = np.asarray(rounded_activation(x, bits))
+    for row, exact in zip(rounded, np.asarray(x), strict=True):
+        grid = Grid.of_range(exact.min(), exact.max(), bits)
+        np.testing.assert_allclose(row, grid.reals(grid.integers(exact)), atol=1.001 * grid.scale)
+        multiples = row / grid.scale
+        np.testing.assert_allclose(multiples, np.round(multiples), atol=1e-2)
+    np.testing.assert_allclose(rounded_activation(x[:1], bits), rounded[:1], rtol=1e-6)
+    grads = jax.grad(lambda x: (rounded_activation(x, bits) * x).sum())(x)
+    np.testing.assert_allclose(grads, rounded + x, rtol=1e-6)
+
+
+def test_layers_read_rounded_inputs_and_nothing_else_changes():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = jnp.tanh(layers.Conv(3)(x))
+            return nn.Dense(4)(x.reshape(len(x), -1))
+
+    x = jnp.asarray(RNG.normal(size=(2, 4, 4, 1)), jnp.float32)
+    variables = Model().init(jax.random.key(0), x)
+    with FakeQuantization(activation_bits=8).activations():
+        outputs = Model().apply(variables, x)
+    first, second = (variables["params"][name] for name in ("Conv_0", "Dense_0"))
+    y = jnp.tanh(ops.conv(rounded_activation(x, 8), first["kernel"])).reshape(2, -1)
+    expected = rounded_activation(y, 8) @ second["kernel"] + second["bias"]
+    np.testing.assert_allclose(outputs, expected, atol=1e-6)
+    assert np.abs(outputs - Model().apply(variables, x)).max() > 1e-4
+
+
+@pytest.mark.slow
+def test_a_training_rounds_weights_and_activations(tmp_path):
+    config = base_config()
+    config.data.name = "digits"
+    config.model = {"name": "mlp", "hidden": (8,)}
+    config.quantize.update({"weight_bits": 4, "activation_bits": 8})
+    config.train.num_steps, config.devices.cpu = 300, 1
+    launch.run(config, tmp_path)
+    run = jaxeff.load(tmp_path, data=True)
+    train, test = (run.dataset.splits[each] for each in ("train", "test"))
+    options = QuantizeOptions(weight_bits=4, activation_bits=8)
+    calibration = train.take(np.arange(128))["inputs"]
+    network = quantize_network(run.model, run.variables, calibration, options)
+    inputs = test.take(np.arange(len(test)))["inputs"]
+    rounded = np.asarray(run.forward(run.variables, {"inputs": inputs}))
+    plain_outputs = np.asarray(run.model.apply(run.variables, inputs))
+    # What the training's rounding predicts is what the integers give, up to the activations' scale.
+    assert np.abs(network(inputs) - rounded).max() < 0.3 * np.abs(plain_outputs - rounded).max()
+
+
 @pytest.mark.slow
 def test_a_config_rounds_what_its_algorithm_sees():
     built = experiment.build(config_with(weight_bits=4, state_bits=8))
@@ -110,6 +165,8 @@ def test_impossible_roundings_are_refused():
     for fields, match in (
         ({"weight_bits": 9}, "weight_bits"),
         ({"state_bits": 4}, "state_bits must be 0, 8 or 16"),
+        ({"activation_bits": 4}, "activation_bits must be 0, 8 or 16"),
+        ({"activation_bits": 8}, "a recurrent model rounds its state"),
         ({"state_bits": 8, "state_bound": 3.0}, "power of two"),
     ):
         with pytest.raises(ConfigError, match=match):
@@ -130,7 +187,12 @@ def test_runs_of_before_go_on(tmp_path):
     older["prerequisites"] = {"base": dict(older)}
     newer = {**fields, "prerequisites": {"base": dict(fields)}}
     assert distinctive(newer) == distinctive(older)
-    assert distinctive(plain(config_with(weight_bits=8))) != distinctive(older)
+    rounding = plain(config_with(weight_bits=8))
+    assert distinctive(rounding) != distinctive(older)
+    # Configs that already had the section lacked its last field.
+    for each in (fields, rounding):
+        section = {n: v for n, v in each["quantize"].items() if n != "activation_bits"}
+        assert distinctive({**each, "quantize": section}) == distinctive(each)
     older["devices"] = {"cpu": 3}
     older["prerequisites"] = {}
     (tmp_path / "config.json").write_text(json.dumps(older))

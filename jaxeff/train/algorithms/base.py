@@ -236,13 +236,15 @@ class Algorithm:
         if stateful:
             options |= {"carry": carry, "return_carry": True}
         if not train:
-            result: Any = model.apply(variables, batch["inputs"], **options)
+            with self.fake_quantization.activations():
+                result: Any = model.apply(variables, batch["inputs"], **options)
             return (*result, {}) if stateful else (result, (), {})
         rngs: Any = {"dropout": key}
         collections = [name for name in variables if name != "params"]
-        result, collected = model.apply(
-            variables, batch["inputs"], rngs=rngs, mutable=collections, **options
-        )
+        with self.fake_quantization.activations():
+            result, collected = model.apply(
+                variables, batch["inputs"], rngs=rngs, mutable=collections, **options
+            )
         return (*result, collected) if stateful else (result, (), collected)
 
     def evaluate(

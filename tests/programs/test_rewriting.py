@@ -8,8 +8,8 @@ import pytest
 from jaxeff.exporting.litert import _RULES
 from jaxeff.exporting.onnx import _RULES as OF_ONNX
 from jaxeff.exporting.onnx import _plane_by_plane
-from jaxeff.exporting.rewriting import rewritten, zeros_between
 from jaxeff.ops import platform, strided
+from jaxeff.programs.rewriting import rewritten, zeros_between
 
 KEY = jax.random.key(0)
 

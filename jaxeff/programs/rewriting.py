@@ -1,4 +1,4 @@
-"""Writes operations that a format does not have in terms of others, in a function's program."""
+"""Writes operations of a function in terms of others, and calls and short loops out."""
 
 from __future__ import annotations
 
