@@ -3,7 +3,7 @@
 `quantize` makes an `IntegerProgram` of a trained model; `run` simulates it to the bit.
 """
 
-from jaxeff.quantize.calibrate import ranges
+from jaxeff.quantize.calibrate import moments, ranges
 from jaxeff.quantize.convert import quantize, to_integer_program
 from jaxeff.quantize.formats import QuantizeOptions
 from jaxeff.quantize.integer_program import OPERATIONS, IntegerInstruction, IntegerProgram
@@ -18,6 +18,7 @@ __all__ = [
     "IntegerProgram",
     "QuantizeOptions",
     "errors",
+    "moments",
     "quantize",
     "ranges",
     "run",
