@@ -1,5 +1,6 @@
 """Generated C on this machine: floats as the model, integers as the simulator, to the bit."""
 
+import ctypes
 import re
 import shutil
 import subprocess
@@ -105,8 +106,18 @@ def test_every_operation_of_floats(tmp_path):
     for row in x:
         carry, (output,) = programs.evaluate(program, carry, row)
         expected.append(output)
-    got = HostModel(write_c(program, tmp_path, "all"), "cc", ["-O1"]).run(x)
-    np.testing.assert_allclose(got, np.stack(expected), rtol=2e-5)
+    model = HostModel(write_c(program, tmp_path, "all"), "cc", ["-O1"])
+    np.testing.assert_allclose(model.run(x), np.stack(expected), rtol=2e-5)
+    np.testing.assert_allclose(np.stack(model.state()), np.stack(carry[0]), rtol=2e-5)
+
+
+@needs_compiler
+def test_names_of_classes_are_there_in_order(tmp_path):
+    names = ["still", "geschüttelt", 'a "quoted" one', "why??/", "\\n"]
+    *_, program, _ = programs_of("irnn", layers=1, length=2)
+    model = HostModel(write_c(program, tmp_path, "model", class_names=names), "cc", ["-O1"])
+    table = (ctypes.c_char_p * len(names)).in_dll(model._library, "model_classes")
+    assert [name.decode() for name in table] == names
 
 
 @needs_compiler
