@@ -190,6 +190,18 @@ def test_only_states_are_kept_between_the_loops_of_a_gated_cell():
     assert memory(program, order, lambda number: "float").widths == (18,)
 
 
+def test_values_share_memory_with_their_like_once_it_is_free():
+    kernel = np.ones((2, 2), np.float32)
+    chain = tuple(Instruction("dense", (n,), n + 1, kernel) for n in range(4))
+    program = straight(chain, (2,) * 5, (), (4,), state=())
+    alike = memory(program, loops(program), lambda number: "int16_t")
+    assert [alike.slots[n] for n in (1, 2, 3)] == [0, 1, 0]
+    kinds = {1: "int16_t", 2: "int16_t", 3: "int8_t"}
+    apart = memory(program, loops(program), kinds.__getitem__)
+    assert [apart.slots[n] for n in (1, 2, 3)] == [0, 1, 2]
+    assert apart.kinds == ("int16_t", "int16_t", "int8_t")
+
+
 def test_states_that_swap_are_refused(tmp_path):
     program = straight((Instruction("neg", (0,), 3),), (2, 2, 2, 2), (2, 1), (3,))
     with pytest.raises(UserError, match="change places"):
