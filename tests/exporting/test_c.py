@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from c_models import CELL_NAMES, integer_inputs, programs_of
 
-from jaxeff import programs
+from jaxeff import programs, quantize
 from jaxeff.errors import ConfigError, UserError
 from jaxeff.exporting.c import FrontEnd, write_c
 from jaxeff.exporting.c.host import HostModel
@@ -136,6 +136,21 @@ def test_tanh_and_logistic_are_right_everywhere(tmp_path):
         small = np.abs(x) < 1e-2
         if op == "tanh":
             np.testing.assert_allclose(got[small], exact[small], rtol=1e-6)
+
+
+@needs_compiler
+def test_a_state_of_8_bits_saturates(tmp_path):
+    adding = (Instruction("add", (0, 1), 2), Instruction("neg", (2,), 3))
+    program = Program((1,) * 4, (0,), (1,), (2,), (3,), adding, (np.zeros(1, np.float32),))
+    ranges = quantize.ranges(program, np.full((1, 4, 1), 0.25, np.float32))
+    options = quantize.QuantizeOptions(state_bits=8)
+    integers = quantize.to_integer_program(program, ranges, options)
+    model = HostModel(write_c(integers, tmp_path, "sum"), "cc", ["-O1"])
+    for extreme, held in ((32767, 127), (-32768, -128)):
+        inputs = np.full((1, 9, 1), extreme, np.int16)
+        expected = np.asarray(run_integers(integers, inputs))[0]
+        np.testing.assert_array_equal(model.run(inputs[0]), expected)
+        assert model.state()[0] == held
 
 
 @needs_compiler
