@@ -6,21 +6,22 @@ from statistics import mean, stdev
 
 from records import read, table
 
-NAMES = {"pixels": "digits by pixel", "motions": "motions"}
+NAMES = {"pixels": "digits by pixel", "motions": "motions", "fashion": "Fashion by pixel"}
 ROUNDED = "4 bits"
 
 
 def integer_accuracy() -> str:
     """Returns a row per line that was trained in floating point, with a column per format."""
-    rows, header = [], []
-    for name, line in sorted(read("integer_accuracy")["lines"].items()):
-        if ROUNDED in name:
-            continue
-        scores = [score(line["test"][each]) for each in formats(line)]
+    rows, lines = [], read("integer_accuracy")["lines"]
+    chosen = {name: line for name, line in sorted(lines.items()) if ROUNDED not in name}
+    columns = formats(max(chosen.values(), key=lambda line: len(line["test"])))
+    for name, line in chosen.items():
+        scores = [score(line["test"].get(each)) for each in columns]
+        agrees = score(line.get("agreement", {}).get("8/16"))
         sizes = (f"{line[size]:,}" for size in ("parameters", "constant_bytes", "state_bytes"))
-        rows.append([told(name), *scores, *sizes])
-        header = ["data, cell", *formats(line), "parameters", "bytes of constants", "of state"]
-    return table(header, rows)
+        rows.append([told(name), *scores, agrees, *sizes])
+    more = ["8/16 as float", "parameters", "bytes of constants", "of state"]
+    return table(["data, cell", *columns, *more], rows)
 
 
 def network_accuracy() -> str:
@@ -65,7 +66,10 @@ def told(name: str) -> str:
     return f"{NAMES[task]}, {cell}"
 
 
-def score(values: list[float]) -> str:
+def score(values: list[float] | None) -> str:
+    """Returns mean and deviation in per cent; a dash for what was not measured."""
+    if values is None:
+        return "–"
     if len(values) == 1:
         return f"{100 * values[0]:.2f}"
     return f"{100 * mean(values):.2f} ± {100 * stdev(values):.2f}"
@@ -73,7 +77,8 @@ def score(values: list[float]) -> str:
 
 def formats(line: dict) -> list[str]:
     """Returns the names of a line's formats: floating point first, then by falling bits."""
-    return sorted(line["test"], key=lambda name: (name != "float", bits(name)))
+    known = (name for name in line["test"] if name == "float" or "/" in name)
+    return sorted(known, key=lambda name: (name != "float", bits(name)))
 
 
 def bits(name: str) -> tuple[int, ...]:

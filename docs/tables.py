@@ -252,6 +252,8 @@ TABLES = {
     "exports": device_tables.exports,
     "exports conditions": lambda: conditions("export_table"),
     "forms in LiteRT": device_tables.forms_in_litert,
+    "example accuracy": device_tables.example_accuracy,
+    "example figures": device_tables.example_figures,
     "microcontroller": device_tables.microcontroller,
     "microcontroller conditions": lambda: conditions("microcontroller"),
     "integer accuracy": integer_tables.integer_accuracy,

@@ -4,7 +4,7 @@
 `quantize_network` makes an `IntegerNetwork` of a convolutional or dense one.
 """
 
-from jaxeff.quantize.calibrate import ranges
+from jaxeff.quantize.calibrate import moments, ranges
 from jaxeff.quantize.convert import quantize, to_integer_program
 from jaxeff.quantize.convert_network import quantize_network, to_integer_network
 from jaxeff.quantize.formats import QuantizeOptions
@@ -26,6 +26,7 @@ __all__ = [
     "ProductErrors",
     "QuantizeOptions",
     "errors",
+    "moments",
     "quantize",
     "quantize_network",
     "ranges",

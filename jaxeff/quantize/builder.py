@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -26,11 +27,13 @@ class IntegerBuilder:
       program: in floating point.
       ranges: least and greatest entry of its values.
       options: bits of weights and state.
+      moments: second moments of the inputs of products, by their numbers in the program.
     """
 
     program: Program
     ranges: np.ndarray
     options: QuantizeOptions
+    moments: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         self.widths: list[int] = []

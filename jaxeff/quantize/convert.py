@@ -48,11 +48,15 @@ def quantize(
     inputs = np.asarray(calibration_inputs)
     program = trace_step(model, variables, inputs.shape[-1] if inputs.ndim == 3 else None)
     ranges = calibrate.ranges(program, inputs, mask)
-    return to_integer_program(program, ranges, options or QuantizeOptions())
+    moments = calibrate.moments(program, inputs, mask)
+    return to_integer_program(program, ranges, options or QuantizeOptions(), moments)
 
 
 def to_integer_program(
-    program: Program, ranges: np.ndarray, options: QuantizeOptions
+    program: Program,
+    ranges: np.ndarray,
+    options: QuantizeOptions,
+    moments: Mapping[int, np.ndarray] | None = None,
 ) -> IntegerProgram:
     """Returns the integer form of a program.
 
@@ -64,11 +68,14 @@ def to_integer_program(
       ranges: least and greatest entry of its values ``[values, 2]``, see
         `jaxeff.quantize.calibrate.ranges`.
       options: bits of weights and state.
+      moments: second moments of the inputs of products, see `jaxeff.quantize.calibrate.moments`;
+        without them every weight is rounded by itself, to the nearest integer.
 
     Raises:
       ConfigError: an operation has no integer form.
     """
-    builder, bits = IntegerBuilder(program, ranges, options), options.state_bits
+    builder = IntegerBuilder(program, ranges, options, moments or {})
+    bits = options.state_bits
     for number in program.inputs:
         symbols = any(i.op == "take" and number in i.inputs for i in program.instructions)
         fraction = 0 if symbols else formats.fraction_for(builder.largest(number))

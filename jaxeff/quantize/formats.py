@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxeff.arguments import require, require_whole
 from jaxeff.errors import ConfigError
+from jaxeff.quantize import rounding
 
 #: No value has more or fewer fraction bits than these, so that all powers of two stay exact.
 MIN_FRACTION, MAX_FRACTION = -15, 30
@@ -67,12 +68,17 @@ def integers(x: np.ndarray, fraction: int, bits: int = 16) -> np.ndarray:
 
 
 def integer_kernel(
-    kernel: np.ndarray, input_bits: int, options: QuantizeOptions
+    kernel: np.ndarray,
+    input_bits: int,
+    options: QuantizeOptions,
+    moment: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns int8 weights ``[inputs, outputs]`` and the scale of every column, float64.
 
     The scales are such that no sum over inputs of ``input_bits`` bits leaves 32 bits, whatever
     these are; of very many wide inputs, weights therefore have fewer bits than the options say.
+    With the second moment of the inputs ``[inputs, inputs]`` weights are rounded so that they make
+    up for each other's errors.
     """
     kernel = np.asarray(kernel, np.float64)
     limit = 2 ** (options.weight_bits - 1) - 1
@@ -83,7 +89,11 @@ def integer_kernel(
     if not options.per_channel:
         scales = np.full_like(scales, scales.max())
     scales = np.where(scales > 0, scales, 1.0)
-    weights = np.clip(np.floor(kernel / scales + 0.5), -limit, limit)
+    weights = rounding.nearest(kernel / scales, limit)
+    if moment is not None:
+        better = rounding.compensated(kernel / scales, limit, moment)
+        fits = np.abs(better).sum(0) * 2.0 ** (input_bits - 1) < 2.0**31
+        weights = np.where(fits, better, weights)
     return weights.astype(np.int8), scales
 
 

@@ -23,8 +23,9 @@ MAX_ALIGNMENT = 14
 
 
 def _dense(to: IntegerBuilder, instruction: Instruction, target: int, bits: int) -> int:
-    a = to.operand(instruction.inputs[0])
-    weights, scales = formats.integer_kernel(constant_of(instruction), to.bits[a], to.options)
+    a, moment = to.operand(instruction.inputs[0]), to.moments.get(instruction.inputs[0])
+    kernel = constant_of(instruction)
+    weights, scales = formats.integer_kernel(kernel, to.bits[a], to.options, moment)
     for fraction in range(target, target - 32, -1):
         factors = scales * 2.0 ** (fraction - to.fractions[a])
         shifts = formats.column_shifts(weights, to.bits[a], factors)

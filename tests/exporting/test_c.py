@@ -1,5 +1,6 @@
 """Generated C on this machine: floats as the model, integers as the simulator, to the bit."""
 
+import ctypes
 import re
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from c_models import CELL_NAMES, integer_inputs, programs_of
 
-from jaxeff import programs
+from jaxeff import programs, quantize
 from jaxeff.errors import ConfigError, UserError
 from jaxeff.exporting.c import FrontEnd, write_c
 from jaxeff.exporting.c.host import HostModel
@@ -38,18 +39,30 @@ def compare(cell, folder, compiler, options, **sizes):
 
 
 @needs_compiler
-@pytest.mark.parametrize("cell", ["tarnn", "gru"])
-def test_c_is_the_model_and_the_simulator(cell, tmp_path):
-    compare(cell, tmp_path, "cc", ["-O1"], layers=1, length=8)
+@pytest.mark.parametrize(("cell", "state_bits"), [("tarnn", 16), ("gru", 16), ("lstm", 8)])
+def test_c_is_the_model_and_the_simulator(cell, state_bits, tmp_path):
+    compare(cell, tmp_path, "cc", ["-O1"], layers=1, length=8, state_bits=state_bits)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 @pytest.mark.parametrize("cell", CELL_NAMES)
-def test_every_cell_with_every_compiler(cell, compiler, tmp_path):
+@pytest.mark.parametrize("state_bits", [16, 8])
+def test_every_cell_with_every_compiler(cell, compiler, state_bits, tmp_path):
     if shutil.which(compiler) is None:
         pytest.skip(f"needs {compiler}")
-    compare(cell, tmp_path, compiler, ["-O3"])
+    compare(cell, tmp_path, compiler, ["-O3"], state_bits=state_bits)
+
+
+@needs_compiler
+def test_a_state_of_8_bits_takes_half_the_memory(tmp_path):
+    outputs, sizes = 5, {}
+    for bits in (16, 8):
+        *_, integers = programs_of("irnn", 18, outputs=outputs, layers=1, state_bits=bits)
+        sizes[bits] = HostModel(write_c(integers, tmp_path, f"small{bits}")).model_bytes
+        assert integers.state_bytes == 18 * bits // 8
+    # The state before and after the step, outputs of 16 bits, and whether a step was taken.
+    assert sizes[16] - sizes[8] == 2 * 18
 
 
 def straight(instructions, widths, next_state, outputs, state=(1, 2)):
@@ -93,8 +106,51 @@ def test_every_operation_of_floats(tmp_path):
     for row in x:
         carry, (output,) = programs.evaluate(program, carry, row)
         expected.append(output)
-    got = HostModel(write_c(program, tmp_path, "all"), "cc", ["-O1"]).run(x)
-    np.testing.assert_allclose(got, np.stack(expected), rtol=2e-5)
+    model = HostModel(write_c(program, tmp_path, "all"), "cc", ["-O1"])
+    np.testing.assert_allclose(model.run(x), np.stack(expected), rtol=2e-5)
+    np.testing.assert_allclose(np.stack(model.state()), np.stack(carry[0]), rtol=2e-5)
+
+
+@needs_compiler
+def test_names_of_classes_are_there_in_order(tmp_path):
+    names = ["still", "geschüttelt", 'a "quoted" one', "why??/", "\\n"]
+    *_, program, _ = programs_of("irnn", layers=1, length=2)
+    model = HostModel(write_c(program, tmp_path, "model", class_names=names), "cc", ["-O1"])
+    table = (ctypes.c_char_p * len(names)).in_dll(model._library, "model_classes")
+    assert [name.decode() for name in table] == names
+
+
+@needs_compiler
+def test_tanh_and_logistic_are_right_everywhere(tmp_path):
+    inner = np.linspace(-12, 12, 501)
+    x = np.float32([*inner, *(sign * 10.0**k for k in (-30, -3, 2, 38) for sign in (-1, 1))])
+    x = np.append(x, np.float32([np.inf, -np.inf, 0]))
+    width = len(x)
+    for op, exact, bound in (
+        ("tanh", np.tanh(x.astype(np.float64)), 3e-7),
+        ("logistic", 0.5 + 0.5 * np.tanh(0.5 * x.astype(np.float64)), 2e-7),
+    ):
+        program = straight((Instruction(op, (0,), 1),), (width, width), (), (1,), state=())
+        (got,) = HostModel(write_c(program, tmp_path, op), "cc", ["-O3"]).run(x[None])
+        assert np.abs(got - exact).max() < bound
+        small = np.abs(x) < 1e-2
+        if op == "tanh":
+            np.testing.assert_allclose(got[small], exact[small], rtol=1e-6)
+
+
+@needs_compiler
+def test_a_state_of_8_bits_saturates(tmp_path):
+    adding = (Instruction("add", (0, 1), 2), Instruction("neg", (2,), 3))
+    program = Program((1,) * 4, (0,), (1,), (2,), (3,), adding, (np.zeros(1, np.float32),))
+    ranges = quantize.ranges(program, np.full((1, 4, 1), 0.25, np.float32))
+    options = quantize.QuantizeOptions(state_bits=8)
+    integers = quantize.to_integer_program(program, ranges, options)
+    model = HostModel(write_c(integers, tmp_path, "sum"), "cc", ["-O1"])
+    for extreme, held in ((32767, 127), (-32768, -128)):
+        inputs = np.full((1, 9, 1), extreme, np.int16)
+        expected = np.asarray(run_integers(integers, inputs))[0]
+        np.testing.assert_array_equal(model.run(inputs[0]), expected)
+        assert model.state()[0] == held
 
 
 @needs_compiler
@@ -146,7 +202,19 @@ def test_only_states_are_kept_between_the_loops_of_a_gated_cell():
     *_, program, _ = programs_of("gru", layers=1, length=4)
     order = loops(program)
     assert [loop.width for loop in order] == [18, 5]
-    assert memory(program, order).widths == (18,)
+    assert memory(program, order, lambda number: "float").widths == (18,)
+
+
+def test_values_share_memory_with_their_like_once_it_is_free():
+    kernel = np.ones((2, 2), np.float32)
+    chain = tuple(Instruction("dense", (n,), n + 1, kernel) for n in range(4))
+    program = straight(chain, (2,) * 5, (), (4,), state=())
+    alike = memory(program, loops(program), lambda number: "int16_t")
+    assert [alike.slots[n] for n in (1, 2, 3)] == [0, 1, 0]
+    kinds = {1: "int16_t", 2: "int16_t", 3: "int8_t"}
+    apart = memory(program, loops(program), kinds.__getitem__)
+    assert [apart.slots[n] for n in (1, 2, 3)] == [0, 1, 2]
+    assert apart.kinds == ("int16_t", "int16_t", "int8_t")
 
 
 def test_states_that_swap_are_refused(tmp_path):

@@ -17,8 +17,9 @@ needs_emulator = pytest.mark.skipif(
 @needs_emulator
 @pytest.mark.parametrize("board", sorted(arm.BOARDS))
 @pytest.mark.parametrize("cell", ["irnn", "tarnn", "fastgrnn", "gru", "lstm"])
-def test_a_microcontroller_computes_the_same_bits(cell, board, tmp_path):
-    *_, x, _, integers = programs_of(cell)
+@pytest.mark.parametrize("state_bits", [16, 8])
+def test_a_microcontroller_computes_the_same_bits(cell, board, state_bits, tmp_path):
+    *_, x, _, integers = programs_of(cell, state_bits=state_bits)
     inputs = integer_inputs(integers, x)
     ran = emulator.run(write_c(integers, tmp_path, "small"), inputs, arm.BOARDS[board])
     np.testing.assert_array_equal(ran.outputs, np.asarray(run_integers(integers, inputs)))

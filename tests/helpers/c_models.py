@@ -12,7 +12,7 @@ from jaxeff.quantize import simulate
 CELL_NAMES = ("irnn", "tarnn", "fastrnn", "fastgrnn", "gru", "lstm", "antisymmetric", "cornn")
 
 
-def programs_of(cell, features=18, width=3, outputs=5, layers=2, length=30):
+def programs_of(cell, features=18, width=3, outputs=5, layers=2, length=30, state_bits=16):
     """Returns model, variables, inputs [4, length, width], program and integer program."""
     rng = np.random.default_rng(0)
     model = SequenceModel(CELLS.build({"name": cell, "features": features}), outputs, layers)
@@ -23,7 +23,8 @@ def programs_of(cell, features=18, width=3, outputs=5, layers=2, length=30):
     )
     program = programs.trace_step(model, variables, width)
     ranges = quantize.ranges(program, x)
-    integers = quantize.to_integer_program(program, ranges, quantize.QuantizeOptions())
+    options = quantize.QuantizeOptions(state_bits=state_bits)
+    integers = quantize.to_integer_program(program, ranges, options)
     return model, variables, x, program, integers
 
 

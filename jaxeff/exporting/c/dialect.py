@@ -45,8 +45,15 @@ class Dialect(abc.ABC):
         """Returns one element of an instruction's output from those of its inputs."""
 
     @abc.abstractmethod
-    def dense(self, instruction: Any, operand: str) -> str:
-        """Returns the call that computes a block of a product, from output j on, n of them."""
+    def dense(self, instruction: Any, operand: str, kind: str) -> str:
+        """Returns the call that computes a block of a product, from output j on, n of them.
+
+        ``kind`` is the C type of the operand's elements.
+        """
+
+    def stored(self, number: int) -> str:
+        """Returns the C type in which a value is kept between loops and steps."""
+        return self.kind
 
     def kernel(self, instruction: Any) -> str:
         """Adds a kernel; returns its name."""

@@ -37,11 +37,16 @@ static inline void dense(const float *restrict a, int inputs, const float *restr
 """
 # The quotient of polynomials that Eigen and XLA use too.
 _TANH = """\
-/* tanh within 3e-7: a quotient of polynomials, which compilers can vectorise. */
+/* tanh within 3e-7: a quotient of polynomials of x, which is held within +-7.9053111. Compilers
+ * make vector operations of comparisons of bits, and jumps of those of floats. NaN becomes +-1. */
 static inline float squash(float x) {
-  const float low = x < -7.9053111f ? -7.9053111f : x;
-  const float c = low > 7.9053111f ? 7.9053111f : low;
-  const float s = c * c;
+  union {
+    float real;
+    int32_t bits;
+  } held = {x};
+  const int32_t sign = held.bits & INT32_MIN, magnitude = held.bits & INT32_MAX;
+  held.bits = (magnitude < 0x40fcf84f ? magnitude : 0x40fcf84f) | sign;
+  const float c = held.real, s = c * c;
   float p = -2.76076847742355e-16f;
   float q = 1.19825839466702e-06f;
   p = p * s + 2.00018790482477e-13f;
@@ -79,7 +84,7 @@ class Floats(Dialect):
             parts.append(_DENSE)
         return "\n".join(parts)
 
-    def dense(self, instruction: Any, operand: str) -> str:
+    def dense(self, instruction: Any, operand: str, kind: str) -> str:
         """See `Dialect`."""
         inputs, output = instruction.constant.shape[0], instruction.output
         kernel = self.kernel(instruction)

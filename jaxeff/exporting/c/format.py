@@ -43,7 +43,9 @@ class C:
         if precision == "int8":
             (examples,) = entry.examples.values()
             ranges = quantize.ranges(traced, examples)
-            program = quantize.to_integer_program(traced, ranges, quantize.QuantizeOptions())
+            moments = quantize.moments(traced, examples)
+            options = quantize.QuantizeOptions()
+            program = quantize.to_integer_program(traced, ranges, options, moments)
         scaling = entry.metadata.get("scaling")
         written = write_c(
             program,

@@ -72,8 +72,9 @@ class HostModel:
         sequence = np.ascontiguousarray(sequence, kind)
         if sequence.ndim != 2 or sequence.shape[1] != self._written.inputs:
             raise ValueError(f"inputs are [time, {self._written.inputs}], not {sequence.shape}")
-        self._function("init")(self._model)
-        return np.stack([self.run_step(x) for x in sequence])
+        outputs = np.empty((len(sequence), self._written.outputs), kind)
+        self._library.probe_run(self._model, _pointer(sequence), len(sequence), _pointer(outputs))
+        return outputs
 
     def run_step(self, x: np.ndarray) -> np.ndarray:
         """Takes one step with an input ``[inputs]``; returns the outputs after it."""
@@ -123,8 +124,8 @@ def _pointer(array: np.ndarray) -> ctypes.c_void_p:
 
 
 def _probe(written: CSource) -> str:
-    """Returns C that looks into a model: its size and its state."""
-    model, kind = f"{written.name}_model *model", written.kind
+    """Returns C that looks into a model: its size, its state, and what it makes of a sequence."""
+    name, model, kind = written.name, f"{written.name}_model *model", written.kind
     # Of a step without a state, both have nothing to do.
     put, get = (["  (void)model;\n  (void)flat;\n"] for _ in range(2))
     for i, width in enumerate(written.state):
@@ -132,11 +133,19 @@ def _probe(written: CSource) -> str:
         get.append(f"  for (int i = 0; i < {width}; i++) *flat++ = model->state{i}[i];\n")
     started = "model->started = (uint8_t)started;" if written.has_first else "(void)started;"
     functions = {
-        "unsigned long model_bytes(void)": f"  return sizeof({written.name}_model);\n",
+        "unsigned long model_bytes(void)": f"  return sizeof({name}_model);\n",
         f"void probe_set_state({model}, const {kind} *flat, int started)": (
             f"{''.join(put)}  {started}\n"
         ),
         f"void probe_state(const {model}, {kind} *flat)": "".join(get),
+        f"void probe_run({model}, const {kind} *x, int steps, {kind} *outputs)": (
+            f"  {name}_init(model);\n"
+            f"  for (; steps > 0; steps--, x += {written.inputs}) {{\n"
+            f"    {name}_step(model, x);\n"
+            f"    for (int i = 0; i < {written.outputs}; i++) "
+            f"*outputs++ = {name}_logits(model)[i];\n"
+            "  }\n"
+        ),
     }
     text = "".join(f"{head};\n{head} {{\n{body}}}\n" for head, body in functions.items())
     return f'#include "{written.header.name}"\n{text}'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxeff.exporting.c.dialect import Dialect
-from jaxeff.quantize import arithmetic
+from jaxeff.quantize import IntegerProgram, arithmetic
 
 _ARITHMETIC = """\
 /* Shifts to the right of negative numbers round down, as every compiler in use does. */
@@ -28,34 +28,34 @@ typedef struct {
 """
 _DENSE = """\
 /* Products of one block of n outputs, from output j on. */
-static void dense(const dense_layer *layer, const int16_t *a, int j, int n, int32_t *out) {
+static void {name}(const dense_layer *layer, const {kind} *a, int j, int n, int32_t *out) {{
   const int inputs = layer->inputs;
   const int8_t *kernel = layer->kernel + (int32_t)j * inputs;
-  int32_t sums[4] = {0, 0, 0, 0};
-  if (n == 4) {
+  int32_t sums[4] = {{0, 0, 0, 0}};
+  if (n == 4) {{
     int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-    for (int i = 0; i < inputs; i++, kernel += 4) {
+    for (int i = 0; i < inputs; i++, kernel += 4) {{
       const int32_t x = a[i];
       s0 += x * kernel[0];
       s1 += x * kernel[1];
       s2 += x * kernel[2];
       s3 += x * kernel[3];
-    }
+    }}
     sums[0] = s0;
     sums[1] = s1;
     sums[2] = s2;
     sums[3] = s3;
-  } else {
-    for (int i = 0; i < inputs; i++) {
+  }} else {{
+    for (int i = 0; i < inputs; i++) {{
       for (int k = 0; k < n; k++) sums[k] += (int32_t)a[i] * *kernel++;
-    }
-  }
-  for (int k = 0; k < n; k++) {
+    }}
+  }}
+  for (int k = 0; k < n; k++) {{
     const int64_t sum = shift_left(sums[k], layer->left);
     const int32_t product = (int32_t)((sum * layer->multipliers[j + k]) >> 16);
     out[k] = saturate(shift_right(product, layer->right), layer->high);
-  }
-}
+  }}
+}}
 """
 _SQUASH = """\
 /* tanh of x * 2**left (of x * 2**-right) with 15 fraction bits, by interpolation in a table. */
@@ -87,25 +87,35 @@ static int32_t lookup(const lookup_table *function, int32_t a) {
   return entry[0] + shift_right(slope * ((position & 65535) >> 1), 15);
 }
 """
+#: Functions of products, by the C type of their operand.
+_DENSE_NAMES = {"int16_t": "dense", "int8_t": "dense_of_bytes"}
 
 
 class Integers(Dialect):
-    """Integers of 16 bits in memory and 32 in registers; no floating point, no libm."""
+    """Integers of 16 or 8 bits in memory and 32 in registers; no floating point, no libm."""
 
     kind, scalar = "int16_t", "int32_t"
     block = 4
+
+    def __init__(self, program: IntegerProgram):
+        super().__init__(program)
+        self.operand_kinds: set[str] = set()  # of products
 
     def declarations(self) -> str:
         """See `Dialect`."""
         types = {"dense": _DENSE_LAYER, "lookup": _LOOKUP_TABLE}
         return "\n".join(text for op, text in types.items() if op in self.operations)
 
+    def stored(self, number: int) -> str:
+        """See `Dialect`."""
+        return "int8_t" if self.program.bits[number] == 8 else self.kind
+
     def functions(self) -> str:
         """See `Dialect`."""
         operations = set(self.operations)
         parts = [_ARITHMETIC]
-        if "dense" in operations:
-            parts.append(_DENSE)
+        for kind in sorted(self.operand_kinds):
+            parts.append(_DENSE.format(name=_DENSE_NAMES[kind], kind=kind))
         if operations & {"tanh", "logistic"}:
             table = self.arrays.add(
                 "tanh_table",
@@ -128,8 +138,9 @@ class Integers(Dialect):
         """Returns the greatest integer that a value may be."""
         return (1 << (self.program.bits[number] - 1)) - 1
 
-    def dense(self, instruction: Any, operand: str) -> str:
+    def dense(self, instruction: Any, operand: str, kind: str) -> str:
         """See `Dialect`."""
+        self.operand_kinds.add(kind)
         output, at = instruction.output, instruction.attributes
         kernel = self.kernel(instruction)
         multipliers = self.arrays.add(
@@ -141,7 +152,7 @@ class Integers(Dialect):
             f"static const dense_layer dense_v{output} = {{{kernel}, {multipliers}, "
             f"{len(instruction.constant)}, {self.high(output)}, {at['left']}, {at['right']}}};\n"
         )
-        return f"dense(&dense_v{output}, {operand}, j, n, v{output});"
+        return f"{_DENSE_NAMES[kind]}(&dense_v{output}, {operand}, j, n, v{output});"
 
     def expression(self, instruction: Any, operands: list[str]) -> str:
         """See `Dialect`."""

@@ -8,7 +8,7 @@ with them, and only what a later loop reads is kept in memory.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 from jaxeff.programs import Program
@@ -94,14 +94,24 @@ class Memory:
     Attributes:
       slots: number of the scratch vector of every stored value.
       widths: lengths of the scratch vectors.
+      kinds: their C types.
     """
 
     slots: dict[int, int]
     widths: tuple[int, ...]
+    kinds: tuple[str, ...]
 
 
-def memory(program: Program | IntegerProgram, order: list[VectorLoop]) -> Memory:
-    """Shares scratch vectors among stored values that are not needed at the same time."""
+def memory(
+    program: Program | IntegerProgram, order: list[VectorLoop], kind_of: Callable[[int], str]
+) -> Memory:
+    """Shares scratch vectors among stored values that are not needed at the same time.
+
+    Args:
+      program: the step.
+      order: its loops.
+      kind_of: the C type of a value in memory; values share vectors with their like.
+    """
     last: dict[int, int] = {}
     for place, loop in enumerate(order):
         for instruction in loop.instructions:
@@ -110,23 +120,24 @@ def memory(program: Program | IntegerProgram, order: list[VectorLoop]) -> Memory
     outputs = set(program.outputs)
     slots: dict[int, int] = {}
     widths: list[int] = []
+    kinds: list[str] = []
     free_from: list[int] = []
     for place, loop in enumerate(order):
         for number in loop.stored:
             if number in outputs:
                 continue
-            slot = _free_slot(free_from, place, widths, loop.width)
+            kind = kind_of(number)
+            free = [
+                slot
+                for slot, start in enumerate(free_from)
+                if start <= place and kinds[slot] == kind
+            ]
+            slot = min(free, key=lambda slot: abs(widths[slot] - loop.width), default=len(widths))
+            if slot == len(widths):
+                widths.append(0)
+                kinds.append(kind)
+                free_from.append(0)
             widths[slot] = max(widths[slot], loop.width)
             free_from[slot] = last[number] + 1
             slots[number] = slot
-    return Memory(slots, tuple(widths))
-
-
-def _free_slot(free_from: list[int], place: int, widths: list[int], width: int) -> int:
-    free: Iterable[int] = (slot for slot, start in enumerate(free_from) if start <= place)
-    best = min(free, key=lambda slot: abs(widths[slot] - width), default=None)
-    if best is None:
-        free_from.append(0)
-        widths.append(0)
-        best = len(widths) - 1
-    return best
+    return Memory(slots, tuple(widths), tuple(kinds))

@@ -14,15 +14,15 @@ class Step:
     """Writes the statements of a step.
 
     Attributes:
-      scratch: lengths of the vectors in the model's struct that only a step uses.
+      scratch: C types and lengths of the vectors in the model's struct that only a step uses.
     """
 
     def __init__(self, dialect: Dialect):
         self.dialect = dialect
         self.program = program = dialect.program
         self.order = loops(program)
-        kept = memory(program, self.order)
-        self.scratch = kept.widths
+        kept = memory(program, self.order, dialect.stored)
+        self.scratch = tuple(zip(kept.kinds, kept.widths, strict=True))
         self.makers = {i.output: i for i in program.instructions}
         self.places = {number: f"model->scratch{slot}" for number, slot in kept.slots.items()}
         self.places |= {number: f"model->state{i}" for i, number in enumerate(program.state)}
@@ -49,7 +49,7 @@ class Step:
             first_line = f"for (int at = 0; at < {loop.width}; at++) {{"
             return "\n".join([*head, first_line, textwrap.indent(body, "  "), "}"])
         width, block = loop.width, self.dialect.block
-        calls = [self.dialect.dense(i, self.require_vector(i.inputs[0])) for i in products]
+        calls = [self.product(i) for i in products]
         vectors = ", ".join(f"v{i.output}[{block}]" for i in products)
         remaining = (
             f"{width} - j < {block} ? {width} - j : {block}" if width % block else f"{block}"
@@ -68,9 +68,20 @@ class Step:
         ]
         return "\n".join(lines)
 
+    def product(self, instruction: Any) -> str:
+        """Returns the call of a product."""
+        number = instruction.inputs[0]
+        operand = self.require_vector(number)
+        return self.dialect.dense(instruction, operand, self.kind(number))
+
+    def kind(self, number: int) -> str:
+        """Returns the C type of a value in memory; inputs and outputs have that of the header."""
+        whole = self.places[number] in ("x", "model->outputs")
+        return self.dialect.kind if whole else self.dialect.stored(number)
+
     def elements(self, loop: VectorLoop) -> tuple[str, list[str]]:
         """Returns the statements of one element, and what precedes the loop."""
-        scalar, kind = self.dialect.scalar, self.dialect.kind
+        scalar = self.dialect.scalar
         names: dict[int, str] = {}  # what one element of a value is called
         lines: list[str] = []
         before: list[str] = []
@@ -101,8 +112,9 @@ class Step:
                 )
             names[output] = f"v{output}"
             lines.append(f"const {scalar} v{output} = {text};")
-        cast = "" if scalar == kind else f"({kind})"
-        lines += [f"{self.places[number]}[at] = {cast}{names[number]};" for number in loop.stored]
+        for number in loop.stored:
+            cast = "" if scalar == self.kind(number) else f"({self.kind(number)})"
+            lines.append(f"{self.places[number]}[at] = {cast}{names[number]};")
         return "\n".join(lines), before
 
     def loaded(self, number: int, lines: list[str]) -> str:

@@ -142,8 +142,9 @@ class _Writer:
                 f"#define {name.upper()}_OUTPUT_FRACTION ({fractions[program.outputs[0]]})",
             ]
         lines += ["", "typedef struct {"]
-        lines += [f"  {kind} state{i}[{program.widths[n]}];" for i, n in enumerate(program.state)]
-        lines += [f"  {kind} scratch{i}[{width}];" for i, width in enumerate(self.step.scratch)]
+        for i, n in enumerate(program.state):
+            lines.append(f"  {self.dialect.stored(n)} state{i}[{program.widths[n]}];")
+        lines += [f"  {type_} scratch{i}[{n}];" for i, (type_, n) in enumerate(self.step.scratch)]
         lines.append(f"  {kind} outputs[{program.widths[program.outputs[0]]}];")
         if "first" in self.dialect.operations:
             lines.append("  uint8_t started;")
