@@ -125,19 +125,25 @@ def adam_start(pose: Array) -> AdamState:
     return AdamState(pose, zeros, zeros, Found(pose, jnp.full(pose.shape[0], jnp.inf, pose.dtype)))
 
 
+def adam_step(
+    problem: Problem, data: Any, state: AdamState, number: Array, learning_rate: float
+) -> AdamState:
+    """Makes the step with a number, counted from 0."""
+    loss, gradient = problem.derivatives(data, state.pose)[:2]
+    moments = optax.ScaleByAdamState(number, state.mean, state.square)
+    update, new = optax.scale_by_adam().update(gradient, moments)
+    pose = state.pose - learning_rate * update
+    best = better(state.best, state.pose, loss)
+    return AdamState(pose, new.mu, new.nu, best)  # type: ignore[attr-defined]
+
+
 def adam_steps(
     problem: Problem, data: Any, state: AdamState, first: int, steps: int, learning_rate: float
 ) -> AdamState:
     """Makes the steps ``first`` to ``first + steps``, counted from 0."""
-    optimizer = optax.scale_by_adam()
 
     def step(state: AdamState, number: Array) -> tuple[AdamState, None]:
-        loss, gradient = problem.derivatives(data, state.pose)[:2]
-        best = better(state.best, state.pose, loss)
-        moments = optax.ScaleByAdamState(number, state.mean, state.square)
-        update, new = optimizer.update(gradient, moments)
-        pose = state.pose - learning_rate * update
-        return AdamState(pose, new.mu, new.nu, best), None  # type: ignore[attr-defined]
+        return adam_step(problem, data, state, number, learning_rate), None
 
     return jax.lax.scan(step, state, jnp.arange(first, first + steps))[0]
 
