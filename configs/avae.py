@@ -50,9 +50,9 @@ SETTINGS: dict[str, dict] = {
 #: The best one's drawing is moved onto the image, which costs a pass, not two for every step.
 FEW = {"starts": 4, "keep": 1, "method": "align", "steps": 3}
 #: The search at evaluation.
-THOROUGH = {"starts": 24, "spread": True, "keep": 2, "method": "gauss_newton", "steps": 2}
+THOROUGH: dict[str, object] = {"starts": 24, "spread": True, "keep": 2, "method": "gauss_newton", "steps": 2}
 #: What ``full`` changes in them.
-FULL = {
+FULL: dict[str, dict] = {
     "search": {"method": "gauss_newton", "steps": 2},
     "evaluation": {"starts": 36, "keep": 3, "steps": 4},
 }
@@ -82,7 +82,7 @@ def _search(config, chosen: dict, published: bool, full: bool) -> None:
         config.algorithm.search = {"like": "2020"}
         config.algorithm.evaluation = {"like": "2020"}
         return
-    more = FULL if full else {"search": {}, "evaluation": {}}
+    more: dict[str, dict] = FULL if full else {"search": {}, "evaluation": {}}
     config.algorithm.search = chosen["search"] | more["search"]
     config.algorithm.evaluation = chosen.get("evaluation", THOROUGH | more["evaluation"])
     config.algorithm.cache = chosen.get("cache", False)
