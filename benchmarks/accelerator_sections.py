@@ -346,8 +346,8 @@ def pose_search(quick: bool, clock: Clock) -> dict[str, Any]:
     images = script.some_images(built, 8 if quick else 128)
     quickest = list(script.WAYS)[-1:]
     ways = {name: script.WAYS[name] for name in (quickest if quick else script.WAYS)}
-    calls, losses = script.searches(built, variables, images, ways)
-    results = {name: float(loss.mean()) for name, loss in losses.items()}
+    calls, found = script.searches(built, variables, images, ways)
+    results = {name: float(of_one.loss.mean()) for name, of_one in found.items()}
     return {"ms": timed(calls, quick, clock), "mean_loss": results}
 
 

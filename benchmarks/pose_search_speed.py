@@ -1,8 +1,10 @@
 """Time of the pose search, of its ways and of a loop over starts in PyTorch, in turns in one run.
 
 Forty starts of twenty steps for 128 images, on a trained model, and the losses that each
-way reaches. PyTorch's time is that of one start, times forty. Writes
-``results/pose_search_speed.json``:
+way reaches. PyTorch's time is that of one start, times forty. What schedules of successive halving
+would find is told from the course of every start for images of validation and training
+(`pose_schedules`), and how many poses of test images are those of every start is counted for each
+way. Writes ``results/pose_search_speed.json``:
 
     python -m jaxeff.main --config=configs/avae.py:digits,model=avae --workdir=runs/avae
     python -m jaxeff.main --config=configs/avae.py:digits,model=semi_amortised --workdir=runs/heads
@@ -16,6 +18,7 @@ said of inference, and without ``TORCH_PYTHON`` nothing of PyTorch.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -27,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import pose_schedules
 from record_files import write
 from workers import Worker
 
@@ -39,8 +43,10 @@ HERE = Path(__file__).parent
 OUT = HERE / "results" / "pose_search_speed.json"
 
 STARTS, STEPS = 40, 20
+LITERAL, HALVED = "every start by Adam", "the worse starts dropped, by Adam"
 WAYS = {
-    "every start by Adam": Search(starts=STARTS, steps=STEPS),
+    LITERAL: Search(starts=STARTS, steps=STEPS),
+    HALVED: Search.build({"like": "2019_rotation_halving"}, "search"),
     "best 4 by Adam": Search(starts=STARTS, keep=4, steps=STEPS),
     "best 4 by Gauss-Newton": Search(starts=STARTS, keep=4, steps=4, method="gauss_newton"),
     "best 2 of spread ones by Gauss-Newton": Search(
@@ -62,10 +68,12 @@ def trained(workdir: Path) -> tuple[Any, Any]:
     return built, {"params": chosen["params"], **chosen["model_state"]}
 
 
-def some_images(built: Any, count: int) -> jnp.ndarray:
-    """Returns so many images, those of the test split first."""
+def some_images(
+    built: Any, count: int, splits: tuple[str, ...] = ("test", "validation", "train")
+) -> jnp.ndarray:
+    """Returns so many images, those of the first split first."""
     parts: list[np.ndarray] = []
-    for name in ("test", "validation", "train"):
+    for name in splits:
         split, left = built.dataset.splits[name], count - sum(map(len, parts))
         if left:
             rows = np.arange(min(left, len(split)))
@@ -83,21 +91,40 @@ def on_a_grid(built: Any, variables: Any, images: Any) -> np.ndarray:
     return np.asarray(find(images).loss)
 
 
+def _find(built: Any, variables: Any, settings: Search, images: Any, starts: Any) -> Any:
+    return search(built.algorithm.problem(variables), {"inputs": images}, starts, settings)
+
+
 def searches(
     built: Any, variables: Any, images: Any, ways: dict[str, Search] = WAYS
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns compiled searches, and the losses that they find."""
-    problem, calls, losses = built.algorithm.problem(variables), {}, {}
+    """Returns compiled searches, and what they find."""
+    calls, found = {}, {}
     for name, settings in ways.items():
         starts = built.algorithm.starts(variables, images, settings, None)
-
-        def find(images: Any, starts: Any, settings: Search = settings) -> Any:
-            return search(problem, {"inputs": images}, starts, settings)
-
+        find = functools.partial(_find, built, variables, settings)
         program = jax.jit(find).lower(images, starts).compile()
         calls[name] = lambda program=program, starts=starts: program(images, starts)
-        losses[name] = np.asarray(calls[name]().loss)
-    return calls, losses
+        found[name] = jax.tree.map(np.asarray, calls[name]())
+    return calls, found
+
+
+def schedules(built: Any, variables: Any, count: int) -> dict[str, Any]:
+    """Returns what schedules of halving would find on images that are not of the test."""
+    images = some_images(built, count, ("validation", "train"))
+    literal, schedule = WAYS[LITERAL], WAYS[HALVED].halving
+    angles, losses = pose_schedules.courses(built, variables, images, literal)
+    every, one = (pose_schedules.outcome(angles, losses, s) for s in ((), schedule))
+    return {
+        "images": len(images),
+        "degrees": pose_schedules.DEGREES,
+        "relative_loss": pose_schedules.RELATIVE,
+        "schedule": schedule,
+        "passes": pose_schedules.passes(literal, schedule),
+        "passes_of_all": pose_schedules.passes(literal, ()),
+        "same": float(pose_schedules.same(one, every).mean()),
+        "curve": pose_schedules.curve(angles, losses, literal),
+    }
 
 
 def inference(built: Any, variables: Any, images: Any) -> dict[str, Any]:
@@ -128,13 +155,15 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--amortised", type=Path)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--quality", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quality", type=int, default=300)
+    parser.add_argument("--chosen-on", type=int, default=256, help="images for schedules")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
     built, variables = trained(asked.run)
     images = some_images(built, asked.batch)
-    calls, losses = searches(built, variables, images)
+    halving = schedules(built, variables, asked.chosen_on) if asked.chosen_on else {}
+    calls, found = searches(built, variables, images)
     python, worker = os.environ.get("TORCH_PYTHON"), None
     if python:
         size = [asked.batch, STEPS, built.model.latents, built.model.shape[0], os.cpu_count() or 1]
@@ -158,13 +187,18 @@ def main() -> None:
         "starts": STARTS,
         "steps": STEPS,
         "ms": {name: {"median": float(np.median(t)), "all": t} for name, t in times.items()},
-        "mean_loss": {name: float(losses_of_one.mean()) for name, losses_of_one in losses.items()},
+        "mean_loss": {name: float(of_one.loss.mean()) for name, of_one in found.items()},
+        "halving": halving,
     }
     some = some_images(built, asked.quality)
     best = on_a_grid(built, variables, some)
+    found = searches(built, variables, some)[1]
     record["within_a_percent_of_a_grid_of_degrees"] = {
-        name: float((losses_of_one <= 1.01 * best).mean())
-        for name, losses_of_one in searches(built, variables, some)[1].items()
+        name: float((of_one.loss <= 1.01 * best).mean()) for name, of_one in found.items()
+    }
+    test = len(built.dataset.splits["test"])
+    record["same_as_every_start_by_adam_on_test"] = {
+        name: pose_schedules.share(found[LITERAL], of_one, test) for name, of_one in found.items()
     }
     if asked.amortised:
         built, variables = trained(asked.amortised)

@@ -30,6 +30,7 @@ from jaxeff.layers.conv import uniform_fan_in
 from jaxeff.layers.strided import StridedConv, TransposedConv, uniform
 from jaxeff.models.base import MODELS
 from jaxeff.models.coordinates import CoordinateDecoder
+from jaxeff.ops.activations import elu
 from jaxeff.typing import Array
 
 #: Features, kernel side, strides and padding of the encoder's convolutions.
@@ -109,7 +110,7 @@ class ConvEncoder(nn.Module):
         *stages, last = ENCODERS[x.ndim - 2]
         for i, stage in enumerate(stages):
             x = StridedConv(*stage, name=f"conv{i}")(x)
-            x = nn.elu(_norm(train, f"norm{i}", self.axis_name)(x))
+            x = elu(_norm(train, f"norm{i}", self.axis_name)(x))
         x = StridedConv(*last, use_bias=True, name=f"conv{len(stages)}")(x)
         x = x.reshape(x.shape[0], -1)
         self.sow("intermediates", "penultimate", x)
@@ -142,7 +143,7 @@ class Decoder(nn.Module):
         x = x.reshape(x.shape[0], *small, features)
         for i, stage in enumerate(DECODERS[count]):
             x = TransposedConv(*stage, name=f"conv{i}")(x)
-            x = nn.elu(_norm(train, f"norm{i}", self.axis_name)(x))
+            x = elu(_norm(train, f"norm{i}", self.axis_name)(x))
         x = StridedConv(self.channels, 3, 1, 1, use_bias=True, name="pixels")(x)
         return jax.nn.sigmoid(x)
 
@@ -168,8 +169,8 @@ class PoseHead(nn.Module):
         x = images
         for i, features in enumerate(self.features):
             conv = StridedConv(features, 3, 2, 1, use_bias=True, name=f"conv{i}")
-            x = nn.elu(conv(x))
-        x = nn.elu(TorchDense(self.hidden, name="hidden")(x.reshape(x.shape[0], -1)))
+            x = elu(conv(x))
+        x = elu(TorchDense(self.hidden, name="hidden")(x.reshape(x.shape[0], -1)))
         spread = self.family.to_raw(self.family.spread(self.proposals))
         raw = nn.Dense(
             spread.size,

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from sweeps import swept
 
-from jaxeff.affine import POSES, Problem, Search, adam, gauss_newton, inverse, resample
+from jaxeff.affine import POSES, Problem, Search, adam, align, gauss_newton, inverse, resample
 from jaxeff.affine import search as run_search
 from jaxeff.affine.losses import per_example
 from jaxeff.affine.poses import build
-from jaxeff.errors import ConfigError
 
 ROTATION = build({"name": "rotation"})
 
@@ -276,22 +275,6 @@ def test_candidates_are_dropped_by_their_best_loss_so_far(chunk):
     np.testing.assert_allclose(found.loss, loss, atol=2e-4)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"halving": ((2, 4), (2, 3))},
-        {"halving": ((2, 4), (3, 4))},
-        {"halving": ((20, 4),)},
-        {"halving": ((2, 0),)},
-        {"halving": 3},
-        {"halving": ((2, 4),), "method": "gauss_newton"},
-    ],
-)
-def test_an_impossible_halving_is_refused(fields):
-    with pytest.raises(ConfigError, match=r"search\.halving must be pairs"):
-        Search(**fields)
-
-
 def test_a_quarter_turn_of_the_image_does_not_change_the_loss():
     quarter = np.pi / 2 * np.arange(4)
     closed = (quarter[:, None] + np.asarray([0.1, 0.7])).astype(np.float32).reshape(1, -1, 1)
@@ -348,6 +331,23 @@ def test_an_alignment_keeps_the_code_of_its_start():
         np.testing.assert_allclose(found.loss, 0, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", swept([0, 5], 5))
+def test_the_best_starts_are_aligned_by_the_codes_that_they_were_screened_with(chunk):
+    settings = Search(method="align", steps=2, keep=2, chunk=chunk)
+    found = find(IMAGES, starts(6), settings)
+    losses = np.asarray(at_every(IMAGES, starts(6))).T
+    best = np.take_along_axis(starts(6), np.argsort(losses)[:, :2, None], 1)
+
+    @jax.jit
+    def one_by_one(pose):
+        return [align(PROBLEM, IMAGES, pose[:, i], 2) for i in range(2)]
+
+    poses, each = (np.stack(a, 1) for a in zip(*one_by_one(best), strict=True))
+    np.testing.assert_allclose(found.loss, each.min(1), rtol=1e-5)
+    chosen = poses[np.arange(len(poses)), each.argmin(1)]
+    np.testing.assert_allclose(found.pose, chosen, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", ["screen", "adam", "gauss_newton"])
 def test_poses_that_may_not_be_used_or_have_no_loss_do_not_win(method):
     problem = Problem(
@@ -362,35 +362,3 @@ def test_poses_that_may_not_be_used_or_have_no_loss_do_not_win(method):
     pose = np.asarray(found.pose)
     assert 1 <= pose[0, 0] <= 2
     np.testing.assert_allclose(found.loss, pose[0] ** 2, rtol=1e-6)
-
-
-def test_published_settings():
-    built = Search.build({"like": "2019_rotation"}, "search")
-    assert (built.starts, built.keep, built.steps, built.learning_rate) == (40, 0, 20, 0.01)
-    built = Search.build({"like": "2019_affine"}, "search")
-    assert (built.starts, built.keep, built.steps, built.learning_rate) == (120, 0, 30, 0.03)
-    built = Search.build({"like": "2019_training"}, "search")
-    assert (built.starts, built.keep, built.steps, built.learning_rate) == (20, 1, 10, 0.01)
-    built = Search.build({"like": "2020", "steps": 20}, "search")
-    assert (built.starts, built.keep, built.steps, built.learning_rate) == (32, 8, 20, 0.03)
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ({"like": "2018"}, "config.search.like: unknown '2018'"),
-        ({"step": 3}, "config.search.step is not a field; did you mean 'steps'"),
-        ({"method": "adm"}, "method: unknown choice 'adm'; did you mean 'adam'"),
-        ({"keep": -1}, "keep must not be negative"),
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"steps": 1.5}, "steps must be a whole number, not 1.5"),
-        ({"starts": "40"}, "starts must be a whole number, not '40'"),
-        ({"learning_rate": float("nan")}, "learning_rate must be a finite number"),
-        ({"like": 3}, "like: unknown '3'"),
-        ("2020", "config.search must be a section of fields, not '2020'"),
-        (None, "config.search must be a section of fields, not None"),
-    ],
-)
-def test_impossible_settings_are_one_sentence(spec, message):
-    with pytest.raises(ConfigError, match=message):
-        Search.build(spec, "search")
