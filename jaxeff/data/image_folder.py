@@ -117,7 +117,9 @@ def random_box(drawn: np.ndarray, width: int, height: int, smallest: float) -> t
 
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count())
+    # Pillow decodes and resizes without Python's lock, so that threads take a core each.
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return ThreadPoolExecutor(usable)
 
 
 def list_images(folder: Path, classes: Sequence[str] = ()) -> tuple[list[str], np.ndarray, list]:
