@@ -49,6 +49,8 @@ OVERRIDES: dict[str, list[str]] = {
 #: These also for a whole slice, an example per chip.
 LARGE, SLICE = (*RECURRENT, "images"), "v5e:16x16"
 LARGE_BATCH = "--config.train.batch_size=256"
+#: And these for the other kinds of device.
+EVERYWHERE, OTHERS = ("irnn", "tarnn", "images"), ("v5p:2x2x1", "h200:8")
 MOST_ALL_REDUCES = 3  # for a gradient
 GRADIENTS = {"dcl": 2}  # in a step that looks for sharpness
 EXCHANGED = ("in_loops_over_time", "per_step", "bytes_per_step", "estimated_seconds")
@@ -59,12 +61,13 @@ def jobs(names: list[str], topologies: list[str]) -> dict[str, tuple[str, str, l
     lines = {}
     for name in names:
         more = OVERRIDES.get(name, [])
-        for topology in topologies:
+        every = topologies == list(TOPOLOGIES)
+        for topology in [*topologies, *(OTHERS if every and name in EVERYWHERE else ())]:
             lines[f"{name}, {topology}"] = (name, topology, more)
             if name in SYNCHRONISED and topology != TOPOLOGIES[1]:  # one kind of TPU is enough
                 local = (name, topology, [*more, LOCAL])
                 lines[f"{name}, {topology}, local statistics"] = local
-        if name in LARGE and topologies == list(TOPOLOGIES):
+        if name in LARGE and every:
             lines[f"{name}, {SLICE}"] = (name, SLICE, [*more, LARGE_BATCH])
     return lines
 
