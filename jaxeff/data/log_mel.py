@@ -14,6 +14,7 @@ import functools
 
 import numpy as np
 
+from jaxeff.data import threads
 from jaxeff.errors import ConfigError
 
 # Clips that are transformed at a time, so that their windows stay in cache.
@@ -93,16 +94,15 @@ class LogMel:
         Args:
           audio: float32 [batch, samples], in [-1, 1].
         """
-        frames = self.num_frames(audio.shape[1])
-        energies = np.empty((len(audio), frames, self.num_filters), np.float32)
-        for start in range(0, len(audio), _CLIPS):
-            rows = slice(start, start + _CLIPS)
-            energies[rows] = self._energies(audio[rows], frames)
-        return energies
+        blocks = [audio[start : start + _CLIPS] for start in range(0, len(audio), _CLIPS)]
+        if len(blocks) < 2:
+            return self._energies(audio)
+        return np.concatenate(list(threads.pool().map(self._energies, blocks)))
 
-    def _energies(self, audio: np.ndarray, frames: int) -> np.ndarray:
+    def _energies(self, audio: np.ndarray) -> np.ndarray:
         import scipy.fft  # by vector instructions, which numpy's does without
 
+        frames = self.num_frames(audio.shape[1])
         padding = (frames - 1) * self.stride + self.window - audio.shape[1]
         padded = np.pad(np.asarray(audio, np.float32), ((0, 0), (0, padding)))
         windows = np.lib.stride_tricks.sliding_window_view(padded, self.window, axis=1)
