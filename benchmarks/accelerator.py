@@ -36,6 +36,8 @@ def main() -> None:
     args = parser.parse_args()
     if jax.default_backend() == "cpu" and not args.quick:
         parser.error("JAX finds no GPU or TPU here; --quick tries the script on the CPU")
+    if args.quick:  # programs that run once or twice need not be fast
+        jax.config.update("jax_disable_most_optimizations", True)
     record: dict[str, Any] = stamp(
         shlex.join(["python", "benchmarks/accelerator.py", *sys.argv[1:]])
     )

@@ -10,8 +10,8 @@ Writes ``results/compile_matrix.json``, a line per config and topology, which
     python benchmarks/compile_matrix.py --missing     # what an interrupted run has not done
 
 A line that does not compile keeps the sentence of its error, and makes the exit status 1, as does
-a collective in a loop over time, more than three all-reduces for a gradient where no batch
-statistics are synchronised, or a form for CPUs in the program.
+a collective in a loop over time, more than three all-reduces for a gradient (four on GPUs) where no
+batch statistics are synchronised, or a form for CPUs in the program.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ OVERRIDES: dict[str, list[str]] = {
 #: These also for a whole slice, an example per chip.
 LARGE, SLICE = (*RECURRENT, "images"), "v5e:16x16"
 LARGE_BATCH = "--config.train.batch_size=256"
-MOST_ALL_REDUCES = 3  # for a gradient
+#: And these for the other kinds of device.
+EVERYWHERE, OTHERS = ("irnn", "tarnn", "images"), ("v5p:2x2x1", "h200:8")
+#: For a gradient; XLA combines less of what is exchanged by GPUs.
+MOST_ALL_REDUCES, MOST_ON_GPUS = 3, 4
 GRADIENTS = {"dcl": 2}  # in a step that looks for sharpness
 EXCHANGED = ("in_loops_over_time", "per_step", "bytes_per_step", "estimated_seconds")
 
@@ -59,12 +62,13 @@ def jobs(names: list[str], topologies: list[str]) -> dict[str, tuple[str, str, l
     lines = {}
     for name in names:
         more = OVERRIDES.get(name, [])
-        for topology in topologies:
+        every = topologies == list(TOPOLOGIES)
+        for topology in [*topologies, *(OTHERS if every and name in EVERYWHERE else ())]:
             lines[f"{name}, {topology}"] = (name, topology, more)
             if name in SYNCHRONISED and topology != TOPOLOGIES[1]:  # one kind of TPU is enough
                 local = (name, topology, [*more, LOCAL])
                 lines[f"{name}, {topology}, local statistics"] = local
-        if name in LARGE and topologies == list(TOPOLOGIES):
+        if name in LARGE and every:
             lines[f"{name}, {SLICE}"] = (name, SLICE, [*more, LARGE_BATCH])
     return lines
 
@@ -125,8 +129,9 @@ def complaints(name: str, line: dict[str, Any]) -> list[str]:
         wrong.append(f"{line['in_loops_over_time']} collectives stand in loops over time")
     if line["cpu_forms"]:
         wrong.append(f"forms for CPUs are in the program: {', '.join(line['cpu_forms'])}")
-    local = name.endswith("local statistics") or name.partition(",")[0] in RECURRENT
-    most = MOST_ALL_REDUCES * GRADIENTS.get(name.partition(",")[0], 1)
+    config = name.partition(",")[0]
+    local = name.endswith("local statistics") or config in RECURRENT
+    most = (MOST_ON_GPUS if ", h" in name else MOST_ALL_REDUCES) * GRADIENTS.get(config, 1)
     if local and line["all_reduces"] > most:
         wrong.append(f"{line['all_reduces']} all-reduces, more than {most}")
     return wrong

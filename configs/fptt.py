@@ -155,6 +155,7 @@ def get_config(arg: str = ""):
             **tuned,
         },
         "num_layers": 1,
+        "driver": "scan",
         "dropout": 0.0,
         **sizes,
     }

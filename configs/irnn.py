@@ -50,6 +50,7 @@ def get_config(arg: str = ""):
         "num_layers": 1,
         "dropout": 0.2,
         "backward": "auto",
+        "driver": "scan",
         "dtype": "float32",
     }
     if cell == "irnn":

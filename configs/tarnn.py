@@ -68,6 +68,7 @@ def get_config(arg: str = ""):
             "gate_bias": 0.0,
         },
         "num_layers": 1,
+        "driver": "scan",
         "dropout": 0.2,
     }
     config.optim.update(

@@ -18,6 +18,7 @@ import convolutional
 import device_tables
 import hardness
 import headlines
+import input_tables
 import integer_tables
 import poses
 import recurrent
@@ -299,6 +300,9 @@ TABLES = {
     "compiled steps": accelerators.matrix,
     "compiled steps conditions": lambda: conditions("compile_matrix"),
     "scaling on paper": accelerators.scaling,
+    "input rates": input_tables.rates,
+    "input limits": input_tables.limits,
+    "input conditions": input_tables.conditions,
     "kernel memory": accelerators.kernels,
     "kernel memory conditions": lambda: conditions("kernel_memory"),
     "calibration conditions": lambda: conditions("calibration"),

@@ -92,8 +92,9 @@ class Augmentation:
         if self.crop:
             images = _cropped(images, self.crop, _stream(keys, _CROP))
         if self.flip:
-            mirrored = counter_rng.integers(_stream(keys, _FLIP), 1, 0, 2) > 0
-            images = np.where(mirrored[:, :, None, None], images[:, :, ::-1], images)
+            images = _mirrored(
+                images, counter_rng.integers(_stream(keys, _FLIP), 1, 0, 2)[:, 0] > 0
+            )
         if self.randaugment:
             images = self._randaugmented(images, _stream(keys, _RANDAUGMENT))
         if self.cutout:
@@ -135,6 +136,14 @@ class Augmentation:
 
 def _stream(keys: np.ndarray, number: int) -> np.ndarray:
     return counter_rng.words(keys, number + 1)[:, number]
+
+
+def _mirrored(images: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Returns copies of uint8 images, those with ``which`` [batch] mirrored left to right."""
+    copies = np.array(images, order="C")
+    pixels = copies.view(f"V{images.shape[-1]}")[..., 0]  # a pixel is moved as one item
+    pixels[which] = pixels[which, :, ::-1]
+    return copies
 
 
 def _cropped(images: np.ndarray, pad: int, keys: np.ndarray) -> np.ndarray:

@@ -15,14 +15,12 @@ References:
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from jaxeff.data import counter_rng
+from jaxeff.data import counter_rng, threads
 from jaxeff.data.base import DATASETS, Dataset, Request
 from jaxeff.data.decode import resized
 from jaxeff.data.images import ImageArrays, image_dataset
@@ -84,7 +82,7 @@ class DecodedImages:
         def one(i: int) -> None:
             out[i] = resized(str(self._files[rows[i]]), size, functools.partial(box_of, i))
 
-        list(_threads().map(one, range(len(rows))))
+        list(threads.pool().map(one, range(len(rows))))
         return out
 
 
@@ -113,11 +111,6 @@ def random_box(drawn: np.ndarray, width: int, height: int, smallest: float) -> t
         w, h = min(width, height * _RATIOS[1]), min(height, width / _RATIOS[0])
         x, y = (width - w) / 2, (height - h) / 2
     return float(x), float(y), float(x + w), float(y + h)
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count())
 
 
 def list_images(folder: Path, classes: Sequence[str] = ()) -> tuple[list[str], np.ndarray, list]:

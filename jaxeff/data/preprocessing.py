@@ -168,10 +168,14 @@ class ImagePreprocessing(Preprocessing):
 
 def scaled_pixels(images: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """Returns ``images * scale + offset`` in float32; scale and offset are float32 [channels]."""
-    inputs = np.multiply(images, scale, dtype=np.float32)
+    # Row by row of pixels: a loop over no more than the channels costs numpy four times as much.
+    columns = images.shape[-2]
+    inputs = np.multiply(
+        images.reshape(*images.shape[:-2], -1), np.tile(scale, columns), dtype=np.float32
+    )
     if offset.any():
-        inputs += offset
-    return inputs
+        inputs += np.tile(offset, columns)
+    return inputs.reshape(images.shape)
 
 
 def contents(preprocessing: Preprocessing) -> dict[str, bytes]:

@@ -16,6 +16,7 @@ from jaxeff.bench import topologies
 from jaxeff.bench.chips import CHIPS
 from jaxeff.errors import ConfigError, TrainingError, explained
 from jaxeff.eval.console import say
+from jaxeff.ops import platform
 from jaxeff.train import announce, prerequisites, run_report
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.parallel import DeviceMap
@@ -62,6 +63,14 @@ def compile_step(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, 
     """
     target = bench.topology(config.devices.topology)
     devices = DeviceMap(config.parallel, target.devices, target.memory_bytes)
+    # Shapes too are traced for the topology, whatever device this machine has.
+    with platform(devices.platform):
+        return _compile_for(target, devices, config, workdir)
+
+
+def _compile_for(
+    target: bench.Topology, devices: DeviceMap, config: ml_collections.ConfigDict, workdir: Path
+) -> dict[str, Any]:
     built = prerequisites.build_untrained(config, workdir, devices)
     announce.job(built, workdir / FOLDER, f"compiling for {target.name}:")
     program, seconds = compiled(built, target)

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from jaxeff.errors import ConfigError, TrainingError
+from jaxeff.train import ordered_sums
 from jaxeff.train.values import AUTO
 
 HEARTBEAT_SECONDS = 30  # without a heartbeat, after which a process counts as lost
@@ -66,6 +67,7 @@ def connect(coordinator: str, number: int, index: int) -> None:
     try:
         with _exit_when_lost():
             jax.distributed.initialize(**options)
+        ordered_sums.use_for_cpus()
     except ValueError as error:
         if not automatic:
             raise

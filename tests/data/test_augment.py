@@ -54,6 +54,14 @@ def test_half_of_the_images_are_mirrored():
     assert 0.4 < mirrored.mean() < 0.6
 
 
+def test_mirrored_pixels_keep_their_channels():
+    colours = np.arange(16 * 2 * 4 * 3).astype(np.uint8).reshape(16, 2, 4, 3)
+    found = Augmentation(flip=True)(colours, KEYS[:16])
+    mirrored = (found == colours[:, :, ::-1]).all((1, 2, 3))
+    assert 0 < mirrored.sum() < 16
+    np.testing.assert_array_equal(found[~mirrored], colours[~mirrored])
+
+
 def test_cutouts_are_squares_clipped_at_the_edge():
     found = Augmentation(cutout=4)(IMAGES, KEYS)[..., 0]
     zero = found == 0

@@ -65,6 +65,12 @@ def test_a_second_of_speech_is_99_frames_of_32():
     assert LogMel()(np.zeros((3, 16_000), np.float32)).shape == (3, 99, 32)
 
 
+def test_clips_do_not_depend_on_how_many_there_are():
+    clips = np.random.default_rng(0).normal(0, 0.1, (19, 4000)).astype(np.float32)
+    alone = np.concatenate([LogMel()(clip[None]) for clip in clips])
+    np.testing.assert_allclose(LogMel()(clips), alone, rtol=1e-5, atol=1e-5)
+
+
 def test_silence_is_the_floor():
     made = LogMel()(np.zeros((1, 16_000), np.float32))
     np.testing.assert_allclose(made, math.log(1e-6), rtol=1e-6)

@@ -177,12 +177,32 @@ def test_programs_for_other_platforms_have_no_forms_for_cpus(tiny_config, monkey
     assert compile_ahead.cpu_forms(text("tpu")) == []
 
 
+def test_shapes_are_those_of_the_topology_too(on_one_device, tmp_path, monkeypatch):
+    """A kernel for TPUs is refused where the model is traced for this machine's CPU."""
+    texts = []
+
+    def lowered(built, target):
+        traced = built.train_step().trace(*compile_ahead.arguments(built))
+        texts.append(traced.lower(lowering_platforms=("tpu",)).as_text())
+        raise TrainingError("that is all")
+
+    on_one_device.model.driver = "kernel"
+    monkeypatch.setattr(DeviceMap, "platform", "tpu")
+    monkeypatch.setattr(compile_ahead, "compiled", lowered)
+    with pytest.raises(TrainingError, match="that is all"):
+        compile_ahead.compile_step(on_one_device, tmp_path)
+    assert "tpu_custom_call" in texts[0]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["irnn", "fptt"])
-def test_a_step_compiles_for_tpus(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "driver"), [("irnn", "scan"), ("irnn", "kernel"), ("fptt", "scan")]
+)
+def test_a_step_compiles_for_tpus(name, driver, tmp_path):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed; pip install 'jaxeff[aot-tpu]'")
     config = config_files.load(str(CONFIGS / f"{name}.py"))
+    config.model.driver = driver
     config.devices.topology = "v5e:2x4"
     report = launch.run(config, tmp_path, "compile")
     few_reductions_outside_of_time(report)

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ports import free_port
 
 from jaxeff.eval import read_report
 from jaxeff.train.checkpoint import Checkpoints
@@ -24,12 +24,6 @@ OPTIONS = (
     "--config.devices.cpu=1",
     "--config.train.log_every=5",
 )
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture
