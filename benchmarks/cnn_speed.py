@@ -4,18 +4,22 @@ Writes ``results/cnn_speed.json``. Run it with nothing else on the machine:
 
     python benchmarks/cnn_speed.py
     python benchmarks/cnn_speed.py 224x224      # the parts whose names contain the word
+    python benchmarks/cnn_speed.py --quick      # two rounds, nothing is written
     TORCH_PYTHON=/path/to/python/with/torch python benchmarks/cnn_speed.py
+
+PyTorch's ResNet32, in a process of its own, takes its turns between the others'.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import functools
-import json
 import os
 import shlex
-import subprocess
+import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from record_files import locked_record, stamp
 from recorded import config_of
+from workers import Worker
 
 from jaxeff import bench
 from jaxeff.models import MODELS
@@ -32,6 +37,10 @@ from jaxeff.ops import convolution
 
 HERE = Path(__file__).parent
 WITHOUT = "ResNet32-Global without its layers"
+TORCH = {
+    "contiguous": "ResNet32 in PyTorch",
+    "channels_last": "ResNet32 in PyTorch, channels last",
+}
 OUT = HERE / "results" / "cnn_speed.json"
 
 
@@ -111,31 +120,63 @@ def step(spec: dict[str, Any], batch: int, size: int, outputs: int) -> Any:
     return functools.partial(program, variables["params"], variables, x)
 
 
+class Rival:
+    """A variant of a worker as a call; it keeps the times that the worker itself measures."""
+
+    def __init__(self, worker: Worker, name: str):
+        self._worker, self._name = worker, name
+        self.milliseconds: list[float] = []
+
+    def __call__(self) -> None:
+        """Runs it once."""
+        self.milliseconds += self._worker.time(self._name, 1)
+
+
+@contextlib.contextmanager
+def rivals(kind: str, batch: int) -> Iterator[dict[str, Rival]]:
+    """Starts PyTorch's worker for the context, where ``TORCH_PYTHON`` names an interpreter."""
+    python = os.environ.get("TORCH_PYTHON")
+    if not python:
+        yield {}
+        return
+    worker = Worker([python, str(HERE / "torch_cnn_worker.py"), kind, str(batch)])
+    try:
+        yield {title: Rival(worker, name) for name, title in TORCH.items()}
+    finally:
+        worker.close()
+
+
+def in_turns(calls: dict[str, Any], rounds: int, others: dict[str, Rival]) -> dict[str, Any]:
+    """Returns the times of programs of this process and of rivals, in turns."""
+    times = bench.interleaved({**calls, **others}, rounds, 1, warmup=1)
+    lines = {n: {"median_ms": times[n].median_ms, "min_ms": times[n].min_ms} for n in calls}
+    for name, rival in others.items():
+        timed = rival.milliseconds[1:]  # without the warm-up
+        lines[name] = {"median_ms": statistics.median(timed), "min_ms": min(timed)}
+    return lines
+
+
 def table(
     specs: dict[str, Any], batch: int, size: int, outputs: int, rounds: int, channels: int = 3
 ) -> dict[str, Any]:
-    """Returns the times of all networks, in turns within this process."""
+    """Returns the times of all networks, in turns; PyTorch's beside those for 32 x 32 pixels."""
     built = {name: forward(s, batch, size, outputs, channels) for name, s in specs.items()}
-    times = bench.interleaved({n: b[0] for n, b in built.items()}, rounds, 1, warmup=1)
-    return {
-        name: {
-            "median_ms": times[name].median_ms,
-            "min_ms": times[name].min_ms,
-            "macs_per_example": macs,
-            "parameters": parameters,
-        }
-        for name, (_, macs, parameters) in built.items()
-    }
+    calls = {name: call for name, (call, _, _) in built.items()}
+    with rivals("inference", batch) if size == 32 else contextlib.nullcontext({}) as others:
+        lines = in_turns(calls, rounds, others)
+    for name, (_, macs, parameters) in built.items():
+        lines[name] |= {"macs_per_example": macs, "parameters": parameters}
+    return lines
 
 
-def training(specs: dict[str, Any]) -> dict[str, Any]:
+def training(specs: dict[str, Any], rounds: int) -> dict[str, Any]:
     """Returns the times of a training step."""
     steps = {name: step(spec, 128, 32, 10) for name, spec in specs.items()}
-    times = bench.interleaved(steps, 3, 1, warmup=1)
-    return {name: {"median_ms": t.median_ms, "min_ms": t.min_ms} for name, t in times.items()}
+    with rivals("training", 128) as others:
+        return in_turns(steps, rounds, others)
 
 
-def convolutions() -> dict[str, Any]:
+def convolutions(rounds: int) -> dict[str, Any]:
     """Returns the times of the package's convolutions and gradients, and of XLA's own."""
     calls = {}
     for batch, size, channels, k in (
@@ -159,8 +200,7 @@ def convolutions() -> dict[str, Any]:
             calls |= both(name, convolution.conv, xla, (x, kernel))
         name = f"{name}, gradients"
         calls |= both(name, gradients(convolution.conv), gradients(xla), (x, kernel))
-    times = bench.interleaved(calls, 5, 1, warmup=1)
-    return {name: {"median_ms": t.median_ms, "min_ms": t.min_ms} for name, t in times.items()}
+    return in_turns(calls, rounds, {})
 
 
 def xla(x: Any, kernel: Any, groups: int = 1) -> Any:
@@ -187,39 +227,46 @@ def both(name: str, ours: Any, theirs: Any, args: tuple[Any, ...]) -> dict[str, 
     return programs
 
 
-def parts() -> dict[str, Callable[[], dict[str, Any]]]:
-    """Returns every table to measure, by name."""
+def parts(quick: bool = False) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Returns every table to measure, by name; two rounds of each if ``quick``."""
+
+    def rounds(number: int) -> int:
+        return 2 if quick else number
+
+    small = cifar()
+    trained = {name: small[name] for name in small if name != WITHOUT}
     return {
-        "32x32, batch 256": lambda: table(cifar(), 256, 32, 10, 5),
-        "28x28, batch 1": lambda: table(compared(), 1, 28, 10, 20, channels=1),
-        "224x224, batch 1": lambda: table(imagenet(), 1, 224, 1000, 40),
-        "training step, 32x32, batch 128": lambda: training(dict(list(cifar().items())[:3])),
-        "32x32, batch 1": lambda: table(cifar(), 1, 32, 10, 20),
-        "224x224, batch 64": lambda: table(imagenet(), 64, 224, 1000, 6),
-        "convolutions": convolutions,
+        "32x32, batch 256": lambda: table(small, 256, 32, 10, rounds(9)),
+        "28x28, batch 1": lambda: table(compared(), 1, 28, 10, rounds(20), channels=1),
+        "224x224, batch 1": lambda: table(imagenet(), 1, 224, 1000, rounds(40)),
+        "training step, 32x32, batch 128": lambda: training(trained, rounds(7)),
+        "32x32, batch 1": lambda: table(small, 1, 32, 10, rounds(20)),
+        "224x224, batch 64": lambda: table(imagenet(), 64, 224, 1000, rounds(6)),
+        "convolutions": lambda: convolutions(rounds(5)),
     }
 
 
 def main() -> None:
     """Measures the parts that the command line names, or all, and writes each as it is done."""
-    asked = [part for part in parts() if all(word in part for word in sys.argv[1:])]
-    python = os.environ.get("TORCH_PYTHON")
-    theirs: dict[str, Any] = {}
-    if python:
-        worker = [python, str(HERE / "torch_cnn_worker.py")]
-        output = subprocess.run(worker, check=True, capture_output=True, text=True).stdout
-        theirs = json.loads(output)
-    for part in asked:
-        lines = {**parts()[part](), **theirs.get(part, {})}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*", help="of the parts to measure; all of them must occur")
+    parser.add_argument("--quick", action="store_true", help="two rounds, nothing is written")
+    args = parser.parse_args()
+    for part, measure in parts(args.quick).items():
+        if not all(word in part for word in args.words):
+            continue
+        lines = measure()
+        sys.stdout.write(f"{part}\n")
+        for name, line in lines.items():
+            sys.stdout.write(f"  {name:40s} {line['median_ms']:9.2f} ms\n")
+        sys.stdout.flush()
+        if args.quick:
+            continue
         with locked_record(OUT) as record:
             record["command"] = "python benchmarks/cnn_speed.py"
             record.setdefault("tables", {})[part] = lines
             provenance = stamp(f"python benchmarks/cnn_speed.py {shlex.quote(part)}")
             record.setdefault("made", {})[part] = provenance
-        sys.stdout.write(f"{part}\n")
-        for name, line in lines.items():
-            sys.stdout.write(f"  {name:40s} {line['median_ms']:9.2f} ms\n")
-        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
-"""Prints the times of ResNet32 in PyTorch as JSON; `cnn_speed.py` starts it with its own Python."""
+"""ResNet32 in PyTorch, beside ``cnn_speed.py``, which starts it with an interpreter of its own.
+
+python torch_cnn_worker.py inference 256
+python torch_cnn_worker.py training 128
+"""
 
 from __future__ import annotations
 
-import json
-import statistics
-import time
+import sys
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from workers import serve
 
 
 class Block(nn.Module):
@@ -39,49 +42,41 @@ def resnet32():
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
-def timed(call, repeats):
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - start))
-    return {"median_ms": statistics.median(times), "min_ms": min(times)}
+def inference(model, layout, batch):
+    """Returns a call of the network in evaluation."""
+    x = torch.randn(batch, 3, 32, 32).to(memory_format=layout)
+    model.eval()
+
+    def call():
+        with torch.no_grad():
+            model(x)
+
+    return call
+
+
+def training(model, layout, batch):
+    """Returns a call of the network's gradient in training."""
+    x = torch.randn(batch, 3, 32, 32).to(memory_format=layout)
+    labels = torch.zeros(batch, dtype=torch.long)
+    model.train()
+
+    def call():
+        model.zero_grad()
+        F.cross_entropy(model(x), labels).backward()
+
+    return call
 
 
 def main():
-    times = {}
-    for layout, name in (
-        (torch.contiguous_format, "ResNet32 in PyTorch"),
-        (torch.channels_last, "ResNet32 in PyTorch, channels last"),
-    ):
-        model = resnet32().to(memory_format=layout)
-
-        def infer(batch, model=model, layout=layout):
-            x = torch.randn(batch, 3, 32, 32).to(memory_format=layout)
-            model.eval()
-
-            def call():
-                with torch.no_grad():
-                    model(x)
-
-            return call
-
-        def train(batch, model=model, layout=layout):
-            x = torch.randn(batch, 3, 32, 32).to(memory_format=layout)
-            labels = torch.zeros(batch, dtype=torch.long)
-
-            def call():
-                model.train()
-                F.cross_entropy(model(x), labels).backward()
-
-            return call
-
-        times.setdefault("32x32, batch 256", {})[name] = timed(infer(256), 10)
-        times.setdefault("32x32, batch 1", {})[name] = timed(infer(1), 50)
-        part = "training step, 32x32, batch 128"
-        times.setdefault(part, {})[name] = timed(train(128), 6)
-    print(json.dumps(times))
+    kind, batch = sys.argv[1], int(sys.argv[2])
+    made = inference if kind == "inference" else training
+    layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    serve(
+        {
+            name: made(resnet32().to(memory_format=layout), layout, batch)
+            for name, layout in layouts.items()
+        }
+    )
 
 
 if __name__ == "__main__":
