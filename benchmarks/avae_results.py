@@ -22,21 +22,29 @@ def lines() -> dict[str, tuple[str, list[str], str]]:
     lines_by_name = {}
     for data in ("digits", "mnist_5k"):
         for model in PLANE:
-            lines_by_name[f"{data}, {model}"] = (f"{data},model={model}", [], "avae")
+            lines_by_name[f"{data}, {model}"] = (f"{data},model={model},full", [], "avae")
         # Without the numbers that make up for the pose.
         lines_by_name[f"{data}, vae, short"] = (f"{data},model=vae", ["model.latents=6"], "avae")
     for model in ("avae", "vae"):
-        lines_by_name[f"digits_shifted, {model}"] = (f"digits_shifted,model={model}", [], "avae")
+        lines_by_name[f"digits_shifted, {model}"] = (
+            f"digits_shifted,model={model},full",
+            [],
+            "avae",
+        )
         for latents in LENGTHS:
-            argument = f"digits,model={model},latents={latents}"
+            argument = f"digits,model={model},latents={latents},full"
             lines_by_name[f"digits, {model}, latents {latents}"] = (argument, [], "avae")
     # As many seconds of training as an affine one.
     lines_by_name["digits, vae, longer"] = ("digits,model=vae", ["train.num_steps=1200"], "avae")
     # Trained upright, tested upright and, by the analysis, in every rotation.
     lines_by_name["digits, vae_upright"] = ("digits,model=vae_upright", [], "avae")
-    lines_by_name["digits, avae_upright"] = ("digits,model=avae", ["data.rotation=0.0"], "avae")
+    lines_by_name["digits, avae_upright"] = (
+        "digits,model=avae,full",
+        ["data.rotation=0.0"],
+        "avae",
+    )
     for model in ("avae", "vae", "avae_cube", "vae_cube"):
-        lines_by_name[f"voxels, {model}"] = (f"digits,model={model}", [], "avae3d")
+        lines_by_name[f"voxels, {model}"] = (f"digits,model={model},full", [], "avae3d")
     return lines_by_name
 
 

@@ -271,6 +271,17 @@ def arguments(name):
                 yield f"{setting},{option}={value}" if setting else f"{option}={value}"
 
 
+@pytest.mark.parametrize(("name", "more"), [("avae", set()), ("avae3d", {"train.num_steps"})])
+def test_full_searches_longer_and_changes_nothing_else(name, more):
+    short, full = (dict(flat(plain(MODULES[name].get_config(a)))) for a in ("", "full"))
+    changed = {field for field in full if full[field] != short.get(field)}
+    searches = {field for field in changed if field.startswith("algorithm.")}
+    assert searches
+    assert changed - searches - INTERVALS == more
+    for part in ("search", "evaluation"):
+        assert full[f"algorithm.{part}.starts"] >= short[f"algorithm.{part}.starts"]
+
+
 INTERVALS = {"train.eval_every", "checkpoint.every"}
 #: Fields that a file derives from the number of steps, beside arguments with which it does.
 DERIVED = {

@@ -212,6 +212,27 @@ def _picked(array: Array, chosen: Array) -> Array:
     return jnp.take_along_axis(array, chosen.reshape(*chosen.shape, *(1,) * (array.ndim - 2)), 1)
 
 
+def _screened(
+    problem: Problem, data: Any, starts: Array, keep: int, settings: Search
+) -> tuple[Found, Any]:
+    """Returns the best starts of every image, and what an alignment needs: their codes, or None."""
+
+    def evaluate(data: Any, pose: Array) -> tuple[Array, Any]:
+        code = problem.code(data, pose)
+        loss = problem.at_code(data, code, pose)
+        return loss, code if settings.method == "align" else None
+
+    losses, codes = _chunked(evaluate, data, starts, settings.chunk)
+    values, chosen = jax.lax.top_k(-losses, keep)
+    poses, codes = jax.tree.map(lambda a: _picked(a, chosen), (starts, codes))
+    return Found(poses, -values), codes
+
+
+def _aligned(problem: Problem, settings: Search, data: Any, known: tuple[Array, Any]) -> Found:
+    pose, code = known
+    return align(problem, data, pose, settings.steps, settings.damping, code)
+
+
 @has_cpu_form("jaxeff.ops.cpu.candidates")
 def candidates_at_once(total: int) -> int:
     """Returns how many of all candidates are computed together."""
@@ -249,13 +270,14 @@ def search(problem: Problem, data: Any, starts: Array, settings: Search) -> Foun
     count = starts.shape[1]
     keep = min(settings.keep or count, count)
     if refine is None or keep < count:
-        losses = _chunked(problem.loss, data, starts, settings.chunk)
-        values, chosen = jax.lax.top_k(-losses, keep)
-        kept = Found(jnp.take_along_axis(starts, chosen[..., None], 1), -values)
+        kept, codes = _screened(problem, data, starts, keep, settings)
     else:  # the refinement evaluates every start anyway
-        kept = Found(starts, jnp.full(starts.shape[:2], jnp.inf, starts.dtype))
+        kept, codes = Found(starts, jnp.full(starts.shape[:2], jnp.inf, starts.dtype)), None
     if settings.halving:
         kept = _halved(problem, data, kept.pose, settings)
+    elif codes is not None:
+        moved = functools.partial(_aligned, problem, settings)
+        kept = _chunked(moved, data, (kept.pose, codes), settings.chunk)
     elif refine is not None:
         # The best of its steps, the start among them.
         kept = _chunked(functools.partial(refine, problem), data, kept.pose, settings.chunk)

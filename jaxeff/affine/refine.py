@@ -47,7 +47,11 @@ class Problem(NamedTuple):
 
     def loss(self, data: Any, pose: Array) -> Array:
         """Returns losses ``[batch]``, infinite for poses that may not be used."""
-        return self._checked(self.criterion(self.outputs(data, pose), data), pose)
+        return self.at_code(data, self.code(data, pose), pose)
+
+    def at_code(self, data: Any, code: Any, pose: Array) -> Array:
+        """Returns losses ``[batch]`` as `loss` does, of codes that are given."""
+        return self._checked(self.criterion(self.place(code, pose), data), pose)
 
     def _checked(self, loss: Array, pose: Array) -> Array:
         return jnp.where(self.valid(pose) & jnp.isfinite(loss), loss, jnp.inf)
@@ -172,33 +176,45 @@ def gauss_newton(
         damped = matrix + (damping * scale)[:, None, None] * eye
         return pose - _solved(damped, gradient)
 
-    def step(at: Any, _: None) -> tuple[Any, None]:
-        tried = trial(at)
+    def step(at: Any, number: Array) -> tuple[Any, None]:
+        # The first evaluates the start, so that the derivatives stand in the program once.
+        first = number == 0
+        tried = jnp.where(first, pose, trial(at))
         loss, gradient, matrix = problem.derivatives(data, tried)
-        wins = loss < at[1]
+        wins = first | (loss < at[1])
 
         def choose(new: Array, old: Array) -> Array:
             return jnp.where(wins.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
-        accepted = (tried, loss, gradient, matrix, at[4] * 0.2)
+        accepted = (tried, loss, gradient, matrix, jnp.where(first, at[4], at[4] * 0.2))
         kept = (*at[:4], jnp.minimum(at[4] * 10, 1e6))
         return jax.tree.map(choose, accepted, kept), None
 
-    start = (pose, *problem.derivatives(data, pose), jnp.full(pose.shape[0], damping, pose.dtype))
-    at, _ = jax.lax.scan(step, start, length=steps - 1)
+    fill = functools.partial(jnp.full, dtype=pose.dtype)
+    start = (
+        pose,
+        fill(pose.shape[:1], jnp.inf),
+        jnp.zeros_like(pose),
+        jnp.broadcast_to(eye, (*pose.shape, pose.shape[-1])),
+        fill(pose.shape[:1], damping),
+    )
+    at, _ = jax.lax.scan(step, start, jnp.arange(steps))
     last = trial(at)
     return better(Found(at[0], at[1]), last, problem.loss(data, last))
 
 
-def align(problem: Problem, data: Any, pose: Array, steps: int, damping: float = 1e-2) -> Found:
+def align(
+    problem: Problem, data: Any, pose: Array, steps: int, damping: float = 1e-2, code: Any = None
+) -> Found:
     """Moves what a pose's code draws onto the image, by Gauss-Newton steps with the code fixed.
 
-    One encoding and decoding for all steps, which only place the drawing again. Where the encoder
-    is good this is the gradient of the whole loss, since the code is then stationary. The loss
-    found is that of the old code in the new pose, which is a code of the image like any other.
+    One encoding and decoding for all steps, which only place the drawing again; none if the pose's
+    ``code`` is given. Where the encoder is good this is the gradient of the whole loss, since the
+    code is then stationary. The loss found is that of the old code in the new pose, which is a code
+    of the image like any other.
     """
     data, pose = as_arrays(data, pose)
-    code = problem.code(data, pose)
+    code = problem.code(data, pose) if code is None else code
     fixed = problem._replace(code=lambda both, pose: both[1])
     aligned = fixed._replace(criterion=lambda outputs, both: problem.criterion(outputs, both[0]))
     return gauss_newton(aligned, (data, code), pose, steps, damping)

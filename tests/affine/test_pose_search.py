@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sweeps import swept
 
-from jaxeff.affine import POSES, Problem, Search, adam, gauss_newton, inverse, resample
+from jaxeff.affine import POSES, Problem, Search, adam, align, gauss_newton, inverse, resample
 from jaxeff.affine import search as run_search
 from jaxeff.affine.losses import per_example
 from jaxeff.affine.poses import build
@@ -346,6 +346,23 @@ def test_an_alignment_keeps_the_code_of_its_start():
         found = searched(problem, np.zeros((1, 1), np.float32), start, settings)
         np.testing.assert_allclose(found.pose, [[wanted]], atol=1e-3)
         np.testing.assert_allclose(found.loss, 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", swept([0, 5], 5))
+def test_the_best_starts_are_aligned_by_the_codes_that_they_were_screened_with(chunk):
+    settings = Search(method="align", steps=2, keep=2, chunk=chunk)
+    found = find(IMAGES, starts(6), settings)
+    losses = np.asarray(at_every(IMAGES, starts(6))).T
+    best = np.take_along_axis(starts(6), np.argsort(losses)[:, :2, None], 1)
+
+    @jax.jit
+    def one_by_one(pose):
+        return [align(PROBLEM, IMAGES, pose[:, i], 2) for i in range(2)]
+
+    poses, each = (np.stack(a, 1) for a in zip(*one_by_one(best), strict=True))
+    np.testing.assert_allclose(found.loss, each.min(1), rtol=1e-5)
+    chosen = poses[np.arange(len(poses)), each.argmin(1)]
+    np.testing.assert_allclose(found.pose, chosen, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["screen", "adam", "gauss_newton"])
