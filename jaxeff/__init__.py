@@ -34,6 +34,7 @@ _MODULES = (
     "train",
 )
 _NAMES = {
+    "jaxeff.citations": ("cite",),
     "jaxeff.data": ("from_arrays",),
     "jaxeff.errors": ("UserError",),
     "jaxeff.layers": (

@@ -37,24 +37,19 @@ def commands():
 def test_the_snippets_and_commands_of_the_readme_run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAXEFF_DATA_DIR", str(tmp_path / "data"))
-    trainings, scope = commands(), {}  # a reader goes on from the snippet before
-    for number, snippet in enumerate(blocks("python")):
-        if number == 1:  # what the snippet before has written is trained on
-            for arguments in trainings:
-                config, workdir, mode = parsed(arguments)
-                config.train.num_steps = config.train.eval_every = 20
-                train.run(config, workdir, mode)
-            assert (tmp_path / "runs" / "small" / "report.md").exists()
+    for arguments in commands():
+        config, workdir, mode = parsed(arguments)
+        config.train.num_steps = config.train.eval_every = 20
+        train.run(config, workdir, mode)
+    assert (tmp_path / "runs" / "small" / "export" / "report.md").exists()
+    scope = {}  # a reader goes on from the snippet before
+    for snippet in blocks("python"):
         exec(snippet, scope)
-        if number == 1:
-            assert scope["answers"].labels.shape == (100,)
+    assert scope["answers"].labels.shape == (100,)
+    assert list((tmp_path / "runs" / "mine" / "files").glob("*.c"))
     assert scope["scores"].shape == (2, 10)
     assert scope["logits"].shape == (8, 10)
     assert scope["outputs"].shape == (28, 8, 64)
-    assert scope["fptt"].updates_per_batch == 4
-    assert np.isfinite(scope["metrics"]["loss"])
-    assert scope["answers"].labels.shape == (2,)
-    assert scope["answers"].milliseconds > 0
 
 
 def parsed(arguments):
@@ -70,24 +65,18 @@ def test_the_commands_of_the_readme_are_understood():
         check(config)
         assert workdir.startswith("runs/")
         modes.append(mode)
-    assert modes == ["train", "train", "export"]
+    assert modes == ["train", "export"]
 
 
-def test_what_the_readme_names_is_there():
-    """Names in the column of cells and functions are found at the top level."""
-    named = [
-        row.split("|")[2]
-        for row in (ROOT / "README.md").read_text().splitlines()
-        if "](" not in row and row.count("|") == 5
-    ]
-    for name in re.findall(r"`([\w.]+)`", " ".join(named)):
-        found = jaxeff
-        for part in name.split("."):
-            found = getattr(found, part)
+def test_the_readme_is_short_and_names_every_system():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 150
+    linked = {row.split("](")[1].split(")")[0] for row in lines if row.startswith("| [")}
+    assert linked == {f"docs/systems/{p.name}" for p in (ROOT / "docs" / "systems").glob("*.md")}
 
 
 def test_the_links_of_the_pages_lead_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target.strip("<>")).exists(), f"{page.name} links to {target}"
 
@@ -106,7 +95,7 @@ def test_tables_have_a_maker_and_the_check_sees_a_stale_one(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     tables = load(ROOT / "docs" / "tables.py")
     for page in tables.PAGES:
-        for name in re.findall(r"<!-- table ([a-z ]+) -->", (ROOT / page).read_text()):
+        for name in re.findall(r"<!-- table ([A-Za-z ]+) -->", (ROOT / page).read_text()):
             assert name in tables.TABLES
     stale = "<!-- table headlines -->\n| old |\n<!-- end -->"
     assert tables.fill(stale) != stale

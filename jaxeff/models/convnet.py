@@ -63,8 +63,10 @@ class Host(abc.ABC, Generic[Spec]):
     Attributes:
       ops: factory of its convolutions.
       specs: its blocks, stage by stage.
+      references: keys of its papers (`jaxeff.cite`).
     """
 
+    references: tuple[str, ...] = ()
     ops: Ops
     specs: list[list[Spec]]
 
@@ -128,6 +130,7 @@ class ConvNet(nn.Module):
       remat: unit that the backward pass recomputes instead of storing its intermediates, "stage" or
         "block"; "none" stores all. Parameters and gradients do not depend on it. It saves memory on
         accelerators; XLA's CPU compiler removes the barriers that it needs.
+      references: keys of the host's papers (`jaxeff.cite`).
     """
 
     stem: nn.Module
@@ -135,6 +138,7 @@ class ConvNet(nn.Module):
     head: nn.Module
     dtype: Dtype = jnp.float32
     remat: str = "none"
+    references: tuple[str, ...] = ()
 
     @nn.nowrap
     def warnings(self, variables: Mapping[str, Any], inputs: Array) -> list[str]:

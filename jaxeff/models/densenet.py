@@ -21,6 +21,8 @@ from jaxeff.typing import Dtype
 class DenseNetHost(Host[BlockSpec]):
     """Stages of dense blocks, with a transition after each but the last."""
 
+    references = ("huang2017densenet",)
+
     def __init__(
         self, ops: Ops, blocks: Sequence[int], growth: int, stem_width: int, compression: float
     ):

@@ -336,4 +336,5 @@ def assemble(
         transitions = () if transition is None else (transition,)
         stages.append((*design.blocks(host, specs), *transitions, *design.behind(host, number)))
     dtype = host.ops.dtype or jnp.float32
-    return ConvNet(host.stem(), tuple(stages), host.head(num_outputs), dtype, remat)
+    head, references = host.head(num_outputs), tuple(host.references)
+    return ConvNet(host.stem(), tuple(stages), head, dtype, remat, references)

@@ -108,6 +108,13 @@ TABLES = {
     "mobilenet_v3_global": MOBILENET_V3_GLOBAL,
     "efficientnet_b0": EFFICIENTNET_B0,
 }
+#: Keys of the papers (`jaxeff.cite`).
+REFERENCES = {
+    "mobilenet_v2": ("sandler2018mobilenetv2",),
+    "mobilenet_v3": ("howard2019mobilenetv3",),
+    "mobilenet_v3_global": ("howard2019mobilenetv3",),
+    "efficientnet_b0": ("tan2019efficientnet",),
+}
 
 
 def divisible(channels: float, divisor: int = 8) -> int:
@@ -265,6 +272,7 @@ def mobile(
         dropout=dropout,
         project_skip=project_skip,
     )
+    host.references = REFERENCES[table]
     return designs.assemble(host, design, num_outputs, remat)
 
 

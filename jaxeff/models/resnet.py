@@ -30,6 +30,8 @@ STEMS = ("small", "large")
 class ResNetHost(Host[BlockSpec]):
     """Residual stages after a stem of 3x3 ("small") or 7x7 and pooling ("large")."""
 
+    references = ("he2016resnet",)
+
     def __init__(
         self,
         ops: Ops,
@@ -172,4 +174,5 @@ def wide_resnet(
     host = ResNetHost(
         Ops.of(dtype, axis_name), ((depth - 4) // 6,) * 3, tuple(width * n for n in (16, 32, 64))
     )
+    host.references = ("zagoruyko2016wide",)
     return designs.assemble(host, design, num_outputs, remat)

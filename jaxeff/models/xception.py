@@ -59,6 +59,8 @@ class XceptionHost(Host[SeparableSpec]):
       divide: divisor of the widths of the second stage.
     """
 
+    references = ("chollet2017xception",)
+
     def __init__(self, ops: Ops, *, small: bool = False, divide: int = 1):
         self.ops, self.small = ops, small
         if small:
