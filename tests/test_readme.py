@@ -3,11 +3,9 @@ import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from absl import flags
 
-import jaxeff
 from jaxeff import main, train
 from jaxeff.errors import ConfigError
 from jaxeff.train.check import check

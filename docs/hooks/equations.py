@@ -41,7 +41,9 @@ def in_docstring(text):
             latex = r"\begin{align}" + latex + r"\end{align}"
         return block(latex)
 
-    return _ROLE.sub(lambda match: inline(match[1].replace("\n", " ")), _DIRECTIVE.sub(directive, text))
+    return _ROLE.sub(
+        lambda match: inline(match[1].replace("\n", " ")), _DIRECTIVE.sub(directive, text)
+    )
 
 
 class Equations(griffe.Extension):

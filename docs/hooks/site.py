@@ -11,7 +11,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import equations
 
 _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
-_OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+((?:examples|configs|benchmarks|tests|jaxeff)[^)]*)\)")
+_OUTSIDE = re.compile(
+    r"\[([^\]]+)\]\((?:\.\./)+((?:examples|configs|benchmarks|tests|jaxeff)[^)]*)\)"
+)
 
 
 def on_page_markdown(markdown, **_):
