@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jaxeff.errors import ConfigError, UserError, explained
-from jaxeff.exporting import rewriting
 from jaxeff.exporting.entry import Artifact, Entry
+from jaxeff.programs import rewriting
 from jaxeff.registry import Registry
 
 FORMATS = Registry("export format")

@@ -105,7 +105,8 @@ def early_exit(
             f"exits {exits} must stand before the last of the backbone's {len(body.stages)} stages"
         )
     heads = tuple(Head(Ops.of(dtype, axis_name), num_outputs) for _ in exits)
-    return EarlyExitNet(body.stem, body.stages, body.head, body.dtype, body.remat, exits, heads)
+    layers = (body.stem, body.stages, body.head)
+    return EarlyExitNet(*layers, body.dtype, body.remat, body.references, exits, heads)
 
 
 def early_exits(
