@@ -50,13 +50,7 @@ SETTINGS: dict[str, dict] = {
 #: The best one's drawing is moved onto the image, which costs a pass, not two for every step.
 FEW = {"starts": 4, "keep": 1, "method": "align", "steps": 3}
 #: The search at evaluation.
-THOROUGH: dict[str, object] = {
-    "starts": 24,
-    "spread": True,
-    "keep": 2,
-    "method": "gauss_newton",
-    "steps": 2,
-}
+THOROUGH = {"starts": 24, "spread": True, "keep": 2, "method": "gauss_newton", "steps": 2}
 #: What ``full`` changes in them.
 FULL: dict[str, dict] = {
     "search": {"method": "gauss_newton", "steps": 2},
