@@ -71,6 +71,16 @@ class Conv(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
+    def weights(self, channels: int) -> tuple[Array, Array | None]:
+        """Returns kernel and bias of a convolution of so many channels."""
+        require_whole("Conv.features", self.features, 0)
+        side = one_size("Conv.kernel_size", self.kernel_size)
+        shape = (side, side, *((channels, self.features) if self.features else (1, channels)))
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        if not self.use_bias:
+            return kernel, None
+        return kernel, self.param("bias", nn.initializers.zeros, shape[-1:], self.param_dtype)
+
     def __call__(
         self,
         x: Array,
@@ -88,16 +98,9 @@ class Conv(nn.Module):
           skip: added, like the result.
           relu: whether negative values then become zero.
         """
-        require_whole("Conv.features", self.features, 0)
-        side = one_size("Conv.kernel_size", self.kernel_size)
+        kernel, bias = self.weights(x.shape[-1])
         strides = one_size("Conv.strides", self.strides)
-        channels = (x.shape[-1], self.features) if self.features else (1, x.shape[-1])
         convolve = convolution.conv if self.features else convolution.depthwise_conv
-        shape = (side, side, *channels)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        bias = None
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, shape[-1:], self.param_dtype)
         if norm is not None:
             factor, offset = norm
             bias = offset if bias is None else offset + bias * factor

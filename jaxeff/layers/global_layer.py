@@ -14,8 +14,10 @@ from flax import traverse_util
 from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.layers.conv import ACTIVATIONS, Conv
+from jaxeff.layers.normalisation import BatchNorm
 from jaxeff.ode import transport
 from jaxeff.ode.transport import Coefficients
+from jaxeff.ops import convolution, normalisation
 from jaxeff.ops.rows import rowwise
 from jaxeff.typing import Array, Dtype
 
@@ -106,8 +108,12 @@ class GlobalLayer(nn.Module):
         if self.residual and x.shape != h.shape:
             raise ValueError(f"a residual input {x.shape} cannot be added to a field {h.shape}")
         x = x if x.shape == h.shape else h
+        scheme = self._rectified()
         is_recorded = any(map(self.is_mutable_collection, ("stability", "intermediates")))
-        if train or is_recorded or self.is_initializing() or h.ndim == 3:
+        is_plain = is_recorded or self.is_initializing()
+        if scheme is not None and not is_plain and scheme.is_compiled(h, x):
+            return self._solve(h, x, train=train, scheme=scheme)
+        if train or is_plain or h.ndim == 3:
             return self._solve(h, x, train=train)
 
         def solve(variables: Mapping[str, Any], h: Array, x: Array, dt: float) -> Any:
@@ -117,8 +123,12 @@ class GlobalLayer(nn.Module):
         return rowwise(solve, self.variables, h, x, self.dt)
 
     @nn.compact
-    def _solve(self, h: Array, x: Array, *, train: bool = False) -> Array:
+    def _solve(
+        self, h: Array, x: Array, *, train: bool = False, scheme: transport.Rectified | None = None
+    ) -> Array:
         """Steps the field h with the source x, which is also the field one step before h."""
+        if scheme is not None:
+            return self._solve_rectified(scheme, h, None if x is h else x, train=train)
         names = COEFFICIENTS if self.diffusivity is None else COEFFICIENTS[:2]
         predicted = {name: self._predicted(name, h, train) for name in names}
         values = (self._activated(name, predicted) for name in names)
@@ -138,10 +148,50 @@ class GlobalLayer(nn.Module):
         y = ACTIVATIONS[self.activation](self._norm("norm_out", self.epsilon, train)(h))
         return x + y if self.residual else y
 
+    @nn.nowrap
+    def _rectified(self) -> transport.Rectified | None:
+        """Returns the scheme if coefficients are the published ones, rectified and not bounded."""
+        is_published = self.scheme == "leapfrog" and self.start == "repeat"
+        has_maxima = self.activation == "relu" and self.velocity != "signed"
+        others = self.product or self.use_bias or self.residual or self.boundary != "periodic"
+        # Within blocks of rows the time step is an argument.
+        if others or not (is_published and has_maxima) or isinstance(self.dt, jax.core.Tracer):
+            return None
+        sign = 1 if self.velocity == "paper" else -1
+        return transport.Rectified(
+            self.num_steps, self.dt, self.spacing, sign, self.diffusivity, self.source
+        )
+
+    def _solve_rectified(
+        self, scheme: transport.Rectified, h: Array, x: Array | None, *, train: bool
+    ) -> Array:
+        """Computes `_solve` with all coefficients in one array."""
+        shape, channels = h.shape, h.shape[-1]
+        h = h.reshape(-1, *shape[-3:])
+        x = None if x is None else x.reshape(h.shape)
+        names = COEFFICIENTS if self.diffusivity is None else COEFFICIENTS[:2]
+        kernels = [self._conv(name).weights(channels)[0] for name in names]
+        kernel = jnp.concatenate(kernels, -1)
+        norms = [self._coefficient_norm(name, channels, train) for name in names]
+        norm_out = self._norm("norm_out", self.epsilon, train)
+        if not train:
+            folded = [norm.folded(channels, h.dtype) for norm in norms]
+            y = scheme.evaluate(h, x, kernel, _joined(folded), norm_out.folded(channels, h.dtype))
+            return y.reshape(shape)
+        predicted = convolution.depthwise_fields(h, kernel)
+        moments = [jnp.split(m, len(names)) for m in normalisation.channel_moments(predicted)]
+        each = zip(norms, *moments, strict=True)
+        folded = [norm.folded(channels, h.dtype, tuple(both)) for norm, *both in each]
+        evolved = scheme.evolve(h, x, predicted, _joined(folded))
+        return norm_out(evolved, relu=True).reshape(shape)
+
     def _predicted(self, name: str, h: Array, train: bool) -> Array:
+        return self._coefficient_norm(name, h.shape[-1], train)(self._conv(name)(h))
+
+    def _conv(self, name: str) -> Conv:
         # He initialisation with the fan-out of an ungrouped convolution, as in the authors' CIFAR
         # code.
-        conv = Conv(
+        return Conv(
             0,
             self.kernel_size,
             use_bias=self.use_bias,
@@ -149,9 +199,11 @@ class GlobalLayer(nn.Module):
             param_dtype=self.param_dtype,
             name=f"conv_{name}",
         )
+
+    def _coefficient_norm(self, name: str, channels: int, train: bool) -> BatchNorm:
         epsilon = self.coefficient_epsilon
-        epsilon = float(h.shape[-1]) if epsilon is None else epsilon
-        return self._norm(f"norm_{name}", epsilon, train)(conv(h))
+        epsilon = float(channels) if epsilon is None else epsilon
+        return self._norm(f"norm_{name}", epsilon, train)
 
     @nn.nowrap
     def _activated(self, name: str, predicted: Mapping[str, Array]) -> Array:
@@ -176,8 +228,8 @@ class GlobalLayer(nn.Module):
         grown = jnp.where(jnp.isfinite(h).all(), grown.astype(jnp.float32), jnp.nan)
         self.sow("stability", "growth", grown, reduce_fn=jnp.maximum, init_fn=_zero)
 
-    def _norm(self, name: str, epsilon: float, train: bool) -> nn.BatchNorm:
-        return nn.BatchNorm(
+    def _norm(self, name: str, epsilon: float, train: bool) -> BatchNorm:
+        return BatchNorm(
             use_running_average=not train,
             momentum=self.momentum,
             epsilon=epsilon,
@@ -284,6 +336,12 @@ def unstable_layers(model: nn.Module, variables: Mapping[str, Any], x: Array) ->
                 f"raise the diffusivity, or set velocity='signed' or scheme='line_implicit'"
             )
     return sentences
+
+
+def _joined(norms: list[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Returns factors and offsets of several normalisations, each in one array."""
+    factors, offsets = zip(*norms, strict=True)
+    return jnp.concatenate(factors), jnp.concatenate(offsets)
 
 
 def _zero() -> Array:

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.layers.checks import called, require_linen
-from jaxeff.layers.conv import Conv, normalised
+from jaxeff.layers.conv import ACTIVATIONS, Conv, normalised
 from jaxeff.layers.normalisation import BatchNorm
 from jaxeff.ops import anchors, tiles
+from jaxeff.ops.normalisation import finished
 from jaxeff.typing import Array, Dtype
 
 CHOICES = {
@@ -88,8 +89,22 @@ class Interpolated(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Returns the mixed features, of the shape of ``x`` ``[..., rows, columns, channels]``."""
+    def __call__(
+        self,
+        x: Array,
+        *,
+        train: bool = False,
+        skip: Array | None = None,
+        activation: str = "identity",
+    ) -> Array:
+        """Returns the mixed features, of the shape of ``x`` ``[..., rows, columns, channels]``.
+
+        Args:
+          x: the features.
+          train: see `jaxeff.layers.normalisation.BatchNorm`.
+          skip: added, like x.
+          activation: of the sum, a name in `jaxeff.layers.conv.ACTIVATIONS`.
+        """
         self._check(x)
         take = anchors.sample if self.sampling == "strided" else anchors.area_sample
         sampled = take(x, self.stride)
@@ -99,8 +114,30 @@ class Interpolated(nn.Module):
                 f"an interpolated body must keep its input's shape {sampled.shape}, not return "
                 f"{a.shape}; replace only blocks with a skip"
             )
+        relu = activation == "relu"
+        act = ACTIVATIONS["identity" if relu else activation]
         if self.stride == 1:
-            return a
+            return act(finished(a, skip, relu))
+        if not train and self._is_one_pass(x) and a.dtype == x.dtype:
+            return act(self._in_one_pass(x, a, skip, relu))
+        return act(finished(self._mixed(x, a, train), skip, relu))
+
+    def _is_one_pass(self, x: Array) -> bool:
+        """Returns whether `jaxeff.ops.anchors.mixed` computes the layer, outside training."""
+        is_plain = self.interpolation == "linear" and not self.dense_share
+        return (
+            self.cheap == "depthwise" and is_plain and x.ndim == 4 and self.dtype in (None, x.dtype)
+        )
+
+    def _in_one_pass(self, x: Array, a: Array, skip: Array | None, relu: bool) -> Array:
+        channels = x.shape[-1]
+        kernel, _ = self._depthwise().weights(channels)
+        factor, offset = self._norm("cheap_norm", train=False, last=True).folded(channels, x.dtype)
+        kernel, offset = (w.astype(x.dtype) for w in (kernel * factor, offset))
+        blend, share = self.mixing == "blend", self._share(x)
+        return anchors.mixed(a, x, kernel, offset, share, self.stride, blend, skip, relu)
+
+    def _mixed(self, x: Array, a: Array, train: bool) -> Array:
         size = x.shape[-3], x.shape[-2]
         g = self._cheap(x, train).astype(a.dtype)
         if self.interpolation == "edge_aware":
@@ -110,15 +147,15 @@ class Interpolated(nn.Module):
         else:
             fill = anchors.interpolate if self.interpolation == "linear" else anchors.hold
             filled = fill(a, size, self.stride)
-        start = math.log(self.initial_share / (1 - self.initial_share))
-        logit = self.param(
-            "share", nn.initializers.constant(start), (x.shape[-1],), self.param_dtype
-        )
-        share = jax.nn.sigmoid(logit).astype(a.dtype)
-        mixed = share * filled + (1 - share) * g
-        if self.mixing == "anchors":
-            mixed = jnp.where(anchors.is_anchor(size, self.stride), filled, mixed)
+        blend = self.mixing == "blend"
+        mixed = anchors.mix(filled, g, self._share(a), self.stride, blend)
         return self._refined(x, mixed, g, train) if self.dense_share else mixed
+
+    def _share(self, like: Array) -> Array:
+        start = math.log(self.initial_share / (1 - self.initial_share))
+        initial = nn.initializers.constant(start)
+        logit = self.param("share", initial, like.shape[-1:], self.param_dtype)
+        return jax.nn.sigmoid(logit).astype(like.dtype)
 
     def _refined(self, x: Array, coarse: Array, g: Array, train: bool) -> Array:
         """Returns ``coarse`` with full-resolution values of the body on the tiles of largest g."""
@@ -137,26 +174,31 @@ class Interpolated(nn.Module):
     def _cheap(self, x: Array, train: bool) -> Array:
         if self.cheap == "none":
             return jnp.zeros_like(x)
-        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-
-        def norm(name, last):
-            return BatchNorm(
-                use_running_average=not train,
-                momentum=self.momentum,
-                epsilon=self.epsilon,
-                axis_name=self.axis_name,
-                scale_init=nn.initializers.constant(0.0 if last and self.zero_init else 1.0),
-                name=name,
-                **dtypes,
-            )
-
         has_pointwise = self.cheap != "depthwise"
-        depthwise = Conv(0, name="cheap_depthwise", **dtypes)
-        g = normalised(depthwise, norm("cheap_norm", not has_pointwise), x, relu=has_pointwise)
+        norm = self._norm("cheap_norm", train=train, last=not has_pointwise)
+        g = normalised(self._depthwise(), norm, x, relu=has_pointwise)
         if not has_pointwise:
             return g
-        pointwise = Conv(x.shape[-1], 1, name="cheap_pointwise", **dtypes)
-        return normalised(pointwise, norm("cheap_norm_out", True), g)
+        pointwise = Conv(x.shape[-1], 1, name="cheap_pointwise", **self._dtypes)
+        return normalised(pointwise, self._norm("cheap_norm_out", train=train, last=True), g)
+
+    @property
+    def _dtypes(self) -> dict[str, Any]:
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+    def _depthwise(self) -> Conv:
+        return Conv(0, name="cheap_depthwise", **self._dtypes)
+
+    def _norm(self, name: str, *, train: bool, last: bool) -> BatchNorm:
+        return BatchNorm(
+            use_running_average=not train,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            axis_name=self.axis_name,
+            scale_init=nn.initializers.constant(0.0 if last and self.zero_init else 1.0),
+            name=name,
+            **self._dtypes,
+        )
 
     def _check(self, x: Array) -> None:
         require_linen(self.body, "Interpolated.body")

@@ -45,16 +45,23 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
         return scale, bias, mean, variance
 
-    def folded(self, channels: int, dtype: Dtype) -> tuple[Array, Array]:
-        """Returns factor and offset ``[channels]`` of the normalisation by running statistics.
+    def folded(
+        self, channels: int, dtype: Dtype, moments: tuple[Array, Array] | None = None
+    ) -> tuple[Array, Array]:
+        """Returns factor and offset ``[channels]`` of the normalisation.
 
         Args:
           channels: of what is normalised.
           dtype: of what is normalised; they are computed in it, in single precision at least.
+          moments: of the batch (`jaxeff.ops.normalisation.channel_moments`), which also move the
+            running statistics; None normalises by these.
         """
-        scale, bias, mean, variance = self._variables(channels)
-        factor = self._factor(scale, variance.value, dtype)
-        return factor, bias - mean.value * factor
+        scale, bias, running_mean, running_variance = self._variables(channels)
+        mean, variance = running_mean.value, running_variance.value
+        if moments is not None:
+            mean, variance = self._moved(running_mean, running_variance, moments)
+        factor = self._factor(scale, variance, dtype)
+        return factor, bias - mean * factor
 
     def _factor(self, scale: Array, variance: Array, dtype: Dtype) -> Array:
         precise = jnp.promote_types(jnp.float32, dtype)
@@ -66,17 +73,21 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             mean, variance = running_mean.value, running_variance.value
         else:
-            mean, variance = self._statistics(x)
-            if not self.is_initializing():
-                for running, new in ((running_mean, mean), (running_variance, variance)):
-                    running.value = self.momentum * running.value + (1 - self.momentum) * new
+            moments = normalisation.channel_moments(x)
+            mean, variance = self._moved(running_mean, running_variance, moments)
         factor = self._factor(scale, variance, x.dtype)
         x = x if self.dtype is None else x.astype(self.dtype)
         return normalisation.normalise(x, mean, factor, bias, skip, relu)
 
-    def _statistics(self, x: Array) -> tuple[Array, Array]:
-        moments = normalisation.channel_moments(x)
+    def _moved(
+        self, running_mean: nn.Variable, running_variance: nn.Variable, moments: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
+        """Returns mean and variance of the batch, and moves the running ones towards them."""
         if self.axis_name is not None and not self.is_initializing():
             moments = jax.lax.pmean(moments, self.axis_name)
         mean, square = moments
-        return mean, jnp.maximum(0.0, square - mean * mean)
+        variance = jnp.maximum(0.0, square - mean * mean)
+        if not self.is_initializing():
+            for running, new in ((running_mean, mean), (running_variance, variance)):
+                running.value = self.momentum * running.value + (1 - self.momentum) * new
+        return mean, variance

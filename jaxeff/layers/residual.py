@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.layers.conv import Ops, activation, he_fan_out
+from jaxeff.layers.interpolated import Interpolated
 from jaxeff.typing import Array
 
 
@@ -212,7 +213,7 @@ class DenseBody(nn.Module):
 
 
 #: Bodies whose last convolution adds the skip, and applies the activation, in its own pass.
-ADD_SKIP = (BasicBody, BottleneckBody, InvertedBody)
+ADD_SKIP = (BasicBody, BottleneckBody, InvertedBody, Interpolated)
 
 
 class Residual(nn.Module):

@@ -12,14 +12,23 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxeff.ops import convolution
+from jaxeff.ops.normalisation import finished
+from jaxeff.ops.platforms import has_cpu_form
 from jaxeff.ops.precision import wide
 from jaxeff.typing import Array
 
 ROWS, COLUMNS = -3, -2
 
 
+@has_cpu_form("jaxeff.ops.cpu.anchors")
 def sample(x: Array, stride: int) -> Array:
     """Returns the values at the anchors."""
+    return strided_sample(x, stride)
+
+
+def strided_sample(x: Array, stride: int) -> Array:
+    """Returns the values at the anchors, by a slice."""
     return x[..., ::stride, ::stride, :]
 
 
@@ -87,6 +96,67 @@ def edge_aware(anchors: Array, guide: Array, stride: int, sharpness: Array | flo
     # As a softmax, because all four weights underflow where the guide differs from all anchors'.
     weights = jax.nn.softmax(jnp.stack(logits), axis=0)
     return (weights * jnp.stack(values)).sum(0).astype(dtype)
+
+
+@has_cpu_form("jaxeff.ops.cpu.anchors")
+def mixed(
+    anchors: Array,
+    x: Array,
+    kernel: Array,
+    bias: Array,
+    share: Array,
+    stride: int,
+    blend: bool = False,
+    skip: Array | None = None,
+    relu: bool = False,
+) -> Array:
+    """Returns `mix` of the bilinear interpolation and a depthwise convolution, plus a skip.
+
+    Args:
+      anchors: values ``[batch, anchor rows, anchor columns, channels]``.
+      x: ``[batch, rows, columns, channels]``, which is convolved.
+      kernel: ``[k, k, 1, channels]``, odd k.
+      bias: ``[channels]``, of the convolution.
+      share: see `mix`, as for the next two.
+      stride: distance between anchors.
+      blend: whether anchors are mixed as well.
+      skip: like x, added; None for nothing.
+      relu: whether negative values then become zero.
+    """
+    return separately_mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu)
+
+
+def separately_mixed(
+    anchors: Array,
+    x: Array,
+    kernel: Array,
+    bias: Array,
+    share: Array,
+    stride: int,
+    blend: bool,
+    skip: Array | None,
+    relu: bool,
+) -> Array:
+    """Computes `mixed` by one operation after the other."""
+    g = convolution.depthwise_conv(x, kernel, 1, bias)
+    filled = interpolate(anchors, (x.shape[ROWS], x.shape[COLUMNS]), stride)
+    return finished(mix(filled, g, share, stride, blend), skip, relu)
+
+
+def mix(filled: Array, g: Array, share: Array, stride: int, blend: bool) -> Array:
+    """Returns ``share * filled + (1 - share) * g``, and ``filled`` itself at the anchors.
+
+    Args:
+      filled: ``[..., rows, columns, channels]``.
+      g: like filled.
+      share: ``[channels]``.
+      stride: distance between anchors.
+      blend: whether the anchors are mixed like all other pixels.
+    """
+    mixture = share * filled + (1 - share) * g
+    if blend:
+        return mixture
+    return jnp.where(is_anchor((g.shape[ROWS], g.shape[COLUMNS]), stride), filled, mixture)
 
 
 def is_anchor(size: tuple[int, int], stride: int) -> Array:

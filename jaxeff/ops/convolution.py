@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 
 from jaxeff.ops.normalisation import finished
 from jaxeff.ops.platforms import has_cpu_form
@@ -71,6 +72,24 @@ def depthwise_conv(
     """
     check_kernel(x, kernel, (1, x.shape[-1]), "[k, k, 1, channels]")
     return followed(grouped_conv(x, kernel, strides, groups=x.shape[-1]), bias, skip, relu)
+
+
+@has_cpu_form("jaxeff.ops.cpu.convolution")
+def depthwise_fields(x: Array, kernel: Array) -> Array:
+    """Convolves every channel with several kernels; on a CPU in one pass.
+
+    Args:
+      x: ``[batch, rows, columns, channels]``.
+      kernel: ``[k, k, 1, fields * channels]``, odd k, one field after the other.
+
+    Returns:
+      ``[batch, rows, columns, fields * channels]``.
+
+    Raises:
+      ValueError: shapes that do not fit, or an even kernel.
+    """
+    kernels = jnp.split(kernel, kernel.shape[-1] // x.shape[-1], -1)
+    return jnp.concatenate([depthwise_conv(x, k) for k in kernels], -1)
 
 
 def grouped_conv(x: Array, kernel: Array, strides: int, groups: int) -> Array:

@@ -29,6 +29,7 @@ SHAPES = (
     ((2, 3, 3, 4), (7, 7, 4, 3), 2),
     ((1, 70, 80, 33), (3, 3, 33, 17), 1),
     ((2, 23, 23, 100), (3, 3, 100, 300), 1),
+    ((40, 9, 12, 36), (3, 3, 36, 40), 1),  # enough pixels for fewer products
 )
 
 
@@ -38,7 +39,7 @@ def arrays(*shapes):
 
 
 @pytest.mark.parametrize(
-    ("x_shape", "kernel_shape", "strides"), swept(SHAPES, *SHAPES[:3], SHAPES[5])
+    ("x_shape", "kernel_shape", "strides"), swept(SHAPES, *SHAPES[:3], SHAPES[5], SHAPES[8])
 )
 def test_values_and_gradients_are_those_of_double_precision(x_shape, kernel_shape, strides):
     rows, columns = (-(-size // strides) for size in x_shape[1:3])

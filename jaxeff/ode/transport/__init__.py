@@ -24,6 +24,7 @@ Reference:
 from jaxeff.ode.transport.equation import BOUNDARIES, Coefficients
 from jaxeff.ode.transport.leapfrog import STARTS, leapfrog
 from jaxeff.ode.transport.line_implicit import line_implicit
+from jaxeff.ode.transport.rectified import Rectified
 from jaxeff.ode.transport.spectral import spectral
 from jaxeff.ode.transport.stability import growth, stability_number
 from jaxeff.ode.transport.tridiagonal import solve_tridiagonal
@@ -32,6 +33,7 @@ __all__ = [
     "BOUNDARIES",
     "STARTS",
     "Coefficients",
+    "Rectified",
     "growth",
     "leapfrog",
     "line_implicit",

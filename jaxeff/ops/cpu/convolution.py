@@ -56,6 +56,17 @@ def depthwise_conv(
     return _depthwise_with_gradient(x, kernel, strides, bias, skip, relu)
 
 
+def depthwise_fields(x: Array, kernel: Array) -> Array:
+    """Computes all fields in one compiled pass."""
+    kernels = jnp.split(kernel, kernel.shape[-1] // x.shape[-1], -1)
+    for one in kernels:
+        check_kernel(x, one, (1, x.shape[-1]), "[k, k, 1, channels]")
+    is_compiled = len(kernels) in native.fields.COUNTS and native.is_computable(x, kernel)
+    if is_forward_mode() or not is_compiled:
+        return jnp.concatenate([depthwise_conv(x, one) for one in kernels], -1)
+    return native.fields.conv(x, kernel)
+
+
 def _dense(x: Array, kernel: Array, strides: int) -> Array:
     return grouped_conv(x, kernel, strides, groups=1)
 
@@ -147,6 +158,23 @@ def _depthwise_backward(strides, relu, saved, g):
     x, kernel, bias, has_skip, y = saved
     g = jnp.where(y > 0, g, 0) if relu else g
     precise = functools.partial(jnp.asarray, dtype=wide(x.dtype))
+    is_compiled = strides == 1 and native.is_computable(x, kernel, g)
+    gradients = _compiled_gradients if is_compiled else _depthwise_gradients
+    return (
+        *gradients(x, kernel, g, strides),
+        None if bias is None else jnp.sum(precise(g), (0, 1, 2)).astype(bias.dtype),
+        g if has_skip else None,
+    )
+
+
+def _compiled_gradients(x: Array, kernel: Array, g: Array, strides: int) -> tuple[Array, Array]:
+    fields = native.fields
+    return fields.input_gradient(g, kernel, x), fields.kernel_gradient(x, g, kernel)
+
+
+def _depthwise_gradients(x: Array, kernel: Array, g: Array, strides: int) -> tuple[Array, Array]:
+    """Returns the cotangents of inputs and kernel of a depthwise convolution."""
+    precise = functools.partial(jnp.asarray, dtype=wide(x.dtype))
 
     def of_image(x: Array, g: Array) -> Array:
         seen = (precise(window[0]) for window in _windows(x, kernel, strides))
@@ -161,12 +189,8 @@ def _depthwise_backward(strides, relu, saved, g):
         for size, out in zip(x.shape[1:3], g.shape[1:3], strict=True)
     ]
     spread = jax.lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *skipped, (0, 0, 0)))
-    return (
-        _depthwise_with_gradient(spread, kernel[::-1, ::-1], 1, None, None, False),
-        dkernel.astype(kernel.dtype),
-        None if bias is None else jnp.sum(precise(g), (0, 1, 2)).astype(bias.dtype),
-        g if has_skip else None,
-    )
+    dx = _depthwise_with_gradient(spread, kernel[::-1, ::-1], 1, None, None, False)
+    return dx, dkernel.astype(kernel.dtype)
 
 
 _depthwise_with_gradient.defvjp(_depthwise_forward, _depthwise_backward)

@@ -4,7 +4,15 @@ They are compiled when they are first asked for, by the machine's compiler (``li
 there is none, `is_computable` is false and the CPU forms in plain JAX are taken.
 """
 
-from jaxeff.ops.cpu.native import convolution, normalisation
+from jaxeff.ops.cpu.native import anchors, convolution, fields, normalisation, transport
 from jaxeff.ops.cpu.native.library import is_available, is_computable
 
-__all__ = ["convolution", "is_available", "is_computable", "normalisation"]
+__all__ = [
+    "anchors",
+    "convolution",
+    "fields",
+    "is_available",
+    "is_computable",
+    "normalisation",
+    "transport",
+]

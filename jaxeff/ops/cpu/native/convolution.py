@@ -16,23 +16,39 @@ from jaxeff.ops.cpu.native.library import call
 from jaxeff.ops.normalisation import check_skip
 from jaxeff.typing import Array
 
+#: Fewest channels, and pixels of all images, of convolutions with fewer products.
+CHANNELS, PIXELS = 32, 4096
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 5))
 def conv(
     x: Array, kernel: Array, strides: int, bias: Array | None, skip: Array | None, relu: bool
 ) -> Array:
     """See `jaxeff.ops.convolution.conv`; what follows the convolution is done in its pass."""
-    return _followed("jaxeff_conv", x, kernel, strides, bias, skip, relu)
+    if has_fewer_products(x.shape, kernel.shape, strides):
+        return _followed(
+            "jaxeff_winograd", x, kernel, 1, bias, skip, {"turned": False, "relu": relu}
+        )
+    options = {"strides": np.int64(strides), "relu": relu}
+    return _followed("jaxeff_conv", x, kernel, strides, bias, skip, options)
+
+
+def has_fewer_products(x: tuple[int, ...], kernel: tuple[int, ...], strides: int) -> bool:
+    """Returns whether ``winograd.cc`` is the faster one for images and a kernel of these shapes."""
+    fits = kernel[:2] == (3, 3) and strides == 1 and min(x[1:3]) >= 4
+    # Transforms of inputs and outputs must pay, and that of the kernel, which all pixels share.
+    return fits and min(kernel[2:]) >= CHANNELS and x[0] * x[1] * x[2] >= PIXELS
 
 
 def depthwise_conv(
     x: Array, kernel: Array, strides: int, bias: Array | None, skip: Array | None, relu: bool
 ) -> Array:
     """See `jaxeff.ops.convolution.depthwise_conv`; it has no derivative of its own."""
-    return _followed("jaxeff_depthwise_conv", x, kernel, strides, bias, skip, relu)
+    options = {"strides": np.int64(strides), "relu": relu}
+    return _followed("jaxeff_depthwise_conv", x, kernel, strides, bias, skip, options)
 
 
-def _followed(name, x, kernel, strides, bias, skip, relu):
+def _followed(name, x, kernel, strides, bias, skip, options):
     rows, columns = (-(-size // strides) for size in x.shape[1:3])
     shape = (x.shape[0], rows, columns, kernel.shape[3])
     check_skip(shape, skip)
@@ -40,12 +56,16 @@ def _followed(name, x, kernel, strides, bias, skip, relu):
         raise ValueError(f"a bias must be {shape[-1:]}, one value per channel, not {bias.shape}")
     absent = jnp.zeros((0,), x.dtype)
     args = (x, kernel, absent if bias is None else bias, absent if skip is None else skip)
-    return call(name, (shape,), args, strides=np.int64(strides), relu=relu)[0]
+    return call(name, (shape,), args, **options)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def input_gradient(g: Array, kernel: Array, shape: tuple[int, ...], strides: int) -> Array:
     """Returns the transpose of `conv` with regard to an input of a shape."""
+    if has_fewer_products(shape, kernel.shape, strides):
+        absent = jnp.zeros((0,), g.dtype)
+        args = (g, kernel, absent, absent)
+        return call("jaxeff_winograd", (shape,), args, turned=True, relu=False)[0]
     name = "jaxeff_conv_input_gradient"
     return call(name, (shape,), (g, kernel), strides=np.int64(strides))[0]
 

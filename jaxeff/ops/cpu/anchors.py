@@ -1,0 +1,72 @@
+"""Sampling at anchors, and interpolation with all that follows it, each as one compiled pass."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+
+from jaxeff.ops.anchors import separately_mixed, strided_sample
+from jaxeff.ops.cpu import native
+from jaxeff.ops.platforms import is_forward_mode
+from jaxeff.typing import Array
+
+
+def sample(x: Array, stride: int) -> Array:
+    """Copies the anchors in one compiled pass, which XLA's strided slices are not."""
+    if x.ndim != 4 or is_forward_mode() or not native.is_computable(x):
+        return strided_sample(x, stride)
+    return _sample(x, stride)
+
+
+def mixed(
+    anchors: Array,
+    x: Array,
+    kernel: Array,
+    bias: Array,
+    share: Array,
+    stride: int,
+    blend: bool = False,
+    skip: Array | None = None,
+    relu: bool = False,
+) -> Array:
+    """Interpolates, convolves and mixes in one pass; the gradient takes the separate operations."""
+    arrays = [a for a in (anchors, x, kernel, bias, share, skip) if a is not None]
+    if x.ndim != 4 or is_forward_mode() or not native.is_computable(*arrays):
+        return separately_mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu)
+    return _mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _sample(x: Array, stride: int) -> Array:
+    return native.anchors.sample(x, stride)
+
+
+def _sample_forward(x, stride):
+    return _sample(x, stride), x
+
+
+def _sample_backward(stride, x, g):
+    return jax.linear_transpose(lambda x: strided_sample(x, stride), x)(g)
+
+
+_sample.defvjp(_sample_forward, _sample_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 8))
+def _mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu):
+    return native.anchors.mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu)
+
+
+def _mixed_forward(*args):
+    return _mixed(*args), (*args[:5], args[7])
+
+
+def _mixed_backward(stride, blend, relu, saved, g):
+    def separate(anchors, x, kernel, bias, share, skip):
+        return separately_mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu)
+
+    return jax.vjp(separate, *saved)[1](g)
+
+
+_mixed.defvjp(_mixed_forward, _mixed_backward)

@@ -1,0 +1,34 @@
+"""Sampling at anchors and interpolation from them, by ``anchors.cc``."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxeff.ops.cpu.native.library import call
+from jaxeff.typing import Array
+
+
+def sample(x: Array, stride: int) -> Array:
+    """Returns the values of ``[batch, rows, columns, channels]`` at the anchors."""
+    rows, columns = (-(-size // stride) for size in x.shape[1:3])
+    shape = (x.shape[0], rows, columns, x.shape[3])
+    return call("jaxeff_sampled_anchors", (shape,), (x,), stride=np.int64(stride))[0]
+
+
+def mixed(
+    anchors: Array,
+    x: Array,
+    kernel: Array,
+    bias: Array,
+    share: Array,
+    stride: int,
+    blend: bool,
+    skip: Array | None,
+    relu: bool,
+) -> Array:
+    """See `jaxeff.ops.anchors.mixed`."""
+    added = jnp.zeros((0,), x.dtype) if skip is None else skip
+    args = (anchors, x, kernel, bias, share, added)
+    options = {"stride": np.int64(stride), "blend": blend, "relu": relu}
+    return call("jaxeff_mixed_anchors", (x.shape,), args, **options)[0]
