@@ -35,11 +35,7 @@ def normal(*shape):
 def layer_of(fields, channels):
     """A layer and variables off their initial values, with coefficients of ordinary size."""
     layer = GlobalLayer(coefficient_epsilon=0.01, **fields)
-<<<<<<< HEAD
-    x = normal(3, 7, 9, channels)
-=======
     x = normal(66, 5, 6, channels)  # more images than parts that sums are divided into
->>>>>>> cnn
     shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
     rng = np.random.default_rng(0)
     values = jax.tree.map(lambda s: jnp.asarray(rng.random(s.shape), jnp.float32), shapes)

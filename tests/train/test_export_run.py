@@ -14,8 +14,8 @@ from jaxeff.data import preprocessing, tokens
 from jaxeff.data.tokens import Words
 from jaxeff.errors import CheckpointError, ConfigError, UserError
 from jaxeff.exporting import FORMATS, entries
-from jaxeff.exporting.rewriting import primitives
 from jaxeff.models import MODELS
+from jaxeff.programs.rewriting import primitives
 from jaxeff.serving import TextModel
 from jaxeff.train import experiment, exports, prerequisites, run, trained_model
 

@@ -300,11 +300,7 @@ ffi::Error TransportGradient(ffi::ThreadPool pool, Array h, Array x, Array predi
              [&](int64_t place, const Vector& value) { Store(next + place, value); });
       }
       std::fill(accumulated, work, 0.0f);
-<<<<<<< HEAD
-      std::fill(slopes[1], slopes[2], 0.0f);
-=======
       std::fill(slopes[1], slopes[1] + size, 0.0f);  // their order turns with the steps
->>>>>>> cnn
       problem.Copy(g.typed_data(), n, first, width, slopes[0]);
       for (int64_t k = steps; k-- > 0;) {
         const float* before = fields + k * size;
