@@ -64,7 +64,8 @@ def lines() -> dict[str, tuple[str, list[str], str]]:
         )
         arguments[f"motions, {cell}"] = (f"motions,cell={cell},algorithm=fptt", width, "fptt")
         short = [*SHORT, *(width or ["model.cell.features=64"])]
-        short += ["model.cell.step_size=0.1", "optim.learning_rate=0.01"] if cell == "irnn" else []
+        if cell == "irnn":  # as configs/irnn.py:fashion_pixels has them
+            short += ["model.cell.step_size=0.1", "optim.learning_rate=0.003"]
         arguments[f"fashion, {cell}"] = (
             f"fashion_pixels,cell={cell},algorithm=fptt",
             short,

@@ -43,6 +43,7 @@ def test_the_commands_of_a_page_are_understood(page):
     for line in lines:
         if not line.startswith("python -m jaxeff.main") or "--config=my_" in line:
             continue
+        line = re.sub(r"=[NIK]\b", "=1", line)  # numbers that a page leaves open
         values = flags.FlagValues()
         main.define(values)
         config, _, _ = main.parse(["main", *line.partition("#")[0].split()[3:]], values)

@@ -24,7 +24,7 @@ FLOORS = (
     "search serving streaming exporting",
     "analyses",
     "train",
-    "main stream",
+    "main stream citations",
 )
 HEIGHTS = {
     name: (floor, place)
