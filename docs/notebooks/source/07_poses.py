@@ -23,7 +23,7 @@ import jaxeff
 from jaxeff.config_files import load
 
 # %% [markdown]
-# A search by itself: which rotation maps one picture onto another? `Problem` is any function of data and pose.
+# Rotations of a picture, as the search tries them:
 
 # %%
 from sklearn.datasets import load_digits
@@ -34,7 +34,8 @@ image = jnp.asarray(load_digits().images[3] / 16, jnp.float32)
 image = jax.image.resize(image, (24, 24), "cubic")[..., None]
 rotation = affine.POSES.build({"name": "rotation"})
 angles = np.linspace(-2.5, 2.5, 5)
-turned = jnp.stack([affine.resample(image, rotation.transform(jnp.array([a]))) for a in angles])
+transforms = jax.vmap(rotation.transform)(jnp.asarray(angles)[:, None])
+turned = affine.resample(jnp.repeat(image[None], len(angles), 0), transforms)
 _, axes = plt.subplots(1, 6, figsize=(10, 2))
 for axis, picture, title in zip(axes, [image, *turned], ["upright", *map("{:.2f}".format, angles)]):
     axis.imshow(picture[..., 0], cmap="gray")

@@ -33,8 +33,8 @@ def network(plan):
     return MODELS.build(spec, num_outputs=2)
 
 
-space = EncoderSpace(layers=4)
-plans = list(space.plans())
+space = EncoderSpace(depths=(2, 3, 4), factors=(2, 4), max_cuts=2)
+plans = list(space.plans)
 len(plans), plans[-1]
 
 # %%

@@ -27,7 +27,7 @@ from jaxeff import programs, quantize
 trained = jaxeff.load("digits-fastgrnn").with_examples()
 test = trained.dataset.splits["test"].take(np.arange(200))
 x, y = test["inputs"], test["labels"]
-stream = jaxeff.RecurrentStream.of(trained)
+stream = jaxeff.RecurrentStream(trained.model, trained.variables)
 print(x.shape, trained.report["metrics"]["test"])
 
 # %% [markdown]
@@ -35,9 +35,8 @@ print(x.shape, trained.report["metrics"]["test"])
 
 # %%
 beliefs = []
-stream.reset()
 for value in x[0]:
-    logits = np.asarray(stream.step(value[None]))[0]
+    logits = stream.push(value)
     beliefs.append(np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum())
 plt.plot(beliefs)
 plt.xlabel("pixels seen")
