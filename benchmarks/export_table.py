@@ -119,7 +119,7 @@ def exportable(system: System) -> tuple[Any, Exportable]:
     find = None
     if system.search:
         objective = objectives.build({"name": "elbo"}, "reconstruction", "avae")
-        find = AffineVAE(model, objective, optax.sgd(0.1), evaluation=POSE_SEARCH).find
+        find = AffineVAE(model, objective, optax.sgd(0.1), evaluation=POSE_SEARCH).searched
     return model, Exportable(variables, inputs, find_pose=find)
 
 

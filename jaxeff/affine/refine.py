@@ -178,7 +178,7 @@ def gauss_newton(
 
     def trial(at: Any) -> Array:
         pose, _, gradient, matrix, damping = at
-        scale = jnp.einsum("bss->b", matrix) / pose.shape[-1] + 1e-12
+        scale = jnp.sum(jnp.diagonal(matrix, axis1=1, axis2=2), -1) / pose.shape[-1] + 1e-12
         damped = matrix + (damping * scale)[:, None, None] * eye
         return pose - _solved(damped, gradient)
 

@@ -55,7 +55,7 @@ def _(model: Autoencoder, source: Exportable) -> list[Entry]:
     if find_pose is not None:
 
         def search(x: Array) -> tuple[Array, ...]:
-            return (find_pose(variables, x),)
+            return tuple(find_pose(variables, x))
 
         inputs = {"inputs": source.input()}
         built.append(
@@ -63,9 +63,10 @@ def _(model: Autoencoder, source: Exportable) -> list[Entry]:
                 "pose_search",
                 search,
                 inputs,
-                ("pose",),
+                ("pose", "loss"),
                 {"inputs": images},
                 instead="encoder",
+                minimisers=("pose",),
                 metadata=source.facts,
             )
         )

@@ -57,6 +57,8 @@ class Entry:
       counters: inputs of the state that only count steps.
       whole: maps the examples to the first output after the last step, by another way than
         ``function``; None if there is no other.
+      minimisers: outputs at which a function is smallest. Rounding of the function moves them by
+        its square root, so the square of their difference is compared.
       instead: a name of another entry, for formats that cannot write this one.
       program: traces the function as a program of vector operations, of a recurrent step; its
         state is that of ``state`` in order, without the counters.
@@ -72,6 +74,7 @@ class Entry:
     initial_state: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     counters: tuple[str, ...] = ()
     whole: Callable[..., Array] | None = None
+    minimisers: tuple[str, ...] = ()
     instead: str = ""
     program: Callable[[], Program] | None = None
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)

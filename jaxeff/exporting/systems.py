@@ -32,7 +32,8 @@ class Exportable:
       facts: plain values for every entry's metadata, such as the names of the classes.
       results: ``extras`` of the run's report: thresholds and what they reached.
       confidences: maps outputs to confidences ``[examples]`` by name, of a selective classifier.
-      find_pose: maps variables and images to the poses that a search finds, of an autoencoder.
+      find_pose: maps variables and images to the poses that a search finds and their losses, of an
+        autoencoder.
 
     Raises:
       DataError: there is no example.
@@ -44,7 +45,7 @@ class Exportable:
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     results: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     confidences: Callable[[Any], Mapping[str, Array]] | None = None
-    find_pose: Callable[[Any, Array], Array] | None = None
+    find_pose: Callable[[Any, Array], tuple[Array, ...]] | None = None
 
     def __post_init__(self) -> None:
         if not self.inputs.ndim or not len(self.inputs):

@@ -65,7 +65,10 @@ def compare(entry: Entry, run: Callable[..., Sequence[Any]], batch: int = COMPAR
             named = dict(zip(entry.outputs, results[side], strict=True))
             states[side] = {to: named[output] for output, to in entry.state.items()}
         for name, artifact, model in zip(entry.outputs, *results, strict=True):
-            largest = max(largest, _distance(artifact, model))
+            distance = _distance(artifact, model)
+            if name in entry.minimisers:
+                distance = distance**2 / max(1.0, float(np.abs(model).max()))
+            largest = max(largest, distance)
             if not np.isfinite(model).all():
                 raise DataError(
                     f"the model's own {name} are NaN or infinite on the examples, so that nothing "

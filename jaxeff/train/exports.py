@@ -172,7 +172,7 @@ def source_of(
         facts,
         results,
         confidences if "selective" in results else None,
-        getattr(algorithm, "find", None),
+        getattr(algorithm, "searched", None),
     )
     return source, files
 

@@ -280,3 +280,20 @@ def test_a_model_is_exported_from_python(tmp_path):
     assert report.rows[0].latency_ms[2].keys() == {"artifact", "jitted"}
     with pytest.raises(ConfigError, match="needs the model's variables and examples"):
         jaxeff.export(model, folder=tmp_path)
+
+
+@pytest.mark.parametrize(("minimisers", "largest"), [((), 1e-3), (("pose",), 1e-6)])
+def test_where_a_function_is_smallest_is_compared_by_squares(minimisers, largest):
+    x = np.linspace(-1, 1, 4, dtype=np.float32)[:, None]
+    entry = Entry(
+        "search",
+        lambda x: (x, x[:, 0] ** 2),
+        {"x": Input(("batch", 1))},
+        ("pose", "loss"),
+        {"x": x},
+        minimisers=minimisers,
+    )
+    assert verify.compare(entry, lambda x: [x + 1e-3, x[:, 0] ** 2]).largest == pytest.approx(
+        largest, rel=1e-2
+    )
+    assert verify.compare(entry, lambda x: [x, x[:, 0] ** 2 + 1e-3]).largest > 9e-4

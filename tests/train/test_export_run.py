@@ -123,8 +123,9 @@ def test_a_loaded_autoencoder_searches_poses(posed, tmp_path):
     )
     parts = {part.name: part for part in entries(again.model, source)}
     assert list(parts) == ["encoder", "decoder", "pose_search"]
-    (pose,) = jax.eval_shape(parts["pose_search"].function, batch["inputs"])
+    pose, loss = jax.eval_shape(parts["pose_search"].function, batch["inputs"])
     assert pose.shape == (3, 1)
+    assert loss.shape == (3,)
 
 
 def test_confidences_are_those_of_the_thresholds(tmp_path):

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxeff.affine import Problem, Search, Transform, search
+from jaxeff.affine import Found, Problem, Search, Transform, search
 from jaxeff.errors import ConfigError
 from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm
 from jaxeff.train.algorithms.device_share import divisor, step_key
@@ -128,9 +128,13 @@ class AffineVAE(Algorithm):
 
     def find(self, variables: Any, inputs: Array, settings: Search | None = None) -> Array:
         """Returns the poses ``[batch, size]`` of images, by the search of the evaluation."""
+        return self.searched(variables, inputs, settings).pose
+
+    def searched(self, variables: Any, inputs: Array, settings: Search | None = None) -> Found:
+        """Returns the poses of images with their losses, by the search of the evaluation."""
         settings = settings or self.evaluation
         starts = self.starts(variables, inputs, settings, None)
-        return search(self.problem(variables), {"inputs": inputs}, starts, settings).pose
+        return search(self.problem(variables), {"inputs": inputs}, starts, settings)
 
     def forward(
         self,
