@@ -42,7 +42,9 @@ FORMATS = ((8, 8), (6, 8), (4, 8), (8, 16))
 #: LiteRT's integers, by the format that has the same bits.
 LITERT = {(8, 8): "int8", (8, 16): "int16x8"}
 #: Networks that come with the package, one training each.
-SHIPPED = ("digits-resnet", "digits-global", "digits-disk")
+SHIPPED = tuple(
+    f"digits-{name}" for name in ("resnet", "global", "si", "shared", "dcl", "selective", "disk")
+)
 #: Lines with this in their names are trained with these roundings.
 ROUNDED = "trained in 4/8"
 SMALL = ["model.widths=[8, 16, 32]"]

@@ -17,6 +17,8 @@ def modules(monkeypatch, tmp_path):
     """The scripts' modules, which read records in a temporary folder."""
     for folder in ("benchmarks", "docs"):
         monkeypatch.syspath_prepend(str(ROOT / folder))
+    for name in NAMES:  # those of another test may read another folder
+        sys.modules.pop(name, None)
     yielded = {name: importlib.import_module(name) for name in NAMES}
     monkeypatch.setattr(yielded["records"], "RESULTS", tmp_path)
     yield yielded
