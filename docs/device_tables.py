@@ -73,7 +73,7 @@ def example_accuracy() -> str:
 
 def example_figures() -> str:
     """Returns a row per trained cell: memory, instructions and times of its step."""
-    times, rows = read("integer_accuracy").get("times", {}), []
+    times, rows = read("integer_accuracy").get("step_times", {}), []
     for name, line in example_lines().items():
         if name.startswith("fashion"):
             continue  # of the size of the one for digits
