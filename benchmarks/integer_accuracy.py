@@ -230,7 +230,10 @@ def measure_times(name: str, spec: tuple[str, list[str], str]) -> None:
     if not quick:
         with locked_record(OUT) as record:
             command = f"python benchmarks/integer_accuracy.py --times {name}"
-            record.setdefault("step_times", {})[name] = {"us": us, **stamp(command.replace(",", ""))}
+            record.setdefault("step_times", {})[name] = {
+                "us": us,
+                **stamp(command.replace(",", "")),
+            }
 
 
 def main() -> None:
