@@ -83,7 +83,7 @@ def cite(target: Any) -> str:
       Entries with an empty line between them, in order of their keys.
 
     Raises:
-      UserError: nothing in ``target`` has a known source.
+      UserError: nothing in ``target`` has a known source, or a class names an unknown one.
     """
     known = entries()
     cited = {known.get(key, key) for key in _keys(target, {})}
@@ -91,6 +91,12 @@ def cite(target: Any) -> str:
         raise UserError(
             f"nothing in {_shown(target)} has a source to cite; give its class an attribute "
             "`references`, a tuple of BibTeX entries"
+        )
+    unknown = sorted(entry for entry in cited if not entry.startswith("@"))
+    if unknown:
+        raise UserError(
+            f"{unknown[0]!r} in the attribute `references` of a class is neither a key of the "
+            "package's references.bib nor a BibTeX entry; give the whole entry"
         )
     return "\n\n".join(sorted(cited, key=lambda entry: entry.partition("{")[2]))
 

@@ -87,6 +87,14 @@ def test_own_classes_name_their_entries():
     assert keys(Cell(4)) == ["kag2021tarnn", "mine"]
 
 
+def test_a_mistyped_key_is_refused():
+    class Cell(jaxeff.TARNNCell):
+        references = ("kag2021tarn",)
+
+    with pytest.raises(UserError, match="'kag2021tarn' in the attribute `references`"):
+        jaxeff.cite(Cell)
+
+
 @pytest.mark.parametrize("target", [3, "tarnn", None, {}])
 def test_what_has_no_source_is_refused(target):
     with pytest.raises(UserError, match="source to cite"):
