@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.typing import DTypeLike
 
 Array = jax.Array
-Dtype = Any
+Dtype = DTypeLike
 PRNGKey = jax.Array
 Params = Mapping[str, Any]
 Carry = Any

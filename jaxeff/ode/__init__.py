@@ -2,7 +2,7 @@
 
 import importlib
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxeff.ode.arguments import length_mask
 from jaxeff.ode.carry import CarryParts, after_step, parts_of
@@ -53,15 +53,17 @@ __all__ = [
 _MOVED = {name: f"jaxeff.ops.{name}" for name in ("anchors", "convolution", "strided", "tiles")}
 
 
-def __getattr__(name: str) -> Any:
-    """Resolves names that were renamed since version 0.1."""
-    if name == "ProductCell":
-        raise AttributeError(
-            "jaxeff.ode.ProductCell is jaxeff.ode.FusedCell now, with other methods; docs/"
-            "architecture.md shows one"
-        )
-    if name != "RNN" and name not in _MOVED:
-        raise AttributeError(f"module 'jaxeff.ode' has no attribute {name!r}")
-    new = _MOVED.get(name, "jaxeff.ode.Elman")
-    warnings.warn(f"jaxeff.ode.{name} is {new} now", DeprecationWarning, stacklevel=2)
-    return Elman if name == "RNN" else importlib.import_module(new)
+if not TYPE_CHECKING:  # so that a misspelt name is an error
+
+    def __getattr__(name: str) -> Any:
+        """Resolves names that were renamed since version 0.1."""
+        if name == "ProductCell":
+            raise AttributeError(
+                "jaxeff.ode.ProductCell is jaxeff.ode.FusedCell now, with other methods; docs/"
+                "architecture.md shows one"
+            )
+        if name != "RNN" and name not in _MOVED:
+            raise AttributeError(f"module 'jaxeff.ode' has no attribute {name!r}")
+        new = _MOVED.get(name, "jaxeff.ode.Elman")
+        warnings.warn(f"jaxeff.ode.{name} is {new} now", DeprecationWarning, stacklevel=2)
+        return Elman if name == "RNN" else importlib.import_module(new)

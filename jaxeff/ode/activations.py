@@ -21,7 +21,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "sigmoid": jax.nn.sigmoid,
 }
 
-_FUNCTIONS = {**ACTIVATIONS, "identity": lambda a: a}
+_FUNCTIONS: dict[str, Callable[[Array], Array]] = {**ACTIVATIONS, "identity": lambda a: a}
 _SLOPES: dict[str, Callable[[Array], Array]] = {
     "tanh": lambda t: 1.0 - t * t,
     "relu": lambda t: (t > 0).astype(t.dtype),

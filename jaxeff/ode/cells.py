@@ -49,7 +49,7 @@ class Cell:
 
     features: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_whole(f"{type(self).__name__}.features", self.features)
 
     def param_specs(self, input_size: int) -> dict[str, ParamSpec]:
@@ -84,7 +84,8 @@ class Cell:
 
     def output(self, state: Any) -> Array:
         """Returns the output ``[..., features]`` for a state."""
-        return state
+        output: Array = state
+        return output
 
     @property
     def fused(self) -> bool:

@@ -67,7 +67,7 @@ class Elman(_Gated):
 
     activation: str = "tanh"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("Elman.activation", self.activation, ACTIVATIONS)
 
@@ -96,7 +96,7 @@ class LSTM(_Gated):
 
     forget_bias: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         cells.require_fields(self, FINITE, "forget_bias")
 
@@ -113,7 +113,7 @@ class LSTM(_Gated):
     def bias(self) -> cells.Initializer:
         """Returns zeros, except ``forget_bias`` for the forget gate."""
 
-        def init(key, shape, dtype=jnp.float32):
+        def init(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
             return jnp.zeros((4, self.features), dtype).at[1].set(self.forget_bias).reshape(shape)
 
         return init
@@ -130,11 +130,13 @@ class LSTM(_Gated):
 
     def output(self, state: Any) -> Array:
         """Returns h."""
-        return state[1]
+        h: Array = state[1]
+        return h
 
     def hidden(self, state: Any, start: Any) -> Array:
         """Returns h."""
-        return state[1]
+        h: Array = state[1]
+        return h
 
     def update(self, coefficients: Any, state: Any, t: Blocks, at: InnerStep) -> Any:
         """Updates the memory c and the output h."""

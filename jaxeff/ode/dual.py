@@ -57,7 +57,7 @@ class DualODE(SteppedCell):
     gate_bias: float = -3.0
     init_scale: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         cells.require_fields(self, POSITIVE, "init_scale")
         cells.require_fields(self, FINITE, "gate_bias")
@@ -92,7 +92,7 @@ class DualODE(SteppedCell):
         g2 = beta * old2 + eta2 * phi(old2 @ p["U4"] + x @ p["W3"] + p["b2"])
         driven = g2 @ p["U2"] + old1 @ p["U1"] + x @ p["W1"] + p["b1"]
 
-        def euler(z, index):
+        def euler(z: Array, index: Array) -> tuple[Array, None]:
             eta = self.step_size_at(etas, index, steps)
             slope = phi(z @ p["U1"] + driven) - g2 - old1
             return (1 - eta) * z + eta * slope, None

@@ -37,7 +37,7 @@ class FastRNN(FusedCell):
     alpha_init: float = -3.0
     beta_init: float = 3.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("FastRNN.activation", self.activation, ACTIVATIONS)
         cells.require_fields(self, FINITE, "alpha_init", "beta_init")
@@ -86,7 +86,7 @@ class FastGRNN(FusedCell):
     zeta_init: float = 1.0
     nu_init: float = -4.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         cells.require_fields(self, FINITE, "zeta_init", "nu_init")
 

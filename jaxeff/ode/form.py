@@ -38,7 +38,7 @@ def departure(cell: Cell, params: Params, carry: Carry, xs: Array) -> str:
     if not steps_fused(cell):
         return f"{name}.step overrides FusedCell.step"
 
-    def shapes(params, carry, x):
+    def shapes(params: Params, carry: Carry, x: Array) -> tuple[Any, ...]:
         kernels, parts = cell.prepare(params), parts_of(carry)
         projected = cell.project(kernels, x, parts._replace(state=None))
         return kernels, parts.state, cell.hidden(parts.state, parts.state), projected
@@ -71,7 +71,7 @@ def _overridden(cls: type, method: str, by: str) -> bool:
 def _is_linear(function: Callable[..., Any], fixed: Any, *like: Any) -> bool:
     """Whether JAX can transpose the function in all but its first argument: only linear ones."""
 
-    def transposed(fixed, cotangent):
+    def transposed(fixed: Any, cotangent: Any) -> Any:
         return jax.linear_transpose(lambda *a: function(fixed, *a), *like)(cotangent)
 
     try:

@@ -118,7 +118,8 @@ class FusedCell(Cell):
 
     def hidden(self, state: Any, start: Any) -> Array:
         """Returns the row vectors that multiply the recurrent kernels, ``[..., state]``."""
-        return state
+        hidden: Array = state
+        return hidden
 
     def preactivation(self, kernels: Any, hidden: Array, projected: Blocks) -> Blocks:
         """Adds the product of ``hidden`` and the kernel to every block that has a kernel."""
@@ -138,7 +139,11 @@ class FusedCell(Cell):
 
 
 def scan_inner_steps(
-    cell: FusedCell, body: Callable, init: Any, *xs: Any, reverse: bool = False
+    cell: FusedCell,
+    body: Callable[..., tuple[Any, Any]],
+    init: Any,
+    *xs: Any,
+    reverse: bool = False,
 ) -> tuple[Any, Any]:
     """Scans the inner steps with their index; a single one stays inline with a static index."""
     if cell.inner_steps == 1:
@@ -147,7 +152,11 @@ def scan_inner_steps(
 
 
 def unrolled_inner_steps(
-    cell: FusedCell, body: Callable, init: Any, *xs: Any, reverse: bool = False
+    cell: FusedCell,
+    body: Callable[..., tuple[Any, Any]],
+    init: Any,
+    *xs: Any,
+    reverse: bool = False,
 ) -> tuple[Any, Any]:
     """Writes all inner steps out, with static indices."""
     carry, ys = init, {}
@@ -170,7 +179,7 @@ class Form(NamedTuple):
     """
 
     preactivation: Preactivation
-    inner_steps: Callable = scan_inner_steps
+    inner_steps: Callable[..., tuple[Any, Any]] = scan_inner_steps
     barrier: Callable[[Any], Any] = jax.lax.optimization_barrier
 
 
@@ -196,7 +205,7 @@ def fused_step(
     if jax.tree.leaves(kernels.shared):
         projected = form.preactivation(kernels.shared, cell.hidden(start, start), projected)
 
-    def inner_step(state, inputs):
+    def inner_step(state: Any, inputs: tuple[Array | int]) -> tuple[Any, Blocks]:
         (number,) = inputs
         a = form.preactivation(kernels.recurrent, cell.hidden(state, start), projected)
         t = form.barrier(activations.apply(cell.activations, a))

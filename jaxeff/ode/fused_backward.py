@@ -46,7 +46,7 @@ def transposes(
     state, projected = zeros(state), zeros(projected)
     hidden, pull_hidden = jax.vjp(cell.hidden, state, state)
 
-    def pull(kernel):
+    def pull(kernel: Any) -> Callable[..., Any]:
         return jax.vjp(functools.partial(form.preactivation, kernel), hidden, projected)[1]
 
     shared = pull(kernels.shared) if jax.tree.leaves(kernels.shared) else None
@@ -61,7 +61,7 @@ def rebuild(
     No products: the activated values ``[inner steps, ..., units]`` are there.
     """
 
-    def inner_step(state, inputs):
+    def inner_step(state: Any, inputs: tuple[Array | int, Blocks]) -> tuple[Any, Any]:
         number, t = inputs
         return cell.update(coefficients, state, t, InnerStep(number, start, steps)), state
 
@@ -96,11 +96,11 @@ def step_backward(
     """
     start = jax.tree.map(lambda a: a[0], states)
 
-    def inner_step(carry, inputs):
+    def inner_step(carry: tuple[Any, Any], inputs: tuple[Any, ...]) -> tuple[Any, Any]:
         d_new, d_start = carry
         number, t, state = inputs
 
-        def update(state, t, start):
+        def update(state: Any, t: Blocks, start: Any) -> Any:
             return cell.update(coefficients, state, t, InnerStep(number, start, steps))
 
         d_old, d_t, direct = jax.vjp(update, state, t, start)[1](d_new)
@@ -173,7 +173,7 @@ def shared_backward(
 def _kernels_backward(cell: FusedCell, kernels: Any, states: Any, like: Blocks, d_a: Blocks) -> Any:
     """Returns the cotangent of kernels that multiply states ``[block, inner steps, ...]``."""
 
-    def hidden(states):
+    def hidden(states: Any) -> Array:
         start = jax.tree.map(lambda a: a[0], states)
         return jax.vmap(lambda state: cell.hidden(state, start))(states)
 
@@ -185,11 +185,13 @@ def _kernels_backward(cell: FusedCell, kernels: Any, states: Any, like: Blocks, 
     return pull(_flat(d_a))[0]
 
 
-def _coefficients_backward(cell, coefficients, states, t, steps, d_new):
+def _coefficients_backward(
+    cell: FusedCell, coefficients: Any, states: Any, t: Blocks, steps: Any, d_new: Any
+) -> Any:
     """Returns the cotangent of the coefficients, summed in single precision at least."""
     wide, states, t = widened((coefficients, states, t))
 
-    def updates(coefficients):
+    def updates(coefficients: Any) -> Any:
         return _update_block(cell, coefficients, states, t, steps)
 
     _, pull = jax.vjp(updates, _lanes(cell, updates, wide))
@@ -218,10 +220,10 @@ def _lanes(cell: FusedCell, updates: Callable[[Any], Any], coefficients: Any) ->
 def _update_block(cell: FusedCell, coefficients: Any, states: Any, t: Blocks, steps: Any) -> Any:
     """Applies the element-wise update to all steps of a block, ``[block, inner steps, ...]``."""
 
-    def step(states, t, steps):
+    def step(states: Any, t: Blocks, steps: Any) -> Any:
         start = jax.tree.map(lambda a: a[0], states)
 
-        def inner_step(number, state, t):
+        def inner_step(number: Array | int, state: Any, t: Blocks) -> Any:
             return cell.update(coefficients, state, t, InnerStep(number, start, steps))
 
         if cell.inner_steps > 1:

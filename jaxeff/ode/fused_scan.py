@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxeff.ode.activations import Blocks
 from jaxeff.ode.carry import CarryParts
 from jaxeff.ode.fused import Form, FusedCell, Kernels, fused_step
 from jaxeff.ode.fused_backward import add, rebuild, shared_backward, step_backward, transposes
@@ -56,14 +57,16 @@ def keep(mask: Array | None, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(mask, n, o), new, old)
 
 
-def scan_blocks_plainly(options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs):
+def scan_blocks_plainly(
+    options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs
+) -> tuple[Any, Array | None]:
     """Runs the steps of inputs ``[blocks, block, batch, features]``, differentiated by JAX.
 
     Returns:
       the last state, and the outputs in blocks like the inputs', or None.
     """
 
-    def block(state, inputs):
+    def block(state: Any, inputs: Inputs) -> tuple[Any, Array | None]:
         state, ys, _ = _block_forward(options, kernels, state, inputs, store=False)
         return state, ys
 
@@ -71,13 +74,17 @@ def scan_blocks_plainly(options: FusedOptions, kernels: Kernels, state: Any, inp
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def scan_blocks(options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs):
+def scan_blocks(
+    options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs
+) -> tuple[Any, Array | None]:
     """Runs the same steps with the custom backward pass."""
     return scan_blocks_plainly(options, kernels, state, inputs)
 
 
-def _forward(options, kernels, state, inputs):
-    def block(state, inputs):
+def _forward(
+    options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs
+) -> tuple[tuple[Any, Array | None], Any]:
+    def block(state: Any, inputs: Inputs) -> tuple[Any, Any]:
         new, ys, t = _block_forward(options, kernels, state, inputs, store=options.store)
         return new, (ys, state, t)
 
@@ -85,11 +92,13 @@ def _forward(options, kernels, state, inputs):
     return (state, ys), (kernels, inputs, starts, t)
 
 
-def _backward(options, residuals, cotangents):
+def _backward(
+    options: FusedOptions, residuals: Any, cotangents: Any
+) -> tuple[Kernels, Any, Inputs]:
     kernels, inputs, starts, t = residuals
     d_state, d_ys = cotangents
 
-    def block(carry, step):
+    def block(carry: tuple[Any, Any], step: Any) -> tuple[tuple[Any, Any], Any]:
         d_state, total = carry
         start, inputs, t, d_y = step
         if not options.store:
@@ -109,7 +118,7 @@ scan_blocks.defvjp(_forward, _backward)
 
 def _block_forward(
     options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs, store: bool
-):
+) -> tuple[Any, Array | None, Blocks | None]:
     """Runs one block; returns the state, the outputs and, if asked, the activated values."""
     cell = options.cell
     # Inputs are projected a block at a time. Inputs of few features are projected inside the loop:
@@ -117,7 +126,7 @@ def _block_forward(
     at_once = inputs.x.shape[-1] > 4 or cell.inner_steps > 1
     projected = cell.project(kernels, inputs.x, inputs.known) if at_once else None
 
-    def step(state, inputs):
+    def step(state: Any, inputs: Any) -> tuple[Any, Any]:
         (x, known, mask), projected = inputs
         if projected is None:
             projected = cell.project(kernels, x, known)
@@ -129,7 +138,15 @@ def _block_forward(
     return state, ys, t
 
 
-def _block_backward(options, kernels, start, inputs, t, d_state, d_ys):
+def _block_backward(
+    options: FusedOptions,
+    kernels: Kernels,
+    start: Any,
+    inputs: Inputs,
+    t: Blocks,
+    d_state: Any,
+    d_ys: Array | None,
+) -> tuple[Any, Kernels, tuple[Array, CarryParts]]:
     """Returns the cotangents of a block's initial state, of the kernels and of its inputs."""
     cell, steps, mask = options.cell, inputs.known.steps, inputs.mask
     form, coefficients = Form(cell.preactivation), kernels.coefficients
@@ -138,7 +155,7 @@ def _block_backward(options, kernels, start, inputs, t, d_state, d_ys):
     pulls = transposes(cell, kernels, start, projected, form)
 
     # First pass, no products: the states again, from the activated values.
-    def again(start, inputs):
+    def again(start: Any, inputs: Any) -> tuple[Any, Any]:
         t, steps, mask = inputs
         new, states = rebuild(cell, coefficients, start, t, steps, form)
         return keep(mask, new, start), states
@@ -146,7 +163,7 @@ def _block_backward(options, kernels, start, inputs, t, d_state, d_ys):
     _, states = jax.lax.scan(again, start, (t, steps, mask))
 
     # Second pass, backward in time.
-    def back(d_state, inputs):
+    def back(d_state: Any, inputs: Any) -> tuple[Any, Any]:
         t, states, steps, mask, d_y = inputs
         if d_y is not None:
             d_state = add(d_state, pulls.output(d_y)[0])

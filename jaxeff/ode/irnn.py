@@ -86,7 +86,7 @@ class IRNN(SteppedCell, FusedCell):
     init_scale: float | None = None
     warm_start: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         cells.require_fields(self, POSITIVE, "decay", "max_step_size")
         require_choice("IRNN.solver", self.solver, SOLVERS)
         implicit = self.solver == "implicit"
@@ -170,7 +170,8 @@ class IRNN(SteppedCell, FusedCell):
 
     def hidden(self, state: Any, start: Any) -> Array:
         """Returns g + h_{k-1}."""
-        return state + start if self.warm_start else state
+        hidden: Array = state + start if self.warm_start else state
+        return hidden
 
     def update(self, coefficients: Any, state: Any, t: Blocks, at: InnerStep) -> Any:
         """Takes one Euler step of size eta_i."""

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxeff.ode.activations import Blocks
 from jaxeff.ode.carry import parts_of
 from jaxeff.ode.cells import Cell
 from jaxeff.ode.form import steps_fused
-from jaxeff.ode.fused import Form, fused_step
+from jaxeff.ode.fused import Form, FusedCell, Preactivation, fused_step
 from jaxeff.ode.fused_scan import Inputs
 from jaxeff.typing import Array, Params
 
@@ -79,7 +80,9 @@ def linearise(
     return _diagonal_by_rows(options, params, state, inputs)
 
 
-def _dense_by_columns(options, params, state, inputs):
+def _dense_by_columns(
+    options: NewtonOptions, params: Params, state: Array, inputs: Inputs
+) -> tuple[Array, Array]:
     """Forward mode per step.
 
     Unit tangents are the same for all steps up to the first element-wise factor, so their product
@@ -88,18 +91,21 @@ def _dense_by_columns(options, params, state, inputs):
     lead, size = state.shape[:-2], math.prod(state.shape[-2:])
     flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(lead) :]), (state, inputs))
 
-    def column(state, inputs):
-        def following(flat):
+    def column(state: Array, inputs: Inputs) -> tuple[Array, Array]:
+        def following(flat: Array) -> tuple[Array, Array]:
             new = advance(options, params, flat.reshape(state.shape), inputs).ravel()
             return new, new
 
-        return jax.jacfwd(following, has_aux=True)(state.ravel())
+        jacobian, new = jax.jacfwd(following, has_aux=True)(state.ravel())
+        return jacobian, new
 
     jacobian, new = jax.vmap(column)(*flat)
     return new.reshape(state.shape), jacobian.reshape(*lead, size, size)
 
 
-def _dense_by_rows(options, params, state, inputs):
+def _dense_by_rows(
+    options: NewtonOptions, params: Params, state: Array, inputs: Inputs
+) -> tuple[Array, Array]:
     """Reverse mode, for cells that have no forward mode: one cotangent per entry of the state."""
     size = math.prod(state.shape[-2:])
     new, pull = jax.vjp(lambda s: advance(options, params, s, inputs), state)
@@ -108,12 +114,14 @@ def _dense_by_rows(options, params, state, inputs):
     return new, jnp.moveaxis(rows.reshape(*rows.shape[:-2], size), 0, -2)
 
 
-def _diagonal_by_rows(options, params, state, inputs):
+def _diagonal_by_rows(
+    options: NewtonOptions, params: Params, state: Array, inputs: Inputs
+) -> tuple[Array, Array]:
     """Reverse mode, one feature at a time; keeps only the entries that couple equal features."""
     new, pull = jax.vjp(lambda s: advance(options, params, s, inputs), state)
     arrays, width = state.shape[-2:]
 
-    def feature(index):
+    def feature(index: Array) -> Array:
         unit = jnp.zeros(state.shape, state.dtype)
         rows = [pull(unit.at[..., i, index].set(1))[0][..., index] for i in range(arrays)]
         return jnp.stack(rows, axis=-2)
@@ -122,18 +130,21 @@ def _diagonal_by_rows(options, params, state, inputs):
     return new, jnp.moveaxis(entries, 0, -1)
 
 
-def _diagonal_by_kernels(options, params, state, inputs):
+def _diagonal_by_kernels(
+    options: NewtonOptions, params: Params, state: Array, inputs: Inputs
+) -> tuple[Array, Array]:
     """Forward mode with the matrix products replaced by their diagonals.
 
     Only these products mix features, so one tangent of ones per array of the state gives the
     block-diagonal Jacobian.
     """
     cell = options.cell
+    assert isinstance(cell, FusedCell)
     kernels = cell.prepare(params)
     projected = cell.project(kernels, inputs.x, inputs.known)
     thin = Form(functools.partial(_thin, cell.preactivation))
 
-    def following(state):
+    def following(state: Array) -> Array:
         start = spread(options, state)
         new, _ = fused_step(cell, kernels, start, projected, inputs.known.steps, thin)
         return _kept(inputs.mask, gather(options, new), state)
@@ -146,7 +157,7 @@ def _diagonal_by_kernels(options, params, state, inputs):
     return new, jnp.stack(columns, axis=-2)
 
 
-def _thin(preactivation, kernels, hidden, projected):
+def _thin(preactivation: Preactivation, kernels: Any, hidden: Array, projected: Blocks) -> Blocks:
     """Returns the pre-activation with the tangent of the products' diagonals alone.
 
     ``hidden`` holds one or more arrays of a block's width side by side.

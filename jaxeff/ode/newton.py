@@ -22,7 +22,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -75,11 +75,11 @@ def propagate(
     if dense:
         right = right.reshape(*shape[:-2], -1)
 
-    def compose(first, second):
+    def compose(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
         (a1, b1), (a2, b2) = first, second
         return multiply(a2, a1), apply(a2, b1) + b2
 
-    def in_blocks(a):
+    def in_blocks(a: Array) -> Array:
         """Returns ``[step of a block, block, ...]``, in the order of the recurrence."""
         a = jnp.flip(a, 0) if reverse else a
         a = jnp.pad(a, [(0, -length % block)] + [(0, 0)] * (a.ndim - 1))
@@ -91,7 +91,7 @@ def propagate(
     _, ends = jax.lax.associative_scan(compose, maps)
     starts = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])
 
-    def run(d, step):
+    def run(d: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
         moved = apply(step[0], d)
         return moved + step[1], moved
 
@@ -100,11 +100,11 @@ def propagate(
     return jnp.flip(moved, 0) if reverse else moved
 
 
-def _apply(a, d):
+def _apply(a: Array, d: Array) -> Array:
     return jnp.matmul(a, d[..., None], precision=_PRECISE)[..., 0]
 
 
-def _multiply(a2, a1):
+def _multiply(a2: Array, a1: Array) -> Array:
     return jnp.matmul(a2, a1, precision=_PRECISE)
 
 
@@ -112,13 +112,13 @@ def _multiply(a2, a1):
 # reductions over such a short axis.
 
 
-def _apply_diagonal(a, d):
-    return sum(a[..., :, j, :] * d[..., None, j, :] for j in range(d.shape[-2]))
+def _apply_diagonal(a: Array, d: Array) -> Array:
+    return cast(Array, sum(a[..., :, j, :] * d[..., None, j, :] for j in range(d.shape[-2])))
 
 
-def _multiply_diagonal(a2, a1):
+def _multiply_diagonal(a2: Array, a1: Array) -> Array:
     arrays = range(a1.shape[-3])
-    return sum(a2[..., :, j, None, :] * a1[..., None, j, :, :] for j in arrays)
+    return cast(Array, sum(a2[..., :, j, None, :] * a1[..., None, j, :, :] for j in arrays))
 
 
 def transpose(jacobian: Array, *, dense: bool) -> Array:
@@ -153,7 +153,7 @@ def iterate(
       reverse: the recurrence runs from the last step to the first.
     """
 
-    def measure(states, new):
+    def measure(states: Array, new: Array) -> Array:
         error = jnp.abs(new - states).max((-2, -1))
         size = jnp.maximum(jnp.abs(states), jnp.abs(new)).max((-2, -1))
         # Unlike a maximum of quotients, this is correct where error and size are both zero.
@@ -161,7 +161,7 @@ def iterate(
         worst = jnp.max(jnp.where(error == 0, 0, error / size))
         return jnp.where(jnp.isfinite(new).all(), worst, jnp.inf).astype(start.dtype)
 
-    def move(states, new, jacobian):
+    def move(states: Array, new: Array, jacobian: Array) -> Array:
         right = new - states
         # Where the state before does not change, this is exactly the new state.
         moved = new + propagate(damping * jacobian, right, dense=dense, reverse=reverse)
@@ -169,7 +169,7 @@ def iterate(
             moved = jnp.where(jnp.isfinite(moved), moved, refuge)
         return moved
 
-    def body(loop):
+    def body(loop: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         count, states, _, _ = loop
         new, jacobian = evaluate(states)
         worst = measure(states, new)

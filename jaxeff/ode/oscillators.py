@@ -42,7 +42,7 @@ class Antisymmetric(FusedCell):
     step_size: float = 0.01
     diffusion: float = 0.01
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         cells.require_fields(self, POSITIVE, "step_size")
         cells.require_fields(self, FINITE, "diffusion")
@@ -104,7 +104,7 @@ class CoRNN(FusedCell):
     gamma: float = 2.7
     epsilon: float = 4.7
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         cells.require_fields(self, POSITIVE, "step_size", "gamma", "epsilon")
 
@@ -134,7 +134,8 @@ class CoRNN(FusedCell):
 
     def output(self, state: Any) -> Array:
         """Returns the positions y."""
-        return state[0]
+        positions: Array = state[0]
+        return positions
 
     def hidden(self, state: Any, start: Any) -> Array:
         """Returns y and z side by side."""

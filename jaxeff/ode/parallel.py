@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,60 @@ class ParallelInfo(NamedTuple):
     fell_back: Array
 
 
+@overload
+def unroll_parallel(
+    cell: Cell,
+    params: Params,
+    xs: Array,
+    carry: Carry | None = None,
+    *,
+    mask: Array | None = None,
+    return_sequence: bool = True,
+    jacobian: str = "auto",
+    tolerance: float | None = None,
+    max_iterations: int | None = None,
+    damping: float = 1.0,
+    fallback: bool = True,
+    diagnostics: Literal[False] = False,
+) -> tuple[Carry, Array]: ...
+
+
+@overload
+def unroll_parallel(
+    cell: Cell,
+    params: Params,
+    xs: Array,
+    carry: Carry | None = None,
+    *,
+    mask: Array | None = None,
+    return_sequence: bool = True,
+    jacobian: str = "auto",
+    tolerance: float | None = None,
+    max_iterations: int | None = None,
+    damping: float = 1.0,
+    fallback: bool = True,
+    diagnostics: Literal[True],
+) -> tuple[Carry, Array, ParallelInfo]: ...
+
+
+@overload
+def unroll_parallel(
+    cell: Cell,
+    params: Params,
+    xs: Array,
+    carry: Carry | None = None,
+    *,
+    mask: Array | None = None,
+    return_sequence: bool = True,
+    jacobian: str = "auto",
+    tolerance: float | None = None,
+    max_iterations: int | None = None,
+    damping: float = 1.0,
+    fallback: bool = True,
+    diagnostics: bool,
+) -> tuple[Carry, Array] | tuple[Carry, Array, ParallelInfo]: ...
+
+
 def unroll_parallel(
     cell: Cell,
     params: Params,
@@ -59,7 +114,7 @@ def unroll_parallel(
     damping: float = 1.0,
     fallback: bool = True,
     diagnostics: bool = False,
-) -> Any:
+) -> tuple[Carry, Array] | tuple[Carry, Array, ParallelInfo]:
     """Runs ``cell`` over time-major inputs, in parallel over time; like `jaxeff.ode.unroll`.
 
     The result equals that of the loop up to ``tolerance``: the residual of the recurrence is
@@ -146,7 +201,9 @@ def unroll_parallel(
     return (carry, ys, info) if diagnostics else (carry, ys)
 
 
-def _check(jacobian, tolerance, max_iterations, damping):
+def _check(
+    jacobian: str, tolerance: float | None, max_iterations: int | None, damping: float
+) -> None:
     if jacobian not in JACOBIANS:
         raise ConfigError(f"jacobian must be one of {', '.join(JACOBIANS)}, not {jacobian!r}")
     if tolerance is not None and not 0 < tolerance < math.inf:
@@ -173,7 +230,9 @@ def _shift(start: Array, states: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _trajectory(options: NewtonOptions, params: Params, start: Array, inputs: Inputs):
+def _trajectory(
+    options: NewtonOptions, params: Params, start: Array, inputs: Inputs
+) -> tuple[Array, ParallelInfo]:
     """Returns the states ``[time, ..., arrays, width]`` after every step, and a `ParallelInfo`."""
     guess = jnp.broadcast_to(start, (inputs.x.shape[0], *start.shape))
     solution = newton.iterate(
@@ -186,7 +245,7 @@ def _trajectory(options: NewtonOptions, params: Params, start: Array, inputs: In
     )
     converged = solution.converged
 
-    def step(state, inputs):
+    def step(state: Array, inputs: Inputs) -> tuple[Array, Array]:
         new = advance(options, params, state, inputs)
         return new, new
 
@@ -197,29 +256,37 @@ def _trajectory(options: NewtonOptions, params: Params, start: Array, inputs: In
     return states, ParallelInfo(solution.iterations, solution.residual, converged, fell_back)
 
 
-def _unless(options, converged, states, loop):
+def _unless(
+    options: NewtonOptions, converged: Array, states: Array, loop: Callable[[], Array]
+) -> Array:
     """Returns the states if converged, else the result of the loop, or NaN."""
     if not options.fallback:
         return jnp.where(converged, states, jnp.nan)
-    return jax.lax.cond(converged, lambda: states, loop)
+    chosen: Array = jax.lax.cond(converged, lambda: states, loop)
+    return chosen
 
 
-def _trajectory_fwd(options, params, start, inputs):
+def _trajectory_fwd(
+    options: NewtonOptions, params: Params, start: Array, inputs: Inputs
+) -> tuple[tuple[Array, ParallelInfo], Any]:
     states, info = _trajectory(options, params, start, inputs)
     return (states, info), (params, start, inputs, states)
 
 
-def _trajectory_bwd(options, residuals, cotangents):
+def _trajectory_bwd(
+    options: NewtonOptions, residuals: Any, cotangents: Any
+) -> tuple[Params, Array, Inputs]:
     params, start, inputs, states = residuals
     d_states, _ = cotangents
     before = _shift(start, states)
     # The adjoint v_t = d_t + J_{t+1}^T v_{t+1} is a linear recurrence that runs backward.
     _, pull_state = jax.vjp(lambda s: advance(options, params, s, inputs), before)
 
-    def later(adjoint):
+    def later(adjoint: Array) -> Array:
         """Carries every step's adjoint to the step before it."""
         (pulled,) = pull_state(adjoint)
-        return d_states + jnp.concatenate([pulled[1:], jnp.zeros_like(pulled[:1])])
+        moved: Array = d_states + jnp.concatenate([pulled[1:], jnp.zeros_like(pulled[:1])])
+        return moved
 
     _, jacobian = linearise(options, params, before, inputs)
     jacobian = newton.transpose(jacobian, dense=options.dense)
@@ -234,13 +301,13 @@ def _trajectory_bwd(options, residuals, cotangents):
         reverse=True,
     )
 
-    def backward(adjoint, step):
+    def backward(adjoint: Array, step: Any) -> tuple[Array, Array]:
         state, step_inputs, d_state = step
         adjoint = adjoint + d_state
         _, pull = jax.vjp(lambda s: advance(options, params, s, step_inputs), state)
         return pull(adjoint)[0], adjoint
 
-    def loop():
+    def loop() -> Array:
         nothing = jnp.zeros_like(start)
         return jax.lax.scan(backward, nothing, (before, inputs, d_states), reverse=True)[1]
 

@@ -88,6 +88,7 @@ def unroll(
         raise ConfigError(f"backward='fused' needs a FusedCell, but {why}; take backward='remat'")
     if driver != "scan":
         _require_kernel(driver, backward, why, xs)
+    ys: Any
     if backward == "autodiff":
         carry, ys = _scan_steps(cell, params, carry, (xs, mask), return_sequence)
     elif why:
@@ -139,7 +140,9 @@ def _driver(backward: str, driver: str, xs: Array) -> Callable[..., tuple[Any, A
     return functools.partial(scan_in_kernel, driver == "interpreted")
 
 
-def _in_blocks(run, carry, xs, block_size):
+def _in_blocks(
+    run: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, block_size: int
+) -> tuple[Any, Any]:
     """Calls ``run(carry, xs[blocks, block, ...])`` on the whole blocks, then on the remainder."""
     length = jax.tree.leaves(xs)[0].shape[0]
     if not is_static(length):  # symbolic length: one block
@@ -165,12 +168,18 @@ def _joined(a: Array) -> Array:
     return a.reshape(a.shape[0] * a.shape[1], *a.shape[2:])
 
 
-def _scan_steps(cell, params, carry, inputs, return_sequence):
+def _scan_steps(
+    cell: Cell,
+    params: Params,
+    carry: Carry,
+    inputs: tuple[Array, Array | None],
+    return_sequence: bool,
+) -> tuple[Carry, Array | None]:
     """Scans the steps of any cell; ``inputs`` are the cell's inputs and the mask."""
     like = params
     params = widened(params)  # so that the gradients of all steps are summed in single precision
 
-    def step(carry, inputs):
+    def step(carry: Carry, inputs: Any) -> tuple[Carry, Array | None]:
         x, mask = inputs
         new, _ = cell.step(narrowed(params, like), carry, x)
         carry = keep(mask, new, carry)

@@ -25,14 +25,13 @@ def damped_iteration(
 ) -> Array:
     """Returns ``z`` after ``num_steps`` of ``z <- z + damping * (update(z) - z)``."""
 
-    def body(z, _):
+    def body(z: Array, _: None) -> tuple[Array, None]:
         return z + damping * (update(z) - z), None
 
     z, _ = jax.lax.scan(body, start, None, length=num_steps)
     return z
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def fixed_point(
     update: Callable[[Any, Array], Array],
     args: Any,
@@ -64,15 +63,34 @@ def fixed_point(
         raise ConfigError(f"num_steps must be a positive integer, not {num_steps!r}")
     if isinstance(damping, int | float) and not 0 < damping < 2:
         raise ConfigError(f"damping must be in (0, 2), where iterations converge, not {damping}")
+    return _solution(update, args, start, num_steps, damping)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def _solution(
+    update: Callable[[Any, Array], Array],
+    args: Any,
+    start: Array,
+    num_steps: int,
+    damping: Array | float,
+) -> Array:
     return damped_iteration(lambda z: update(args, z), start, num_steps, damping)
 
 
-def _forward(update, args, start, num_steps, damping):
+def _forward(
+    update: Callable[[Any, Array], Array],
+    args: Any,
+    start: Array,
+    num_steps: int,
+    damping: Array | float,
+) -> tuple[Array, Any]:
     z = damped_iteration(lambda z: update(args, z), start, num_steps, damping)
     return z, (args, z, damping)
 
 
-def _backward(update, num_steps, residuals, w):
+def _backward(
+    update: Callable[[Any, Array], Array], num_steps: int, residuals: Any, w: Array
+) -> tuple[Any, Array, Any]:
     args, z, damping = residuals
     _, pull_state = jax.vjp(lambda z: update(args, z), z)
     v = damped_iteration(lambda v: w + pull_state(v)[0], w, num_steps, damping)
@@ -80,4 +98,4 @@ def _backward(update, num_steps, residuals, w):
     return pull_args(v)[0], jnp.zeros_like(z), jax.tree.map(jnp.zeros_like, damping)
 
 
-fixed_point.defvjp(_forward, _backward)
+_solution.defvjp(_forward, _backward)

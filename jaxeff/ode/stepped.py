@@ -48,7 +48,7 @@ class SteppedCell(Cell):
     learn_step_size: bool = True
     length: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__name__
         require_whole(f"{name}.num_inner_steps", self.num_inner_steps)

@@ -76,7 +76,7 @@ class TARNN(SteppedCell, FusedCell):
     gate_bias: float | None = None
     init_scale: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         cells.require_fields(self, POSITIVE, "init_scale")
         require_choice("TARNN.variant", self.variant, VARIANTS)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxeff.ops.platforms import has_cpu_form
 from jaxeff.typing import Array
 
+Result = TypeVar("Result")
+
 
 @has_cpu_form("jaxeff.ops.cpu.rows")
-def rowwise(function: Callable[..., Any], shared: Any, x: Array, *others: Any) -> Any:
+def rowwise(function: Callable[..., Result], shared: Any, x: Array, *others: Any) -> Result:
     """Returns ``function(shared, x, *others)`` for a function that treats rows independently.
 
     On a CPU it runs on a few rows of the leading axis at a time, which stay in cache.

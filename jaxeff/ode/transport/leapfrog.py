@@ -84,7 +84,8 @@ def leapfrog(
     )
     images = h[None] if h.ndim == 3 else h
     before = images if before is None else before
-    return rowwise(steps, None, images, before, source, dt, *coefficients).reshape(h.shape)
+    last: Array = rowwise(steps, None, images, before, source, dt, *coefficients)
+    return last.reshape(h.shape)
 
 
 def _steps(

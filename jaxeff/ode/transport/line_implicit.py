@@ -46,7 +46,7 @@ def line_implicit(
         )
     ]
 
-    def step(h, _):
+    def step(h: Array, _: None) -> tuple[Array, None]:
         h = h + dt * precise(source)
         for (lower, diagonal, upper), axis in lines:
             rhs = jnp.moveaxis(h, axis, 0)
@@ -58,7 +58,9 @@ def line_implicit(
     return jax.lax.scan(step, h, length=num_steps)[0].astype(dtype)
 
 
-def _implicit_lines(diffusion, velocity, axis, dt, distance, boundary):
+def _implicit_lines(
+    diffusion: Array, velocity: Array, axis: int, dt: float, distance: int, boundary: str
+) -> tuple[Array, Array, Array]:
     """Returns the three diagonals of ``1 - dt L``, lines along the first axis."""
     diffusion, velocity = (jnp.moveaxis(a, axis, 0) for a in (diffusion, velocity))
     # Faces between a cell and the next; the last one is periodic or a wall.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -105,49 +106,53 @@ _static = functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 
 
 @_static
-def _evolve(scheme, h, x, predicted, norm):
+def _evolve(scheme: Rectified, h: Array, x: Array | None, predicted: Array, norm: Pair) -> Array:
     form = native.transport.steps
     return form(h, x, predicted, None, norm, scheme._scales, None, scheme._options)
 
 
 @_static
-def _gradient(scheme, h, x, predicted, norm, g):
+def _gradient(
+    scheme: Rectified, h: Array, x: Array | None, predicted: Array, norm: Pair, g: Array
+) -> tuple[Array, Array | None, Array, Pair]:
     form = native.transport.gradient
     return form(h, x, predicted, norm, g, scheme._scales, scheme._options)
 
 
-def _evolve_forward(scheme, *args):
+def _evolve_forward(scheme: Rectified, *args: Any) -> tuple[Array, Any]:
     return _evolve(scheme, *args), args
 
 
-def _evolve_backward(scheme, args, g):
+def _evolve_backward(scheme: Rectified, args: Any, g: Array) -> Any:
     return _gradient(scheme, *args, g)
 
 
-def _plain_gradient(scheme, *args):
+def _plain_gradient(scheme: Rectified, *args: Any) -> Any:
     return jax.vjp(scheme.reference, *args[:-1])[1](args[-1])
 
 
-def _gradient_forward(scheme, *args):
+def _gradient_forward(scheme: Rectified, *args: Any) -> tuple[Any, Any]:
     return _gradient(scheme, *args), args
 
 
-def _gradient_backward(scheme, args, cotangents):
+def _gradient_backward(scheme: Rectified, args: Any, cotangents: Any) -> Any:
     return jax.vjp(functools.partial(_plain_gradient, scheme), *args)[1](cotangents)
 
 
 @_static
-def _evaluate(scheme, h, x, kernel, norm, out):
+def _evaluate(
+    scheme: Rectified, h: Array, x: Array | None, kernel: Array, norm: Pair, out: Pair
+) -> Array:
     form = native.transport.steps
     return form(h, x, None, kernel, norm, scheme._scales, out, scheme._options)
 
 
-def _evaluate_forward(scheme, *args):
+def _evaluate_forward(scheme: Rectified, *args: Any) -> tuple[Array, Any]:
     return _evaluate(scheme, *args), args
 
 
-def _evaluate_backward(scheme, args, g):
-    def separate(h, x, kernel, norm, out):
+def _evaluate_backward(scheme: Rectified, args: Any, g: Array) -> Any:
+    def separate(h: Array, x: Array | None, kernel: Array, norm: Pair, out: Pair) -> Array:
         field = scheme.evolve(h, x, depthwise_fields(h, kernel), norm)
         return jax.nn.relu(field * out[0] + out[1])
 

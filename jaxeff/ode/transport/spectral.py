@@ -115,7 +115,8 @@ def _cosine_transform(h: Array) -> Transform:
 
 def _cosines(n: int) -> np.ndarray:
     """Returns the orthonormal cosine transform (DCT-II) as a matrix ``[frequency, position]``."""
-    basis = np.cos(np.pi / n * np.arange(n)[:, None] * (np.arange(n) + 0.5)) * np.sqrt(2 / n)
+    angles = np.pi / n * np.arange(n)[:, None] * (np.arange(n) + 0.5)
+    basis: np.ndarray = np.cos(angles) * np.sqrt(2 / n)
     basis[0] /= np.sqrt(2)
     return basis
 

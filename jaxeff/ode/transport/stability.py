@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,7 @@ def stability_number(
     ax, ay = abs(u) * (dt / spacing[0]), abs(v) * (dt / spacing[1])
     bx, by = diffusion_x * (dt / spacing[0] ** 2), diffusion_y * (dt / spacing[1] ** 2)
 
-    def share(a, b):
+    def share(a: Array, b: Array) -> Array:
         return jnp.where(a == 0, 0.0, a * a / b)
 
     return jnp.where(
@@ -43,7 +45,7 @@ def growth(coefficients: Coefficients, dt: float = 0.2, spacing: tuple[int, int]
     bx, by = diffusion_x * (dt / spacing[0] ** 2), diffusion_y * (dt / spacing[1] ** 2)
     spread = 2 * (bx + by)
 
-    def factor(largest, turns):
+    def factor(largest: Array, turns: Any) -> tuple[Array, None]:
         a, b = turns
         # The scheme's characteristic polynomial: (1 + S) g^2 - 2 z g - (1 - S) = 0.
         z = 2 * (bx * jnp.cos(a) + by * jnp.cos(b)) - 1j * (ax * jnp.sin(a) + ay * jnp.sin(b))

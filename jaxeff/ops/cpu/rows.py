@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxeff.ops.platforms import is_forward_mode
 from jaxeff.ops.precision import narrowed, widened
+from jaxeff.ops.rows import Result
 from jaxeff.typing import Array
 
 #: Bytes of one array of a block: few enough that a handful of them stay in a CPU's last cache, and
@@ -18,7 +19,7 @@ from jaxeff.typing import Array
 BLOCK = 1 << 20
 
 
-def compute_once(function: Callable[..., Any], *args: Array) -> Any:
+def compute_once(function: Callable[..., Result], *args: Array) -> Result:
     """Returns ``function(*args)``, computed once and kept, however its values are used later.
 
     XLA's CPU compiler respects no other barrier than a branch.
@@ -30,12 +31,13 @@ def compute_once(function: Callable[..., Any], *args: Array) -> Any:
 
     if not args[0].size:  # an empty batch has no value to look at
         return function(*args)
-    # Never true, which the compiler does not know.
     first_value = args[0].ravel()[0]
-    return jax.lax.cond((first_value > 1) & (first_value < -1), skipped, function, *args)
+    never = (first_value > 1) & (first_value < -1)  # which the compiler does not know
+    results: Result = jax.lax.cond(never, skipped, function, *args)
+    return results
 
 
-def rowwise(function: Callable[..., Any], shared: Any, x: Array, *others: Any) -> Any:
+def rowwise(function: Callable[..., Result], shared: Any, x: Array, *others: Any) -> Result:
     """Evaluates block by block; the backward pass recomputes a block's intermediates."""
     args = dict(enumerate((x, *others)))
     arrays = {i: a for i, a in args.items() if hasattr(a, "ndim")}
@@ -45,11 +47,12 @@ def rowwise(function: Callable[..., Any], shared: Any, x: Array, *others: Any) -
     batched = {i: a for i, a in arrays.items() if a.ndim == x.ndim and a.shape[0] == x.shape[0]}
     broadcast = {i: a for i, a in arrays.items() if i not in batched}
 
-    def of_block(common: Any, block: dict[int, Array]) -> Any:
+    def of_block(common: Any, block: dict[int, Array]) -> Result:
         shared, broadcast = common
         return function(shared, *(args | broadcast | block).values())
 
-    return _over_blocks(of_block, rows, (shared, broadcast), batched)
+    results: Result = _over_blocks(of_block, rows, (shared, broadcast), batched)
+    return results
 
 
 def _stored(arrays: dict[int, Array]) -> dict[int, Array]:
@@ -77,20 +80,23 @@ def _rows_of_block(x: Array) -> int | None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _over_blocks(function: Callable[..., Any], rows: int, common: Any, batched: Any) -> Any:
-    def of_block(common, block):
+    def of_block(common: Any, block: Any) -> tuple[Any, Any]:
         return (), function(common, block)
 
     return _joined(of_block, rows, common, batched)[1]
 
 
-def _forward(function, rows, common, batched):
+def _forward(function: Callable[..., Any], rows: int, common: Any, batched: Any) -> tuple[Any, Any]:
     return _over_blocks(function, rows, common, batched), (common, batched)
 
 
-def _backward(function, rows, saved, cotangent):
-    def of_block(common, block):
+def _backward(
+    function: Callable[..., Any], rows: int, saved: Any, cotangent: Any
+) -> tuple[Any, Any]:
+    def of_block(common: Any, block: Any) -> tuple[Any, Any]:
         block, cotangent = block
-        return jax.vjp(function, common, block)[1](cotangent)
+        of_common, of_rows = jax.vjp(function, common, block)[1](cotangent)
+        return of_common, of_rows
 
     common, batched = saved
     return _joined(of_block, rows, common, (batched, cotangent))
@@ -99,11 +105,13 @@ def _backward(function, rows, saved, cotangent):
 _over_blocks.defvjp(_forward, _backward)
 
 
-def _joined(function: Callable[..., Any], rows: int, common: Any, batched: Any) -> tuple[Any, Any]:
+def _joined(
+    function: Callable[[Any, Any], tuple[Any, Any]], rows: int, common: Any, batched: Any
+) -> tuple[Any, Any]:
     """Returns the first results of ``function`` summed over blocks, the second concatenated."""
     n = jax.tree.leaves(batched)[0].shape[0]
 
-    def of_block(start, rows):
+    def of_block(start: Array | int, rows: int) -> tuple[Any, Any]:
         # Slices instead of arrays reshaped to blocks, which would cost a division per value in the
         # surrounding loops.
         return function(
@@ -111,7 +119,7 @@ def _joined(function: Callable[..., Any], rows: int, common: Any, batched: Any) 
             jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, rows), batched),
         )
 
-    def add_block(start, rows, results):
+    def add_block(start: Array | int, rows: int, results: tuple[Any, Any]) -> tuple[Any, Any]:
         total, joined = results
         part, values = of_block(start, rows)
         total = jax.tree.map(jnp.add, total, widened(part))
