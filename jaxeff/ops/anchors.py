@@ -52,7 +52,7 @@ def area_sample(x: Array, stride: int) -> Array:
 def interpolate(anchors: Array, size: tuple[int, int], stride: int) -> Array:
     """Returns the bilinear interpolation on a grid of ``size`` (rows, columns) pixels."""
 
-    def blend(here, ahead, share):
+    def blend(here: Array, ahead: Array, share: float) -> Array:
         return here if share == 0 else (1 - share) * here + share * ahead
 
     return _fill(anchors, size, stride, blend)

@@ -66,7 +66,8 @@ def forward_mode() -> Iterator[None]:
 
 def is_forward_mode() -> bool:
     """Returns whether tracing is within `forward_mode`."""
-    return _forward_mode.value
+    is_set: bool = _forward_mode.value
+    return is_set
 
 
 def has_cpu_form(
@@ -86,7 +87,8 @@ def has_cpu_form(
             if current_platform() != "cpu":
                 return reference(*args, **kwargs)
             form = getattr(importlib.import_module(module), reference.__name__)
-            return form(*args, **kwargs)
+            result: Result = form(*args, **kwargs)
+            return result
 
         return chosen
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxeff.typing import Dtype
+from jaxeff.typing import Array, Dtype
 
 
 def wide(dtype: Dtype) -> Dtype:
@@ -26,11 +26,12 @@ def narrowed(tree: Any, like: Any) -> Any:
     return jax.tree.map(lambda a, b: a.astype(b.dtype), tree, like)
 
 
-def plus_bias(values: Any, bias: Any) -> Any:
+def plus_bias(values: Array, bias: Array) -> Array:
     """Returns values ``[..., channels]`` plus a bias ``[channels]``, in the values' type.
 
     The sum is in single precision, so that the gradient of the bias, a sum over all values of a
     channel, is accumulated in single precision.
     """
     wide_values, wide_bias = widened((values, bias))
-    return (wide_values + wide_bias.reshape((1,) * (values.ndim - 1) + (-1,))).astype(values.dtype)
+    total: Array = wide_values + wide_bias.reshape((1,) * (values.ndim - 1) + (-1,))
+    return total.astype(values.dtype)

@@ -89,9 +89,13 @@ def _variables(atoms: Any) -> list[Any]:
 def _grows(equation: Any) -> bool:
     if equation.primitive.name != "broadcast_in_dim":
         return False
-    return equation.outvars[0].aval.size > equation.invars[0].aval.size
+    larger: bool = equation.outvars[0].aval.size > equation.invars[0].aval.size
+    return larger
 
 
-def _function(constants: Any, inputs: Any, outputs: Any, equations: Any) -> Callable[..., list]:
+def _function(
+    constants: Any, inputs: Any, outputs: Any, equations: Any
+) -> Callable[..., list[Any]]:
     jaxpr = core.Jaxpr([], [*constants, *inputs], outputs, equations)
-    return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
+    function: Callable[..., list[Any]] = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
+    return function

@@ -57,4 +57,5 @@ def take(tiles: Array, numbers: Array) -> Array:
 
 def put(tiles: Array, numbers: Array, values: Array) -> Array:
     """Returns all tiles with the numbered ones replaced."""
-    return jax.vmap(lambda a, n, v: a.at[n].set(v))(tiles, numbers, values)
+    replaced: Array = jax.vmap(lambda a, n, v: a.at[n].set(v))(tiles, numbers, values)
+    return replaced

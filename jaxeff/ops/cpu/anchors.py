@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 
@@ -42,11 +43,11 @@ def _sample(x: Array, stride: int) -> Array:
     return native.anchors.sample(x, stride)
 
 
-def _sample_forward(x, stride):
+def _sample_forward(x: Array, stride: int) -> tuple[Array, Array]:
     return _sample(x, stride), x
 
 
-def _sample_backward(stride, x, g):
+def _sample_backward(stride: int, x: Array, g: Array) -> Any:
     return jax.linear_transpose(lambda x: strided_sample(x, stride), x)(g)
 
 
@@ -54,16 +55,33 @@ _sample.defvjp(_sample_forward, _sample_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 8))
-def _mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu):
+def _mixed(
+    anchors: Array,
+    x: Array,
+    kernel: Array,
+    bias: Array,
+    share: Array,
+    stride: int,
+    blend: bool,
+    skip: Array | None,
+    relu: bool,
+) -> Array:
     return native.anchors.mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu)
 
 
-def _mixed_forward(*args):
+def _mixed_forward(*args: Any) -> tuple[Array, Any]:
     return _mixed(*args), (*args[:5], args[7])
 
 
-def _mixed_backward(stride, blend, relu, saved, g):
-    def separate(anchors, x, kernel, bias, share, skip):
+def _mixed_backward(stride: int, blend: bool, relu: bool, saved: Any, g: Array) -> Any:
+    def separate(
+        anchors: Array,
+        x: Array,
+        kernel: Array,
+        bias: Array,
+        share: Array,
+        skip: Array | None,
+    ) -> Array:
         return separately_mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu)
 
     return jax.vjp(separate, *saved)[1](g)

@@ -132,7 +132,8 @@ def _shifted(x: Array, kernel: Array, strides: int) -> Array:
     total: Any = 0
     for tap, window in zip(np.ndindex(kernel.shape[:2]), _windows(x, kernel, strides), strict=True):
         total = total + window.astype(taps.dtype) * taps[*tap, 0]
-    return total.astype(jnp.result_type(x, kernel))
+    y: Array = total.astype(jnp.result_type(x, kernel))
+    return y
 
 
 def _depthwise(
@@ -149,12 +150,16 @@ def _depthwise(
 _depthwise_with_gradient = jax.custom_vjp(_depthwise, nondiff_argnums=(2, 5))
 
 
-def _depthwise_forward(x, kernel, strides, bias, skip, relu):
+def _depthwise_forward(
+    x: Array, kernel: Array, strides: int, bias: Array | None, skip: Array | None, relu: bool
+) -> tuple[Array, Any]:
     y = _depthwise_with_gradient(x, kernel, strides, bias, skip, relu)
     return y, (x, kernel, bias, skip is not None, y if relu else None)
 
 
-def _depthwise_backward(strides, relu, saved, g):
+def _depthwise_backward(
+    strides: int, relu: bool, saved: Any, g: Array
+) -> tuple[Array, Array, Array | None, Array | None]:
     x, kernel, bias, has_skip, y = saved
     g = jnp.where(y > 0, g, 0) if relu else g
     precise = functools.partial(jnp.asarray, dtype=wide(x.dtype))

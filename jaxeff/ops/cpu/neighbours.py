@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -30,11 +32,18 @@ def _neighbours(
 _with_transpose = jax.custom_vjp(_neighbours, nondiff_argnums=(1, 2, 3, 4))
 
 
-def _forward(h, *static):
+def _forward(h: Array, *static: Any) -> tuple[tuple[Array, Array], None]:
     return _with_transpose(h, *static), None
 
 
-def _backward(axis, distance, boundary, odd, _, cotangents):
+def _backward(
+    axis: int,
+    distance: int,
+    boundary: str,
+    odd: bool,
+    _: None,
+    cotangents: tuple[Array, Array],
+) -> tuple[Array]:
     """The transpose: the values behind the first cotangent plus those ahead of the second.
 
     JAX's own transpose adds padded arrays, which is several times slower.
@@ -44,10 +53,11 @@ def _backward(axis, distance, boundary, odd, _, cotangents):
         ahead, behind = (_with_transpose(g, *static) for g in cotangents)
         return (ahead[1] + behind[0],)
 
-    def plain(h):
+    def plain(h: Array) -> tuple[Array, Array]:
         return _ends(_extended(h, *static), axis, distance)
 
-    return jax.linear_transpose(plain, cotangents[0])(cotangents)
+    (transposed,) = jax.linear_transpose(plain, cotangents[0])(cotangents)
+    return (transposed,)
 
 
 _with_transpose.defvjp(_forward, _backward)

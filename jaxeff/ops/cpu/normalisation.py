@@ -6,6 +6,7 @@ XLA's sums of all axes but the last visit memory value by value.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,11 +49,11 @@ def _compiled_moments(x: Array) -> tuple[Array, Array]:
     return mean, square
 
 
-def _moments_forward(x):
+def _moments_forward(x: Array) -> tuple[tuple[Array, Array], Array]:
     return _compiled_moments(x), x
 
 
-def _moments_backward(x, g):
+def _moments_backward(x: Array, g: tuple[Array, Array]) -> tuple[Array]:
     of_mean, of_square = (slope * (x.shape[-1] / x.size) for slope in g)
     return (of_mean + 2 * of_square * x,)
 
@@ -70,12 +71,16 @@ def _normalise(
 _with_gradient = functools.partial(jax.custom_vjp, nondiff_argnums=(5,))(_normalise)
 
 
-def _normalise_forward(x, mean, scale, bias, skip, relu):
+def _normalise_forward(
+    x: Array, mean: Array, scale: Array, bias: Array, skip: Array | None, relu: bool
+) -> tuple[Array, Any]:
     y = _with_gradient(x, mean, scale, bias, skip, relu)
     return y, (x, mean, scale, skip is not None, y if relu else None)
 
 
-def _normalise_backward(relu, saved, g):
+def _normalise_backward(
+    relu: bool, saved: Any, g: Array
+) -> tuple[Array, Array, Array, Array, Array | None]:
     x, mean, scale, has_skip, y = saved
     if relu:
         g, sums = normalisation.masked_channel_sums(g, x, mean, y)

@@ -7,6 +7,7 @@ any number of times.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ import numpy as np
 from jaxeff.ops.cpu.native.library import call
 from jaxeff.ops.normalisation import check_skip
 from jaxeff.typing import Array
+
+Pair = tuple[Array, Array]
 
 #: Fewest channels, and pixels of all images, of convolutions with fewer products.
 CHANNELS, PIXELS = 32, 4096
@@ -48,7 +51,15 @@ def depthwise_conv(
     return _followed("jaxeff_depthwise_conv", x, kernel, strides, bias, skip, options)
 
 
-def _followed(name, x, kernel, strides, bias, skip, options):
+def _followed(
+    name: str,
+    x: Array,
+    kernel: Array,
+    strides: int,
+    bias: Array | None,
+    skip: Array | None,
+    options: dict[str, Any],
+) -> Array:
     rows, columns = (-(-size // strides) for size in x.shape[1:3])
     shape = (x.shape[0], rows, columns, kernel.shape[3])
     check_skip(shape, skip)
@@ -77,12 +88,16 @@ def kernel_gradient(x: Array, g: Array, shape: tuple[int, ...], strides: int) ->
     return call(name, (shape,), (x, g), strides=np.int64(strides))[0]
 
 
-def _conv_forward(x, kernel, strides, bias, skip, relu):
+def _conv_forward(
+    x: Array, kernel: Array, strides: int, bias: Array | None, skip: Array | None, relu: bool
+) -> tuple[Array, Any]:
     y = conv(x, kernel, strides, bias, skip, relu)
     return y, (x, kernel, bias is not None, skip is not None, y if relu else None)
 
 
-def _conv_backward(strides, relu, saved, g):
+def _conv_backward(
+    strides: int, relu: bool, saved: Any, g: Array
+) -> tuple[Array, Array, Array | None, Array | None]:
     x, kernel, has_bias, has_skip, y = saved
     g = jnp.where(y > 0, g, 0) if relu else g
     return (
@@ -93,11 +108,13 @@ def _conv_backward(strides, relu, saved, g):
     )
 
 
-def _input_gradient_forward(g, kernel, shape, strides):
+def _input_gradient_forward(
+    g: Array, kernel: Array, shape: tuple[int, ...], strides: int
+) -> tuple[Array, Pair]:
     return input_gradient(g, kernel, shape, strides), (g, kernel)
 
 
-def _input_gradient_backward(shape, strides, saved, x):
+def _input_gradient_backward(shape: tuple[int, ...], strides: int, saved: Pair, x: Array) -> Pair:
     g, kernel = saved
     return (
         conv(x, kernel, strides, None, None, False),
@@ -105,11 +122,15 @@ def _input_gradient_backward(shape, strides, saved, x):
     )
 
 
-def _kernel_gradient_forward(x, g, shape, strides):
+def _kernel_gradient_forward(
+    x: Array, g: Array, shape: tuple[int, ...], strides: int
+) -> tuple[Array, Pair]:
     return kernel_gradient(x, g, shape, strides), (x, g)
 
 
-def _kernel_gradient_backward(shape, strides, saved, kernel):
+def _kernel_gradient_backward(
+    shape: tuple[int, ...], strides: int, saved: Pair, kernel: Array
+) -> Pair:
     x, g = saved
     return (
         input_gradient(g, kernel, x.shape, strides),

@@ -11,6 +11,8 @@ import jax
 from jaxeff.ops.cpu.native.library import call
 from jaxeff.typing import Array
 
+Pair = tuple[Array, Array]
+
 #: Kernels per channel that are compiled.
 COUNTS = (1, 2, 4)
 
@@ -34,29 +36,29 @@ def kernel_gradient(x: Array, g: Array, like: Array) -> Array:
     return call("jaxeff_fields_kernel_gradient", (like.shape,), (x, g))[0]
 
 
-def _conv_forward(x, kernel):
+def _conv_forward(x: Array, kernel: Array) -> tuple[Array, Pair]:
     return conv(x, kernel), (x, kernel)
 
 
-def _conv_backward(saved, g):
+def _conv_backward(saved: Pair, g: Array) -> Pair:
     x, kernel = saved
     return input_gradient(g, kernel, x), kernel_gradient(x, g, kernel)
 
 
-def _input_gradient_forward(g, kernel, like):
+def _input_gradient_forward(g: Array, kernel: Array, like: Array) -> tuple[Array, Pair]:
     return input_gradient(g, kernel, like), (g, kernel)
 
 
-def _input_gradient_backward(saved, x):
+def _input_gradient_backward(saved: Pair, x: Array) -> tuple[Array, Array, None]:
     g, kernel = saved
     return conv(x, kernel), kernel_gradient(x, g, kernel), None
 
 
-def _kernel_gradient_forward(x, g, like):
+def _kernel_gradient_forward(x: Array, g: Array, like: Array) -> tuple[Array, Pair]:
     return kernel_gradient(x, g, like), (x, g)
 
 
-def _kernel_gradient_backward(saved, kernel):
+def _kernel_gradient_backward(saved: Pair, kernel: Array) -> tuple[Array, Array, None]:
     x, g = saved
     return input_gradient(g, kernel, x), conv(x, kernel), None
 

@@ -141,7 +141,14 @@ def _compiler() -> list[str]:
 def _key(compiler: list[str]) -> str:
     """Returns a hash of everything that the library depends on, the processor included."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
-    parts = [*compiler, version, *OPTIONS, jaxlib.__version__, platform.machine(), _processor()]
+    parts = [
+        *compiler,
+        version,
+        *OPTIONS,
+        jaxlib.version.__version__,
+        platform.machine(),
+        _processor(),
+    ]
     sources = (path.read_text() for path in sorted(HERE.glob("*.cc")) + sorted(HERE.glob("*.h")))
     return hashlib.sha256("\0".join((*parts, *sources)).encode()).hexdigest()[:16]
 
