@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
-from jaxeff.typing import Array, Dtype
+from jaxeff.typing import Array, Dtype, PRNGKey
 
 KINDS = ("mean", "linear", "conv", "attention", "merge")
 
@@ -128,14 +128,14 @@ class Bottleneck(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (features,), self.param_dtype)
         if self.kind == "conv":
 
-            def start(_, shape, dtype):
+            def start(_: PRNGKey, shape: tuple[int, ...], dtype: Dtype) -> Array:
                 return jnp.full(shape, 1 / k, dtype)
 
             kernel = self.param("kernel", start, (k, features), self.param_dtype)
             mixed = jnp.einsum("bgkd,kd->bgd", masked, kernel.astype(groups.dtype))
         else:
 
-            def start(_, shape, dtype):
+            def start(_: PRNGKey, shape: tuple[int, ...], dtype: Dtype) -> Array:
                 return jnp.tile(jnp.eye(features, dtype=dtype) / k, (k, 1)).reshape(shape)
 
             kernel = self.param("kernel", start, (k * features, features), self.param_dtype)
@@ -178,7 +178,7 @@ def merge_tokens(
     even_weight, odd_weight = inside[:, ::2], inside[:, 1::2]
     left = even.shape[1] - odd.shape[1]  # one token more if the length is odd
 
-    def direction(x):
+    def direction(x: Array) -> Array:
         return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
 
     alike = jnp.einsum("bid,bjd->bij", direction(even), direction(odd))
@@ -188,7 +188,7 @@ def merge_tokens(
     stay, go = order[:, :left], order[:, left:]
     target = jnp.take_along_axis(jnp.argmax(alike, axis=-1), go, axis=1)
 
-    def picked(values, places):
+    def picked(values: Array, places: Array) -> Array:
         return jnp.take_along_axis(values, places[..., None], axis=1)
 
     goes = jnp.take_along_axis(even_weight, go, axis=1)

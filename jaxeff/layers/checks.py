@@ -12,7 +12,7 @@ from jaxeff.errors import ConfigError
 
 def called(module: nn.Module, x: Any, train: bool) -> Any:
     """Returns ``module(x, train=train)``, or ``module(x)`` if it takes no ``train``."""
-    return module(x, train=train) if _takes_train(module) else module(x)  # type: ignore[operator]
+    return module(x, train=train) if _takes_train(module) else module(x)
 
 
 def _takes_train(function: Any) -> bool:

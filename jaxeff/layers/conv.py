@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ from jaxeff.ops import convolution
 from jaxeff.registry import closest
 from jaxeff.typing import Array, Dtype, PRNGKey
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
     "swish": jax.nn.swish,
@@ -42,7 +43,7 @@ def uniform_fan_in(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.floa
     return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
 
 
-def activation(name: str) -> Any:
+def activation(name: str) -> Callable[[Array], Array]:
     """Returns the named activation; raises `ConfigError` for an unknown name."""
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ConfigError(f"unknown activation '{name}'{closest(str(name), ACTIVATIONS)}")

@@ -283,7 +283,7 @@ def global_layer_from_reference(
     if f"{prefix}convDx.weight" in state:
         names |= {"diffusion_x": "Dx", "diffusion_y": "Dy"}
 
-    def take(name):
+    def take(name: str) -> Array:
         if prefix + name not in state:
             raise ValueError(f"the reference's state has no {prefix + name!r}")
         return jnp.asarray(state[prefix + name])
@@ -291,7 +291,7 @@ def global_layer_from_reference(
     params: dict[str, Any] = {}
     statistics: dict[str, Any] = {}
 
-    def norm(name, torch_name):
+    def norm(name: str, torch_name: str) -> None:
         params[name] = {"scale": take(f"{torch_name}.weight"), "bias": take(f"{torch_name}.bias")}
         mean, var = take(f"{torch_name}.running_mean"), take(f"{torch_name}.running_var")
         statistics[name] = {"mean": mean, "var": var}

@@ -37,7 +37,9 @@ class BatchNorm(nn.Module):
     scale_init: Callable[..., Any] = nn.initializers.ones
 
     @nn.compact
-    def _variables(self, channels: int) -> tuple[Array, Array, nn.Variable, nn.Variable]:
+    def _variables(
+        self, channels: int
+    ) -> tuple[Array, Array, nn.Variable[Array], nn.Variable[Array]]:
         shape = (channels,)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
@@ -80,7 +82,10 @@ class BatchNorm(nn.Module):
         return normalisation.normalise(x, mean, factor, bias, skip, relu)
 
     def _moved(
-        self, running_mean: nn.Variable, running_variance: nn.Variable, moments: tuple[Array, Array]
+        self,
+        running_mean: nn.Variable[Array],
+        running_variance: nn.Variable[Array],
+        moments: tuple[Array, Array],
     ) -> tuple[Array, Array]:
         """Returns mean and variance of the batch, and moves the running ones towards them."""
         if self.axis_name is not None and not self.is_initializing():

@@ -128,7 +128,7 @@ def _fields_of(
     """
     layer_fields = list(inspect.signature(construct).parameters.values())[2:]
 
-    def __init__(self, *args, pure=None, **fields):
+    def __init__(self: Any, *args: Any, pure: ode.Cell | None = None, **fields: Any) -> None:
         names = [field.name for field in layer_fields if field.name in fields]
         layer = {name: fields.pop(name) for name in names}
         construct(self, pure or pure_class(*args, **fields), **layer)

@@ -175,7 +175,7 @@ class SharedConv(nn.Module):
         small = list(shape)
         small[axis] //= self.factor
 
-        def init(key, tied_shape, dtype):
+        def init(key: PRNGKey, tied_shape: tuple[int, ...], dtype: Dtype) -> Array:
             if not self.effective_init:
                 return self.kernel_init(key, tied_shape, dtype)
             return jnp.take(

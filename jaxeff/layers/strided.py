@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ from jaxeff.typing import Array, Dtype, PRNGKey
 uniform_fan_out = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 
-def uniform(bound: float) -> Any:
+def uniform(bound: float) -> Callable[..., Array]:
     """Returns an initialiser that draws from U(-bound, bound)."""
 
     def draw(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:

@@ -29,14 +29,14 @@ DESIGNS = Registry("design")
 class Design:
     """The host's own blocks; base of the others."""
 
-    def check(self, host: Host) -> None:
+    def check(self, host: Host[Any]) -> None:
         """Raises `ConfigError` if the design is impossible in a host or would change nothing."""
 
-    def blocks(self, host: Host, specs: Sequence[BlockSpec]) -> Sequence[nn.Module]:
+    def blocks(self, host: Host[Any], specs: Sequence[BlockSpec]) -> Sequence[nn.Module]:
         """Returns the blocks of a stage."""
         return [host.block(spec) for spec in specs]
 
-    def behind(self, host: Host, stage: int) -> Sequence[nn.Module]:
+    def behind(self, host: Host[Any], stage: int) -> Sequence[nn.Module]:
         """Returns the layers after a stage and its transition."""
         return ()
 
@@ -89,7 +89,7 @@ class Global(Design):
             )
         self.initial, self.options = initial, layer
 
-    def check(self, host: Host) -> None:
+    def check(self, host: Host[Any]) -> None:
         """See `Design.check`."""
         _check_stages(host, None if self.usual_stages else self.kept)
         for stage, count in self.kept.items():
@@ -100,7 +100,7 @@ class Global(Design):
                     "layer's initial field"
                 )
 
-    def _layer(self, host: Host, stage: int, spec: BlockSpec | None) -> nn.Module:
+    def _layer(self, host: Host[Any], stage: int, spec: BlockSpec | None) -> nn.Module:
         fields: dict[str, Any] = {
             "axis_name": host.ops.axis_name,
             "momentum": host.ops.momentum,
@@ -118,7 +118,7 @@ class Global(Design):
         count = self.kept.get(specs[0].stage, -1)
         return len(specs) if count < 0 else count
 
-    def blocks(self, host: Host, specs: Sequence[BlockSpec]) -> Sequence[nn.Module]:
+    def blocks(self, host: Host[Any], specs: Sequence[BlockSpec]) -> Sequence[nn.Module]:
         """See `Design.blocks`."""
         count = self._kept(specs)
         blocks = [host.block(spec) for spec in specs[:count]]
@@ -127,7 +127,7 @@ class Global(Design):
             blocks.append(GlobalBlock(self._layer(host, spec.stage, spec), host.block(spec)))
         return blocks
 
-    def behind(self, host: Host, stage: int) -> Sequence[nn.Module]:
+    def behind(self, host: Host[Any], stage: int) -> Sequence[nn.Module]:
         """See `Design.behind`."""
         if self.initial == "next" or stage not in self.kept:
             return ()
@@ -155,13 +155,13 @@ class InterpolatedDesign(Design):
     def _applies(self, spec: BlockSpec) -> bool:
         return spec.keeps_shape and (self.stages is None or spec.stage in self.stages)
 
-    def check(self, host: Host) -> None:
+    def check(self, host: Host[Any]) -> None:
         """See `Design.check`."""
         _check_stages(host, self.stages)
         if not any(self._applies(spec) for specs in host.specs for spec in specs):
             raise ConfigError(_NO_PLACE.format("interpolated", _family(host)))
 
-    def blocks(self, host: Host, specs: Sequence[BlockSpec]) -> Sequence[nn.Module]:
+    def blocks(self, host: Host[Any], specs: Sequence[BlockSpec]) -> Sequence[nn.Module]:
         """See `Design.blocks`."""
 
         def wrap(body: nn.Module) -> nn.Module:
@@ -213,18 +213,18 @@ class Shared(Design):
         self.share_shortcut = share_shortcut
         self.fields = {"mode": mode, "factor": factor, **fields}
 
-    def _stages(self, host: Host) -> set[int]:
+    def _stages(self, host: Host[Any]) -> set[int]:
         if self.stages is not None:
             return self.stages
         return {1, 2, 3} if len(host.specs) > 1 else {0}
 
-    def _block(self, host: Host, spec: BlockSpec) -> nn.Module:
+    def _block(self, host: Host[Any], spec: BlockSpec) -> nn.Module:
         plain = {f.name: getattr(host.ops, f.name) for f in dataclasses.fields(host.ops)}
         ops = SharedOps(**{**plain, **self.fields})
         shortcut = ops if self.share_shortcut else host.ops
         return host.block(spec, ops=ops, shortcut_ops=shortcut)
 
-    def check(self, host: Host) -> None:
+    def check(self, host: Host[Any]) -> None:
         """See `Design.check`."""
         _check_stages(host, self.stages)
         mode, factor = self.fields["mode"], self.fields["factor"]
@@ -238,7 +238,7 @@ class Shared(Design):
                 f"{_family(host)}; choose another mode or host, or the design 'plain'"
             )
 
-    def blocks(self, host: Host, specs: Sequence[BlockSpec]) -> Sequence[nn.Module]:
+    def blocks(self, host: Host[Any], specs: Sequence[BlockSpec]) -> Sequence[nn.Module]:
         """See `Design.blocks`."""
         if specs[0].stage not in self._stages(host):
             return super().blocks(host, specs)
@@ -257,12 +257,12 @@ class Looped(Design):
             rows += [row] if keeps_shape else [[spec] for spec in row]
         return rows
 
-    def check(self, host: Host) -> None:
+    def check(self, host: Host[Any]) -> None:
         """See `Design.check`."""
         if not any(len(row) > 1 for specs in host.specs for row in self._rows(specs)):
             raise ConfigError(_NO_PLACE.format("looped", _family(host)))
 
-    def blocks(self, host: Host, specs: Sequence[BlockSpec]) -> Sequence[nn.Module]:
+    def blocks(self, host: Host[Any], specs: Sequence[BlockSpec]) -> Sequence[nn.Module]:
         """See `Design.blocks`."""
         return [
             Loop(host.block(row[0]), len(row)) if row[0].keeps_shape else host.block(row[0])
@@ -276,11 +276,11 @@ _NO_PLACE = (
 )
 
 
-def _family(host: Host) -> str:
+def _family(host: Host[Any]) -> str:
     return type(host).__name__.removesuffix("Host")
 
 
-def _check_stages(host: Host, stages: Collection[int] | None) -> None:
+def _check_stages(host: Host[Any], stages: Collection[int] | None) -> None:
     """Raises `ConfigError` for stages that the host does not have; None is valid."""
     if stages is None:
         return
@@ -310,7 +310,7 @@ def _differ(block: nn.Module, plain: nn.Module, in_features: int) -> bool:
 
 
 def assemble(
-    host: Host, spec: Mapping[str, Any] | None, num_outputs: int, remat: str = "none"
+    host: Host[Any], spec: Mapping[str, Any] | None, num_outputs: int, remat: str = "none"
 ) -> ConvNet:
     """Returns a host's network with the design of the config section ``model.design``.
 

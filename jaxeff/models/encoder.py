@@ -259,9 +259,10 @@ class Encoder(nn.Module):
     def _embedded(self, tokens: Array, types: Array | None) -> Array:
         shape, length = self.shape, tokens.shape[1]
 
-        def table(rows, name):
+        def table(rows: int, name: str) -> Array:
             init = nn.initializers.normal(0.02)
-            return self.param(name, init, (rows, shape.width)).astype(self.dtype)
+            values: Array = self.param(name, init, (rows, shape.width))
+            return values.astype(self.dtype)
 
         positions = table(shape.positions, "positions")
         x = jnp.take(table(shape.vocabulary, "tokens"), tokens, axis=0)

@@ -152,8 +152,10 @@ class HybridModel(StagedModel):
         threshold: float = np.inf,
         **options: Any,
     ):
-        named = isinstance(router, str)
-        first = confident_stage(base, router) if named else routed_stage(base, router)  # type: ignore
+        if isinstance(router, str):
+            first = confident_stage(base, router)
+        else:
+            first = routed_stage(base, router)
         self.abstains = expert is None
         later = [] if expert is None else [last_stage(expert)]
         super().__init__([first, *later], (threshold,) * len(later), **options)
@@ -248,9 +250,12 @@ class HybridModel(StagedModel):
         if coverage is not None:
             point = int(np.argmax(curve.coverage >= coverage))
         elif accuracy is not None:
-            point = cost.cheapest(curve, self.cost, accuracy)  # type: ignore[arg-type]
+            assert self.cost is not None
+            point = cost.cheapest(curve, self.cost, accuracy)
         else:
-            point = cost.within(curve, self.cost, float(budget_ms))  # type: ignore[arg-type]
+            assert self.cost is not None
+            assert budget_ms is not None
+            point = cost.within(curve, self.cost, float(budget_ms))
         everything = point + 1 == len(curve.threshold)
         self.threshold = np.inf if everything else float(curve.threshold[point])
         return float(curve.coverage[point]), float(curve.accuracy[point])

@@ -68,7 +68,8 @@ class SequenceModel(nn.Module):
         """Returns the first layer's time constants ``[batch, time, features]``, in time steps."""
         xs = jnp.swapaxes(jnp.asarray(inputs, self.dtype), 0, 1)
         mask = None if mask is None else jnp.swapaxes(mask, 0, 1)
-        constants = self.cell.time_constants(params["cell_0"], xs, mask=mask)  # type: ignore
+        cell: Any = self.cell
+        constants = cell.time_constants(params["cell_0"], xs, mask=mask)
         return jnp.swapaxes(constants, 0, 1)
 
     @nn.compact

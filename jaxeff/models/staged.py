@@ -58,7 +58,8 @@ def apply(model: nn.Module, variables: Any, payload: Mapping[str, Any]) -> Array
     """Applies a classifier to ``inputs`` and, if present, ``mask``."""
     options = {name: value for name, value in payload.items() if name != "inputs"}
     called = call_options(model, train=False, **options)
-    return model.apply(variables, payload["inputs"], **called)  # type: ignore
+    logits: Any = model.apply(variables, payload["inputs"], **called)
+    return logits
 
 
 def require_confidence(score: str) -> Callable[[Array], Array]:
@@ -263,7 +264,9 @@ class StagedModel:
         self.thresholds = best.thresholds
         return best
 
-    def measure(self, inputs: Any, mask: Any = None, *, rounds: int = 5, query_ms: float = 0.0):
+    def measure(
+        self, inputs: Any, mask: Any = None, *, rounds: int = 5, query_ms: float = 0.0
+    ) -> cost.MeasuredCost:
         """Fits and stores this device's cost of one batch of `batch_size` inputs.
 
         Args:
@@ -275,8 +278,9 @@ class StagedModel:
         payload = _payload(inputs, mask)
         self.batch_size = self.batch_size or len(inputs)  # the cost holds for this size only
         batch, _ = next(self._batches(payload))
-        self.cost = cost.measure(self.cascade, batch, query_ms=query_ms, rounds=rounds)
-        return self.cost
+        measured = cost.measure(self.cascade, batch, query_ms=query_ms, rounds=rounds)
+        self.cost = measured
+        return measured
 
 
 def _payload(inputs: Any, mask: Any) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from jaxeff.errors import ConfigError
 from jaxeff.hub.model_folder import locate
 from jaxeff.models import pretrained
 from jaxeff.models.base import MODELS
-from jaxeff.models.encoder import Encoder, EncoderPlan, EncoderShape, masked_mean
+from jaxeff.models.encoder import Encoder, EncoderShape, masked_mean
+from jaxeff.models.encoder_plan import EncoderPlan
 from jaxeff.models.encoder_space import EncoderSpace
 from jaxeff.typing import Array, Dtype
 
@@ -121,7 +122,7 @@ def _shape(shape: Mapping[str, Any] | None, name: str | None) -> EncoderShape:
     if name:
         return pretrained.read_shape(locate(name))[0]
     try:
-        return EncoderShape(**shape)  # type: ignore[arg-type]
+        return EncoderShape(**(shape or {}))
     except TypeError as error:
         raise ConfigError(f"config.model.shape: {error}") from error
 
