@@ -99,7 +99,9 @@ def of_prerequisite(name: str) -> Iterator[None]:
         raise ConfigError(str(error).replace("config.", field, 1)) from error
 
 
-def _check_fields(fields: Mapping[str, Any], known: Mapping[str, Any], where: str, is_open: bool):
+def _check_fields(
+    fields: Mapping[str, Any], known: Mapping[str, Any], where: str, is_open: bool
+) -> None:
     for name in known:
         if name not in fields:
             raise ConfigError(

@@ -13,7 +13,7 @@ from jaxeff.config import plain
 class DatasetCache:
     """Loads each distinct ``config.data`` once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._datasets: dict[str, data.Dataset] = {}
 
     def load(self, fields: ml_collections.ConfigDict) -> data.Dataset:

@@ -35,7 +35,8 @@ def of_part(key: PRNGKey, part: Array) -> PRNGKey:
     if not counts or str(jax.random.key_impl(key)) != _THREEFRY.name:
         return jax.random.fold_in(key, part)
     words = jnp.append(jax.random.key_data(key), jnp.asarray(part, jnp.uint32))
-    return jax.random.wrap_key_data(words, impl=_IMPLEMENTATION)
+    new_key: Array = jax.random.wrap_key_data(words, impl=_IMPLEMENTATION)
+    return new_key
 
 
 def _seed(seed: Array) -> Array:
@@ -60,7 +61,8 @@ def _bits(words: Array, width: int, shape: tuple[int, ...]) -> Array:
     # Entries are counted in two words, of which the upper is 0 up to 2^32 numbers.
     words_drawn = extended.threefry_2x32(words[:2], jnp.concatenate([jnp.zeros_like(count), count]))
     drawn = words_drawn[:size] ^ words_drawn[size:]
-    return drawn.reshape(shape).astype(_WIDTHS[width])
+    numbers: Array = drawn.reshape(shape).astype(_WIDTHS[width])
+    return numbers
 
 
 _IMPLEMENTATION: Any = extended.define_prng_impl(

@@ -93,29 +93,32 @@ class Experiment:
         )
 
     def _first_state(self, example: Any) -> TrainState:
-        state: Any = self.algorithm.init_state(jax.random.key(self.config.seed), example)
+        state = self.algorithm.init_state(jax.random.key(self.config.seed), example)
         return state.replace(carry=self.initial_carry("train", self.config.train.batch_size))
 
     def state_shapes(self) -> TrainState:
         """Returns shapes, types and placement of the training state, computing nothing."""
         shapes = jax.eval_shape(self._first_state, self.example)
-        return jax.tree.map(
+        placed: TrainState = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=self.devices.replicated),
             shapes,
         )
+        return placed
 
     def init_state(self) -> TrainState:
         """Returns the replicated training state before the first step."""
         # Weights from elsewhere are arguments of the program: constants in it would be slow.
         traced, shapes = jax.make_jaxpr(self._first_state, return_shape=True)(self.example)
 
-        def first_state(weights, example):
+        def first_state(weights: Any, example: Any) -> list[Any]:
             return jax.core.eval_jaxpr(traced.jaxpr, weights, example)
 
         # Made in place: an array of one process cannot be moved to the devices of all.
         jitted = jax.jit(first_state, out_shardings=self.devices.replicated)
         weights = jax.device_get(traced.consts)
-        return jax.tree.unflatten(jax.tree.structure(shapes), jitted(weights, self.example))
+        leaves = jitted(weights, self.example)
+        state: TrainState = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+        return state
 
 
 def build(

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 _RECORD, _DIGEST = "record", "digest"
@@ -43,7 +44,7 @@ def digests(tree: Any) -> dict[str, str]:
     """
     by_name = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         if leaf.is_fully_addressable or leaf.is_fully_replicated:
             content = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
@@ -74,7 +75,8 @@ def unpack(packed: dict[str, Any]) -> dict[str, Any]:
     text = np.asarray(packed[_RECORD]).tobytes()
     if _digest(text) != packed.get(_DIGEST):
         raise DamageError("its plain values are not those that were saved")
-    return json.loads(text)
+    values: dict[str, Any] = json.loads(text)
+    return values
 
 
 def check(tree: Any, known: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ from jaxeff.models.base import call_options, check_symbols
 from jaxeff.train import objectives
 from jaxeff.train.algorithms import Algorithm
 from jaxeff.train.state import TrainState
+from jaxeff.typing import Array
 
 
 def output_width(objective: objectives.Objective, dataset: Dataset) -> int:
@@ -45,11 +46,12 @@ def check_shapes(model: nn.Module, algorithm: Algorithm, dataset: Dataset) -> Tr
     if np.issubdtype(dataset.input_dtype, np.integer):
         check_symbols(model, dataset.vocabulary, dataset.name, len(dataset.input_shape) > 1)
 
-    def outputs(x):
+    def outputs(x: Array) -> tuple[Any, TrainState]:
         state = algorithm.init_state(jax.random.key(0), x)
         variables = {"params": state.params, **state.model_state}
         return model.apply(variables, x, **call_options(model, train=False)), state
 
+    state: TrainState
     try:
         traced, state = jax.eval_shape(outputs, example)
     except UserError as error:

@@ -25,7 +25,7 @@ class Interrupt:
     A second one ends it.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._number: int | None = None
         self._previous: dict[int, Any] = {}
 

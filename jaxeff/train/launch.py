@@ -41,7 +41,7 @@ def run(
     workdir: str | Path,
     mode: str = "train",
     arrays: Mapping[str, Any] | None = None,
-) -> Any:
+) -> dict[str, Any] | None:
     """Runs one job and returns its report, or None if a signal stopped the training.
 
     Only the first of several processes returns a report.

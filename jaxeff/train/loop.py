@@ -100,7 +100,9 @@ class Training:
 
     def _snapshot(self, weights: str) -> dict[str, Any]:
         """Returns a copy of the named weights; the state itself is donated to the step."""
-        return jax.tree.map(jnp.copy, selection.named(self.experiment, self.state, weights))
+        weights_now = selection.named(self.experiment, self.state, weights)
+        copy: dict[str, Any] = jax.tree.map(jnp.copy, weights_now)
+        return copy
 
     def _restore(self) -> bool:
         """Restores the newest intact checkpoint; returns whether there is one."""

@@ -53,7 +53,7 @@ def build(spec: Mapping[str, Any], task: str, algorithm: str = "") -> Objective:
     """
     if spec["name"] == "auto":
         spec = {**spec, "name": TASK_OBJECTIVES[task]}
-    objective = OBJECTIVES.build(spec, "objective")
+    objective: Objective = OBJECTIVES.build(spec, "objective")
     tasks = TASKS_OF.get(spec["name"], (task,))
     if task not in tasks:
         raise ConfigError(
@@ -83,7 +83,8 @@ def over_devices(objective: Objective, axis_name: str | None) -> Objective:
     """Returns an objective for one device's part of a batch, whose averages are those of all."""
     if axis_name is None or not getattr(objective, "joins_devices", False):
         return objective
-    return functools.partial(objective, axis_name=axis_name)  # type: ignore[call-arg]
+    joined: Any = objective  # takes the axis, which other objectives do not
+    return functools.partial(joined, axis_name=axis_name)
 
 
 def per_example(values: Array, batch: Batch) -> Array:
@@ -110,9 +111,12 @@ def cross_entropy(label_smoothing: float = 0.0) -> Objective:
 
     def against(logits: Array, labels: Array) -> Array:
         if not label_smoothing:
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            losses: Array = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses
         targets = jax.nn.one_hot(labels, logits.shape[-1])
-        return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
+        smooth = optax.smooth_labels(targets, label_smoothing)
+        smoothed: Array = optax.softmax_cross_entropy(logits, smooth)
+        return smoothed
 
     def objective(outputs: Array, batch: Batch) -> dict[str, Array]:
         logits, labels = outputs.astype(jnp.float32), batch["labels"]

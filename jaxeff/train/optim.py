@@ -83,14 +83,17 @@ def schedule(
     for fraction in boundaries:
         if not 0 <= fraction <= 1:
             raise ConfigError(f"config.optim.boundaries must be in [0, 1], not {fraction}")
+    main: Callable[[int], float]
     if name == "constant":
         main = optax.constant_schedule(learning_rate)
     elif name == "cosine":
         fall = optax.cosine_decay_schedule(learning_rate, rest)
 
-        def main(step):
+        def falling(step: Any) -> Any:
             passed = step * periods / rest
             return fall((passed - jnp.minimum(jnp.floor(passed), periods - 1)) * rest)
+
+        main = falling
     else:
         drops: dict[int, float] = {}
         for fraction in boundaries:  # of a short run, several may be at one step
@@ -100,7 +103,8 @@ def schedule(
     if not warmup_steps:
         return main
     warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-    return optax.join_schedules([warmup, main], [warmup_steps])
+    joined: Callable[[int], float] = optax.join_schedules([warmup, main], [warmup_steps])
+    return joined
 
 
 def descend(

@@ -18,7 +18,7 @@ from jaxeff.eval.metrics_log import CSV_NAME
 from jaxeff.train import check
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.state import TrainState
-from jaxeff.typing import Params
+from jaxeff.typing import Array, Params
 
 CURVE = "learning_curve.png"
 _EXAMPLES = 16  # for warnings about the model
@@ -44,7 +44,7 @@ def inference_cost(experiment: Experiment, params: Params, model_state: Any) -> 
     device = jax.local_devices()[0]
     variables = jax.device_put(jax.device_get({"params": params, **model_state}), device)
 
-    def forward(variables, inputs):
+    def forward(variables: Any, inputs: Any) -> Array:
         return experiment.algorithm.forward(variables, {"inputs": inputs}, train=False)[0]
 
     jitted = jax.jit(forward)
@@ -112,13 +112,14 @@ def warnings(experiment: Experiment, chosen: dict[str, Any], state: TrainState) 
     examples = split.take(np.arange(min(_EXAMPLES, len(split))))["inputs"]
     variables = {"params": chosen["params"], **chosen["model_state"]}
     variables = jax.device_put(jax.device_get(variables), jax.local_devices()[0])
-    return sentences + model.warnings(variables, examples)
+    more: list[str] = model.warnings(variables, examples)
+    return sentences + more
 
 
 def is_complete(workdir: Path) -> bool:
     """Whether a folder holds the report of a finished run."""
     try:
-        return read_report(workdir)["status"] == "completed"
+        return bool(read_report(workdir)["status"] == "completed")
     except DataError:
         return False
 

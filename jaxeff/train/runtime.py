@@ -41,7 +41,7 @@ def only_cpus() -> bool:
     """Whether JAX will have no accelerator, as far as known without initialising devices."""
     platforms = jax.config.values["jax_platforms"]
     if platforms:
-        return platforms == "cpu"
+        return bool(platforms == "cpu")
     return not any(importlib.util.find_spec(plugin) for plugin in ("jax_plugins", "libtpu"))
 
 

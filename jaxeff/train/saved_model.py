@@ -169,4 +169,5 @@ def _fitting(
         raise DataError(f"{folder}: the model does not take its own inputs ({reason})") from None
     expected = flax.traverse_util.flatten_dict(shapes, sep="/")
     saved_folder.check_fit(folder / WEIGHTS, expected, stored)
-    return flax.traverse_util.unflatten_dict(stored, sep="/")
+    collections: dict[str, Any] = flax.traverse_util.unflatten_dict(stored, sep="/")
+    return collections

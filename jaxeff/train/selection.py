@@ -50,10 +50,11 @@ def shapes(experiment: Experiment, state: TrainState) -> dict[str, Any]:
         return named(experiment, state, next(iter(experiment.algorithm.candidates(state))))
 
     placed = experiment.devices.replicated
-    return jax.tree.map(
+    shapes_of_first: dict[str, Any] = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=placed),
         jax.eval_shape(first, state),
     )
+    return shapes_of_first
 
 
 def select(
@@ -84,7 +85,7 @@ def read(experiment: Experiment, workdir: Path, warn: Callable[[str], None]) -> 
       CheckpointError: there is none, or it does not fit the experiment.
     """
     require_checkpoints(workdir)
-    state: Any = experiment.state_shapes()
+    state = experiment.state_shapes()
     best = shapes(experiment, state)
     used = {name: getattr(state, name) for name in ("step", "params", "algo_state", "model_state")}
     like = {"train": used, "best": best}

@@ -48,7 +48,8 @@ class SelectiveObjective:
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
     """Returns the cross entropy of each example."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    losses: Array = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses
 
 
 def accuracy(logits: Array, labels: Array) -> Array:

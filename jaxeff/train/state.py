@@ -10,8 +10,7 @@ import jax
 from jaxeff.typing import Carry, Params, PRNGKey
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """State of a training run, replicated over the devices.
 
     Attributes:

@@ -27,6 +27,7 @@ from jaxeff.selective.confidence import class_logits
 from jaxeff.train import experiment, prerequisites, saved_model, selection
 from jaxeff.train.check import CONFIG_FILE
 from jaxeff.train.datasets import DatasetCache
+from jaxeff.typing import Array, Batch
 
 #: Folder of a finished run that has what `load` needs.
 FOLDER = "model"
@@ -215,7 +216,7 @@ def from_experiment(
 def _of_saved(saved: saved_model.SavedModel) -> LoadedModel:
     algorithm, device = saved.algorithm, jax.local_devices()[0]
 
-    def forward(variables, batch):
+    def forward(variables: Any, batch: Batch) -> Array:
         return algorithm.forward(variables, batch, train=False)[0]
 
     return LoadedModel(

@@ -48,7 +48,8 @@ def gradient(
     """
     of_part = jax.grad(loss, has_aux=True)
     if parts == 1:
-        return of_part(params, batch, 0)
+        grads, seen = of_part(params, batch, 0)
+        return grads, seen
     rows = len(jax.tree.leaves(batch)[0])
     if rows % parts:
         raise ConfigError(

@@ -184,7 +184,7 @@ class AffineVAE(Algorithm):
             return jnp.sum(loss * weight) / total, (values, collected)
 
         (_, (values, collected)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        new: Any = self.apply_gradients(state, grads, collected, axis_name)
+        new = self.apply_gradients(state, grads, collected, axis_name)
         algo_state = self._remember(new.algo_state, batch, pose, axis_name)
         new = new.replace(step=state.step + 1, algo_state=algo_state)
         return new, weighted_means(values, weight, axis_name)
@@ -205,7 +205,8 @@ class AffineVAE(Algorithm):
         far = distance(self.family.transform(proposed), self.family.transform(pose[:, None]))
         nearest = jnp.argmin(far, 1)
         log_loss = optax.softmax_cross_entropy_with_integer_labels(scores, nearest)
-        return jnp.min(far, 1) + log_loss
+        losses: Array = jnp.min(far, 1) + log_loss
+        return losses
 
 
 def distance(one: Transform, other: Transform) -> Array:

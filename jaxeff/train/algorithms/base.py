@@ -155,7 +155,7 @@ class Algorithm:
         if axis_name is not None:
             grads, model_state = jax.lax.pmean((grads, model_state), axis_name)
         params, opt_state = self.descend(grads, state.opt_state, state.params, **extra)
-        return state.replace(  # type: ignore[attr-defined]
+        return state.replace(
             params=params,
             opt_state=opt_state,
             model_state=model_state,

@@ -13,7 +13,7 @@ from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm
 from jaxeff.train.algorithms.device_share import divisor, starting_carry, step_key, whole_carry
 from jaxeff.train.objectives import over_devices, weighted_means
 from jaxeff.train.state import TrainState
-from jaxeff.typing import Array, Batch
+from jaxeff.typing import Array, Batch, Params
 
 
 @ALGORITHMS.register("bptt")
@@ -72,8 +72,8 @@ class BPTT(Algorithm):
         start = starting_carry(self.model, state.carry, batch, axis_name)
         objective = over_devices(self.objective, axis_name)
 
-        def one(state: TrainState, repeat: Array | int):
-            def loss(params, rows, part):
+        def one(state: TrainState, repeat: Array | int) -> tuple[TrainState, Any]:
+            def loss(params: Params, rows: Any, part: Array | int) -> tuple[Array, Any]:
                 batch, start = rows
                 key = step_key(state, axis_name, part, self.accumulate)
                 if self.updates_per_batch > 1:
@@ -89,7 +89,7 @@ class BPTT(Algorithm):
             grads, ((values, carry), collected) = gradient(
                 loss, state.params, (batch, start), self.accumulate
             )
-            new: Any = self.apply_gradients(state, grads, collected, axis_name)
+            new = self.apply_gradients(state, grads, collected, axis_name)
             algo_state = self.track(new.algo_state, batch, values, axis_name)
             return new.replace(algo_state=algo_state), (values, carry)
 

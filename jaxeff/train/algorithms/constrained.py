@@ -129,17 +129,18 @@ class Constrained(Algorithm):
         duals = state.algo_state["duals"]
         time = duals.step / self.settings.steps_per_epoch
 
-        def apply(params, batch):
+        def apply(params: Params, batch: Batch) -> tuple[Any, ...]:
             # An empty collection that the model may sow into.
             variables = {"params": params, **state.model_state, "intermediates": {}}
             result = self.forward(variables, batch, start, train=True, key=key)
             return (*result, self.objective(result[0], batch))
 
-        def loss_fn(params):
+        def loss_fn(params: Params) -> tuple[tuple[Array, Forward], Any]:
             outputs, carry, collected, values = apply(params, batch)
 
-            def losses_at(params=params, inputs=batch["inputs"]):
-                return apply(params, {**batch, "inputs": inputs})[3]["loss"]
+            def losses_at(params: Params = params, inputs: Array = batch["inputs"]) -> Array:
+                losses: Array = apply(params, {**batch, "inputs": inputs})[3]["loss"]
+                return losses
 
             collected = dict(collected)
             sown = collected.pop("intermediates", {})
@@ -172,7 +173,7 @@ class Constrained(Algorithm):
             uphill = grads if axis_name is None else jax.lax.pmean(grads, axis_name)
             _, grads = gradient(ascend(state.params, uphill, self.sharpness_radius), duals)
         duals, metrics = dual_update(duals, evaluation.statistics)
-        new: Any = self.apply_gradients(state, grads, collected, axis_name)
+        new = self.apply_gradients(state, grads, collected, axis_name)
         new = new.replace(
             step=state.step + 1,
             algo_state={**new.algo_state, "duals": duals},

@@ -130,7 +130,7 @@ class Distillation(Algorithm):
             algo_state["helper"] = self.disk_loss.init(keys[0], teacher)
             gate_params = algo_state["helper"]["gate"]["params"]
             algo_state["gate_opt_state"] = self.optimizer.init(gate_params)
-        return state.replace(  # type: ignore[attr-defined]
+        return state.replace(
             params=params,
             model_state=model_state,
             opt_state=self.optimizer.init((params, adapters)),
@@ -143,16 +143,20 @@ class Distillation(Algorithm):
         """Makes one step of the student, of the gate, or of both; see `Algorithm.update`."""
         teacher, kept = self.teacher(state.algo_state["teacher"], batch, axis_name)
         algo_state = {**state.algo_state, "teacher": kept}
-        state = state.replace(algo_state=algo_state)  # type: ignore[attr-defined]
+        state = state.replace(algo_state=algo_state)
 
-        def learn(student: bool, gate: bool) -> Callable[[TrainState], Any]:
+        def learn(
+            student: bool, gate: bool
+        ) -> Callable[[TrainState], tuple[TrainState, dict[str, Array]]]:
             return lambda state: self._step(state, batch, teacher, axis_name, student, gate)
 
         students_turn = learn(True, self.learns_gate and not self.gate_epochs)
         if not (self.gate_epochs or self.gate_init_epochs):
             return students_turn(state)
         gates_turn = learn(False, True)
-        return jax.lax.cond(self._is_gates_turn(state.step), gates_turn, students_turn, state)
+        turn = self._is_gates_turn(state.step)
+        new, metrics = jax.lax.cond(turn, gates_turn, students_turn, state)
+        return new, metrics
 
     def _rounds(self, step: Array) -> tuple[Array, Array]:
         """Returns the number of the round, negative before the first, and the epoch in it."""
@@ -181,7 +185,7 @@ class Distillation(Algorithm):
         total, key = divisor(weight, axis_name), step_key(state, axis_name)
         disk_state = algo_state.get("helper", {"gate": {"params": {}}})
 
-        def loss_fn(student_params, gate_params):
+        def loss_fn(student_params: Any, gate_params: Any) -> tuple[Array, Any]:
             params, adapters = student_params
             variables = {"params": params, **state.model_state}
             outputs, student, collected = see(
@@ -225,7 +229,7 @@ class Distillation(Algorithm):
                 "gate": {**new_disk_state["gate"], "params": params},
             }
         new |= {"step": state.step + 1, "algo_state": algo_state}
-        return state.replace(**new), weighted_means(values, weight, axis_name)  # type: ignore
+        return state.replace(**new), weighted_means(values, weight, axis_name)
 
 
 def _losses(

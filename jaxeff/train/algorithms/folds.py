@@ -38,8 +38,9 @@ class BPTTWithoutFold(BPTT):
 
     def learned_rows(self, count: int) -> np.ndarray:
         """See `Algorithm.learned_rows`."""
-        numbers = np.arange(count)
-        return numbers[~held_out(numbers, self.folds, self.fold)]
+        numbers: np.ndarray = np.arange(count)
+        learned: np.ndarray = numbers[~held_out(numbers, self.folds, self.fold)]
+        return learned
 
     def update(
         self, state: TrainState, batch: Batch, axis_name: str | None = None

@@ -136,7 +136,8 @@ class FPTT(PartwiseAlgorithm):
 
     def init_optimizer(self, params: Params) -> DynamicState:
         """Returns the optimiser's state with running weights and multipliers."""
-        return self.regularized.init(params)
+        state: DynamicState = self.regularized.init(params)
+        return state
 
     def init(self, params: Params) -> dict[str, Any]:
         """Returns the state of the oracle: its targets, and the sums for the next targets."""
@@ -204,12 +205,13 @@ class FPTT(PartwiseAlgorithm):
         """Restarts the running weights and the multipliers, and renews the oracle, when due."""
         if self.reset == "sequence":
             new = restart(state.opt_state, state.params)
-            return state.replace(opt_state=new)  # type: ignore[attr-defined]
+            return state.replace(opt_state=new)
         period = self.task.steps_per_epoch
         if not period:
             return state
         done = state.step % period == 0
-        return jax.lax.cond(done, self._end_epoch, lambda s: s, state)
+        new_state: TrainState = jax.lax.cond(done, self._end_epoch, lambda s: s, state)
+        return new_state
 
     def _end_epoch(self, state: TrainState) -> TrainState:
         changes: dict[str, Any] = {}
@@ -220,7 +222,7 @@ class FPTT(PartwiseAlgorithm):
                 changes["opt_state"] = restart(state.opt_state, running)
         if self.auxiliary == "oracle":
             changes["algo_state"] = self._renewed(state)
-        return state.replace(**changes)  # type: ignore[attr-defined]
+        return state.replace(**changes)
 
     def _renewed(self, state: TrainState) -> dict[str, Any]:
         """Returns the oracle with the epoch's average predictions as targets."""

@@ -130,7 +130,7 @@ class Hybrid(Algorithm):
             params[name] = jax.tree.map(jnp.asarray, taken.pop("params"))
             for kind, tree in taken.items():
                 model_state[kind] = {**model_state[kind], name: jax.tree.map(jnp.asarray, tree)}
-        return state.replace(  # type: ignore[attr-defined]
+        return state.replace(
             params=params,
             model_state=model_state,
             opt_state=self.init_optimizer(params),
@@ -155,8 +155,9 @@ class Hybrid(Algorithm):
     def expert_logits(self, variables: Any, batch: Batch) -> Array:
         """Returns the expert's logits in evaluation."""
         variables, network = part(variables, "expert"), self.model
-        options = call_options(network.expert, train=False, **_mask(batch))  # type: ignore
-        return network.expert.apply(variables, batch["inputs"], **options)  # type: ignore
+        options = call_options(network.expert, train=False, **_mask(batch))
+        logits: Array = network.expert.apply(variables, batch["inputs"], **options)
+        return logits
 
     def probability(self, scores: Array) -> Array:
         """Returns how much scores speak for a query, in [0, 1]."""
@@ -207,8 +208,8 @@ class Hybrid(Algorithm):
         expert, network = part(variables, "expert"), self.model
         mutable = [kind for kind in expert if kind != "params"]
         rngs: Any = {"dropout": key}
-        options: Any = call_options(network.expert, train=True, **_mask(batch))  # type: ignore
-        logits, changed = network.expert.apply(  # type: ignore
+        options: Any = call_options(network.expert, train=True, **_mask(batch))
+        logits, changed = network.expert.apply(
             expert, batch["inputs"], mutable=mutable, rngs=rngs, **options
         )
         values = dict(self.objective(logits, batch))
@@ -267,7 +268,7 @@ class Hybrid(Algorithm):
                     kind: {**tree, name: changed[kind]} if kind in changed else tree
                     for kind, tree in state.model_state.items()
                 }
-                new = state.replace(  # type: ignore[attr-defined]
+                new = state.replace(
                     params={**state.params, name: params},
                     opt_state={**state.opt_state, name: opt_state},
                     model_state=model_state,
@@ -313,7 +314,7 @@ class Hybrid(Algorithm):
             first = jax.lax.axis_index(axis_name) * count
         order = by_priority(scores, weight > 0)
         real = jnp.sum(weight > 0).astype(jnp.float32)
-        kept = jnp.floor(network.coverage * real + 1e-3)  # type: ignore[attr-defined]
+        kept = jnp.floor(network.coverage * real + 1e-3)
         chosen = jnp.zeros(len(scores), bool).at[order].set(jnp.arange(len(scores)) < real - kept)
         return jax.lax.dynamic_slice_in_dim(chosen, first, count)
 

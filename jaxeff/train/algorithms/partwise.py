@@ -128,10 +128,10 @@ class PartwiseAlgorithm(Algorithm):
         size, count = self.part_length(length), self.count(length)
         carry = starting_carry(self.model, state.carry, batch, axis_name)
         if not jax.tree.leaves(carry):
-            carry = self.model.initial_carry(batch["inputs"])  # type: ignore[operator]
-        start: TrainState = state.replace(carry=carry)  # type: ignore[attr-defined]
+            carry = self.model.initial_carry(batch["inputs"])
+        start = state.replace(carry=carry)
 
-        def sweep(loop: TrainState, number: Array | int, steps: int):
+        def sweep(loop: TrainState, number: Array | int, steps: int) -> tuple[TrainState, Any]:
             part = self._part(batch, number * size, steps)
             return self._update_part(loop, part, number, count, axis_name)
 
@@ -143,7 +143,7 @@ class PartwiseAlgorithm(Algorithm):
             end, last = sweep(end, whole, length - whole * size)
             seen = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), seen, last)
         metrics, observed = seen
-        new = end.replace(  # type: ignore[attr-defined]
+        new = end.replace(
             step=state.step + 1,
             algo_state=self.absorb(end.algo_state, observed, axis_name),
             carry=whole_carry(end.carry, axis_name) if jax.tree.leaves(state.carry) else (),
@@ -194,7 +194,7 @@ class PartwiseAlgorithm(Algorithm):
         # A part in which no example has a step divides nothing by nothing.
         safe = jnp.maximum(total, jnp.finfo(total.dtype).tiny)
 
-        def loss(params: Params, rows: Any, share: Array | int):
+        def loss(params: Params, rows: Any, share: Array | int) -> tuple[Array, Any]:
             part, carry = rows
             key = step_key(state, axis_name, share, self.accumulate)
             variables = {"params": params, **state.model_state}
@@ -205,15 +205,16 @@ class PartwiseAlgorithm(Algorithm):
             mean = jnp.sum(losses * part["weight"]) / safe
             return mean, ((values, losses, carry, outputs), collected)
 
-        def of_device(params: Params):
+        def of_device(params: Params) -> tuple[Params, Any]:
             return accumulation.gradient(loss, params, (part, state.carry), self.accumulate)
 
         def gradient(params: Params) -> Params:
             grads = of_device(params)[0]
-            return jax.lax.pmean(grads, axis_name) if axis_name else grads
+            averaged: Params = jax.lax.pmean(grads, axis_name) if axis_name else grads
+            return averaged
 
         grads, ((values, losses, carry, outputs), collected) = of_device(state.params)
-        end: Any = self.apply_gradients(state, grads, collected, axis_name, gradient=gradient)
+        end = self.apply_gradients(state, grads, collected, axis_name, gradient=gradient)
         end = end.replace(carry=carry)
         if "mask" in part:
             end = jax.tree.map(lambda new, old: jnp.where(total > 0, new, old), end, state)

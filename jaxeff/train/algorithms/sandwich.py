@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -72,9 +73,10 @@ class Sandwich(Algorithm):
         if key is not None:
             options["rngs"] = {"dropout": key}
         subnetwork = network.subnetwork(plan)
-        return subnetwork.apply(
+        logits: Array = subnetwork.apply(
             {"params": params}, batch["inputs"], train=key is not None, **options
         )
+        return logits
 
     def update(
         self, state: TrainState, batch: Batch, axis_name: str | None = None
@@ -84,7 +86,7 @@ class Sandwich(Algorithm):
         total = divisor(weight, axis_name)
         key, *keys = jax.random.split(step_key(state, axis_name), 2 + self.draws)
 
-        def task_loss(params):
+        def task_loss(params: Params) -> tuple[Array, Any]:
             outputs = self.forward({"params": params}, batch, train=True, key=key)[0]
             values = self.objective(outputs, batch)
             return jnp.sum(values["loss"] * weight) / total, (values, outputs)
@@ -92,9 +94,9 @@ class Sandwich(Algorithm):
         (_, (values, outputs)), grads = jax.value_and_grad(task_loss, has_aux=True)(params)
         targets = class_logits(self.objective, outputs).astype(jnp.float32)
 
-        def followed(plan):
-            def step(key):
-                def loss(params):
+        def followed(plan: Any) -> Callable[[PRNGKey], tuple[Array, Params]]:
+            def step(key: PRNGKey) -> tuple[Array, Params]:
+                def loss(params: Params) -> tuple[Array, Array]:
                     answers = self._logits(params, plan, batch, key)
                     answers = class_logits(self.objective, answers)
                     losses = kd(answers.astype(jnp.float32), targets, self.temperature)
@@ -113,14 +115,14 @@ class Sandwich(Algorithm):
             plan_key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
             chosen = jax.random.randint(plan_key, (self.draws,), 0, len(self.pool))
 
-            def draw(carry, drawn):
+            def draw(carry: Any, drawn: tuple[Array, PRNGKey]) -> tuple[Any, None]:
                 losses, more = jax.lax.switch(drawn[0], branches, drawn[1])
                 return jax.tree.map(jnp.add, carry, (losses, more)), None
 
             rest = (chosen, jnp.stack(keys[1:]))
             (losses, grads), _ = jax.lax.scan(draw, (losses, grads), rest)
         grads = jax.tree.map(lambda g: g / (2 + self.draws), grads)
-        new: Any = self.apply_gradients(state, grads, state.model_state, axis_name)
+        new = self.apply_gradients(state, grads, state.model_state, axis_name)
         shown = {**values, "distillation": losses / (1 + self.draws)}
         return new.replace(step=state.step + 1), weighted_means(shown, weight, axis_name)
 

@@ -152,4 +152,5 @@ def _linear_layer(params: Any, shape: tuple[int, int], where: str) -> tuple[str,
             f"keep_classifier: {where} has {len(layers)} layers with a kernel of the shape {shape} "
             "of the teacher's classifier, not one; give the student's last features its width"
         )
-    return layers[0]
+    path: tuple[str, ...] = layers[0]
+    return path
