@@ -205,7 +205,8 @@ def _halved(problem: Problem, data: Any, starts: Array, settings: Search) -> Fou
             state = jax.tree.map(lambda a, c=chosen: _picked(a, c), state)
     last = _chunked(problem.loss, data, state.pose, settings.chunk)
     flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (state.best, state.pose, last))
-    return jax.tree.map(lambda a: a.reshape(*last.shape, *a.shape[1:]), better(*flat))
+    refined: Found = jax.tree.map(lambda a: a.reshape(*last.shape, *a.shape[1:]), better(*flat))
+    return refined
 
 
 def _picked(array: Array, chosen: Array) -> Array:

@@ -171,7 +171,8 @@ class Rotation(Poses):
 
     def matrix(self, linear: Array) -> Array:
         """See `Poses.matrix`."""
-        return rotation_matrix(linear[..., 0])
+        matrices: Array = rotation_matrix(linear[..., 0])
+        return matrices
 
     def start_linear(self, key: PRNGKey) -> Array:
         """Draws an angle from U(0, 2 pi)."""
@@ -207,7 +208,8 @@ class Affine(Poses):
         first, second = (jnp.exp(_bounded(s, LARGEST_SCALE)) for s in scales)
         shear = _bounded(shear, LARGEST_SHEAR)
         zero = jnp.zeros_like(theta)
-        return rotation_matrix(theta) @ _stack([[first, first * shear], [zero, second]])
+        matrices: Array = rotation_matrix(theta) @ _stack([[first, first * shear], [zero, second]])
+        return matrices
 
     def start_linear(self, key: PRNGKey) -> Array:
         """Draws the angle from U(0, 2 pi), scales and shear uniformly within their bounds."""
@@ -259,7 +261,8 @@ class Euler(Poses):
 
     def matrix(self, linear: Array) -> Array:
         """See `Poses.matrix`."""
-        return euler_matrix(linear)
+        matrices: Array = euler_matrix(linear)
+        return matrices
 
     def start_linear(self, key: PRNGKey) -> Array:
         """Draws each angle from U(0, 2 pi), as published; that favours the poles."""
@@ -277,12 +280,14 @@ class Quaternion(Poses):
 
     def matrix(self, linear: Array) -> Array:
         """See `Poses.matrix`."""
-        return quaternion_matrix(linear)
+        matrices: Array = quaternion_matrix(linear)
+        return matrices
 
     def start_linear(self, key: PRNGKey) -> Array:
         """Draws a direction in four dimensions."""
         drawn = jax.random.normal(key, (4,))
-        return drawn / jnp.linalg.norm(drawn)
+        direction: Array = drawn / jnp.linalg.norm(drawn)
+        return direction
 
     def identity(self) -> Array:
         """See `Poses.identity`."""
@@ -349,4 +354,5 @@ class QuarterTurns(Discrete):
 
 def build(spec: Mapping[str, Any], where: str = "model.pose") -> Poses:
     """Builds the poses of a config section."""
-    return POSES.build(spec, where)
+    poses: Poses = POSES.build(spec, where)
+    return poses

@@ -134,7 +134,7 @@ def adam_step(
     update, new = optax.scale_by_adam().update(gradient, moments)
     pose = state.pose - learning_rate * update
     best = better(state.best, state.pose, loss)
-    return AdamState(pose, new.mu, new.nu, best)  # type: ignore[attr-defined]
+    return AdamState(pose, new.mu, new.nu, best)
 
 
 def adam_steps(
@@ -180,7 +180,8 @@ def gauss_newton(
         pose, _, gradient, matrix, damping = at
         scale = jnp.sum(jnp.diagonal(matrix, axis1=1, axis2=2), -1) / pose.shape[-1] + 1e-12
         damped = matrix + (damping * scale)[:, None, None] * eye
-        return pose - _solved(damped, gradient)
+        tried: Array = pose - _solved(damped, gradient)
+        return tried
 
     def step(at: Any, number: Array) -> tuple[Any, None]:
         # The first evaluates the start, so that the derivatives stand in the program once.

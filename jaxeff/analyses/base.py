@@ -129,7 +129,7 @@ def collect(
     variables = trained.local_variables()
 
     @jax.jit
-    def forward(variables, batch):
+    def forward(variables: Any, batch: Any) -> Any:
         if apply is None:
             return trained.algorithm.forward(variables, batch, train=False)[0]
         outputs = apply(variables, batch)

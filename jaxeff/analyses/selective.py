@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,9 @@ class SelectiveAnalysis:
         calibration, test = confidences["calibration"], confidences["test"]
         grid = calibrate.grid_of(confidences.get("validation", calibrate.UNIT_GRID))
 
-        def judged(choose, *arguments: Any, **options: Any) -> list[float] | str:
+        def judged(
+            choose: Callable[..., calibrate.Threshold], *arguments: Any, **options: Any
+        ) -> list[float] | str:
             try:
                 threshold = choose(calibration, *arguments, **options)
             except DataError as error:

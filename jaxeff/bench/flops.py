@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex_core
 
@@ -144,7 +145,7 @@ def _arithmetic(equation: Any, flops: int) -> Cost:
     """Returns ``flops`` if the equation handles real or complex numbers, otherwise no cost."""
     variables = (*equation.invars, *equation.outvars)
     is_inexact = any(
-        jax.dtypes.issubdtype(dtype, np.inexact)
+        jnp.issubdtype(dtype, np.inexact)
         for v in variables
         if (dtype := getattr(v.aval, "dtype", None)) is not None
     )
@@ -194,7 +195,8 @@ def _convolution(equation: Any) -> Cost:
 
 
 def _scan(equation: Any) -> Cost:
-    return _of_jaxpr(equation.params["jaxpr"].jaxpr) * equation.params["length"]
+    steps: int = equation.params["length"]
+    return _of_jaxpr(equation.params["jaxpr"].jaxpr) * steps
 
 
 def _while(equation: Any) -> Cost:
@@ -217,7 +219,8 @@ def _shard_map(equation: Any) -> Cost:
     sizes = dict(params["mesh"].shape)
     # The body has the shapes of one device along the axes that this shard_map maps by hand.
     manual = params.get("newly_manual_axes", params.get("manual_axes", sizes))
-    return _of_jaxpr(next(_sub_jaxprs(params["jaxpr"]))) * math.prod(sizes[a] for a in manual)
+    devices: int = math.prod(sizes[a] for a in manual)
+    return _of_jaxpr(next(_sub_jaxprs(params["jaxpr"]))) * devices
 
 
 def _pallas_call(equation: Any) -> Cost:

@@ -12,8 +12,9 @@ def dot_general_macs(equation: Any) -> int:
     """Returns the output's elements times the elements contracted for each of them."""
     contracted = equation.params["dimension_numbers"][0][0]
     lhs_shape = equation.invars[0].aval.shape
-    output = math.prod(equation.outvars[0].aval.shape)
-    return output * math.prod(lhs_shape[axis] for axis in contracted)
+    output: int = math.prod(equation.outvars[0].aval.shape)
+    contracted_size: int = math.prod(lhs_shape[axis] for axis in contracted)
+    return output * contracted_size
 
 
 def convolution_macs(equation: Any) -> int:
@@ -25,7 +26,7 @@ def convolution_macs(equation: Any) -> int:
     params, numbers = equation.params, equation.params["dimension_numbers"]
     lhs, rhs, out = (v.aval.shape for v in (*equation.invars, *equation.outvars))
     # The kernel's input-feature axis already holds the channels of one group only.
-    macs = out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * rhs[numbers.rhs_spec[1]]
+    macs: int = out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * rhs[numbers.rhs_spec[1]]
     for i, padding in enumerate(params["padding"]):
         macs *= _taps(
             positions=out[numbers.out_spec[2 + i]],

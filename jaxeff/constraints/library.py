@@ -230,7 +230,8 @@ def margin(
 
     def below(outputs: Array, batch: Batch) -> Array:
         margins = statistics.margins(outputs, batch["labels"])
-        return (margins < gammas[0]).astype(margins.dtype)
+        missed: Array = (margins < gammas[0]).astype(margins.dtype)
+        return missed
 
     return Constraint(
         "margin",

@@ -110,4 +110,5 @@ def ascend(params: Params, gradient: Params, radius: float) -> Params:
     """
     length = optax.global_norm(gradient)
     factor = radius / jnp.where(length > 0, length, 1)
-    return jax.tree.map(lambda p, g: p + (factor * g).astype(p.dtype), params, gradient)
+    moved: Params = jax.tree.map(lambda p, g: p + (factor * g).astype(p.dtype), params, gradient)
+    return moved

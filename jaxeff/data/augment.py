@@ -152,7 +152,9 @@ def _cropped(images: np.ndarray, pad: int, keys: np.ndarray) -> np.ndarray:
     top, left = counter_rng.integers(keys, 2, 0, 2 * pad + 1).T
     rows = top[:, None] + np.arange(height)
     columns = left[:, None] + np.arange(width)
-    return padded[np.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    image = np.arange(batch)[:, None, None]
+    parts: np.ndarray = padded[image, rows[:, :, None], columns[:, None, :]]
+    return parts
 
 
 def _cut(images: np.ndarray, side: int, keys: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ References:
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,9 @@ class DecodedImages:
         drawn = counter_rng.uniform(keys, 4 * _TRIES).reshape(-1, _TRIES, 4).astype(np.float64)
         return self._decode(rows, lambda i, w, h: random_box(drawn[i], w, h, smallest))
 
-    def _decode(self, rows: np.ndarray, box_of) -> np.ndarray:
+    def _decode(
+        self, rows: np.ndarray, box_of: Callable[[int, int, int], tuple[float, ...]]
+    ) -> np.ndarray:
         size = self.shape[1]
         out = np.empty((len(rows), *self.shape[1:]), np.uint8)
 
@@ -113,7 +115,9 @@ def random_box(drawn: np.ndarray, width: int, height: int, smallest: float) -> t
     return float(x), float(y), float(x + w), float(y + h)
 
 
-def list_images(folder: Path, classes: Sequence[str] = ()) -> tuple[list[str], np.ndarray, list]:
+def list_images(
+    folder: Path, classes: Sequence[str] = ()
+) -> tuple[list[str], np.ndarray, list[str]]:
     """Returns files, labels int64 [files] and class names of a folder with a folder per class.
 
     Args:

@@ -82,7 +82,7 @@ def load(
     request = Request(
         dir, built, label, validation_fraction, split_seed, download, changes, calibration_fraction
     )
-    dataset = DATASETS[name](request, **{k: v for k, v in options.items() if k in factory})
+    dataset: Dataset = DATASETS[name](request, **{k: v for k, v in options.items() if k in factory})
     _check(name, dataset)
     if calibration_fraction and "calibration" not in dataset.splits:
         raise ConfigError(

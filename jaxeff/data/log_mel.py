@@ -86,7 +86,8 @@ class LogMel:
         low, high = hertz_to_mel(self.min_frequency), hertz_to_mel(self.max_frequency)
         edges = np.linspace(low, high, self.num_filters + 2)
         mel, step = hertz_to_mel(frequencies)[:, None], edges[1] - edges[0]
-        return np.maximum(0, 1 - abs(mel - edges[1:-1]) / step).astype(np.float32)
+        weights: np.ndarray = np.maximum(0, 1 - abs(mel - edges[1:-1]) / step)
+        return weights.astype(np.float32)
 
     def energies(self, audio: np.ndarray) -> np.ndarray:
         """Returns the energies of the filters, float32 [batch, frames, num_filters].
@@ -111,7 +112,7 @@ class LogMel:
         spectrum = scipy.fft.rfft(windows[:, :: self.stride] * self.hann, self.fft_size)[..., heard]
         power = spectrum.real**2 + spectrum.imag**2
         # One matrix product: a batch of small ones wakes the threads of BLAS once each.
-        energies = power.reshape(-1, power.shape[2]) @ self.filters[heard]
+        energies: np.ndarray = power.reshape(-1, power.shape[2]) @ self.filters[heard]
         return energies.reshape(len(audio), frames, self.num_filters)
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:

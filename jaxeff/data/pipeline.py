@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
@@ -204,7 +204,7 @@ class _Given(np.random.Generator):
         self._words = words
 
     @property
-    def bit_generator(self):
+    def bit_generator(self) -> Any:
         return self
 
     def random_raw(self, size: int) -> np.ndarray:

@@ -38,7 +38,8 @@ Turn = Callable[[np.ndarray], np.ndarray]
 
 def _plane(drawn: np.ndarray, degrees: float = 180.0) -> np.ndarray:
     angle = np.deg2rad(degrees) * (2 * drawn[:, 0] - 1)
-    return _affine().poses.rotation_matrix(angle.astype(np.float32), np)
+    matrices: np.ndarray = _affine().poses.rotation_matrix(angle.astype(np.float32), np)
+    return matrices
 
 
 def _uniform(drawn: np.ndarray) -> np.ndarray:
@@ -47,16 +48,21 @@ def _uniform(drawn: np.ndarray) -> np.ndarray:
     inner, outer = np.sqrt(1 - drawn[:, 0]), np.sqrt(drawn[:, 0])
     parts = [inner * np.sin(first), inner * np.cos(first)]
     parts += [outer * np.sin(second), outer * np.cos(second)]
-    return _affine().poses.quaternion_matrix(np.stack(parts, -1).astype(np.float32), np)
+    quaternions = np.stack(parts, -1).astype(np.float32)
+    matrices: np.ndarray = _affine().poses.quaternion_matrix(quaternions, np)
+    return matrices
 
 
 def _euler(drawn: np.ndarray) -> np.ndarray:
-    return _affine().poses.euler_matrix((2 * np.pi * drawn[:, :3]).astype(np.float32), np)
+    angles = (2 * np.pi * drawn[:, :3]).astype(np.float32)
+    matrices: np.ndarray = _affine().poses.euler_matrix(angles, np)
+    return matrices
 
 
 def _cube(drawn: np.ndarray) -> np.ndarray:
-    table = _affine().poses.CubeRotations.table
-    return table[(drawn[:, 0] * len(table)).astype(int)]
+    table: np.ndarray = _affine().poses.CubeRotations.table
+    matrices: np.ndarray = table[(drawn[:, 0] * len(table)).astype(int)]
+    return matrices
 
 
 def _none(drawn: np.ndarray) -> np.ndarray:
@@ -140,7 +146,7 @@ class PosedSplit(Split):
         )
         # From half sides of the canvas to half sides of the image, components in reverse order.
         ratio = self.size / (self.scale * np.asarray(images.shape[-2:0:-1], np.float32))
-        sampled = resampling.sample(images, points * ratio, np)
+        sampled: np.ndarray = resampling.sample(images, points * ratio, np)
         return sampled.reshape(len(images), *canvas, images.shape[-1])
 
 

@@ -106,7 +106,7 @@ def prepare(builder_class: Any, root: Path) -> Path:
     Raises:
       DataError: ``root`` cannot be written.
     """
-    folder = root / builder_class.name / str(builder_class.VERSION)
+    folder: Path = root / builder_class.name / str(builder_class.VERSION)
     if (folder / "dataset_info.json").is_file():
         return folder
     try:

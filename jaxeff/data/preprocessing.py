@@ -58,7 +58,8 @@ class Preprocessing:
 
     def fields(self) -> dict[str, Any]:
         """Returns the values that JSON holds, by the names of the fields."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload]
+        fields: dict[str, Any] = dataclasses.asdict(self)  # type: ignore[call-overload]
+        return fields
 
     def files(self) -> dict[str, bytes]:
         """Returns the contents of further files, by name."""
@@ -170,7 +171,7 @@ def scaled_pixels(images: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> 
     """Returns ``images * scale + offset`` in float32; scale and offset are float32 [channels]."""
     # Row by row of pixels: a loop over no more than the channels costs numpy four times as much.
     columns = images.shape[-2]
-    inputs = np.multiply(
+    inputs: np.ndarray = np.multiply(
         images.reshape(*images.shape[:-2], -1), np.tile(scale, columns), dtype=np.float32
     )
     if offset.any():
@@ -206,8 +207,9 @@ def read(folder: Path) -> Preprocessing:
     text = reading.read_text(path, limit=reading.MAX_JSON_BYTES)
     try:
         fields = json.loads(text)
-        kind = PREPROCESSINGS[fields.pop("name")]
-        return kind.of_fields(folder, fields)  # type: ignore[attr-defined]
+        kind: Any = PREPROCESSINGS[fields.pop("name")]
+        steps: Preprocessing = kind.of_fields(folder, fields)
+        return steps
     except UserError as error:
         raise DataError(f"{path}: {error}") from None
     except Exception as error:  # whatever a damaged file makes of it

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 NUM_TRAIN = 1500
 
 
-class SkDigits(tfds.core.GeneratorBasedBuilder):
+class SkDigits(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]  # tfds has no types
     """Handwritten digits, 8x8 with intensities 0..16, in the order of scikit-learn's file."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -34,7 +34,7 @@ class SkDigits(tfds.core.GeneratorBasedBuilder):
             homepage="https://archive.ics.uci.edu/dataset/80",
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -43,7 +43,7 @@ class SkDigits(tfds.core.GeneratorBasedBuilder):
             "test": self._generate_examples(digits, range(NUM_TRAIN, len(digits.target))),
         }
 
-    def _generate_examples(self, digits: Any, rows: range) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self, digits: Any, rows: range) -> Iterator[tuple[int, dict[str, Any]]]:
         for row in rows:
             image = digits.images[row].astype(np.uint8)[..., None]
             yield row, {"image": image, "label": int(digits.target[row])}

@@ -44,7 +44,9 @@ def check_clip(where: str, audio: np.ndarray) -> None:
         raise DataError(f"{where} has samples beyond 16 bits")
 
 
-def read(folder: Path, log_mel: LogMel) -> tuple[dict[str, tuple], tuple[str, ...]]:
+def read(
+    folder: Path, log_mel: LogMel
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], tuple[str, ...]]:
     """Reads the features of every part of a prepared copy.
 
     TFDS's own audio feature cannot even be described without TensorFlow, so the records are decoded

@@ -233,7 +233,8 @@ class Pieces:
         return max(self._library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def __len__(self) -> int:
-        return self._library.get_vocab_size()
+        size: int = self._library.get_vocab_size()
+        return size
 
     @property
     def separator(self) -> str:

@@ -168,8 +168,10 @@ def _solid(triangles: np.ndarray, resolution: int) -> np.ndarray:
         height = a[..., 2] + second * (b - a)[..., 2] + third * (c - a)[..., 2]
         for level, centre in enumerate(centres):
             crossings[level] += (hit & (height > centre)).sum(0)
-    return (crossings % 2 == 1).reshape((resolution,) * 3)
+    inside: np.ndarray = crossings % 2 == 1
+    return inside.reshape((resolution,) * 3)
 
 
 def _cross(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return one[..., 0] * other[..., 1] - one[..., 1] * other[..., 0]
+    areas: np.ndarray = one[..., 0] * other[..., 1] - one[..., 1] * other[..., 0]
+    return areas

@@ -55,7 +55,7 @@ def dkd(
     student, teacher = jnp.asarray(student), jnp.asarray(teacher)
     target = jax.nn.one_hot(labels, student.shape[-1], dtype=bool)
 
-    def parts(logits):
+    def parts(logits: Array) -> tuple[Array, Array]:
         log_p = jax.nn.log_softmax(logits / temperature, axis=-1)
         of_target = jnp.sum(jnp.where(target, log_p, 0), axis=-1)
         others = jax.nn.logsumexp(jnp.where(target, -jnp.inf, log_p), axis=-1)

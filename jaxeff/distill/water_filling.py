@@ -61,11 +61,11 @@ def water_price(
     most = jnp.max(jnp.where(positive, value / likelihood, 0))
     low, high = jnp.where(positive.any(), jnp.log(jnp.stack([least, most])), 0)
 
-    def spends_too_much(log_price):
+    def spends_too_much(log_price: Array) -> Array:
         gate = gate_at(jnp.exp(log_price), cross_entropy, need, kept)
         return jnp.sum(weight * gate * need) > allowed
 
-    def halve(_, ends):
+    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = (low + high) / 2
         too_much = spends_too_much(middle)

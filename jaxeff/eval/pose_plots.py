@@ -31,7 +31,8 @@ def rendered(voxels: np.ndarray) -> np.ndarray:
     slopes = np.stack(np.gradient(turned, axis=(3, 2, 1)), -1)  # (x, y, z)
     normals = -slopes / np.maximum(np.linalg.norm(slopes, axis=-1, keepdims=True), 1e-6)
     shade = 0.55 + 0.45 * (normals @ _LIGHT)
-    return (seen * shade).sum(1)
+    views: np.ndarray = (seen * shade).sum(1)
+    return views
 
 
 def image_grid(

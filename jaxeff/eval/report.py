@@ -41,6 +41,7 @@ def write_report(workdir: str | os.PathLike[str], report: Mapping[str, Any]) -> 
       TypeError: a value has no form in JSON; the message names its field.
     """
     defaults = {"schema_version": SCHEMA_VERSION, "cost": {}, "artifacts": {}, "extras": {}}
+    plain: dict[str, Any]
     plain, lost = to_plain({**defaults, **report})
     if lost:
         plain["non_finite"] = {**plain.get("non_finite", {}), **lost}
@@ -61,7 +62,7 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     path = path / JSON_NAME if path.is_dir() else path
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         validate(report)
     except FileNotFoundError as error:
         raise DataError(f"no report at {path}; give a file or the folder of a run") from error

@@ -19,7 +19,9 @@ SCHEMA_VERSION = 1
 Schema = dict[str, Any]
 
 
-def _object(required: tuple[str, ...] = (), others: Schema | bool = False, **fields: Schema):
+def _object(
+    required: tuple[str, ...] = (), others: Schema | bool = False, **fields: Schema
+) -> Schema:
     return {
         "type": "object",
         "properties": fields,

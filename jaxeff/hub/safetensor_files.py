@@ -142,7 +142,8 @@ def _tensor(name: str, entry: Any, stored: np.ndarray) -> np.ndarray:
         raise ValueError(f"the file is truncated: {name} ends at {end} of {len(stored)} bytes")
     if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize != end - begin:
         raise ValueError(f"{name} of shape {shape} does not have {end - begin} bytes")
-    return np.asarray(stored[begin:end]).view(dtype).reshape(shape)
+    tensor: np.ndarray = np.asarray(stored[begin:end]).view(dtype)
+    return tensor.reshape(shape)
 
 
 def _widened(values: np.ndarray) -> np.ndarray:

@@ -154,13 +154,19 @@ def binomial(trials: int, share: float) -> np.ndarray:
     require("a share", share, "[0, 1]")
     successes = np.arange(trials + 1)
     if share in (0, 1):
-        return (successes == round(share) * trials).astype(float)
+        certain: np.ndarray = successes == round(share) * trials
+        return certain.astype(float)
     logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1)))])
     ways = logs[trials] - logs - logs[::-1]
-    return np.exp(ways + successes * np.log(share) + successes[::-1] * np.log1p(-share))
+    chances: np.ndarray = np.exp(
+        ways + successes * np.log(share) + successes[::-1] * np.log1p(-share)
+    )
+    return chances
 
 
-def measure(cascade: Cascade, inputs: Any, *, query_ms: float = 0.0, rounds: int = 5) -> Any:
+def measure(
+    cascade: Cascade, inputs: Any, *, query_ms: float = 0.0, rounds: int = 5
+) -> MeasuredCost:
     """Fits the cost of whole batches on this device, host work included.
 
     Every stage is timed with all its buckets, filled by the rows of highest score.

@@ -48,7 +48,8 @@ class AccuracyCoverageCurve(NamedTuple):
           ConfigError: a coverage outside [0, 1].
         """
         require("coverage", coverage, "[0, 1]")
-        return np.interp(coverage, self.coverage, self.accuracy)
+        accuracy: np.ndarray = np.interp(coverage, self.coverage, self.accuracy)
+        return accuracy
 
     @property
     def area(self) -> float:

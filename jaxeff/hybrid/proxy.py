@@ -88,12 +88,15 @@ def smoothed_cross_entropy(logits: Array, labels: Array, smoothing: float = 0.1)
     """Returns cross entropies ``[batch]`` against labels of which a share is spread evenly."""
     require("smoothing", smoothing, "[0, 1)")
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing))
+    losses: Array = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing))
+    return losses
 
 
 def router_losses(query_logits: Array, queried: Array) -> Array:
     """Returns binary cross entropies ``[batch]`` of logits against proxy labels o."""
-    return optax.sigmoid_binary_cross_entropy(query_logits, queried.astype(query_logits.dtype))
+    labels = queried.astype(query_logits.dtype)
+    losses: Array = optax.sigmoid_binary_cross_entropy(query_logits, labels)
+    return losses
 
 
 def difference_losses(query_scores: Array, difference: Array) -> Array:

@@ -19,6 +19,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from scipy.special import bdtr, bdtri
@@ -321,7 +322,7 @@ def _guaranteed(
     wrong: np.ndarray,
     target: float,
     kind: str,
-    **fields,
+    **fields: Any,
 ) -> Threshold:
     free = plug_in(confidence, wrong, target, kind).rates.coverage
     rates = curve.at(point)

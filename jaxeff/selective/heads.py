@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +89,17 @@ def head_scores(heads: Params, features: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "batch_size", "learning_rate"))
-def _train(features, labels, mus, frequencies, key, *, num_steps, batch_size, learning_rate):
+def _train(
+    features: Array,
+    labels: Array,
+    mus: Array,
+    frequencies: Array,
+    key: PRNGKey,
+    *,
+    num_steps: int,
+    batch_size: int,
+    learning_rate: float,
+) -> dict[str, Array]:
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
     init_key, batch_key = jax.random.split(key)
     num_features, num_classes = features.shape[1], frequencies.shape[0]
@@ -96,12 +107,12 @@ def _train(features, labels, mus, frequencies, key, *, num_steps, batch_size, le
     kernel = jax.random.normal(init_key, shape) / jnp.sqrt(1.0 * num_features)
     start = {"kernel": kernel, "bias": jnp.zeros(num_classes)}
 
-    def loss(head, mu, rows):
+    def loss(head: dict[str, Array], mu: Array, rows: Array) -> Array:
         logits = features[rows] @ head["kernel"] + head["bias"]
         return one_sided.example_losses(logits, labels[rows], mu, frequencies)[0].mean()
 
-    def one(mu):
-        def update(state, key):
+    def one(mu: Array) -> dict[str, Array]:
+        def update(state: Any, key: PRNGKey) -> tuple[Any, None]:
             head, opt_state = state
             rows = jax.random.randint(key, (batch_size,), 0, len(labels))
             grads = jax.grad(loss)(head, mu, rows)
@@ -109,6 +120,8 @@ def _train(features, labels, mus, frequencies, key, *, num_steps, batch_size, le
             return (optax.apply_updates(head, updates), opt_state), None
 
         keys = jax.random.split(batch_key, num_steps)
-        return jax.lax.scan(update, (start, optimizer.init(start)), keys)[0][0]
+        (head, _), _ = jax.lax.scan(update, (start, optimizer.init(start)), keys)
+        trained: dict[str, Array] = head
+        return trained
 
     return jax.vmap(one)(mus)

@@ -78,7 +78,8 @@ class RiskCoverageCurve:
     @property
     def selective_risk(self) -> np.ndarray:
         """Selective risk at each threshold, [points]."""
-        return self.errors / self.accepted
+        risk: np.ndarray = self.errors / self.accepted
+        return risk
 
     def error(self, kind: str) -> np.ndarray:
         """Returns the ``"joint"`` error or the ``"selective"`` risk at each threshold."""

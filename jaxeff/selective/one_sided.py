@@ -241,11 +241,12 @@ def extragradient(
     """
 
     def slope(params: Params, multipliers: Array) -> tuple[Params, Array]:
-        def value(params):
+        def value(params: Params) -> tuple[Array, Array]:
             sides, penalty = losses(params)
             return jnp.sum(sides.inside + multipliers * sides.outside) + penalty, sides.outside
 
-        return jax.grad(value, has_aux=True)(params)
+        grads, outside = jax.grad(value, has_aux=True)(params)
+        return grads, outside
 
     def moved(at: Players) -> Players:
         grads, outside = slope(at.params, at.multipliers)

@@ -62,7 +62,8 @@ def decaying(steps: int, largest: float = 0.1) -> np.ndarray:
     """Returns rates of exploration min(t^(-1/2), largest), float32 ``[steps]``, t from 1."""
     require("steps", steps, "[0, inf)")
     require("largest", largest, "[0, 1]")
-    return np.minimum(np.arange(1, steps + 1) ** -0.5, largest).astype(np.float32)
+    rates: np.ndarray = np.minimum(np.arange(1, steps + 1) ** -0.5, largest)
+    return rates.astype(np.float32)
 
 
 def experts(scores: Array, thresholds: Array) -> Array:
@@ -167,7 +168,8 @@ def play(
     labels = jnp.asarray(checked_labels(labels, len(predictions)))
     if jnp.shape(rates) not in ((), (len(predictions),)):
         raise ConfigError(f"rates {jnp.shape(rates)} must be one for each of the rounds, or one")
-    return _play(predictions, labels, rates, key, tolerance=tolerance, feedback=feedback)
+    learner, stream = _play(predictions, labels, rates, key, tolerance=tolerance, feedback=feedback)
+    return learner, stream
 
 
 @functools.partial(jax.jit, static_argnames=("tolerance", "feedback"))
@@ -183,7 +185,7 @@ def _play(
     time, num_experts = predictions.shape
     rates = jnp.broadcast_to(jnp.asarray(rates, jnp.float32), (time,))
 
-    def round_(learner, inputs):
+    def round_(learner: Learner, inputs: Any) -> tuple[Learner, Stream]:
         return step(learner, *inputs, tolerance=tolerance, feedback=feedback)
 
     keys = jax.random.split(key, time)
@@ -206,7 +208,7 @@ def play_permuted(
     require("a rate of exploration", rates, "[0, 1]")
     predictions = jnp.asarray(predictions)
 
-    def run(key):
+    def run(key: PRNGKey) -> tuple[Stream, Array]:
         order_key, run_key = jax.random.split(key)
         order = jax.random.permutation(order_key, labels.shape[0])
         _, stream = play(predictions[order], labels[order], rates, run_key, **options)

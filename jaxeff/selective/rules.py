@@ -84,7 +84,8 @@ class PerClass:
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         """Predicts from the scores of all models by `max_rule`."""
-        return max_rule(self.scores(scores), self.thresholds)
+        classes: np.ndarray = max_rule(self.scores(scores), self.thresholds)
+        return classes
 
 
 def search_per_class(
