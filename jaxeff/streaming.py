@@ -29,6 +29,7 @@ from jaxeff.errors import ConfigError, DataError, UserError
 from jaxeff.files import reading
 from jaxeff.hub import safetensor_files
 from jaxeff.models.base import call_options
+from jaxeff.typing import Array
 
 #: Names of an exported step and of what describes it, where a folder is given.
 STEP, DESCRIPTION = "step.stablehlo", "step.json"
@@ -171,7 +172,7 @@ class ExportedSteps:
         """See `Steps.run`."""
         del mask
 
-        def step(state, x):
+        def step(state: tuple[Array, ...], x: Array) -> tuple[tuple[Array, ...], Array]:
             named = {self._data: x, **dict(zip(self._states, state, strict=True))}
             outputs = self._program.call(*(named[name] for name in self._inputs))
             return tuple(outputs[place] for place in self._next), outputs[self._output]
@@ -276,7 +277,8 @@ class RecurrentStream:
 
     def labels(self, outputs: Any) -> np.ndarray:
         """Returns the numbers of the likeliest classes of some outputs, without their last axis."""
-        return np.asarray(self._class_logits(outputs)).argmax(-1)
+        numbers: np.ndarray = np.asarray(self._class_logits(outputs)).argmax(-1)
+        return numbers
 
     def reset(self) -> None:
         """Goes back to before the first step."""

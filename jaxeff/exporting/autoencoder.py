@@ -22,11 +22,14 @@ def _(model: Autoencoder, source: Exportable) -> list[Entry]:
     variables, images = source.constants, source.inputs
 
     def encode(x: Array, pose: Array | None = None) -> tuple[Array, ...]:
-        return model.apply(variables, x, pose, method="encode")  # type: ignore
+        encoded: Any = model.apply(variables, x, pose, method="encode")
+        mean, log_variance = encoded
+        return mean, log_variance
 
     def decode(z: Array, pose: Array | None = None) -> tuple[Array, ...]:
         drawn: Any = model.apply(variables, z, method="draw")
-        return (model.apply(variables, drawn, pose, method="place"),)  # type: ignore
+        placed: Any = model.apply(variables, drawn, pose, method="place")
+        return (placed,)
 
     poses: dict[str, np.ndarray] = {}
     if model.family is not None:

@@ -67,8 +67,10 @@ class LiteRT:
 
     def bind(self, runtime: Runtime, arrays: Sequence[Any]) -> Callable[[], Any]:
         """Returns the invocation alone; inputs are in their buffers."""
-        runtime(*arrays)
-        return runtime.interpreter.invoke  # type: ignore[attr-defined]
+        interpreted: Any = runtime
+        interpreted(*arrays)
+        invoke: Callable[[], Any] = interpreted.interpreter.invoke
+        return invoke
 
 
 class Interpreted:
@@ -127,7 +129,8 @@ def converted(entry: Entry, sizes: dict[str, int]) -> bytes:
             input_names=list(entry.inputs),
             output_names=list(entry.outputs),
         )
-        return converter_api_ext.export_flatbuffer_to_bytes(module.operation)
+        content: bytes = converter_api_ext.export_flatbuffer_to_bytes(module.operation)
+        return content
 
 
 def _without_input_dilation(x: Array, kernel: Array, **parameters: Any) -> list[Array] | None:

@@ -99,7 +99,8 @@ def stored(array: Any, tensor: Mapping[str, Any]) -> np.ndarray:
         return np.asarray(array)
     kind = np.iinfo(tensor["dtype"])
     integers = np.rint(np.asarray(array) / scale) + zero
-    return np.clip(integers, kind.min, kind.max).astype(tensor["dtype"])
+    limited: np.ndarray = np.clip(integers, kind.min, kind.max)
+    return limited.astype(tensor["dtype"])
 
 
 def restored(array: np.ndarray, tensor: Mapping[str, Any]) -> np.ndarray:

@@ -66,7 +66,9 @@ class ONNX:
 
     def bind(self, runtime: Runtime, arrays: Sequence[Any]) -> Callable[[], Any]:
         """Returns a run on inputs and outputs that are bound to buffers."""
-        return runtime.bound(arrays)  # type: ignore[attr-defined]
+        session: Any = runtime
+        call: Callable[[], Any] = session.bound(arrays)
+        return call
 
 
 class Session:
@@ -92,7 +94,8 @@ class Session:
 
     def __call__(self, *arrays: Any) -> list[np.ndarray]:
         """Returns the outputs for arrays in the order of the inputs."""
-        return self.session.run(self._outputs, self._feed(arrays))
+        outputs: list[np.ndarray] = self.session.run(self._outputs, self._feed(arrays))
+        return outputs
 
     def bound(self, arrays: Sequence[Any]) -> Callable[[], Any]:
         """Returns a call without arguments that computes the outputs for these arrays."""
@@ -119,7 +122,9 @@ def converted(entry: Entry, sizes: Mapping[str, int]) -> bytes:
         return tuple(a + 0 if id(a) in inputs else a for a in entry.reference(*arrays))
 
     shapes = [
-        jax.ShapeDtypeStruct(tuple(sizes.get(n, n) for n in each.shape), each.dtype)  # type: ignore
+        jax.ShapeDtypeStruct(
+            tuple(sizes.get(n, n) if isinstance(n, str) else n for n in each.shape), each.dtype
+        )
         for each in entry.inputs.values()
     ]
     if sizes:  # traced before the converter puts functions of its own in the place of JAX's
@@ -132,7 +137,8 @@ def converted(entry: Entry, sizes: Mapping[str, int]) -> bytes:
             input_names=list(entry.inputs),
             output_names=list(entry.outputs),
         )
-    return model.SerializeToString()
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def _plane_by_plane(x: Array, kernel: Array, **parameters: Any) -> list[Array] | None:
@@ -240,7 +246,8 @@ def small_constants() -> Iterator[None]:
         known = all(isinstance(n, int) for n in shape)
         if known and math.prod(shape) > REPEATED:
             return False
-        return repeat(context, output, value, shape, *axes)
+        is_repeated: bool = repeat(context, output, value, shape, *axes)
+        return is_repeated
 
     with replaced(broadcast_in_dim, "_maybe_inline_constant_broadcast", repeated):
         yield

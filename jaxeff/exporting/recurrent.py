@@ -22,7 +22,8 @@ def _(model: SequenceModel, source: Exportable) -> list[Entry]:
     variables = source.constants
 
     def sequence(x: Array, mask: Array | None = None) -> tuple[Array, ...]:
-        return (model.apply(variables, x, mask=mask),)  # type: ignore
+        outputs: Any = model.apply(variables, x, mask=mask)
+        return (outputs,)
 
     inputs, examples = {"inputs": source.input(BATCH, LENGTH)}, {"inputs": source.inputs}
     if source.mask is not None:
@@ -57,7 +58,8 @@ def recurrent_step(model: SequenceModel, source: Exportable) -> Entry:
 
     def last(x: Array) -> Array:
         outputs: Any = model.apply(source.variables, x)
-        return outputs[:, -1] if model.readout == "every_step" else outputs
+        final: Array = outputs[:, -1] if model.readout == "every_step" else outputs
+        return final
 
     def program() -> Program:
         width = None if source.inputs.ndim == 2 else source.inputs.shape[-1]

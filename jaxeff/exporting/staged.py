@@ -53,10 +53,12 @@ def _(model: HybridNetwork, source: Exportable) -> list[Entry]:
         return logits, features["penultimate"]
 
     def router(logits: Array, features: Array) -> tuple[Array, ...]:
-        return (model.router.apply(of["router"], logits, features),)  # type: ignore
+        scores: Any = model.router.apply(of["router"], logits, features)
+        return (scores,)
 
     def expert(x: Array) -> tuple[Array, ...]:
-        return (model.expert.apply(of["expert"], x),)  # type: ignore
+        outputs: Any = model.expert.apply(of["expert"], x)
+        return (outputs,)
 
     rule = source.results.get("hybrid", {}).get("rules", {}).get("learned router", {})
     thresholds = {

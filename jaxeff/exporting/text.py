@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from jaxeff.exporting.entry import BATCH, Entry, Input
@@ -18,7 +20,8 @@ def _(model: TextClassifier, source: Exportable) -> list[Entry]:
     mask = np.ones(inputs.shape[:2], np.float32) if source.mask is None else source.mask
 
     def function(tokens: Array, mask: Array) -> tuple[Array, ...]:
-        return (model.apply(variables, tokens, mask=mask),)  # type: ignore
+        outputs: Any = model.apply(variables, tokens, mask=mask)
+        return (outputs,)
 
     built = []
     for length in lengths_up_to(inputs.shape[1]):

@@ -117,7 +117,7 @@ def trace(builder: Builder, function: Callable[..., Any], *arguments: Any) -> An
     shapes = [getattr(leaves[i], "shape", (1,)) for i in traced]
     result_tree = None
 
-    def flat(*vectors):
+    def flat(*vectors: Any) -> list[Any]:
         nonlocal result_tree
         filled = list(leaves)
         for place, vector in zip(traced, vectors, strict=True):
@@ -131,11 +131,13 @@ def trace(builder: Builder, function: Callable[..., Any], *arguments: Any) -> An
     return jax.tree.unflatten(result_tree, results)
 
 
-def _run(builder: Builder, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list:
+def _run(
+    builder: Builder, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]
+) -> list[Any]:
     """Follows the equations of a traced function."""
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
 
-    def read(atom):
+    def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, core.Literal) else values[atom]
 
     for equation in jaxpr.eqns:
@@ -149,7 +151,7 @@ def _run(builder: Builder, jaxpr: Any, consts: Sequence[Any], arguments: Sequenc
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _apply(builder: Builder, equation: Any, inputs: list) -> Sequence[Any]:
+def _apply(builder: Builder, equation: Any, inputs: list[Any]) -> Sequence[Any]:
     name, params = equation.primitive.name, equation.params
     if name == "scan":
         return _scan(builder, params, inputs)
@@ -173,7 +175,7 @@ def _apply(builder: Builder, equation: Any, inputs: list) -> Sequence[Any]:
     return result if isinstance(result, list) else [result]
 
 
-def _scan(builder: Builder, params: Any, inputs: list) -> list:
+def _scan(builder: Builder, params: Any, inputs: list[Any]) -> list[Any]:
     """Writes a loop out."""
     if "num_consts" in params:
         num_consts, num_carry = params["num_consts"], params["num_carry"]
@@ -193,7 +195,9 @@ def _scan(builder: Builder, params: Any, inputs: list) -> list:
     return [*carry, *(None for _ in outputs)]  # nobody reads what the inner steps pass out
 
 
-def _count_rule(builder, name, params, inputs, shape):
+def _count_rule(
+    builder: Builder, name: str, params: Any, inputs: list[Any], shape: Any
+) -> StepCount | NotFirst:
     """What may be done with the number of steps: add to it, and ask whether it is zero."""
     operands = [value for value in inputs if not isinstance(value, StepCount | NotFirst)]
     count = next(value for value in inputs if isinstance(value, StepCount | NotFirst))
@@ -212,11 +216,11 @@ def _count_rule(builder, name, params, inputs, shape):
     )
 
 
-def _elementwise(builder, name, params, inputs, shape):
+def _elementwise(builder: Builder, name: str, params: Any, inputs: list[Any], shape: Any) -> Vector:
     return builder.add(name, [builder.vector(value, shape) for value in inputs], shape)
 
 
-def _scaled(builder, name, params, inputs, shape):
+def _scaled(builder: Builder, name: str, params: Any, inputs: list[Any], shape: Any) -> Any:
     """Sums and products; those that change nothing are left out."""
     neutral = {"add": 0.0, "sub": 0.0, "mul": 1.0, "div": 1.0}[name]
     left, right = inputs
@@ -231,7 +235,7 @@ def _scaled(builder, name, params, inputs, shape):
     return _elementwise(builder, name, params, inputs, shape)
 
 
-def _power(builder, name, params, inputs, shape):
+def _power(builder: Builder, name: str, params: Any, inputs: list[Any], shape: Any) -> Any:
     exponent = params.get("y", 2)
     if exponent < 1:
         raise ConfigError(f"a program has no power of exponent {exponent}")
@@ -241,22 +245,22 @@ def _power(builder, name, params, inputs, shape):
     return result
 
 
-def _same(builder, name, params, inputs, shape):
+def _same(builder: Builder, name: str, params: Any, inputs: list[Any], shape: Any) -> Vector:
     return Vector(inputs[0].number, shape)
 
 
-def _broadcast(builder, name, params, inputs, shape):
+def _broadcast(builder: Builder, name: str, params: Any, inputs: list[Any], shape: Any) -> Vector:
     return builder.repeated(inputs[0], shape)
 
 
-def _sum(builder, name, params, inputs, shape):
+def _sum(builder: Builder, name: str, params: Any, inputs: list[Any], shape: Any) -> Vector:
     (vector,) = inputs
     if int(np.prod(shape)) != 1:
         return Vector(vector.number, shape)
     return builder.add("dense", [vector], shape, np.ones((vector.width, 1)))
 
 
-def _product(builder, name, params, inputs, shape):
+def _product(builder: Builder, name: str, params: Any, inputs: list[Any], shape: Any) -> Vector:
     ((left_axes, right_axes), batch_axes) = params["dimension_numbers"]
     sides = list(zip(inputs, (left_axes, right_axes), strict=True))
     if sum(isinstance(value, Vector) for value in inputs) != 1 or any(batch_axes):
@@ -267,7 +271,7 @@ def _product(builder, name, params, inputs, shape):
     return builder.add("dense", [vector], shape, kernel.reshape(vector.width, -1))
 
 
-def _select(builder, name, params, inputs, shape):
+def _select(builder: Builder, name: str, params: Any, inputs: list[Any], shape: Any) -> Any:
     condition, *cases = inputs
     if isinstance(condition, NotFirst):
         first, later = (builder.vector(case, shape) for case in cases)
@@ -287,12 +291,12 @@ def _select(builder, name, params, inputs, shape):
     return builder.add("add", parts, shape)
 
 
-def _clamp(builder, name, params, inputs, shape):
+def _clamp(builder: Builder, name: str, params: Any, inputs: list[Any], shape: Any) -> Vector:
     low, value, high = (builder.vector(each, shape) for each in inputs)
     return builder.add("min", [builder.add("max", [value, low], shape), high], shape)
 
 
-def _slice(builder, name, params, inputs, shape):
+def _slice(builder: Builder, name: str, params: Any, inputs: list[Any], shape: Any) -> Any:
     vector = inputs[0]
     if name == "split":
         ends = np.cumsum(params["sizes"])
@@ -311,7 +315,7 @@ def _slice(builder, name, params, inputs, shape):
     return builder.add("slice", [vector], shape, start=int(start), stop=int(stop))
 
 
-def _concatenate(builder, name, params, inputs, shape):
+def _concatenate(builder: Builder, name: str, params: Any, inputs: list[Any], shape: Any) -> Vector:
     vectors = [
         value if isinstance(value, Vector) else builder.vector(value, np.shape(value))
         for value in inputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class IntegerBuilder:
     options: QuantizeOptions
     moments: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.widths: list[int] = []
         self.fractions: list[int] = []
         self.bits: list[int] = []
@@ -45,7 +46,7 @@ class IntegerBuilder:
         self.constants = {
             i.output: constant_of(i) for i in self.program.instructions if i.op == "constant"
         }
-        self.produced: dict[tuple, int] = {}
+        self.produced: dict[tuple[Any, ...], int] = {}
         self.demanded: dict[int, tuple[int, int]] = {}  # fraction and bits of what becomes state
 
     def largest(self, number: int) -> float:

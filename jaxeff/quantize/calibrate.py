@@ -12,6 +12,7 @@ from jaxeff import programs
 from jaxeff.errors import DataError
 from jaxeff.programs import Program
 from jaxeff.quantize.simulate import kept_where_masked
+from jaxeff.typing import Array
 
 BATCH = 256
 
@@ -33,11 +34,11 @@ def ranges(program: Program, inputs: Any, mask: Any = None) -> np.ndarray:
     inputs, real = _checked(inputs, mask)
 
     @jax.jit
-    def extremes(xs, real):
+    def extremes(xs: Array, real: Array) -> tuple[Array, Array]:
         carry = programs.initial_carry(program, xs.shape[:1])
         unbounded = jnp.full(len(program.widths), jnp.inf)
 
-        def step(before, at):
+        def step(before: Any, at: Any) -> tuple[Any, None]:
             carry, low, high = before
             x, is_real = at
             values = programs.values(program, carry, x)
@@ -88,11 +89,11 @@ def moments(program: Program, inputs: Any, mask: Any = None) -> dict[int, np.nda
     numbers = sorted({i.inputs[0] for i in program.instructions if i.op == "dense"})
 
     @jax.jit
-    def sums(xs, real):
+    def sums(xs: Array, real: Array) -> list[Array]:
         first = programs.initial_carry(program, xs.shape[:1])
         zeros = [jnp.zeros((program.widths[n],) * 2, jnp.float32) for n in numbers]
 
-        def step(before, at):
+        def step(before: Any, at: Any) -> tuple[Any, None]:
             carry, total = before
             x, is_real = at
             values = programs.values(program, carry, x)

@@ -38,7 +38,7 @@ class QuantizeOptions:
     margin: float = 1.0
     activation_bits: int = 8
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_whole("quantize.weight_bits", self.weight_bits)
         require("quantize.weight_bits", self.weight_bits, "[2, 8]")
         for name in ("state_bits", "activation_bits"):

@@ -92,7 +92,8 @@ class IntegerNetwork:
         Args:
           inputs: ``[batch, ...]``; the results are ``[batch, ...]`` of those for a batch of one.
         """
-        return self._jitted["integers"](jnp.asarray(inputs))
+        seen: list[tuple[Array, Array]] = self._jitted["integers"](jnp.asarray(inputs))
+        return seen
 
     def errors(self, inputs: Array) -> ProductErrors:
         """Returns the errors of every product on a batch of inputs.

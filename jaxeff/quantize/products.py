@@ -86,7 +86,8 @@ class Product:
         parameters = {**self.parameters, "preferred_element_type": np.dtype(np.int32)}
         operands = [integers - self.grid.zero, jnp.asarray(self.weights, jnp.int32)]
         operands = operands if self.side else operands[::-1]
-        return PRIMITIVES[self.operation].bind(*operands, **parameters)
+        sums: Array = PRIMITIVES[self.operation].bind(*operands, **parameters)
+        return sums
 
     def reals(self, sums: Array) -> Array:
         """Returns the numbers that sums stand for, float32."""

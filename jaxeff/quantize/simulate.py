@@ -49,7 +49,9 @@ def integer_values(program: IntegerProgram, carry: Carry, *inputs: Array) -> lis
     ]
 
 
-def evaluate(program: IntegerProgram, carry: Carry, *inputs: Array) -> tuple[Carry, tuple]:
+def evaluate(
+    program: IntegerProgram, carry: Carry, *inputs: Array
+) -> tuple[Carry, tuple[Array, ...]]:
     """Takes one step; returns the carry after it and the outputs, int32. See `integer_values`."""
     every = integer_values(program, carry, *inputs)
     state = tuple(every[number] for number in program.next_state)
@@ -117,7 +119,7 @@ def run_integers(program: IntegerProgram, inputs: Array, mask: Array | None = No
     carry = initial_carry(program, inputs.shape[:1])
     output = jnp.zeros((inputs.shape[0], program.widths[program.outputs[0]]), jnp.int32)
 
-    def step(before, at):
+    def step(before: Any, at: Any) -> tuple[Any, Array]:
         x, is_real = at
         carry, (output, *_) = evaluate(program, before[0], x)
         after = kept_where_masked(is_real, (carry, output), before)
@@ -147,7 +149,7 @@ def run(program: IntegerProgram, inputs: Array, mask: Array | None = None) -> Ar
 def kept_where_masked(real: Array, after: Any, before: Any) -> Any:
     """Returns the tree ``after`` at the real examples ``[batch]`` and ``before`` at the others."""
 
-    def kept(new, old):
+    def kept(new: Array, old: Array) -> Array:
         return jnp.where(real.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
     return jax.tree.map(kept, after, before)
@@ -187,7 +189,7 @@ def errors(
     sources = tuple(sorted(places))
     as_integers = to_integers(integer_program, inputs)
 
-    def step(carries, at):
+    def step(carries: Any, at: Any) -> tuple[Any, tuple[Array, Array]]:
         x, x_integer, is_real = at
         exact = programs.values(program, carries[0], x)
         integers = integer_values(integer_program, carries[1], x_integer)

@@ -25,8 +25,9 @@ from jaxeff.arguments import require, require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.layers import Conv, SharedConv
 from jaxeff.layers.strided import StridedConv, TransposedConv
-from jaxeff.ode import CarryParts, Cell, FusedCell
-from jaxeff.typing import Array, Params
+from jaxeff.ode import CarryParts, Cell, FusedCell, InnerStep
+from jaxeff.ode.activations import Blocks
+from jaxeff.typing import Array, Carry, Params
 
 #: Parameters with these names are looked up or added, not multiplied: they keep 16 bits on devices.
 NOT_MULTIPLIED = ("embedding",)
@@ -41,7 +42,9 @@ def straight_through(x: Array, rounded: Array) -> Array:
 
 
 @straight_through.defjvp
-def _straight_through_jvp(primals, tangents):
+def _straight_through_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
     return primals[1], tangents[0]
 
 
@@ -113,7 +116,7 @@ class FakeQuantization:
     per_channel: bool = True
     activation_bits: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_whole("config.quantize.weight_bits", self.weight_bits, 0)
         if self.weight_bits:
             require("config.quantize.weight_bits", self.weight_bits, "[2, 8]")
@@ -138,13 +141,14 @@ class FakeQuantization:
         if not self.weight_bits:
             return params
 
-        def rounded(path, leaf):
+        def rounded(path: Any, leaf: Array) -> Array:
             name = path[-1].key
             if leaf.ndim < 2 or name in NOT_MULTIPLIED:
                 return leaf
             return rounded_kernel(leaf, self.weight_bits, self.per_channel)
 
-        return jax.tree_util.tree_map_with_path(rounded, params)
+        of_params: Params = jax.tree_util.tree_map_with_path(rounded, params)
+        return of_params
 
     def variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """Returns variables with rounded kernels in ``"params"``."""
@@ -171,7 +175,7 @@ class FakeQuantization:
             )
         return model.clone(cell=self.cell(model.cell))
 
-    def activations(self) -> contextlib.AbstractContextManager:
+    def activations(self) -> contextlib.AbstractContextManager[Any]:
         """Returns a context in which a model's layers read rounded inputs."""
         if not self.activation_bits:
             return contextlib.nullcontext()
@@ -205,7 +209,7 @@ def _rounding(kind: type[Cell], rounding: FakeQuantization) -> type[Cell]:
     if issubclass(kind, FusedCell):
 
         class RoundedFused(kind):  # type: ignore[valid-type,misc]
-            def update(self, coefficients, state, t, at):
+            def update(self, coefficients: Any, state: Any, t: Blocks, at: InnerStep) -> Any:
                 state = super().update(coefficients, state, t, at)
                 rounded = rounding.state(state)
                 # The inner steps before the last one are not kept in the state's few bits.
@@ -215,7 +219,7 @@ def _rounding(kind: type[Cell], rounding: FakeQuantization) -> type[Cell]:
         return RoundedFused
 
     class Rounded(kind):  # type: ignore[valid-type,misc]
-        def step(self, params, carry, x):
+        def step(self, params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
             carry, _ = super().step(params, carry, x)
             parts = isinstance(carry, CarryParts)
             state = rounding.state(carry.state if parts else carry)

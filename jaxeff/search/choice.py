@@ -75,11 +75,16 @@ class Requirement:
     def ordered(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Returns the candidates, best first; where none meets the requirement, nearest first."""
         within = [c for c in candidates if self.met_by(c)]
-        most_accurate = {"key": lambda c: (-c.accuracy, c.milliseconds)}
-        cheapest = {"key": lambda c: (c.milliseconds, -c.accuracy)}
+
+        def most_accurate(candidate: Candidate) -> tuple[float, float]:
+            return -candidate.accuracy, candidate.milliseconds
+
+        def cheapest(candidate: Candidate) -> tuple[float, float]:
+            return candidate.milliseconds, -candidate.accuracy
+
         if self.max_ms:
-            return sorted(within or candidates, **(most_accurate if within else cheapest))  # type: ignore
-        return sorted(within or candidates, **(cheapest if within else most_accurate))  # type: ignore
+            return sorted(within or candidates, key=most_accurate if within else cheapest)
+        return sorted(within or candidates, key=cheapest if within else most_accurate)
 
     def __str__(self) -> str:
         if self.max_ms:

@@ -93,7 +93,7 @@ def time_parts(
         raise ConfigError("there are no plans to measure; a space has at least one")
     for name, number in (("batch", batch), ("length", length), ("rounds", rounds)):
         require_whole(name, number, 1)
-    encoder: Any = network_of(plans[0]).encoder  # type: ignore[attr-defined]
+    encoder: Any = network_of(plans[0]).encoder
     shape, dtype, width = encoder.shape, encoder.dtype, encoder.shape.width
     layers, cuts = needed(plans, length)
     rng = np.random.default_rng(0)

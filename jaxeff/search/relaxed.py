@@ -113,7 +113,8 @@ def logits_of(
     states[space.depths[-1]] = network.encoded(params, between, inputs, mask)
     pooled = [network.pooled(*states[depth]) for depth in space.depths]
     mixed = jnp.einsum("e,ebd->bd", choices["depth"].astype(pooled[0].dtype), jnp.stack(pooled))
-    return network.classified(params, mixed)
+    logits: Array = network.classified(params, mixed)
+    return logits
 
 
 def expected_latency(table: LatencyTable, space: EncoderSpace, probabilities: Choices) -> Array:

@@ -72,7 +72,8 @@ def logits_of(
         return tokens, scaled(weight, scores, retention[number - 1], keep)
 
     encoded = network.encoded(params, between, inputs, mask)
-    return network.classified(params, network.pooled(*encoded))
+    logits: Array = network.classified(params, network.pooled(*encoded))
+    return logits
 
 
 def mass(retention: Array) -> Array:

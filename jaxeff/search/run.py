@@ -33,6 +33,7 @@ from jaxeff.search.front import pareto
 from jaxeff.search.record import TABLE
 from jaxeff.search.searches import SEARCHES, SearchContext, SearchStrategy
 from jaxeff.search.strategies import Evaluations
+from jaxeff.typing import Array
 
 SUPERNET = "teacher"
 
@@ -268,7 +269,7 @@ class Scorer:
         network = self._network.subnetwork(plan)
 
         @jax.jit
-        def answers(variables, inputs, options):
+        def answers(variables: Any, inputs: Array, options: Mapping[str, Any]) -> Array:
             logits = network.apply(variables, inputs, **options)
             # An answer of NaN is none, and never the label.
             return jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), -1)

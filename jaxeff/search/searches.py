@@ -22,6 +22,7 @@ from jaxeff.search import relaxed, retention, strategies
 from jaxeff.search.choice import Requirement
 from jaxeff.search.latency import LatencyTable
 from jaxeff.search.strategies import Evaluations
+from jaxeff.typing import Array, PRNGKey
 
 SEARCHES = Registry("search")
 
@@ -190,13 +191,14 @@ class ByGradients(SearchStrategy):
         params = jax.device_put(known.supernet.variables["params"], jax.local_devices()[0])
         optimizer = optax.adam(self.learning_rate)
 
-        def loss(values, params, batch, key):
-            logits = outputs(values, params, batch, key)
+        def loss(values: Any, params: Any, batch: Any, key: PRNGKey) -> Array:
+            logits: Array = outputs(values, params, batch, key)
             errors = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
-            return errors.mean() + penalty(values)
+            total: Array = errors.mean() + penalty(values)
+            return total
 
         @jax.jit
-        def step(values, state, params, batch, key):
+        def step(values: Any, state: Any, params: Any, batch: Any, key: PRNGKey) -> tuple[Any, Any]:
             grads = jax.grad(loss)(values, params, batch, key)
             updates, state = optimizer.update(grads, state)
             return project(optax.apply_updates(values, updates)), state
@@ -254,16 +256,19 @@ class Gradient(ByGradients):
     ) -> dict[str, Any]:
         network, table = known.supernet.model, known.table
 
-        def outputs(logits, params, batch, key):
+        def outputs(logits: Any, params: Any, batch: Any, key: PRNGKey) -> Array:
             choices = relaxed.drawn(logits, key, self.temperature)
             return relaxed.logits_of(network, params, choices, batch["inputs"], batch.get("mask"))
 
-        def penalty(logits):
+        def penalty(logits: Any) -> Array:
             expected = relaxed.expected_latency(table, space, jax.tree.map(jax.nn.softmax, logits))
             return self.penalty * jax.nn.relu(expected / aim - 1)
 
         logits = self._descend(relaxed.initial_logits(space), outputs, penalty, rng, known)
-        return jax.tree.map(lambda a: np.asarray(jax.nn.softmax(a, axis=-1)), logits)
+        learned: dict[str, Any] = jax.tree.map(
+            lambda a: np.asarray(jax.nn.softmax(a, axis=-1)), logits
+        )
+        return learned
 
 
 @SEARCHES.register("retention")
@@ -308,7 +313,7 @@ class Retention(ByGradients):
     ) -> np.ndarray:
         network = known.supernet.model
 
-        def outputs(vectors, params, batch, key):
+        def outputs(vectors: Array, params: Any, batch: Any, key: PRNGKey) -> Array:
             del key  # nothing is drawn
             mask = batch.get("mask")
             return retention.logits_of(network, params, vectors, batch["inputs"], mask)

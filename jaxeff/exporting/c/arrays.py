@@ -36,7 +36,7 @@ def number(value: float | int | np.generic) -> str:
 class Arrays:
     """Collects the constants of a source file."""
 
-    names: dict[tuple, str] = dataclasses.field(default_factory=dict)
+    names: dict[tuple[str, bytes], str] = dataclasses.field(default_factory=dict)
     definitions: list[str] = dataclasses.field(default_factory=list)
     bytes: int = 0
 

@@ -82,4 +82,5 @@ class FrontEnd:
         """Returns what the integer form makes of int16 raw values ``[..., features]``."""
         factors, offsets, shift = self.fixed_point(fraction)
         sums = (np.asarray(raw, np.int64) * factors + offsets) >> shift
-        return np.clip(sums, -32768, 32767).astype(np.int16)
+        limited: np.ndarray = np.clip(sums, -32768, 32767)
+        return limited.astype(np.int16)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class HostModel:
         self._logits = self._function("logits")
         self._logits.restype = ctypes.c_void_p
 
-    def _function(self, name: str):
+    def _function(self, name: str) -> Any:
         return getattr(self._library, f"{self._written.name}_{name}")
 
     def run(self, sequence: np.ndarray) -> np.ndarray:

@@ -136,7 +136,8 @@ class Integers(Dialect):
 
     def high(self, number: int) -> int:
         """Returns the greatest integer that a value may be."""
-        return (1 << (self.program.bits[number] - 1)) - 1
+        greatest: int = (1 << (self.program.bits[number] - 1)) - 1
+        return greatest
 
     def dense(self, instruction: Any, operand: str, kind: str) -> str:
         """See `Dialect`."""

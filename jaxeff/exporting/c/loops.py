@@ -37,7 +37,7 @@ def loops(program: Program | IntegerProgram) -> list[VectorLoop]:
     """Returns the loops of a step, in order."""
     computed = [i for i in program.instructions if i.op != "constant"]
     levels = _levels(computed)
-    groups: dict[tuple, list[Any]] = {}
+    groups: dict[tuple[int, int, int], list[Any]] = {}
     for instruction in computed:
         output = instruction.output
         alone = output if instruction.op == "concatenate" else -1
