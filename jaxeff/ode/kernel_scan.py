@@ -26,7 +26,7 @@ from jaxeff.typing import Array, Dtype
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def scan_in_kernel(
     interpret: bool, options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs
-):
+) -> tuple[Any, Array | None]:
     """Runs the steps of inputs ``[blocks, block, ..., features]``.
 
     Args:
@@ -42,7 +42,14 @@ def scan_in_kernel(
     return _run(interpret, options, kernels, state, inputs, store=False)[:2]
 
 
-def _run(interpret, options, kernels, state, inputs, store):
+def _run(
+    interpret: bool,
+    options: FusedOptions,
+    kernels: Kernels,
+    state: Any,
+    inputs: Inputs,
+    store: bool,
+) -> tuple[Any, Array | None, Any]:
     """Returns the last state and the outputs; and the states before the steps and their ``t``."""
     cell, x = options.cell, inputs.x
     inputs, start = _one_batch_axis(inputs, 2), _one_batch_axis(state, 0)
@@ -50,7 +57,7 @@ def _run(interpret, options, kernels, state, inputs, store):
     projected = jax.vmap(jax.vmap(functools.partial(cell.project, kernels)))(*inputs[:2])
     half = jax.eval_shape(cell.output, start), start
 
-    def step(kernels, steps, state, x):
+    def step(kernels: Kernels, steps: Any, state: Any, x: Any) -> tuple[Any, Any]:
         projected, mask = x
         new, t = fused_step(cell, kernels, state, projected, steps, form)
         new = _keep(mask, new, state)
@@ -72,12 +79,16 @@ def _run(interpret, options, kernels, state, inputs, store):
     return last, ys, kept
 
 
-def _forward(interpret, options, kernels, state, inputs):
+def _forward(
+    interpret: bool, options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs
+) -> tuple[tuple[Any, Array | None], Any]:
     last, ys, kept = _run(interpret, options, kernels, state, inputs, store=True)
     return (last, ys), (kernels, state, inputs, kept)
 
 
-def _backward(interpret, options, residuals, cotangents):
+def _backward(
+    interpret: bool, options: FusedOptions, residuals: Any, cotangents: Any
+) -> tuple[Kernels, Any, Inputs]:
     kernels, state, inputs, (before, t) = residuals
     cell, shared = options.cell, inputs
     inputs, start = _one_batch_axis(inputs, 2), _one_batch_axis(state, 0)
@@ -87,7 +98,7 @@ def _backward(interpret, options, residuals, cotangents):
     projected = jax.eval_shape(functools.partial(cell.project, kernels), *first)
     has_coefficients = bool(jax.tree.leaves(kernels.coefficients))
 
-    def step(kernels, steps, d_state, x):
+    def step(kernels: Kernels, steps: Any, d_state: Any, x: Any) -> tuple[Any, Any]:
         (before, t), d_y, mask = widened(x)
         rows = t[0].shape[1]
         zeros = tuple(jnp.zeros((rows, p.shape[-1]), t[0].dtype) for p in projected)
@@ -118,10 +129,10 @@ def _backward(interpret, options, residuals, cotangents):
     plain = Form(cell.preactivation, unrolled_inner_steps)
     pulls = transposes(cell, kernels, start, projected, plain)
 
-    def states_of(start, t, steps):
+    def states_of(start: Any, t: Blocks, steps: Any) -> Any:
         return rebuild(cell, kernels.coefficients, start, t, steps, plain)[1]
 
-    def block(total, xs):
+    def block(total: Any, xs: Any) -> tuple[Any, Any]:
         before, t, x, known, d_a, d_new = xs
         states = jax.vmap(states_of)(before, t, known.steps)
         d_kernels, d_inputs = shared_backward(cell, kernels, pulls, states, t, x, known, d_a, d_new)
@@ -142,7 +153,8 @@ def _in_kernel(cell: FusedCell, start: Any) -> tuple[Form, Dtype]:
 
     def preactivation(kernels: Any, hidden: Array, projected: Blocks) -> Blocks:
         hidden, projected = jax.tree.map(lambda a: a.astype(dtype), (hidden, projected))
-        return widened(cell.preactivation(kernels, hidden, projected))
+        wide: Blocks = widened(cell.preactivation(kernels, hidden, projected))
+        return wide
 
     return Form(preactivation, unrolled_inner_steps, lambda t: t), dtype
 

@@ -51,4 +51,6 @@ def _apply(equation: Any, values: list[Any]) -> list[Any]:
         params = {**params, "preferred_element_type": jnp.dtype(wide(dtype))}
         return [primitive.bind(*values, **params).astype(dtype)]
     alone = core.Jaxpr([], list(variables), equation.outvars, [equation])
-    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*variables.values())
+    function = core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))
+    results: list[Any] = function(*variables.values())
+    return results

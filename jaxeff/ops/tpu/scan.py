@@ -87,13 +87,15 @@ def scan_on_chip(
     part = whole if rows == batch else divided(rows)
     _require_rows_alone(whole, part)
 
-    def kernel(scalars, constants, varying, start, xs, state, ys):
+    def kernel(
+        scalars: Any, constants: Any, varying: Any, start: Any, xs: Any, state: Any, ys: Any
+    ) -> None:
         @pl.when(pl.program_id(1) == 0)
-        def _():
+        def _() -> None:
             jax.tree.map(_write, state, jax.tree.map(_read, start))
 
         @pl.loop(0, size)
-        def _(i):
+        def _(i: Array) -> None:
             i = size - 1 - i if reverse else i
             late = jax.tree.map(_read, state), jax.tree.map(lambda ref: ref[i], xs)
             read = _gathered(part, scalars, constants, varying, i)
@@ -123,7 +125,8 @@ def scan_on_chip(
         ),
         interpret=interpret,
     )
-    return run([_packed(scalars)] if scalars else [], constants, varying, carry, xs)
+    last, outputs = run([_packed(scalars)] if scalars else [], constants, varying, carry, xs)
+    return last, outputs
 
 
 def vmem_bytes(
@@ -226,7 +229,7 @@ def _steps_spec(a: Any, rows: int, blocks: int, reverse: bool) -> pl.BlockSpec:
     """Says which part of ``[blocks, block, ..., batch, width]`` a block of steps reads."""
     inner = a.ndim - 3
 
-    def index(b, t):
+    def index(b: Any, t: Any) -> tuple[Any, ...]:
         return (blocks - 1 - t if reverse else t, *(0,) * inner, b, 0)
 
     return pl.BlockSpec((None, *a.shape[1:-2], rows, a.shape[-1]), index)
@@ -249,7 +252,8 @@ def _shaped(a: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
 
 
 def _read(ref: Any) -> Array:
-    return ref[...]
+    value: Array = ref[...]
+    return value
 
 
 def _write(ref: Any, value: Array) -> None:
