@@ -11,9 +11,18 @@ of Bidart's code (commit of the final plots): 40 epochs, 32 starts of which 8 ar
 steps of Adam.
 """
 
-from jaxeff.config import base_config, chosen, evaluate_at_shares, split_argument, whole_number
+from typing import Any
 
-SETTINGS: dict[str, dict] = {
+from jaxeff.config import (
+    Config,
+    base_config,
+    chosen,
+    evaluate_at_shares,
+    split_argument,
+    whole_number,
+)
+
+SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {
         "data": {"base": "digits", "size": 24, "scale": 2.0},
         "latents": 6,
@@ -52,12 +61,12 @@ FEW = {"starts": 4, "keep": 1, "method": "align", "steps": 3}
 #: The search at evaluation.
 THOROUGH = {"starts": 24, "spread": True, "keep": 2, "method": "gauss_newton", "steps": 2}
 #: What ``full`` changes in them.
-FULL: dict[str, dict] = {
+FULL: dict[str, dict[str, Any]] = {
     "search": {"method": "gauss_newton", "steps": 2},
     "evaluation": {"starts": 36, "keep": 3, "steps": 4},
 }
 
-MODELS: dict[str, dict] = {
+MODELS: dict[str, dict[str, Any]] = {
     # Drawn starts alone, training examples in a new pose every time.
     "avae": {"search": {**FEW, "starts": 8}},
     # Training examples stay in their pose, and what was found for them is a start the next time.
@@ -76,19 +85,19 @@ MODELS: dict[str, dict] = {
 }
 
 
-def _search(config, chosen: dict, published: bool, full: bool) -> None:
+def _search(config: Config, chosen: dict[str, Any], published: bool, full: bool) -> None:
     config.algorithm.name = "avae"
     if published:
         config.algorithm.search = {"like": "2020"}
         config.algorithm.evaluation = {"like": "2020"}
         return
-    more: dict[str, dict] = FULL if full else {"search": {}, "evaluation": {}}
+    more: dict[str, dict[str, Any]] = FULL if full else {"search": {}, "evaluation": {}}
     config.algorithm.search = chosen["search"] | more["search"]
     config.algorithm.evaluation = chosen.get("evaluation", THOROUGH | more["evaluation"])
     config.algorithm.cache = chosen.get("cache", False)
 
 
-def get_config(arg: str = ""):
+def get_config(arg: str = "") -> Config:
     """Returns the config of a setting; see the file's docstring for the argument."""
     switches = ("quick", "full")
     options = [*switches, "model", "latents"]

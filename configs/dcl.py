@@ -22,7 +22,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from jaxeff.config import chosen, real_number
+from jaxeff.config import Config, chosen, real_number
 from jaxeff.errors import ConfigError
 from jaxeff.registry import closest
 
@@ -33,7 +33,7 @@ OPTIONS = ("method", "constraints", "weight")
 
 #: Level at the start and, after half of the run, at the end, and other fields. An entropy is a
 #: share of its maximum, costs and widths are nats.
-CONSTRAINTS: dict[str, dict] = {
+CONSTRAINTS: dict[str, dict[str, Any]] = {
     "discount": {"start": 0.2, "end": 0.0},
     "entropy": {"start": 0.3, "end": 0.0},
     "width": {"start": 0.02, "end": 0.1, "radius": 0.05},
@@ -52,7 +52,7 @@ EXAMPLES = {
 }
 
 
-def sections(names: str) -> tuple[dict, ...]:
+def sections(names: str) -> tuple[dict[str, Any], ...]:
     """Returns the sections of constraints."""
     constraints = []
     for name in names.split("+"):
@@ -63,16 +63,16 @@ def sections(names: str) -> tuple[dict, ...]:
     return tuple(constraints)
 
 
-def get_config(arg: str = ""):
+def get_config(arg: str = "") -> Config:
     """Returns the config of a setting; see the file's docstring for the argument."""
     options, rest = IMAGES["take"](arg, OPTIONS)
     method = chosen(options, "method", METHODS, "dcl")
-    config = IMAGES["get_config"](rest)
+    config: Config = IMAGES["get_config"](rest)
     config.name = f"{method}_{config.name}"
     setting = next((item for item in rest.split(",") if item in SETTINGS), "digits")
     fields: dict[str, Any] = {"dual": {"name": "fixed"}}
     # Measured alone, where nothing else is asked: what the outputs say costs nothing to know.
-    constraints: tuple[dict, ...] = ({"name": "entropy", "start": 0.0},)
+    constraints: tuple[dict[str, Any], ...] = ({"name": "entropy", "start": 0.0},)
     if method in ("dcl", "penalty"):
         constraints = sections(options.get("constraints") or BUNDLE)
     if method == "dcl":

@@ -17,7 +17,10 @@ the gate, after 5 of the gate alone. Unlike there a tenth of the training images
 select by, and images have crops, flips and cut-outs but no learned policy.
 """
 
+from typing import Any
+
 from jaxeff.config import (
+    Config,
     base_config,
     chosen,
     evaluate_at_shares,
@@ -26,7 +29,7 @@ from jaxeff.config import (
     whole_number,
 )
 
-SETTINGS: dict[str, dict] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {
         "batch": 100,
         "optim": {"name": "adam", "learning_rate": 1e-2},
@@ -73,7 +76,7 @@ WIDTHS = {
 MIXED = {"label_weight": 0.1}  # with weight 0.9 of the teacher's loss
 DISK = {**MIXED, "disk": {"variant": "normalised", "weight": 0.9}, "gate": {"name": "auto"}}
 #: Fields of the algorithm.
-METHODS: dict[str, dict] = {
+METHODS: dict[str, dict[str, Any]] = {
     "ce": {},
     "kd": {**MIXED, "losses": {"kd": {"weight": 0.9}}},
     "dkd": {"losses": {"dkd": {}}},
@@ -90,7 +93,7 @@ METHODS: dict[str, dict] = {
 IN_TURNS = ("poster", "cifar50", "cifar42")  # as the authors train
 
 
-def _labels_only(setting: str, model: dict, epochs: int):
+def _labels_only(setting: str, model: dict[str, Any], epochs: int) -> Config:
     """Returns the config of a training on labels."""
     values = SETTINGS[setting]
     config = base_config()
@@ -108,13 +111,15 @@ def _labels_only(setting: str, model: dict, epochs: int):
     return config
 
 
-def _set_epochs(config, setting: str, epochs: int) -> None:
+def _set_epochs(config: Config, setting: str, epochs: int) -> None:
     values = SETTINGS[setting]
     config.train.num_steps = epochs * (values["train"] // values["batch"])
     evaluate_at_shares(config, max(1, epochs // 20), epochs)
 
 
-def _models(setting: str, options: dict[str, str], method: str) -> tuple[dict, dict]:
+def _models(
+    setting: str, options: dict[str, str], method: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the student's and the teacher's model."""
     if setting == "digits":
         units = whole_number(options, "units", 3)
@@ -124,7 +129,7 @@ def _models(setting: str, options: dict[str, str], method: str) -> tuple[dict, d
     nets = []
     for role, default in zip(("student", "teacher"), SETTINGS[setting]["pair"], strict=True):
         size = chosen(options, role, WIDTHS, default)
-        resnet: dict = {"name": "resnet", "blocks": (1, 1, 1, 1), "widths": WIDTHS[size]}
+        resnet: dict[str, Any] = {"name": "resnet", "blocks": (1, 1, 1, 1), "widths": WIDTHS[size]}
         nets.append({**resnet, "axis_name": "data", "dtype": "float32"})
     student, teacher = nets
     if METHODS[method].get("keep_classifier"):
@@ -133,13 +138,13 @@ def _models(setting: str, options: dict[str, str], method: str) -> tuple[dict, d
     return student, teacher
 
 
-def _reads_logits_only(setting: str, fields: dict) -> bool:
+def _reads_logits_only(setting: str, fields: dict[str, Any]) -> bool:
     """Returns whether a method needs no features of its teacher."""
     reads_map = setting != "digits" and fields.get("gate", {}).get("name") == "auto"
     return not (reads_map or {"fitnet", "simkd"} & set(fields.get("losses", {})))
 
 
-def get_config(arg: str = ""):
+def get_config(arg: str = "") -> Config:
     """Returns the config of a setting; see the file's docstring for the argument."""
     names = ["quick", "scratch", "method", "units", "student", "teacher"]
     setting, options = split_argument(

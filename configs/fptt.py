@@ -19,7 +19,7 @@ widths, lengths and learning rates are this package's own, chosen on validation 
 
 from typing import Any
 
-from jaxeff.config import base_config, chosen, split_argument
+from jaxeff.config import Config, base_config, chosen, split_argument
 
 _DIGITS = {"name": "digits"}
 _FASHION = {"name": "fashion_mnist"}
@@ -130,7 +130,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 
 
-def get_config(arg: str = ""):
+def get_config(arg: str = "") -> Config:
     """Returns the config of a task; see the file's docstring for the argument."""
     task, options = split_argument(arg, list(TASKS), "pixels", ["quick", "cell", "algorithm"])
     values = TASKS[task]

@@ -14,14 +14,15 @@ number K of time steps.
 
 import runpy
 from pathlib import Path
+from typing import Any
 
-from jaxeff.config import whole_number
+from jaxeff.config import Config, whole_number
 from jaxeff.errors import ConfigError
 
 IMAGES = runpy.run_path(str(Path(__file__).with_name("images.py")))
 SETTINGS = IMAGES["SETTINGS"]
 
-_MOBILE: dict = {
+_MOBILE: dict[str, Any] = {
     "stages": (1, 2, 3, 4, 5),
     "kept": 1,
     "initial": "next",
@@ -29,7 +30,7 @@ _MOBILE: dict = {
     "coefficient_epsilon": 1e-5,
 }
 #: The host as the authors lay it out, and its Global layers.
-MODELS: dict[str, tuple[dict, dict]] = {
+MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # One more stage than the host: it holds most of the parameters.
     "resnet32": ({"blocks": (1,) * 4, "widths": (16, 32, 64, 64), "depth": 0}, {}),
     "resnet56": ({"blocks": (2,) * 4, "widths": (16, 32, 64, 64), "depth": 0}, {}),
@@ -55,13 +56,13 @@ MODELS: dict[str, tuple[dict, dict]] = {
 CIFAR = {"resnet32": (32, 6e-5), "resnet56": (32, 8e-5), "densenet_bc": (64, 1e-4)}
 
 
-def get_config(arg: str = ""):
+def get_config(arg: str = "") -> Config:
     """Returns the config of a setting; see the file's docstring for the argument."""
     options, rest = IMAGES["take"](arg, ("model", "steps"))
     model = options.get("model", "resnet32")
     if model not in MODELS:
         raise ConfigError(f"there is no Global variant of '{model}'; choose {', '.join(MODELS)}")
-    config = IMAGES["get_config"](f"{rest},model={model}")
+    config: Config = IMAGES["get_config"](f"{rest},model={model}")
     if config.data.name.startswith("cifar"):
         quick = config.train.num_steps
         IMAGES["set_cifar_recipe"](config, *CIFAR.get(model, (32,)))

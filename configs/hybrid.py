@@ -19,8 +19,9 @@ belong to ImageNet. The numbers of steps of the parts are this package's.
 
 import runpy
 from pathlib import Path
+from typing import Any
 
-from jaxeff.config import chosen, follow, share_of_steps
+from jaxeff.config import Config, chosen, follow, share_of_steps
 from jaxeff.errors import ConfigError
 
 IMAGES = runpy.run_path(str(Path(__file__).with_name("images.py")))
@@ -29,7 +30,7 @@ CIFAR_EXAMPLES, CIFAR_EPOCHS, CIFAR_WARMUP = 40_000, 100, 5
 
 #: The base, a ResNet, and the expert. Where images allow it the base is small in pixels rather than
 #: in channels, whose time falls less than their multiply-adds do.
-PAIRS: dict[str, tuple[dict, str]] = {
+PAIRS: dict[str, tuple[dict[str, Any], str]] = {
     "digits": ({"blocks": (1, 1), "widths": (4, 8)}, "resnet20"),
     "fashion": ({"blocks": (1, 1), "widths": (16, 32), "stem": "large"}, "resnet32"),
     "cifar10": ({"blocks": (1, 1, 1), "widths": (8, 16, 32)}, "wrn_40_4"),
@@ -47,7 +48,7 @@ PHASES = {
 ROUTERS = ("slim", "released")
 
 
-def get_config(arg: str = ""):
+def get_config(arg: str = "") -> Config:
     """Returns the config of a setting; see the file's docstring for the argument."""
     options, rest = IMAGES["take"](arg, ("expert", "router", "train"), ("early_exit",))
     if "imagenet" in rest.split(","):
@@ -59,8 +60,8 @@ def get_config(arg: str = ""):
     large = chosen(options, "expert", IMAGES["MODELS"], large)
     quick = "quick" in rest.split(",")
 
-    def of(model: str):
-        config = IMAGES["get_config"](f"{rest},model={model}")
+    def of(model: str) -> Config:
+        config: Config = IMAGES["get_config"](f"{rest},model={model}")
         config.data.calibration_fraction = 0.1
         return config
 

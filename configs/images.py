@@ -15,9 +15,19 @@ every 2.4 epochs, averaged weights, RandAugment by the extra ``augment``) and 90
 the rest; it is read from folders of images (`jaxeff.data.image_folder`), of which 2 % are held out.
 """
 
-from jaxeff.config import argument_items, base_config, chosen, share_of_steps, split_argument
+from collections.abc import Sequence
+from typing import Any
 
-SETTINGS: dict[str, dict] = {
+from jaxeff.config import (
+    Config,
+    argument_items,
+    base_config,
+    chosen,
+    share_of_steps,
+    split_argument,
+)
+
+SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {"batch": 64, "steps": 600, "every": 200},
     "fashion": {"batch": 128, "steps": 420, "every": 210},
     "cifar10": {},
@@ -31,7 +41,7 @@ IMAGENET_EXAMPLES = 1_255_544  # of 1,281,167, less what is held out
 # Inverted residuals were laid out for 224 x 224; small images are halved four times less.
 _SMALL = {"strides": (1, 1, 1, 2, 2, 1, 2, 1)}
 _SMALL_V3 = {"strides": (1, 1, 1, 2, 2, 1, 2)}
-MODELS: dict[str, dict] = {
+MODELS: dict[str, dict[str, Any]] = {
     "resnet20": {"name": "resnet", "depth": 20, "widths": ()},
     "resnet32": {"name": "resnet", "depth": 32, "widths": ()},
     "resnet56": {"name": "resnet", "depth": 56, "widths": ()},
@@ -54,7 +64,9 @@ IMAGENET: dict[str, tuple[int, int, float, float, float]] = {
 CIFAR = {"wrn_40_4": (32, 1e-4), "densenet_bc": (64, 1e-4)}
 
 
-def take(arg: str, names, switches=()) -> tuple[dict[str, str], str]:
+def take(
+    arg: str, names: Sequence[str], switches: Sequence[str] = ()
+) -> tuple[dict[str, str], str]:
     """Splits an argument into the options called so, with their values, and the rest."""
     items = dict(argument_items(arg, ("quick", *switches)))
     rest = {name: value for name, value in items.items() if name not in (*names, *switches)}
@@ -63,7 +75,7 @@ def take(arg: str, names, switches=()) -> tuple[dict[str, str], str]:
     return options, ",".join(f"{n}={v}" if v else n for n, v in rest.items())
 
 
-def set_cifar_recipe(config, batch: int = 128, weight_decay: float = 5e-5) -> None:
+def set_cifar_recipe(config: Config, batch: int = 128, weight_decay: float = 5e-5) -> None:
     """Sets the authors' training."""
     config.train.batch_size = batch
     config.train.num_steps = CIFAR_EPOCHS * CIFAR_EXAMPLES // batch
@@ -75,7 +87,7 @@ def set_cifar_recipe(config, batch: int = 128, weight_decay: float = 5e-5) -> No
     config.data.augment = {"crop": 4, "flip": True}
 
 
-def set_imagenet_recipe(config, model: str) -> None:
+def set_imagenet_recipe(config: Config, model: str) -> None:
     """Sets the authors' training of inverted residuals, or the common one of the other hosts."""
     config.data.validation_fraction = 0.02
     augment = {"part": 0.08, "flip": True}
@@ -112,7 +124,7 @@ def set_imagenet_recipe(config, model: str) -> None:
     config.train.eval_every = config.checkpoint.every = each
 
 
-def get_config(arg: str = ""):
+def get_config(arg: str = "") -> Config:
     """Returns the config of a setting; see the file's docstring for the argument."""
     setting, options = split_argument(arg, list(SETTINGS), "digits", ["quick", "model"])
     model = chosen(options, "model", MODELS, "resnet20")

@@ -14,7 +14,7 @@ with the same training, and ``quick`` for a run of a few seconds. The digits are
 need no network; for Fashion-MNIST see the message that its absence gives.
 """
 
-from jaxeff.config import base_config, split_argument
+from jaxeff.config import Config, base_config, split_argument
 
 _DIGITS = {"data": "digits", "features": 64, "batch": 64, "learning_rate": 1e-2}
 _FASHION = {"data": "fashion_mnist", "features": 128, "batch": 128, "learning_rate": 3e-3}
@@ -34,7 +34,7 @@ STEPPING = {
 }
 
 
-def get_config(arg: str = ""):
+def get_config(arg: str = "") -> Config:
     """Returns the config of a setting; see the file's docstring for the argument."""
     setting, options = split_argument(arg, list(SETTINGS), "rows", ["quick", "cell"])
     chosen = SETTINGS[setting]

@@ -15,8 +15,9 @@ step, and no example of the calibration split in training.
 
 import runpy
 from pathlib import Path
+from typing import Any
 
-from jaxeff.config import chosen, real_number, share_of_steps
+from jaxeff.config import Config, chosen, real_number, share_of_steps
 from jaxeff.errors import ConfigError
 
 IMAGES = runpy.run_path(str(Path(__file__).with_name("images.py")))
@@ -25,7 +26,7 @@ SETTINGS = {name: of for name, of in IMAGES["SETTINGS"].items() if name != "imag
 CIFAR_EXAMPLES, CIFAR_EPOCHS = 44_000, 200
 
 #: Objective and algorithm of a method; see `jaxeff.train.selective_objectives` for the numbers.
-METHODS: dict[str, tuple[dict, dict]] = {
+METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "osp": ({"name": "one_sided", "alpha": 0.9}, {"name": "bptt"}),
     "softmax": ({"name": "cross_entropy"}, {"name": "bptt"}),
     "selectivenet": (
@@ -41,7 +42,7 @@ PRETRAINED = (1, 3)
 MUS = (0.49, 1.67)
 
 
-def get_config(arg: str = ""):
+def get_config(arg: str = "") -> Config:
     """Returns the config of a setting; see the file's docstring for the argument."""
     options, rest = IMAGES["take"](arg, ("method", "mu"))
     method = chosen(options, "method", METHODS, "osp")
@@ -49,7 +50,7 @@ def get_config(arg: str = ""):
         raise ConfigError(f"mu in the config's argument is of method=osp, not of method={method}")
     if "imagenet" in rest.split(","):
         raise ConfigError(f"there is no recipe for imagenet here; choose {', '.join(SETTINGS)}")
-    config = IMAGES["get_config"](rest)
+    config: Config = IMAGES["get_config"](rest)
     config.name = f"{method}_{config.name}"
     # The losses differ in scale, which this optimiser does not see.
     config.optim = {

@@ -14,7 +14,7 @@ for learned scales and shifts of the tied channels, and ``share_shortcut``.
 import runpy
 from pathlib import Path
 
-from jaxeff.config import whole_number
+from jaxeff.config import Config, whole_number
 
 IMAGES = runpy.run_path(str(Path(__file__).with_name("images.py")))
 SETTINGS, MODELS = IMAGES["SETTINGS"], IMAGES["MODELS"]
@@ -29,11 +29,11 @@ STAGES = {
 }
 
 
-def get_config(arg: str = ""):
+def get_config(arg: str = "") -> Config:
     """Returns the config of a setting; see the file's docstring for the argument."""
     options, rest = IMAGES["take"](arg, FIELDS, SWITCHES)
     model = IMAGES["take"](rest, ("model",))[0].get("model", "resnet20")
-    config = IMAGES["get_config"](rest)
+    config: Config = IMAGES["get_config"](rest)
     config.name = f"shared_{config.name}"
     separable = model in ("mobilenet_v2", "xception")
     with config.model.unlocked():

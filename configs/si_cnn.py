@@ -14,17 +14,17 @@ The argument is that of ``configs/images.py``, and any of ``stride``, ``cheap``,
 import runpy
 from pathlib import Path
 
-from jaxeff.config import whole_number
+from jaxeff.config import Config, whole_number
 
 IMAGES = runpy.run_path(str(Path(__file__).with_name("images.py")))
 SETTINGS, MODELS = IMAGES["SETTINGS"], IMAGES["MODELS"]
 FIELDS = ("stride", "cheap", "mixing", "interpolation", "sampling")
 
 
-def get_config(arg: str = ""):
+def get_config(arg: str = "") -> Config:
     """Returns the config of a setting; see the file's docstring for the argument."""
     options, rest = IMAGES["take"](arg, FIELDS)
-    config = IMAGES["get_config"](rest)
+    config: Config = IMAGES["get_config"](rest)
     config.name = f"si_{config.name}"
     stride = whole_number(options, "stride", 2)
     with config.model.unlocked():

@@ -17,7 +17,7 @@ through time see ``configs/fptt.py``.
 
 from typing import Any
 
-from jaxeff.config import base_config, split_argument
+from jaxeff.config import Config, base_config, split_argument
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "rows": {
@@ -47,7 +47,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def get_config(arg: str = ""):
+def get_config(arg: str = "") -> Config:
     """Returns the config of a setting; see the file's docstring for the argument."""
     setting, options = split_argument(arg, list(SETTINGS), "pixels", ["quick", "variant"])
     chosen = SETTINGS[setting]

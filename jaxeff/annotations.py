@@ -36,7 +36,7 @@ def parameters(factory: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter
     """
     callables: list[Callable[..., Any]] = [factory]
     if isinstance(factory, type):
-        callables += [base.__init__ for base in factory.__mro__[1:] if "__init__" in vars(base)]  # type: ignore
+        callables += [base.__init__ for base in factory.__mro__[1:] if "__init__" in vars(base)]  # type: ignore[misc]
     named: dict[str, inspect.Parameter] = {}
     for number, function in enumerate(callables):
         listed = list(inspect.signature(function).parameters.values())[number > 0 :]  # not self

@@ -98,7 +98,7 @@ def checked_labels(
       DataError: another shape, no whole numbers, or a number that no class has.
     """
     if _is_traced(labels):
-        return labels  # type: ignore[return-value]
+        return labels  # type: ignore[no-any-return]
     array = np.asarray(labels)
     if array.ndim != 1 or len(array) != (len(array) if examples is None else examples):
         count = "" if examples is None else f" {examples}"

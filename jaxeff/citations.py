@@ -69,7 +69,7 @@ def entries() -> Mapping[str, str]:
     """Returns all BibTeX entries of the package by their keys."""
     text = resources.files("jaxeff").joinpath("references.bib").read_text("utf-8")
     parts = re.split(r"\n(?=@)", text.strip())
-    return {re.match(r"@\w+\{(.*?),", part)[1]: part.strip() for part in parts}  # type: ignore[index]
+    return {part.partition("{")[2].partition(",")[0]: part.strip() for part in parts}
 
 
 def cite(target: Any) -> str:

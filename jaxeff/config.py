@@ -9,13 +9,15 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_collections
 from ml_collections import config_dict
 
 from jaxeff.errors import ConfigError
 from jaxeff.registry import closest
+
+AnyConfig = TypeVar("AnyConfig", bound=ml_collections.ConfigDict)
 
 
 def native(value: Any) -> Any:
@@ -37,13 +39,13 @@ def native(value: Any) -> Any:
 LATER_SECTIONS: dict[str, tuple[str, ...]] = {"quantize": ("activation_bits",)}
 
 
-class Config(ml_collections.ConfigDict):
+class Config(ml_collections.ConfigDict):  # type: ignore[misc]  # ml_collections has no types
     """A ``ConfigDict`` that takes NumPy's scalars for the numbers that they are."""
 
     def __init__(self, initial: Mapping[str, Any] | None = None, *args: Any, **options: Any):
         super().__init__(None, *args, **options)
         if isinstance(initial, ml_collections.ConfigDict):
-            fields: Iterable = initial.items(preserve_field_references=True)
+            fields: Iterable[tuple[str, Any]] = initial.items(preserve_field_references=True)
         else:
             fields = (initial or {}).items()
         for name, value in fields:
@@ -264,7 +266,7 @@ def evaluate_at_shares(config: Config, part: int, whole: int) -> None:
         config[section][field] = (steps * part + (whole - 1)) // whole
 
 
-def follow(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def follow(config: AnyConfig) -> AnyConfig:
     """Ties the prerequisites' seed and data to the config's, where they say the same.
 
     A field that is then overridden in the config, such as ``--config.seed=1`` or
@@ -300,7 +302,8 @@ def _tie(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict, name:
 
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the config as plain dicts, lists, numbers and strings."""
-    return json.loads(json.dumps(native(config.to_dict())))
+    fields: dict[str, Any] = json.loads(json.dumps(native(config.to_dict())))
+    return fields
 
 
 def distinctive(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -121,7 +121,8 @@ def _get_config(file: Path) -> Callable[..., Any]:
         raise ConfigError(
             f"{file} defines no function get_config(); {EXAMPLE} is an example of a config"
         )
-    return function
+    config_of: Callable[..., Any] = function
+    return config_of
 
 
 def _run(file: Path, call: Callable[[], Any]) -> Any:

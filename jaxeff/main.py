@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import ml_collections
@@ -140,7 +141,7 @@ def cli() -> None:
             main(command)
 
     @contextlib.contextmanager
-    def _sentences():
+    def _sentences() -> Iterator[None]:
         try:
             yield
         except UserError as error:

@@ -48,7 +48,7 @@ def parse_line(text: str, number: int, features: int) -> list[float] | None:
             raise DataError(f"line {number}: {cell[:40]!r} is no finite number")
     if len(values) != features:
         raise DataError(f"line {number}: has {len(values)} values, but a step has {features}")
-    return values  # type: ignore[return-value]
+    return [value for value in values if value is not None]
 
 
 def _number(cell: str) -> float | None:

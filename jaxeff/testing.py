@@ -115,7 +115,7 @@ def _check_types(cell: Cell, inputs: int, dtype: Any) -> None:
     output = jax.eval_shape(cell.output, parts_of(carry).state)
     _require(output == like, f"{name}: output returns {output} in place of {like}")
 
-    def loss(params, xs):
+    def loss(params: Params, xs: Array) -> Array:
         return jnp.sum(unroll(cell, params, xs)[1].astype(jnp.float32))
 
     xs = jax.ShapeDtypeStruct((2, BATCH, inputs), dtype)
@@ -123,12 +123,15 @@ def _check_types(cell: Cell, inputs: int, dtype: Any) -> None:
     _require(gradients == (params, xs), f"{name}: the gradients are {gradients}")
 
 
-def _differentiated(cell: Cell, arguments: tuple, mask: Any, parallel: bool = False, **options):
+def _differentiated(
+    cell: Cell, arguments: tuple[Any, ...], mask: Any, parallel: bool = False, **options: Any
+) -> tuple[Any, Any]:
     """Returns the carry and the outputs, and the gradients in parameters, inputs and carry."""
     rng = np.random.default_rng(0)
 
-    def loss(params, xs, carry):
+    def loss(params: Params, xs: Array, carry: Carry) -> tuple[Any, Any]:
         if parallel:
+            out: Any
             out = unroll_parallel(cell, params, xs, carry, mask=mask, fallback=False, **options)
         else:
             out = unroll(cell, params, xs, carry, mask=mask, **{"backward": "autodiff", **options})
@@ -161,7 +164,7 @@ def _loop(cell: Cell, params: Params, xs: Array, carry: Carry, mask: Any) -> tup
 def _moved(tree: Any, rng: np.random.Generator, scale: float) -> Any:
     """Adds noise to the floating-point arrays, so that nothing stays zero."""
 
-    def moved(a):
+    def moved(a: Array) -> Array:
         floating = jnp.issubdtype(a.dtype, jnp.floating)
         return a + jnp.asarray(scale * rng.normal(size=a.shape), a.dtype) if floating else a
 
