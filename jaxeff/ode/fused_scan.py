@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxeff.ode.carry import CarryParts
 from jaxeff.ode.fused import Form, FusedCell, Kernels, fused_step
 from jaxeff.ode.fused_backward import add, rebuild, shared_backward, step_backward, transposes
+from jaxeff.ops.platforms import reverse_mode
 from jaxeff.ops.precision import narrowed, widened
 from jaxeff.typing import Array
 
@@ -73,9 +74,11 @@ def scan_blocks_plainly(options: FusedOptions, kernels: Kernels, state: Any, inp
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def scan_blocks(options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs):
     """Runs the same steps with the custom backward pass."""
-    return scan_blocks_plainly(options, kernels, state, inputs)
+    with reverse_mode():
+        return scan_blocks_plainly(options, kernels, state, inputs)
 
 
+@reverse_mode()
 def _forward(options, kernels, state, inputs):
     def block(state, inputs):
         new, ys, t = _block_forward(options, kernels, state, inputs, store=options.store)
@@ -85,6 +88,7 @@ def _forward(options, kernels, state, inputs):
     return (state, ys), (kernels, inputs, starts, t)
 
 
+@reverse_mode()
 def _backward(options, residuals, cotangents):
     kernels, inputs, starts, t = residuals
     d_state, d_ys = cotangents

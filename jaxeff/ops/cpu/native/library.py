@@ -40,6 +40,9 @@ TARGETS = (
     "jaxeff_transport_gradient",
     "jaxeff_channel_sums",
     "jaxeff_masked_channel_sums",
+    "jaxeff_products",
+    "jaxeff_sum_of_products",
+    "jaxeff_outer_product",
 )
 COMPILERS = ("c++", "g++", "clang++")
 OPTIONS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-pthread")
