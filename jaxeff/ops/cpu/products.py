@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 
 from jaxeff.ops.cpu import native
 from jaxeff.ops.platforms import is_reverse_mode
@@ -48,12 +47,12 @@ def _forward(x, kernels):
 
 def _backward(saved, gradients):
     x, kernels = saved
-    pulled = [g @ kernel.T for g, kernel in zip(gradients, kernels, strict=True)]
+    (of_rows,) = jax.vjp(lambda x: _plain(x, kernels), x)[1](gradients)
     turned = jax.lax.optimization_barrier(x.T)
     of_kernels = tuple(
         (turned @ g).astype(k.dtype) for g, k in zip(gradients, kernels, strict=True)
     )
-    return sum(pulled, jnp.zeros_like(x)).astype(x.dtype), tuple(of_kernels)
+    return of_rows, tuple(of_kernels)
 
 
 _with_gradient.defvjp(_forward, _backward)
