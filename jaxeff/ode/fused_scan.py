@@ -74,8 +74,7 @@ def scan_blocks_plainly(options: FusedOptions, kernels: Kernels, state: Any, inp
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def scan_blocks(options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs):
     """Runs the same steps with the custom backward pass."""
-    with reverse_mode():
-        return scan_blocks_plainly(options, kernels, state, inputs)
+    return scan_blocks_plainly(options, kernels, state, inputs)
 
 
 @reverse_mode()

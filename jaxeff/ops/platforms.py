@@ -72,7 +72,7 @@ def is_forward_mode() -> bool:
 
 @contextlib.contextmanager
 def reverse_mode() -> Iterator[None]:
-    """Context for functions that are differentiated in reverse mode, if at all."""
+    """Context for the passes of a function whose derivative is taken in reverse mode."""
     with _reverse_mode(True):
         yield
 

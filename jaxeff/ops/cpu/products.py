@@ -10,14 +10,14 @@ import math
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 
 from jaxeff.ops.cpu import native
 from jaxeff.ops.platforms import is_reverse_mode
 from jaxeff.typing import Array
 
-#: Fewest inputs and outputs of a product that is compiled: below, XLA makes a loop of it.
-_FEWEST = 8
+#: Fewest inputs and outputs, and rows, of a product that is compiled: XLA makes a loop of others,
+#: and all steps of a short one run without leaving it.
+_FEWEST, _ROWS = 8, 4
 
 
 def products(x: Array, kernels: Sequence[Array]) -> tuple[Array, ...]:
@@ -28,7 +28,8 @@ def products(x: Array, kernels: Sequence[Array]) -> tuple[Array, ...]:
         return _plain(x, kernels)
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     sizes = (size for kernel in kernels for size in kernel.shape)
-    is_compiled = min(sizes) >= _FEWEST and native.is_computable(rows, *kernels)
+    is_large = min(sizes) >= _FEWEST and len(rows) >= _ROWS
+    is_compiled = is_large and native.is_computable(rows, *kernels)
     multiply = native.products.products if is_compiled else _with_gradient
     return tuple(y.reshape(*x.shape[:-1], y.shape[-1]) for y in multiply(rows, kernels))
 
@@ -46,12 +47,12 @@ def _forward(x, kernels):
 
 def _backward(saved, gradients):
     x, kernels = saved
-    pulled = [g @ kernel.T for g, kernel in zip(gradients, kernels, strict=True)]
+    (of_rows,) = jax.vjp(lambda x: _plain(x, kernels), x)[1](gradients)
     turned = jax.lax.optimization_barrier(x.T)
     of_kernels = tuple(
         (turned @ g).astype(k.dtype) for g, k in zip(gradients, kernels, strict=True)
     )
-    return sum(pulled, jnp.zeros_like(x)).astype(x.dtype), tuple(of_kernels)
+    return of_rows, tuple(of_kernels)
 
 
 _with_gradient.defvjp(_forward, _backward)

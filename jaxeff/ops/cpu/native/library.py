@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import re
@@ -120,6 +121,10 @@ def build() -> Path:
     if library.exists():
         return library
     folder.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("jaxeff").warning(
+        "compiling the C++ functions of jaxeff for this processor, once, some 20 seconds "
+        f"({VARIABLE}=never does without them)"
+    )
     # Other processes may build it at the same time: each its own, moved to its place as a whole.
     with tempfile.TemporaryDirectory(dir=folder) as name:
         output = Path(name) / library.name
