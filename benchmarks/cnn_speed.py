@@ -7,7 +7,8 @@ Writes ``results/cnn_speed.json``. Run it with nothing else on the machine:
     python benchmarks/cnn_speed.py --quick      # two rounds, nothing is written
     TORCH_PYTHON=/path/to/python/with/torch python benchmarks/cnn_speed.py
 
-PyTorch's ResNet32, in a process of its own, takes its turns between the others'.
+The allocator keeps freed memory, as in training. PyTorch's ResNet32 takes its turns between the
+others', in two processes: with the default allocator, and with one that keeps freed memory too.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ import jax.numpy as jnp
 import numpy as np
 from record_files import locked_record, stamp
 from recorded import config_of
+from rnn_speed import KEEP_PAGES
 from workers import Worker
 
 from jaxeff import bench
 from jaxeff.models import MODELS
 from jaxeff.ops import convolution
+from jaxeff.train.runtime import keep_freed_memory
 
 HERE = Path(__file__).parent
 WITHOUT = "ResNet32-Global without its layers"
@@ -41,6 +44,7 @@ TORCH = {
     "contiguous": "ResNet32 in PyTorch",
     "channels_last": "ResNet32 in PyTorch, channels last",
 }
+ALLOCATORS: dict[str, dict[str, str]] = {"": {}, ", allocator tuned": KEEP_PAGES}
 OUT = HERE / "results" / "cnn_speed.json"
 
 
@@ -134,16 +138,16 @@ class Rival:
 
 @contextlib.contextmanager
 def rivals(kind: str, batch: int) -> Iterator[dict[str, Rival]]:
-    """Starts PyTorch's worker for the context, where ``TORCH_PYTHON`` names an interpreter."""
+    """Starts PyTorch's workers for the context, where ``TORCH_PYTHON`` names an interpreter."""
     python = os.environ.get("TORCH_PYTHON")
-    if not python:
-        yield {}
-        return
-    worker = Worker([python, str(HERE / "torch_cnn_worker.py"), kind, str(batch)])
-    try:
-        yield {title: Rival(worker, name) for name, title in TORCH.items()}
-    finally:
-        worker.close()
+    with contextlib.ExitStack() as stack:
+        calls = {}
+        for suffix, environment in ALLOCATORS.items() if python else ():
+            command = [python, str(HERE / "torch_cnn_worker.py"), kind, str(batch)]
+            worker = Worker(command, environment)
+            stack.callback(worker.close)
+            calls |= {title + suffix: Rival(worker, name) for name, title in TORCH.items()}
+        yield calls
 
 
 def in_turns(calls: dict[str, Any], rounds: int, others: dict[str, Rival]) -> dict[str, Any]:
@@ -252,6 +256,7 @@ def main() -> None:
     parser.add_argument("words", nargs="*", help="of the parts to measure; all of them must occur")
     parser.add_argument("--quick", action="store_true", help="two rounds, nothing is written")
     args = parser.parse_args()
+    keep_freed_memory()
     for part, measure in parts(args.quick).items():
         if not all(word in part for word in args.words):
             continue

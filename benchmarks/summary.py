@@ -55,6 +55,9 @@ def networks() -> Ratios:
     """ResNet-32 beside its Global and SI forms and PyTorch, inference and training."""
     import cnn_speed
 
+    from jaxeff.train.runtime import keep_freed_memory
+
+    keep_freed_memory()
     parts, ratios = cnn_speed.parts(), {}
     for part in ("32x32, batch 256", "training step, 32x32, batch 128"):
         lines = {name: line["median_ms"] for name, line in parts[part]().items()}

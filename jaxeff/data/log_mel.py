@@ -19,6 +19,8 @@ from jaxeff.errors import ConfigError
 
 # Clips that are transformed at a time, so that their windows stay in cache.
 _CLIPS = 8
+# Multiply-adds of a product for which OpenBLAS wakes no threads of its own: these work already.
+_SMALL_PRODUCT = 2**18
 
 
 def hertz_to_mel(frequency: np.ndarray | float) -> np.ndarray:
@@ -95,25 +97,29 @@ class LogMel:
         Args:
           audio: float32 [batch, samples], in [-1, 1].
         """
-        blocks = [audio[start : start + _CLIPS] for start in range(0, len(audio), _CLIPS)]
-        if len(blocks) < 2:
-            return self._energies(audio)
-        return np.concatenate(list(threads.pool().map(self._energies, blocks)))
-
-    def _energies(self, audio: np.ndarray) -> np.ndarray:
         import scipy.fft  # by vector instructions, which numpy's does without
 
         frames = self.num_frames(audio.shape[1])
         padding = (frames - 1) * self.stride + self.window - audio.shape[1]
-        padded = np.pad(np.asarray(audio, np.float32), ((0, 0), (0, padding)))
-        windows = np.lib.stride_tricks.sliding_window_view(padded, self.window, axis=1)
         used = np.flatnonzero(self.filters.any(1))
         heard = slice(used[0], used[-1] + 1)  # frequencies; the filters are 0 at all others
-        spectrum = scipy.fft.rfft(windows[:, :: self.stride] * self.hann, self.fft_size)[..., heard]
-        power = spectrum.real**2 + spectrum.imag**2
-        # One matrix product: a batch of small ones wakes the threads of BLAS once each.
-        energies: np.ndarray = power.reshape(-1, power.shape[2]) @ self.filters[heard]
-        return energies.reshape(len(audio), frames, self.num_filters)
+
+        filters = self.filters[heard]
+        at_once = max(1, _SMALL_PRODUCT // filters.size)
+
+        def transform(audio: np.ndarray, energies: np.ndarray) -> None:
+            padded = np.pad(np.asarray(audio, np.float32), ((0, 0), (0, padding)))
+            windows = np.lib.stride_tricks.sliding_window_view(padded, self.window, axis=1)
+            spectrum = scipy.fft.rfft(windows[:, :: self.stride] * self.hann, self.fft_size)
+            spectrum = spectrum[..., heard].reshape(-1, len(filters))
+            power = spectrum.real**2 + spectrum.imag**2
+            rows = energies.reshape(-1, self.num_filters)
+            for start in range(0, len(rows), at_once):
+                part = slice(start, start + at_once)
+                np.matmul(power[part], filters, out=rows[part])
+
+        energies = np.empty((len(audio), frames, self.num_filters), np.float32)
+        return threads.in_blocks(transform, audio, energies, _CLIPS)
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:
         """Returns the features of ``audio``, of the type and shape of its ``energies``."""

@@ -19,6 +19,7 @@ from jaxeff.ode import cells
 from jaxeff.ode.activations import ACTIVATIONS, Blocks
 from jaxeff.ode.cells import FINITE, ParamSpec
 from jaxeff.ode.fused import FusedCell, InnerStep, Kernels
+from jaxeff.ops.products import products
 from jaxeff.typing import Array, Carry, Dtype, Params, PRNGKey
 
 _input_init = jax.nn.initializers.lecun_normal()
@@ -178,7 +179,7 @@ class GRU(_Gated):
 
     def preactivation(self, kernels: Any, hidden: Array, projected: Blocks) -> Blocks:
         """Sums state and input terms for r and z; keeps the candidate's two terms apart."""
-        h_r, h_z, h_n = (hidden @ kernel for kernel in kernels)
+        h_r, h_z, h_n = products(hidden, kernels)
         x_r, x_z, x_n = projected
         return h_r + x_r, h_z + x_z, h_n, x_n
 

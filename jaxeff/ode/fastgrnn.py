@@ -18,6 +18,7 @@ from jaxeff.ode.activations import ACTIVATIONS, Blocks
 from jaxeff.ode.carry import CarryParts
 from jaxeff.ode.cells import FINITE, ParamSpec
 from jaxeff.ode.fused import FusedCell, InnerStep, Kernels
+from jaxeff.ops.products import products
 from jaxeff.typing import Array, Params
 
 
@@ -119,7 +120,7 @@ class FastGRNN(FusedCell):
 
     def preactivation(self, kernels: Any, hidden: Array, projected: Blocks) -> Blocks:
         """Adds the state term to both."""
-        share = hidden @ kernels[0]
+        (share,) = products(hidden, kernels)
         return tuple(share + x for x in projected)
 
     def update(self, coefficients: Any, state: Any, t: Blocks, at: InnerStep) -> Any:

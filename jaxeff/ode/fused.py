@@ -18,6 +18,7 @@ from jaxeff.ode import activations
 from jaxeff.ode.activations import Blocks
 from jaxeff.ode.carry import CarryParts, after_step, parts_of
 from jaxeff.ode.cells import Cell
+from jaxeff.ops.products import products
 from jaxeff.typing import Array, Carry, Params
 
 Preactivation = Callable[[Any, Array, Blocks], Blocks]
@@ -114,7 +115,8 @@ class FusedCell(Cell):
           known: the parts of the carry other than the state.
         """
         del known
-        return tuple(x @ w + b for w, b in zip(kernels.input, kernels.bias, strict=True))
+        shares = products(x, kernels.input)
+        return tuple(share + b for share, b in zip(shares, kernels.bias, strict=True))
 
     def hidden(self, state: Any, start: Any) -> Array:
         """Returns the row vectors that multiply the recurrent kernels, ``[..., state]``."""
@@ -123,10 +125,10 @@ class FusedCell(Cell):
 
     def preactivation(self, kernels: Any, hidden: Array, projected: Blocks) -> Blocks:
         """Adds the product of ``hidden`` and the kernel to every block that has a kernel."""
-        products = tuple(hidden @ kernel for kernel in kernels)
-        count = len(products)
+        shares = products(hidden, kernels)
+        count = len(shares)
         return (
-            *(h + x for h, x in zip(products, projected[:count], strict=True)),
+            *(h + x for h, x in zip(shares, projected[:count], strict=True)),
             *projected[count:],
         )
 

@@ -178,8 +178,6 @@ def _kernels_backward(cell: FusedCell, kernels: Any, states: Any, like: Blocks, 
         return jax.vmap(lambda state: cell.hidden(state, start))(states)
 
     rows = _flat(jax.vmap(hidden)(states))
-    # One transposed copy for all kernels: a product over the first axis of both is slower.
-    rows = jax.lax.optimization_barrier(rows.T).T
     projected = tuple(jnp.zeros((len(rows), p.shape[-1]), p.dtype) for p in like)
     _, pull = jax.vjp(lambda k: cell.preactivation(k, rows, projected), kernels)
     return pull(_flat(d_a))[0]

@@ -24,6 +24,7 @@ from jaxeff.ode.cells import POSITIVE, ParamSpec
 from jaxeff.ode.fused import FusedCell, InnerStep, Kernels
 from jaxeff.ode.solve import fixed_point
 from jaxeff.ode.stepped import SteppedCell
+from jaxeff.ops.products import products
 from jaxeff.typing import Array, Carry, Params
 
 SOLVERS = ("euler", "implicit")
@@ -164,7 +165,9 @@ class IRNN(SteppedCell, FusedCell):
         if not self.rank:
             return super().preactivation(kernels, hidden, projected)
         left, right = kernels
-        return (hidden + (hidden @ left) @ right + projected[0],)
+        (narrow,) = products(hidden, (left,))
+        (share,) = products(narrow, (right,))
+        return (hidden + share + projected[0],)
 
     # Without a warm start the inner state is g + h_{k-1}, which also starts at h_{k-1}.
 

@@ -19,6 +19,7 @@ from jaxeff.ode import cells
 from jaxeff.ode.activations import Blocks
 from jaxeff.ode.cells import FINITE, POSITIVE, ParamSpec
 from jaxeff.ode.fused import FusedCell, InnerStep, Kernels
+from jaxeff.ops.products import products
 from jaxeff.typing import Array, Carry, Dtype, Params
 
 
@@ -69,7 +70,7 @@ class Antisymmetric(FusedCell):
 
     def preactivation(self, kernels: Any, hidden: Array, projected: Blocks) -> Blocks:
         """Adds the state term to candidate and gate."""
-        share = hidden @ kernels[0]
+        (share,) = products(hidden, kernels)
         return tuple(share + x for x in projected)
 
     @property

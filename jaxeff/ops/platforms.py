@@ -33,6 +33,7 @@ CPU_FORMS: dict[str, Callable[..., object]] = {}
 # Part of `jax.jit`'s cache key, so a function is traced again for another value.
 _platform = jax.make_user_context(default_value=None)
 _forward_mode = jax.make_user_context(default_value=False)
+_reverse_mode = jax.make_user_context(default_value=False)
 
 
 def current_platform() -> str:
@@ -68,6 +69,18 @@ def is_forward_mode() -> bool:
     """Returns whether tracing is within `forward_mode`."""
     is_set: bool = _forward_mode.value
     return is_set
+
+
+@contextlib.contextmanager
+def reverse_mode() -> Iterator[None]:
+    """Context for the passes of a function whose derivative is taken in reverse mode."""
+    with _reverse_mode(True):
+        yield
+
+
+def is_reverse_mode() -> bool:
+    """Returns whether tracing is within `reverse_mode`, and not in `forward_mode`."""
+    return _reverse_mode.value and not is_forward_mode()
 
 
 def has_cpu_form(

@@ -12,7 +12,8 @@ from jaxeff.affine import pose_search
 from jaxeff.ops import anchors, convolution, forward_mode, normalisation, platform, strided
 from jaxeff.ops.cpu import rows
 from jaxeff.ops.neighbours import neighbours
-from jaxeff.ops.platforms import CPU_FORMS
+from jaxeff.ops.platforms import CPU_FORMS, reverse_mode
+from jaxeff.ops.products import products
 from jaxeff.ops.rows import rowwise
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -77,6 +78,11 @@ def fields(x, kernel):
     return convolution.depthwise_fields(x, kernel)
 
 
+def multiplied(x, *kernels):
+    with reverse_mode():
+        return jnp.concatenate(products(x, kernels), -1)
+
+
 def mixed(stride, blend, relu):
     def function(values, x, kernel, bias, share, *skip):
         return anchors.mixed(values, x, kernel, bias, share, stride, blend, *skip, relu=relu)
@@ -125,6 +131,13 @@ CASES = {
             (2, 9, 11, 20),
         ),
         (mixed(3, True, False), (2, 3, 3, 4), (2, 8, 7, 4), (5, 5, 1, 4), (4,), (4,)),
+    ],
+    "products.products": [
+        (multiplied, (5, 37), (37, 19), (37, 40)),
+        (multiplied, (2, 3, 16), (16, 9)),
+        (multiplied, (1, 20), (20, 200)),
+        (multiplied, (150, 40), (40, 33), (40, 8)),  # several blocks of rows
+        (multiplied, (3, 4), (4, 5)),  # too small to be compiled
     ],
     "normalisation.channel_moments": [(moments, (3, 5, 7, 4)), (moments, (40, 5, 7, 20))],
     "normalisation.normalise": [
@@ -204,6 +217,7 @@ def run(function, name, args):
         ("anchors.sample", 0, "float32"),
         ("anchors.mixed", 0, "float32"),
         ("anchors.mixed", 1, "float32"),
+        *(("products.products", case, "float32") for case in range(4)),
         ("normalisation.normalise", 0, "float32"),
         ("normalisation.normalise", 2, "float32"),
         ("normalisation.channel_moments", 1, "float32"),

@@ -4,7 +4,7 @@ They are compiled when they are first asked for, by the machine's compiler (``li
 there is none, `is_computable` is false and the CPU forms in plain JAX are taken.
 """
 
-from jaxeff.ops.cpu.native import anchors, convolution, fields, normalisation, transport
+from jaxeff.ops.cpu.native import anchors, convolution, fields, normalisation, products, transport
 from jaxeff.ops.cpu.native.library import is_available, is_computable
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "is_available",
     "is_computable",
     "normalisation",
+    "products",
     "transport",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import re
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,12 @@ TARGETS = (
     "jaxeff_transport_gradient",
     "jaxeff_channel_sums",
     "jaxeff_masked_channel_sums",
+    "jaxeff_products",
+    "jaxeff_sum_of_products",
+    "jaxeff_outer_product",
 )
 COMPILERS = ("c++", "g++", "clang++")
-OPTIONS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-pthread")
+OPTIONS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-pthread")
 
 #: "auto" takes the library if it can be built, "never" does not, "always" is an error without it.
 VARIABLE, CHOICES = "JAXEFF_NATIVE", ("auto", "never", "always")
@@ -116,17 +121,32 @@ def build() -> Path:
     if library.exists():
         return library
     folder.mkdir(parents=True, exist_ok=True)
-    sources = map(str, sorted(HERE.glob("*.cc")))
+    logging.getLogger("jaxeff").warning(
+        "compiling the C++ functions of jaxeff for this processor, once, some 20 seconds "
+        f"({VARIABLE}=never does without them)"
+    )
     # Other processes may build it at the same time: each its own, moved to its place as a whole.
-    with tempfile.TemporaryDirectory(dir=folder) as folder_of_build:
-        output = Path(folder_of_build) / library.name
-        command = [*compiler, *OPTIONS, "-isystem", jax.ffi.include_dir(), *sources]
-        done = subprocess.run([*command, "-o", str(output)], capture_output=True, text=True)
-        if done.returncode:
-            first = next((line for line in done.stderr.splitlines() if "error" in line), "no words")
-            raise NativeError(f"{compiler[0]} could not compile the library ({first.strip()})")
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        output = Path(name) / library.name
+        options = [*compiler, *OPTIONS, "-isystem", jax.ffi.include_dir()]
+
+        def compiled(source: Path) -> str:
+            target = str(Path(name) / f"{source.stem}.o")
+            _run([*options, "-c", str(source), "-o", target])
+            return target
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compiled, sorted(HERE.glob("*.cc"))))
+        _run([*compiler, *OPTIONS, "-shared", *objects, "-o", str(output)])
         output.replace(library)
     return library
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        first = next((line for line in done.stderr.splitlines() if "error" in line), "no words")
+        raise NativeError(f"{command[0]} could not compile the library ({first.strip()})")
 
 
 def _compiler() -> list[str]:

@@ -1,0 +1,19 @@
+"""Products of rows with several kernels, as recurrences take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxeff.ops.platforms import has_cpu_form
+from jaxeff.typing import Array
+
+
+@has_cpu_form("jaxeff.ops.cpu.products")
+def products(x: Array, kernels: Sequence[Array]) -> tuple[Array, ...]:
+    """Returns ``x @ kernel`` for every kernel.
+
+    Args:
+      x: ``[..., inputs]``.
+      kernels: matrices ``[inputs, outputs]``, each of its own number of outputs.
+    """
+    return tuple(x @ kernel for kernel in kernels)
