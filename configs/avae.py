@@ -71,10 +71,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "avae": {"search": {**FEW, "starts": 8}},
     # Training examples stay in their pose, and what was found for them is a start the next time.
     "avae_cached": {"search": FEW, "cache": True, "redraw": False},
-    # A head proposes poses, which are aligned; inference is two passes instead of a search.
+    # A head proposes poses; the better of two is aligned with its code, which is all of inference.
     "semi_amortised": {
         "search": {**FEW, "starts": 6, "proposals": 2},
-        "evaluation": {"starts": 0, "proposals": 1, "method": "align", "steps": 3},
+        "evaluation": {
+            **{"starts": 0, "proposals": 2, "keep": 1, "method": "align", "steps": 3},
+            "reuse_code": True,
+        },
         "proposals": 8,
     },
     # A decoder of coordinates paints in place: no second resampling.

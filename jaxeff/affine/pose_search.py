@@ -51,6 +51,8 @@ class Search:
       halving: of Adam: pairs of a step and how many of an image's candidates go on after it, the
         best ones so far (successive halving, Jamieson and Talwalkar, AISTATS 2016); () keeps all.
       damping: first one of Gauss-Newton, in parts of the mean curvature.
+      reuse_code: of "align", for inference: whether outputs are made of the code that was aligned,
+        instead of one of the image in the pose found, which costs another pass.
       chunk: candidates to compute at once; 0 takes what fits a processor's cache on a CPU, and all
         of them elsewhere.
     """
@@ -64,6 +66,7 @@ class Search:
     learning_rate: float = 0.01
     halving: tuple[tuple[int, int], ...] = ()
     damping: float = 1e-2
+    reuse_code: bool = False
     chunk: int = 0
 
     def __post_init__(self) -> None:
@@ -84,6 +87,11 @@ class Search:
                 raise ConfigError(
                     f"search.{field} must not be negative, not {getattr(self, field)}"
                 )
+        if self.reuse_code and self.method != "align":
+            raise ConfigError(
+                f"search.reuse_code needs method 'align', not '{self.method}': others have "
+                "no code yet"
+            )
         if self.method != "screen" and self.steps < 1:
             raise ConfigError(
                 f"search.steps must be at least 1, not {self.steps}; method='screen' has none"
@@ -251,7 +259,8 @@ def search(problem: Problem, data: Any, starts: Array, settings: Search) -> Foun
       settings: of the search.
 
     Returns:
-      for every image the best pose evaluated, and its loss.
+      for every image the best pose evaluated, and its loss; of method "align" also the code that
+      has this loss.
 
     Raises:
       ConfigError: starts of another shape, or of another number of images than the data.
@@ -271,7 +280,7 @@ def search(problem: Problem, data: Any, starts: Array, settings: Search) -> Foun
     refine = METHODS[settings.method](settings)
     count = starts.shape[1]
     keep = min(settings.keep or count, count)
-    if refine is None or keep < count:
+    if refine is None or keep < count or settings.method == "align":
         kept, codes = _screened(problem, data, starts, keep, settings)
     else:  # the refinement evaluates every start anyway
         kept, codes = Found(starts, jnp.full(starts.shape[:2], jnp.inf, starts.dtype)), None
@@ -284,5 +293,5 @@ def search(problem: Problem, data: Any, starts: Array, settings: Search) -> Foun
         # The best of its steps, the start among them.
         kept = _chunked(functools.partial(refine, problem), data, kept.pose, settings.chunk)
     best = jnp.argmin(kept.loss, 1)[:, None]
-    pose = jnp.take_along_axis(kept.pose, best[..., None], 1)[:, 0]
-    return Found(pose, jnp.take_along_axis(kept.loss, best, 1)[:, 0])
+    chosen = Found(kept.pose, kept.loss, codes)
+    return Found(*jax.tree.map(lambda a: _picked(a, best)[:, 0], tuple(chosen)))

@@ -86,10 +86,12 @@ class Found(NamedTuple):
     Attributes:
       pose: ``[batch, size]``.
       loss: ``[batch]``.
+      code: whose loss it is, a tree of ``[batch, ...]``; None for the image's own in this pose.
     """
 
     pose: Array
     loss: Array
+    code: Any = None
 
 
 def as_arrays(data: Any, pose: Any) -> tuple[Any, Array]:

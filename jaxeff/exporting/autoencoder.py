@@ -58,7 +58,8 @@ def _(model: Autoencoder, source: Exportable) -> list[Entry]:
     if find_pose is not None:
 
         def search(x: Array) -> tuple[Array, ...]:
-            return tuple(find_pose(variables, x))
+            found = find_pose(variables, x)
+            return found.pose, found.loss
 
         inputs = {"inputs": source.input()}
         built.append(

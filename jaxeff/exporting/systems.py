@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from jaxeff.affine import Found
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.exporting.entry import BATCH, Entry, Input
 from jaxeff.models.base import call_options
@@ -45,7 +46,7 @@ class Exportable:
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     results: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     confidences: Callable[[Any], Mapping[str, Array]] | None = None
-    find_pose: Callable[[Any, Array], tuple[Array, ...]] | None = None
+    find_pose: Callable[[Any, Array], Found] | None = None
 
     def __post_init__(self) -> None:
         if not self.inputs.ndim or not len(self.inputs):

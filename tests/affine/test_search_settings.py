@@ -52,3 +52,8 @@ def test_published_settings():
 def test_impossible_settings_are_one_sentence(spec, message):
     with pytest.raises(ConfigError, match=message):
         Search.build(spec, "search")
+
+
+def test_only_an_alignment_has_a_code_to_use_again():
+    with pytest.raises(ConfigError, match=r"search\.reuse_code needs method 'align', not 'adam'"):
+        Search(reuse_code=True)

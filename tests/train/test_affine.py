@@ -217,6 +217,28 @@ def test_the_head_learns_the_poses_that_are_found(amortised):
     np.testing.assert_allclose(starts, proposed[:, :1], atol=1e-6)
 
 
+def test_outputs_of_the_aligned_code_have_the_loss_that_was_found():
+    aligned = {"starts": 5, "keep": 2, "method": "align", "steps": 2}
+    reused, again = (build(evaluation={**aligned, "reuse_code": reuse}) for reuse in (True, False))
+    state = jax.jit(reused.init_state)(KEY, blobs(1))
+    # Larger weights, whose codes change with the pose.
+    variables = {"params": jax.tree.map(lambda a: 3 * a, state.params), **state.model_state}
+
+    @jax.jit
+    def both(variables, images):
+        found = reused.searched(variables, images)
+        outputs = reused.forward(variables, {"inputs": images}, train=False)[0]
+        encoded = again.forward(variables, {"inputs": images}, train=False)[0]
+        own = again.model.apply(variables, images, found.pose)
+        losses = reused.objective(outputs, {"inputs": images})["loss"]
+        return found.loss, losses, outputs.mean, encoded.mean, own.mean
+
+    loss, losses, code, encoded, own = both(variables, jnp.asarray(blobs(4)))
+    np.testing.assert_allclose(losses, loss, rtol=1e-5)
+    np.testing.assert_allclose(encoded, own, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(code, own, atol=1e-4)  # it is that of the start
+
+
 def test_the_nearest_proposal_is_drawn_to_the_pose_and_its_score_raised():
     algorithm = build()
     proposed = np.tile(np.float32([[0.0], [1.0], [2.0]]), (2, 1, 1))

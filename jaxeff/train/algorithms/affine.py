@@ -146,8 +146,10 @@ class AffineVAE(Algorithm):
         key: PRNGKey | None = None,
     ) -> tuple[Any, Carry, Any]:
         """Applies the model at the poses that a search finds; see `Algorithm.forward`."""
-        pose = self.find(variables, batch["inputs"])
-        return *self._at(variables, batch["inputs"], pose, train=train, key=key), {}
+        found = self.searched(variables, batch["inputs"])
+        if self.evaluation.reuse_code and not train:
+            return self.problem(variables).place(found.code, found.pose), (), {}
+        return *self._at(variables, batch["inputs"], found.pose, train=train, key=key), {}
 
     def _at(
         self, variables: Any, inputs: Array, pose: Array, *, train: bool, key: PRNGKey | None
