@@ -50,8 +50,8 @@ def trade_offs(
         plots._plain(axis)
     axes[0].set_ylabel("accuracy", fontsize=11, color=plots._INK)
     handles, names = axes[0].get_legend_handles_labels()
-    style = {"frameon": False, "fontsize": 9.5, "labelcolor": plots._INK, "ncols": 3}
-    figure.legend(handles, names, loc="outside lower center", **style)
+    place = {"frameon": False, "fontsize": 9.5, "labelcolor": plots._INK, "ncols": 3}
+    figure.legend(handles, names, loc="outside lower center", **place)
     if title:
         figure.suptitle(title, fontsize=13, fontweight="bold", color=plots._INK)
     for axis, (label, lines) in zip(axes, panels.items(), strict=True):

@@ -90,7 +90,7 @@ def risk_coverage(
         for one in (axis.xaxis, axis.yaxis):
             one.set_major_formatter(PercentFormatter(1.0, decimals=None))
         plots._plain(axis)
-    handles = {}
+    handles: dict[str, Any] = {}
     for axis in axes:
         handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
     style = {"frameon": False, "fontsize": 9, "labelcolor": plots._INK, "ncols": 3}

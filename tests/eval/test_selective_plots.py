@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxeff.analyses.selective import SelectiveAnalysis
 from jaxeff.eval import plots, selective_plots
-from jaxeff.selective import metrics
+from jaxeff.selective import calibrate, metrics
 
 
 @pytest.fixture
@@ -63,3 +64,20 @@ def test_a_guarantee_is_a_line_at_its_target_and_a_point_on_the_curve(axes, tmp_
     assert point.get_ydata()[0] == pytest.approx(np.interp(0.92, x, y))
     assert "probability 0.9" in point.get_label()
     assert [text.get_text() for text in joint.texts] == ["≤ 5 %"]
+
+
+def test_drawn_guarantees_are_the_tested_thresholds_judged_on_the_test_split():
+    rng = np.random.default_rng(0)
+    confidences = {name: rng.uniform(size=4000) for name in ("calibration", "test")}
+    wrong = {name: rng.random(4000) > c for name, c in confidences.items()}
+    analysis = SelectiveAnalysis(joint_errors=(0.1, 1e-6), selective_risks=(0.3,))
+    table = analysis._of(confidences, wrong)
+    joint, selective = analysis._guarantees("a", table)  # no threshold reaches a millionth
+    for one, kind, target in ((joint, "joint", 0.1), (selective, "selective", 0.3)):
+        threshold = calibrate.learn_then_test(
+            confidences["calibration"], wrong["calibration"], target, kind, delta=0.1
+        )
+        reached = metrics.rates(confidences["test"] >= threshold.value, wrong["test"])
+        error = reached.joint_error if kind == "joint" else reached.selective_risk
+        assert (one.curve, one.kind, one.target, one.probability) == ("a", kind, target, 0.9)
+        assert (one.coverage, one.error) == pytest.approx((reached.coverage, error), abs=1e-4)
