@@ -65,7 +65,7 @@ def cnn_ratios() -> str:
     )
     rows = [
         ["ResNet32 over its Global network, K = 1, batch 256", f"{host / global_1:.2f}"],
-        ["the same, K = 5", f"{host / global_5:.2f}"],
+        ["ResNet32 over its Global network, K = 5, batch 256", f"{host / global_5:.2f}"],
         ["share of the Global layers, K = 1", f"{1 - bare / global_1:.2f}"],
     ]
     for model in ("EfficientNet-B0", "MobileNetV3-L"):

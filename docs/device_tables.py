@@ -68,7 +68,8 @@ def example_accuracy() -> str:
         cells += [f"{100 * mean(agrees[each]):.2f}" for each in EXAMPLE_FORMS[1:]]
         rows.append([told(name), *cells])
     forms = ["float32", "LiteRT int8", "C int8", "C int8, state of 8 bits"]
-    return table(["data, cell", *forms, *(f"as float: {form}" for form in forms[1:])], rows)
+    agreement = (f"same class as float32: {form}" for form in forms[1:])
+    return table(["data, cell", *forms, *agreement], rows)
 
 
 def example_figures() -> str:
@@ -85,7 +86,7 @@ def example_figures() -> str:
         rows.append([told(name), *_threes(memory), *counts, *shown])
     header = [
         *("data, cell", "float32: flash / RAM / stack", "int8", "int8, state of 8 bits"),
-        *("instructions, float32", "int8", "here, µs: C float32", "C int8"),
+        *("instructions, float32", "int8", "this machine, µs: C float32", "C int8"),
         *("LiteRT float32", "LiteRT int8", "jitted"),
     ]
     return table(header, rows)
@@ -115,9 +116,9 @@ def microcontroller() -> str:
         held = "–" if narrow is None else f"{narrow:,}"
         rows.append([size, f"{line['parameters']:,}", *_threes(memory), held, *counts, *cells])
     header = [
-        *("cell", "parameters", "int8: flash / RAM / stack, bytes", "float32: the same"),
+        *("cell", "parameters", "int8: flash / RAM / stack, bytes", "float32: flash / RAM / stack"),
         "RAM, state of 8 bits",
-        *("instructions, int8", "float32", "here, µs: int8", "float32", "LiteRT", "jitted"),
+        *("instructions, int8", "float32", "this machine, µs: int8", "float32", "LiteRT", "jitted"),
     ]
     return table(header, rows)
 

@@ -18,7 +18,7 @@ def calibration() -> str:
             cells.append(shown)
         rows.append([*cells, f"{line['ideal_coverage']:.3f}"])
     methods = ["plug-in", "learn then test", "conformal risk control"]
-    return table(["error kept to, examples", *methods, "ideal coverage"], rows)
+    return table(["target error, examples", *methods, "ideal coverage"], rows)
 
 
 def spread(values: list[float], scale: float = 1.0, digits: int = 1) -> str:
@@ -36,7 +36,7 @@ DISTILLED = {
     "normalised": "DiSK normalised",
     "normalised tight": "DiSK normalised, small budget",
     "closed form": "DiSK, gate in closed form",
-    "closed form tight": "the same, small budget",
+    "closed form tight": "DiSK, gate in closed form, small budget",
 }
 
 
@@ -102,13 +102,14 @@ def routing_speed() -> str:
                     f"{line['over_both']:.2f}",
                 ]
             )
-    header = ["pair", "share asked", "routed, ms", "both on all, ms", "over the ideal", "over both"]
+    header = ["pair", "share to the expert", "routed, ms", "both on all, ms"]
+    header += ["routed / ideal", "routed / both"]
     return table(header, rows)
 
 
 #: Of the hybrid models' tables: what is shown of a rule, by the part and the key of its record.
 THRESHOLDS = {
-    "asks 10 %": ("at_coverage", "0.9"),
+    "10 % to the expert": ("at_coverage", "0.9"),
     "cheapest within 0.2 points": ("cheapest_within", "0.002"),
 }
 
@@ -132,7 +133,7 @@ def routed() -> str:
                 cells = [analyses["rules"][rule][part][key] for analyses in per_run]
                 rows.append([f"{name}: {rule}, {label}", *_routed(cells, per_run)])
     rows += _exits(lines)
-    return table(["network", "accuracy, %", "time over the expert's", "asked, %"], rows)
+    return table(["network", "accuracy, %", "time over the expert's", "to the expert, %"], rows)
 
 
 def _routed(cells: list[dict], per_run: list[dict]) -> list[str]:

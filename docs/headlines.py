@@ -17,7 +17,7 @@ def headlines() -> str:
         _through_time(),
         _memory(),
         _speed("TARNN, forward and backward, 784 steps", "jaxeff/tarnn", "torch/tarnn_loop"),
-        _speed("LSTM, the same", "jaxeff/LSTM", "flax/LSTM"),
+        _speed("LSTM, forward and backward, 784 steps", "jaxeff/LSTM", "flax/LSTM"),
         _shortened(),
         _hybrid(),
         _poses(),
@@ -78,10 +78,10 @@ def _shortened() -> list[str]:
     name = next(name for name in lines if name.startswith("evolution"))
     cells = [
         f"{label} {spread(lines[key]['test'], 100)} %, {milliseconds(key, PADDED):.0f} ms"
-        for key, label in ((name, "shortened by search:"), ("full", "full:"))
+        for key, label in ((name, "shortened by search:"), ("full", "unchanged:"))
     ]
     gain = milliseconds("full", PADDED) / milliseconds(name, PADDED)
-    return ["MiniLM on film reviews, batch 32", *cells, f"{gain:.1f} times faster"]
+    return ["MiniLM on film reviews, a batch of 32 texts", *cells, f"{gain:.1f} times faster"]
 
 
 def _hybrid() -> list[str]:
@@ -95,21 +95,21 @@ def _hybrid() -> list[str]:
     ]
     accuracies = [spread([cell["accuracy"] for cell in cells], 100) for cells in (routed, experts)]
     return [
-        "Fashion-MNIST by two networks",
-        f"hybrid, a tenth deferred: {accuracies[0]} %",
-        f"the large one: {accuracies[1]} %",
+        "Fashion-MNIST by a small and a large network",
+        f"hybrid, a tenth sent to the large network: {accuracies[0]} %",
+        f"large network alone: {accuracies[1]} %",
         f"{1 / mean(shares):.1f} times faster",
     ]
 
 
 def _poses() -> list[str]:
     lines = dict(lines_of("digits"))
-    searched, plain = lines["AVAE"], lines["VAE, code as long"]
+    searched, plain = lines["AVAE"], lines["VAE, code of equal length"]
     gain = 1 - searched["test_mean"] / plain["test_mean"]
     return [
-        "loss of autoencoders of turned digits",
-        f"poses searched: {searched['test_mean']:.2f}",
-        f"plain, code as long: {plain['test_mean']:.2f}",
+        "autoencoder of turned digits, test loss",
+        f"with a pose search: {searched['test_mean']:.2f}",
+        f"plain, code of equal length: {plain['test_mean']:.2f}",
         f"{100 * gain:.0f} % less",
     ]
 
@@ -118,8 +118,8 @@ def _search() -> list[str]:
     times = {name: ms["median"] / 1e3 for name, ms in read("pose_search_speed")["ms"].items()}
     one, other = times["best 2 of spread ones by Gauss-Newton"], times["PyTorch, as published"]
     return [
-        "the search for 128 poses",
+        "search for the poses of 128 digits",
         f"Gauss-Newton: {one:.1f} s",
-        f"published, in PyTorch: {other:.1f} s",
+        f"published search, in PyTorch: {other:.1f} s",
         f"{other / one:.0f} times faster",
     ]

@@ -59,4 +59,5 @@ def limits() -> str:
         cells = [f"{value:,.0f} / {value / rate:,.0f}" for value in taken.values()]
         rows.append([name, f"{flops / 1e6:,.1f}", f"{rate:,.0f}", *cells])
     header = ["system", "MFLOPs per example", "examples a second per core"]
-    return table([*header, *(f"{kind}: takes / cores" for kind in ("v5e", "v6e", "H100"))], rows)
+    header += [f"{kind}: examples a second / cores" for kind in ("v5e", "v6e", "H100")]
+    return table(header, rows)

@@ -20,7 +20,7 @@ def integer_accuracy() -> str:
         agrees = score(line.get("agreement", {}).get("8/16"))
         sizes = (f"{line[size]:,}" for size in ("parameters", "constant_bytes", "state_bytes"))
         rows.append([told(name), *scores, agrees, *sizes])
-    more = ["8/16 as float", "parameters", "bytes of constants", "of state"]
+    more = ["8/16, same class as float", "parameters", "bytes of constants", "of state"]
     return table(["data, cell", *columns, *more], rows)
 
 
@@ -47,7 +47,7 @@ def trained_with_rounding() -> str:
             count = len(line["seeds"])
             columns = plain["test"]["float"], plain["test"]["4/16"], line["test"]["4/16"]
             rows.append([told(name), *(score(column[:count]) for column in columns)])
-    return table(["data, cell", "float", "4/16", "4/16, trained so"], rows)
+    return table(["data, cell", "float", "4/16", "4/16, trained with rounding"], rows)
 
 
 def networks_trained_with_rounding() -> str:
@@ -58,7 +58,7 @@ def networks_trained_with_rounding() -> str:
         if comma:
             columns = (lines[plain]["test"][each] for each in ("float", "4/8"))
             rows.append([plain, *map(score, columns), score(line["test"]["4/8"])])
-    return table(["network", "float", "4/8", "4/8, trained so"], rows)
+    return table(["network", "float", "4/8", "4/8, trained with rounding"], rows)
 
 
 def told(name: str) -> str:

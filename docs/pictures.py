@@ -14,8 +14,9 @@ import texts
 from convolutional import networks
 from tables import ALGORITHMS, lines_order, read, through_time_lines
 
+from jaxeff.eval.fronts import front
 from jaxeff.eval.hybrid_plots import trade_offs
-from jaxeff.eval.plots import comparison, front, scores
+from jaxeff.eval.plots import comparison, scores
 
 HERE = Path(__file__).resolve().parent
 LABELS = {"pixels": "digits by pixel", "vowels": "Japanese vowels", "motions": "basic motions"}
@@ -94,17 +95,18 @@ def shortened() -> None:
     """Accuracy of shortened text encoders against their times, with and without a batch."""
     costs: dict = {}
     for name, line in texts.part("accuracy").items():
+        label = "searched" if name.startswith("evolution") else name
         accuracy = 100 * mean(line["test"]), 100 * stdev(line["test"])
         for shape in (texts.ALONE, texts.PADDED):
             ms = texts.milliseconds(name, shape)
-            costs.setdefault(f"latency, {shape}, ms", {})[name] = (ms, *accuracy)
+            costs.setdefault(f"latency, {shape}, ms", {})[label] = (ms, *accuracy)
     front(costs, HERE / "texts.png", ylabel="test accuracy on Rotten Tomatoes, %")
 
 
 def turned() -> None:
     """Loss of autoencoders by the angle by which test digits are turned, a curve per seed."""
     curves: dict = {}
-    shown = ("VAE, code as long", "AVAE", "VAE, trained upright", "AVAE, trained upright")
+    shown = ("VAE, code of equal length", "AVAE", "VAE, trained upright", "AVAE, trained upright")
     for label, line in poses.lines_of("digits", upright=True):
         if label in shown:
             curves[label] = [(seed["degrees"], seed["loss"]) for seed in line["loss_by_angle"]]

@@ -7,13 +7,13 @@ from records import read, score, table
 
 LABELS = {
     "vae, short": "VAE",
-    "vae": "VAE, code as long",
-    "vae, longer": "VAE, code as long, 1,200 steps",
-    "vae_cube": "VAE, code as long, rotations of the cube",
+    "vae": "VAE, code of equal length",
+    "vae, longer": "VAE, code of equal length, 1,200 steps",
+    "vae_cube": "VAE, code of equal length, rotations of the cube",
     "vae_upright": "VAE, trained upright",
     "stn": "amortised pose (STN)",
     "semi_amortised": "AVAE, poses proposed and aligned",
-    "avae_cached": "AVAE, poses remembered",
+    "avae_cached": "AVAE, poses cached",
     "coordinates": "AVAE, decoder of coordinates",
     "avae": "AVAE",
     "avae_cube": "AVAE, rotations of the cube",
@@ -44,8 +44,8 @@ def autoencoders(data: str, part: str = "reconstruction") -> str:
         cells = [label, f"{line['latents']}{pose}", score(line), share, f"{line['parameters']:,}"]
         million = f"{line['macs_per_example'] / 1e6:.1f}"
         rows.append([*cells, million, f"{line['training_seconds']:.0f}"])
-    header = ["model", "code", "test loss", PARTS[part], "parameters", "million MACs", "seconds"]
-    return table(header, rows)
+    header = ["model", "code length", "test loss", PARTS[part], "parameters", "million MACs"]
+    return table([*header, "seconds"], rows)
 
 
 def by_angle(data: str) -> str:
@@ -56,7 +56,7 @@ def by_angle(data: str) -> str:
         degrees = seeds[0]["degrees"]
         named = {label: "loss"}
         if label == "AVAE":
-            named["AVAE: resampling alone"] = "resampling_floor"
+            named["AVAE, part due to resampling"] = "resampling_floor"
         for name, key in named.items():
             mean = np.mean([of_seed[key] for of_seed in seeds], 0)
             rows.append([name, *(f"{v:.2f}" for v in mean), f"{mean.mean():.2f}"])
@@ -73,7 +73,8 @@ def by_length(data: str) -> str:
             lower = 1 - affine["test_mean"] / plain["test_mean"]
             cells = [score(plain), score(affine), f"{100 * lower:.0f}"]
             rows.append((plain["latents"], [str(plain["latents"]), *cells]))
-    return table(["numbers", "VAE", "AVAE", "AVAE below, %"], [cells for _, cells in sorted(rows)])
+    header = ["code length", "VAE", "AVAE", "AVAE lower by, %"]
+    return table(header, [cells for _, cells in sorted(rows)])
 
 
 def search_times() -> str:
@@ -102,4 +103,4 @@ def inference() -> str:
         ms, loss = record["ms"][key], record["mean_loss"].get(key)
         shown = "–" if loss is None else f"{loss:.3f}"
         rows.append([label, f"{ms:.1f}", f"{ms / record['ms']['plain']:.1f}", shown])
-    return table(["inference", "ms", "of a plain pass", "mean loss"], rows)
+    return table(["inference", "ms", "over a plain pass", "mean loss"], rows)

@@ -226,7 +226,7 @@ def speed() -> str:
 
 def ratios() -> str:
     rows = [[name, f"{value:.2f}"] for name, value in read("rnn_speed")["ratios"].items()]
-    return table(["their time over ours", "ratio"], rows)
+    return table(["time of the first over time of the second", "ratio"], rows)
 
 
 def conditions(name: str, *parts: str) -> str:

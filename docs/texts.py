@@ -46,8 +46,8 @@ def accuracy() -> str:
         cells = [name, found_networks(line), spread(line["test"], 100), f"{million:.0f}"]
         alone, padded = milliseconds(name, ALONE), milliseconds(name, PADDED)
         rows.append((padded, [*cells, f"{alone:.1f}", f"{padded:.1f}", f"{padded / whole:.2f}"]))
-    header = ["network", "layers: cut behind/by", "test accuracy, %", "million MACs"]
-    header += [f"ms, {ALONE}", f"ms, {PADDED}", "of the full one's"]
+    header = ["network", "layers: cut after layer/factor", "test accuracy, %", "million MACs"]
+    header += [f"ms, {ALONE}", f"ms, {PADDED}", "over full"]
     return table(header, [cells for _, cells in sorted(rows, reverse=True)])
 
 
@@ -63,8 +63,8 @@ def searches() -> str:
             spent = [f"{search['seconds'][what]:.0f}" for what in ("measuring", "all")]
             asked = search["requirement"]
             rows.append([asked, plan, *ms, *scores, str(search["evaluations"]), *spent])
-    header = ["asked for", "found", "predicted, ms", "measured", "full one", "accuracy, %"]
-    header += ["full one's", "networks evaluated", "seconds of timing", "of all"]
+    header = ["requirement", "network", "predicted, ms", "measured, ms", "full, ms", "accuracy, %"]
+    header += ["full, %", "networks evaluated", "seconds of timing", "seconds in all"]
     return table(header, rows)
 
 
@@ -86,7 +86,8 @@ def serving() -> str:
             rate, full = (known[f"{n}, {way}"]["texts_per_second"] for n in (name, "full"))
             cells += [f"{rate:.0f}", f"{full / rate:.2f}"]
         rows.append((rate, cells))
-    header = ["network", "all of one length", "time", "padded to the next of a few", "time"]
+    header = ["network", "texts per second, padded to 128", "time over full"]
+    header += ["texts per second, grouped by length", "time over full"]
     return table(header, [cells for _, cells in sorted(rows)])
 
 

@@ -139,6 +139,25 @@ def _rows(flat: Any, index: Any, xp: Any) -> Any:
     return jax.vmap(lambda rows, i: rows.at[i].get(mode="promise_in_bounds"))(flat, index)
 
 
+def reads_inside(shape: tuple[int, ...], transform: Transform) -> np.ndarray:
+    """Returns which pixels of a resampled image are read from inside of the input.
+
+    A reconstruction that is resampled back by the inverse is compared with the input at exactly
+    these pixels of the canonical image.
+
+    Args:
+      shape: of the images, without channels.
+      transform: of each image, ``[batch, d, d]`` and ``[batch, d]``.
+
+    Returns:
+      boolean ``[batch, *shape]``.
+    """
+    matrix, shift = (np.asarray(part) for part in transform)
+    points = grid(shape).reshape(1, -1, len(shape))
+    places = apply(Transform(matrix, shift), points)
+    return (np.abs(places) <= 1).all(-1).reshape(len(matrix), *shape)
+
+
 def resample(images: Any, transform: Transform, xp: Any = jnp) -> Any:
     """Returns transformed images.
 

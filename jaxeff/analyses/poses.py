@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxeff.affine.losses import resampling_floor
+from jaxeff.affine.orientation import OrientationModes, circular_variance, conclusion
 from jaxeff.affine.poses import angle_of, rotation_matrix
-from jaxeff.affine.resampling import Transform, resample
+from jaxeff.affine.resampling import Transform, reads_inside, resample
 from jaxeff.analyses.base import ANALYSES, Findings, TrainingResult
 from jaxeff.errors import ConfigError
 from jaxeff.eval import pose_plots
@@ -92,44 +93,64 @@ def _first(trained: TrainingResult, count: int, split: str = "test") -> dict[str
 class Reconstructions:
     """Draws test images, their canonical poses and reconstructions, and traversals of the code.
 
+    Pixels of canonical images that the loss does not see at the pose of the image, such as the
+    corners of a turned square, are left out; of traversals those that it does not see at half of
+    the poses.
+
     Attributes:
       images: how many.
-      codes: latent numbers to traverse, each from -2 to 2 about the first image's code.
+      codes: latent numbers to traverse, each from -2 to 2 about the first image's code: those whose
+        means have the largest variance over the examples, largest first.
+      examples: test images over which this variance is taken.
     """
 
     images: int = 10
     codes: int = 6
+    examples: int = 64
 
     def __call__(self, trained: TrainingResult, workdir: Path) -> Findings:
         """See `jaxeff.analyses.Analysis`."""
         predict, name = AutoencoderPredictor(trained), trained.config.name
-        inputs = _first(trained, self.images)["inputs"]
+        inputs = _first(trained, max(self.images, self.examples))["inputs"]
         seen = predict(inputs)
-        rows = {"input": inputs}
+        shown = {key: values[: self.images] for key, values in seen.items()}
+        inputs = inputs[: self.images]
+        rows, constrained = {"input": inputs}, np.ones((1, *inputs.shape[1:-1]), bool)
         if "canonical" in seen:
-            rows["canonical pose"] = seen["canonical"]
-            rows["its reconstruction"] = predict.decoded(seen["mean"])
-        rows["reconstruction"] = seen["reconstruction"]
+            transform = Transform(seen["matrix"], seen["shift"])
+            constrained = reads_inside(inputs.shape[1:-1], transform)
+            decoded = predict.decoded(shown["mean"])
+            rows["canonical pose"] = _only(shown["canonical"], constrained[: self.images])
+            rows["canonical\nreconstruction"] = _only(decoded, constrained[: self.images])
+        rows["reconstruction"] = shown["reconstruction"]
         pose_plots.image_grid(rows, workdir / "reconstructions.png", title=name)
         steps = np.linspace(-2, 2, 9, dtype=np.float32)
-        wide = np.argsort(-seen["mean"].var(0))[: self.codes]
+        variances = seen["mean"].var(0)
+        most = constrained.mean(0, keepdims=True) >= 0.5
         lines = {}
-        for number in wide:
+        for number in np.argsort(-variances)[: self.codes]:
             code = np.tile(seen["mean"][:1], (len(steps), 1))
             code[:, number] = steps
-            lines[f"z{number}"] = predict.decoded(code)
+            label = f"z{number}, variance {variances[number]:.2f}"
+            lines[label] = _only(predict.decoded(code), most)
         pose_plots.image_grid(
-            lines, workdir / "traversals.png", title=f"{name}: codes from -2 to 2"
+            lines,
+            workdir / "traversals.png",
+            columns=[f"{step:g}" for step in steps],
+            title=f"{name}: one number of the code at a time",
         )
         return Findings(
-            {"loss_of_pictured": seen["loss"].tolist()},
+            {
+                "loss_of_pictured": shown["loss"].tolist(),
+                "code_variance": {f"z{i}": float(v) for i, v in enumerate(variances)},
+            },
             {"reconstructions": "reconstructions.png", "traversals": "traversals.png"},
         )
 
 
-def circular_variance(angles: np.ndarray) -> float:
-    """Returns 1 minus the length of the mean direction: 0 if all are equal, 1 if spread evenly."""
-    return float(1 - np.abs(np.exp(1j * np.asarray(angles)).mean()))
+def _only(images: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """Returns images with NaN at the pixels that are not shown, ``[batch or 1, *shape]``."""
+    return np.where(shown[..., None], images, np.nan)
 
 
 @ANALYSES.register("recovered_angles")
@@ -163,8 +184,15 @@ class RecoveredAngles:
         by_class = {
             names[label]: kept[batch["labels"] == label] for label in np.unique(batch["labels"])
         }
-        title = "Orientation in which a class is kept: angle of the data plus angle found"
-        pose_plots.angle_histograms(by_class, workdir / "orientations.png", title=title)
+        title = "Canonical orientation of each class: angle of the data plus angle found"
+        modes = {name: OrientationModes.of(of_class) for name, of_class in by_class.items()}
+        pose_plots.angle_histograms(
+            by_class,
+            workdir / "orientations.png",
+            modes=modes,
+            title=title,
+            conclusion=conclusion(modes),
+        )
         pose_plots.angle_histograms({"all": angles}, workdir / "angles.png", title="Angles found")
         return Findings(
             {
@@ -173,6 +201,14 @@ class RecoveredAngles:
                 "circular_variance_of_axis": {
                     n: circular_variance(2 * a) for n, a in by_class.items()
                 },
+                "orientations": {
+                    n: {
+                        "degrees": [round(float(np.rad2deg(d)), 1) for d in of.directions],
+                        "concentration": of.concentration,
+                    }
+                    for n, of in modes.items()
+                },
+                "conclusion": conclusion(modes),
                 "circular_variance_of_data": circular_variance(
                     np.asarray(angle_of(jnp.asarray(drawn)))
                 ),
@@ -219,7 +255,7 @@ class LossByAngle:
                 twice.append(float(resampling_floor(jnp.asarray(inputs), transform).mean()))
         curves = {"loss": losses}
         if twice:
-            curves["of resampling there and back"] = twice
+            curves["part due to resampling twice"] = twice
         pose_plots.loss_by_angle(
             degrees, curves, workdir / "loss_by_angle.png", title=trained.config.name
         )

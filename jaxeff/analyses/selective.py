@@ -13,7 +13,7 @@ import numpy as np
 from jaxeff import data
 from jaxeff.analyses.base import ANALYSES, Findings, TrainingResult, collect, require_split
 from jaxeff.errors import ConfigError, DataError
-from jaxeff.eval.selective_plots import risk_coverage
+from jaxeff.eval.selective_plots import GuaranteedError, risk_coverage
 from jaxeff.selective import calibrate, confidence, metrics, rules
 
 PICTURE = "risk_coverage.png"
@@ -84,8 +84,12 @@ class SelectiveAnalysis:
         }
         labels = list(confidences["test"])
         curves = {c: metrics.risk_coverage(confidences["test"][c], wrong["test"]) for c in labels}
+        tables = {
+            c: self._of({name: confidences[name][c] for name in splits}, wrong) for c in labels
+        }
         title = f"Selective classification with {trained.config.name}, test split"
-        risk_coverage(curves, workdir / PICTURE, title=title)
+        guarantees = self._guarantees(labels[0], tables[labels[0]])
+        risk_coverage(curves, workdir / PICTURE, guarantees=guarantees, title=title)
         error = float(wrong["test"].mean())
         extras = {
             "examples": {name: len(split["labels"]) for name, split in splits.items()},
@@ -99,11 +103,22 @@ class SelectiveAnalysis:
                 "conformal risk control": "on average",
             },
             "columns": ["threshold", "calibrated_coverage", *_DECIMALS],
-            "confidences": {
-                c: self._of({name: confidences[name][c] for name in splits}, wrong) for c in labels
-            },
+            "confidences": tables,
         }
         return Findings(extras, {"risk_coverage": PICTURE})
+
+    def _guarantees(self, confidence: str, table: Mapping[str, Any]) -> list[GuaranteedError]:
+        """Returns the targets that learn-then-test reaches with the first confidence."""
+        reached = []
+        for kind, column in (("joint", 3), ("selective", 4)):
+            part = "at_joint_error" if kind == "joint" else "at_selective_risk"
+            for target, rows in table[part].items():
+                row = rows["learn then test"]
+                if not isinstance(row, str):  # a sentence where no threshold passes
+                    point = row[2], row[column]
+                    one = GuaranteedError(confidence, kind, float(target), 1 - self.delta, *point)
+                    reached.append(one)
+        return reached
 
     def _of(
         self, confidences: Mapping[str, np.ndarray], wrong: Mapping[str, np.ndarray]

@@ -22,6 +22,7 @@ _STYLES: dict[str, dict[str, Any]] = {
 }
 _INK = "#2b2f36"
 _FAINT = "#d9dde3"
+_COLORS = ("#0b6fb8", "#c2571a", "#2e8b57", "#7b4fa3", "#7f8ea3")
 _BEST = {"loss": min, "accuracy": max}
 _LOG_RATIO = 50.0  # a loss that falls by more than this is shown on a logarithmic axis
 
@@ -54,7 +55,7 @@ def learning_curve(
     panels = {metric: curves for metric in metrics if (curves := _curves(rows, metric))}
     if not panels:
         raise ValueError(f"the history has no value of {' or '.join(metrics)}")
-    figure = _figure(5.6 * len(panels), 3.8)
+    figure = _figure(4.6 * len(panels), 3.4)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (metric, curves) in zip(axes, panels.items(), strict=True):
         _draw(axis, metric, curves)
@@ -72,7 +73,8 @@ def time_constants(
 ) -> Path:
     """Draws the time constants of a time-adaptive network over one sequence.
 
-    Above, the inputs; below, a row per unit (the quick ones on top) and a column per time step,
+    Above, the inputs; in the middle, the median over the units and the range from the 10th to the
+    90th percentile; below, a row per unit (the quick ones on top) and a column per time step,
     bright where the unit follows its input within a few steps and dark where it holds its state.
 
     Args:
@@ -97,13 +99,19 @@ def time_constants(
             "positive"
         )
     order = np.argsort(np.median(constants, axis=0))
-    figure = _figure(8.4, 4.8)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2.6))
+    figure = _figure(7.6, 5.8)
+    above, middle, below = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 2.2))
     if signal.shape[1] > 8:
         signal = signal.mean(1, keepdims=True)
     above.plot(signal, linewidth=1.3, color=_INK if signal.shape[1] == 1 else None)
     above.set_ylabel("input", fontsize=11, color=_INK)
     _plain(above)
+    steps, ranked = np.arange(len(constants)), np.percentile(constants, [10, 50, 90], axis=1)
+    middle.fill_between(steps, ranked[0], ranked[2], color=_COLORS[0], alpha=0.2, linewidth=0)
+    middle.plot(steps, ranked[1], color=_COLORS[0], linewidth=1.6)
+    middle.set_yscale("log")
+    middle.set_ylabel("time constant,\nsteps", fontsize=10, color=_INK)
+    _plain(middle)
     low, high = np.percentile(constants, [1, 99])
     image = below.imshow(
         constants[:, order].T,
@@ -119,9 +127,11 @@ def time_constants(
     bar = figure.colorbar(image, ax=below, pad=0.01)
     bar.set_label("time constant, steps", fontsize=10, color=_INK)
     bar.ax.tick_params(colors=_INK, labelsize=9)
-    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    wide = ranked[2].max() > 30 * ranked[0].min()  # more than the panel has room for
+    for scale, subs in ((bar.ax.yaxis, (1, 2, 5)), (middle.yaxis, (1, 3) if wide else (1, 2, 5))):
+        scale.set_major_locator(LogLocator(subs=subs))
+        scale.set_major_formatter(StrMethodFormatter("{x:g}"))
+        scale.set_minor_formatter(NullFormatter())
     if title:
         figure.suptitle(title, fontsize=13, fontweight="bold", color=_INK)
     return _save(figure, path)
@@ -129,7 +139,6 @@ def time_constants(
 
 Runs = Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]]
 Scores = Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]
-_COLORS = ("#0b6fb8", "#c2571a", "#2e8b57", "#7b4fa3", "#7f8ea3")
 
 
 def comparison(
@@ -162,6 +171,7 @@ def comparison(
         if level:
             axis.axhline(level[1], color=_INK, linewidth=0.8, linestyle=":", label=level[0])
         axis.set_yscale("log")
+        _plain_decade(axis)
         axis.set_title(title, fontsize=11, color=_INK, loc="left")
         axis.set_xlabel(xlabel, fontsize=11, color=_INK)
         _plain(axis)
@@ -219,68 +229,6 @@ def scores(panels: Scores, path: str | os.PathLike[str], *, xlabel: str) -> Path
     return _save(figure, path)
 
 
-def front(
-    panels: Mapping[str, Mapping[str, tuple[float, float, float]]],
-    path: str | os.PathLike[str],
-    *,
-    ylabel: str,
-) -> Path:
-    """Draws a score against several costs, a panel per cost, a numbered dot per model.
-
-    The line joins the models that no other one beats in both cost and score.
-
-    Args:
-      panels: cost, then model (the same in all), to (cost, score, deviation of the score); costs
-        are positive.
-      path: the PNG file to write; its folder is made if need be.
-      ylabel: what the score is.
-
-    Returns:
-      ``path``.
-    """
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    figure = _figure(6.0 * len(panels), 5.0)
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    # Names beside the dots would lie on each other wherever models are alike.
-    numbers = {name: i for i, name in enumerate(next(iter(panels.values())), start=1)}
-    for axis, (cost, models) in zip(axes, panels.items(), strict=True):
-        best = pareto({name: (x, y) for name, (x, y, _) in models.items()})
-        joined = sorted(models[name][:2] for name in best)
-        axis.plot(*zip(*joined, strict=True), color=_FAINT, linewidth=2.0, zorder=1)
-        for name, (x, y, deviation) in models.items():
-            color = _COLORS[0] if name in best else _COLORS[-1]
-            label = f"{numbers[name]}  {name}"
-            axis.errorbar(
-                x, y, yerr=deviation, fmt="o", color=color, capsize=2, markersize=5, label=label
-            )
-            axis.annotate(
-                str(numbers[name]), (x, y), (6, 4), textcoords="offset points", color=_INK
-            )
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.margins(x=0.1)
-        axis.set_xlabel(cost, fontsize=11, color=_INK)
-        _plain(axis)
-    axes[0].set_ylabel(ylabel, fontsize=11, color=_INK)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, ncols=4, loc="outside lower center", fontsize=9)
-    return _save(figure, path)
-
-
-def pareto(models: Mapping[str, tuple[float, float]]) -> set[str]:
-    """Returns the models, given as (cost, score), that no other one equals or beats in both."""
-
-    def beaten(name: str) -> bool:
-        cost, score = models[name]
-        others = (models[other] for other in models if other != name)
-        return any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in others)
-
-    return {name for name in models if not beaten(name)}
-
-
 def _figure(width: float, height: float) -> Any:
     """Returns an empty white figure of that size in inches, with a canvas of its own."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -296,10 +244,26 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: str | os.PathLike[str]) -> Path:
+    from PIL import Image
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.canvas.print_png(str(path))
+    figure.canvas.draw()
+    # A palette is a third of the size; 200 colours lose nothing that can be seen.
+    image = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
+    image.quantize(200, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
     return path
+
+
+def _plain_decade(axis: Any) -> None:
+    """Labels 1, 2, 3 and 5 on a logarithmic axis of little more than a decade."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_ylim()
+    if high < 20 * low:
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _plain(axis: Any) -> None:

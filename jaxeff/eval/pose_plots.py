@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from jaxeff.affine.orientation import OrientationModes
 from jaxeff.affine.poses import euler_matrix
 from jaxeff.affine.resampling import Transform, resample
 from jaxeff.eval.plots import _COLORS, _FAINT, _INK, _figure, _plain, _save
@@ -36,13 +38,19 @@ def rendered(voxels: np.ndarray) -> np.ndarray:
 
 
 def image_grid(
-    rows: Mapping[str, np.ndarray], path: str | os.PathLike[str], *, title: str | None = None
+    rows: Mapping[str, np.ndarray],
+    path: str | os.PathLike[str],
+    *,
+    columns: Sequence[str] = (),
+    title: str | None = None,
 ) -> Path:
     """Draws rows of images, each with its name on the left.
 
     Args:
-      rows: ``[columns, rows, columns, 1]`` images, or voxels with one axis more, in [0, 1].
+      rows: ``[columns, rows, columns, 1]`` images, or voxels with one axis more, in [0, 1]; pixels
+        that are NaN are left out.
       path: the PNG file to write.
+      columns: a name above each column, such as the value of a code; none if empty.
       title: heading of the picture.
 
     Returns:
@@ -50,39 +58,50 @@ def image_grid(
     """
     count = max(len(images) for images in rows.values())
     figure = _figure(1.6 + 0.75 * count, 0.5 + 0.8 * len(rows))
+    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04, wspace=0.02)
     axes = figure.subplots(len(rows), count, squeeze=False)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
-        flat = rendered(images) if images.ndim == 5 else images[..., 0]
+        flat = rendered(np.nan_to_num(images)) if images.ndim == 5 else images[..., 0]
         for number, axis in enumerate(line):
             axis.set_xticks([])
             axis.set_yticks([])
             for spine in axis.spines.values():
                 spine.set_color(_FAINT)
             if number < len(flat):
+                axis.set_facecolor(_FAINT)  # shows where a pixel is left out
                 axis.imshow(flat[number], cmap="gray_r", vmin=0, vmax=1)
         label = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 9.5, "color": _INK}
         line[0].set_ylabel(name, **label)
+    for axis, name in zip(axes[0], columns, strict=False):
+        axis.set_title(name, fontsize=9.5, color=_INK)
     if title:
         figure.suptitle(title, fontsize=12, fontweight="bold", color=_INK)
     return _save(figure, path)
 
 
 def angle_histograms(
-    angles: Mapping[str, np.ndarray], path: str | os.PathLike[str], *, title: str | None = None
+    angles: Mapping[str, np.ndarray],
+    path: str | os.PathLike[str],
+    *,
+    modes: Mapping[str, OrientationModes] | None = None,
+    title: str | None = None,
+    conclusion: str = "",
 ) -> Path:
-    """Draws how angles in (-pi, pi] are distributed, a circle per name, sign and all.
+    """Draws the distribution of angles in (-pi, pi], a circle per name.
 
     Args:
       angles: name to angles in radians.
       path: the PNG file to write.
+      modes: directions to mark, and their concentration, by name.
       title: heading of the picture.
+      conclusion: a line below the circles.
 
     Returns:
       ``path``.
     """
     columns = min(5, len(angles))
     lines = -(-len(angles) // columns)
-    figure = _figure(2.2 * columns, 2.4 * lines)
+    figure = _figure(1.8 * columns, 2.3 * lines + 0.6)
     edges = np.linspace(-np.pi, np.pi, 37)
     axes = figure.subplots(lines, columns, squeeze=False, subplot_kw={"projection": "polar"})
     for axis in axes.flat[len(angles) :]:
@@ -90,11 +109,20 @@ def angle_histograms(
     for axis, (name, values) in zip(axes.flat, angles.items(), strict=False):
         heights, _ = np.histogram(values, edges)
         axis.bar(edges[:-1], heights, np.diff(edges), align="edge", color=_COLORS[0])
-        axis.set_title(name, fontsize=10, color=_INK)
+        label = name
+        if modes:
+            label += f"\nconcentration {modes[name].concentration:.2f}"
+            ends = [[direction] * 2 for direction in modes[name].directions]
+            for end in ends:
+                axis.plot(end, [0, heights.max()], color=_COLORS[1], linewidth=1.6)
+        axis.set_title(label, fontsize=9.5, color=_INK)
         axis.set_yticks([])
-        axis.set_xticks(np.pi / 2 * np.arange(4), ["0°", "90°", "180°", "-90°"], fontsize=7)
+        axis.set_xticks(np.pi / 2 * np.arange(4), ["0°", "90°", "180°", "-90°"])
+        axis.tick_params(colors=_INK, labelsize=8.5, pad=1)
     if title:
         figure.suptitle(title, fontsize=12, fontweight="bold", color=_INK)
+    if conclusion:
+        figure.supxlabel(textwrap.fill(conclusion, 90), fontsize=10, color=_INK)
     return _save(figure, path)
 
 

@@ -76,7 +76,7 @@ class ExportReport:
             "",
             "Differences are those from the model's outputs on examples; a recurrent step is run "
             "over whole sequences. Times are medians of calls in the format's own runtime, with "
-            "the inputs in place, beside the jitted model's, in turns on this machine.",
+            "inputs in memory, alternating with the jitted model (in brackets) on this machine.",
         ]
         extras = [(row, row.extras) for row in written if row.extras]
         if extras:

@@ -21,7 +21,7 @@ from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Params
 
 CURVE = "learning_curve.png"
-_EXAMPLES = 16  # for warnings about the model
+_EXAMPLES = 16  # for warnings about the model, and to choose one from for a picture
 _LATENCY_MS = 10_000.0  # approximate time budget of a latency measurement
 TIME_CONSTANTS = "time_constants.png"
 
@@ -78,12 +78,28 @@ def inference_cost(experiment: Experiment, params: Params, model_state: Any) -> 
     }
 
 
+def most_varied(inputs: np.ndarray, mask: np.ndarray | None = None) -> int:
+    """Returns the number of the series whose values change most in all.
+
+    Args:
+      inputs: ``[examples, time, features]``.
+      mask: 1 at real steps, ``[examples, time]``; None if all are.
+    """
+    changes = np.abs(np.diff(inputs, axis=1)).sum(-1)
+    return int(np.argmax((changes if mask is None else changes * mask[:, 1:]).sum(-1)))
+
+
 def pictures(experiment: Experiment, workdir: Path, params: Params) -> dict[str, str]:
-    """Plots time constants on the first test example, if any; returns files by name."""
+    """Plots time constants on a test example, if any; returns files by name.
+
+    It is the example whose inputs change most, of the first ones: a constant one shows little.
+    """
     model: Any = experiment.model
     if not getattr(model, "time_adaptive", False) or experiment.dataset.input_dtype != "float32":
         return {}
-    example = experiment.dataset.splits["test"].take(np.arange(1))
+    split = experiment.dataset.splits["test"]
+    first = split.take(np.arange(min(_EXAMPLES, len(split))))
+    example = split.take(np.array([most_varied(first["inputs"], first.get("mask"))]))
     params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
     constants = model.time_constants(params, example["inputs"], example.get("mask"))
     length = int(example["mask"].sum()) if "mask" in example else constants.shape[1]

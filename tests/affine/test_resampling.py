@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxeff.affine import POSES, Transform, compose, inverse, poses, resample
-from jaxeff.affine.resampling import apply, determinant, grid, identity, sample
+from jaxeff.affine.resampling import apply, determinant, grid, identity, reads_inside, sample
 from jaxeff.errors import ConfigError
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "affine.npz")
@@ -188,3 +188,15 @@ def test_singular_transforms_are_one_sentence():
         inverse(Transform(np.ones((4, 4)), np.zeros(4)))
     with pytest.raises(ConfigError, match="takes images"):
         resample(np.zeros((1, 4, 4, 4, 1)), turned(10.0))
+
+
+def test_pixels_read_inside_are_those_of_the_turned_square_and_the_shifted_cube():
+    places = (2 * np.arange(16) + 1) / 16 - 1
+    half = np.sqrt(0.5)
+    turned = Transform(np.array([[[half, -half], [half, half]]]), np.zeros((1, 2)))
+    expected = np.abs(places[:, None]) + np.abs(places) <= np.sqrt(2)
+    np.testing.assert_array_equal(reads_inside((16, 16), turned)[0], expected)
+    # A shift along x, the last axis, by half of half a side hides the last quarter.
+    shifted = Transform(np.eye(3)[None], np.array([[0.5, 0.0, 0.0]]))
+    inside = reads_inside((8, 8, 8), shifted)[0]
+    np.testing.assert_array_equal(inside, np.broadcast_to(np.arange(8) < 6, (8, 8, 8)))

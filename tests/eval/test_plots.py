@@ -139,14 +139,17 @@ def test_time_constants_that_do_not_fit_are_refused(constants, tmp_path):
         plots.time_constants(np.zeros((4, 1)), constants, tmp_path / "b.png")
 
 
-def test_the_front_has_the_models_that_none_beats_in_both():
-    models = {"a": (1.0, 0.5), "b": (2.0, 0.4), "c": (2.0, 0.7), "d": (3.0, 0.7), "e": (9.0, 0.9)}
-    assert plots.pareto(models) == {"a", "c", "e"}
-
-
-def test_a_front_is_drawn_for_every_cost(tmp_path):
-    models = {"small": (1.0, 80.0, 1.0), "large": (10.0, 90.0, 0.5), "poor": (20.0, 85.0, 0.5)}
-    path = plots.front(
-        {"multiply-adds": models, "latency, ms": models}, tmp_path / "x" / "f.png", ylabel="%"
-    )
-    assert path.read_bytes().startswith(b"\x89PNG")
+def test_the_range_of_time_constants_is_that_of_the_units(tmp_path, monkeypatch):
+    seen = []
+    plain = plots._plain
+    monkeypatch.setattr(plots, "_plain", lambda axis: (seen.append(axis), plain(axis)))
+    constants = np.random.default_rng(0).uniform(1, 20, (6, 11))
+    plots.time_constants(np.ones((6, 2)), constants, tmp_path / "b.png")
+    _, middle = seen
+    ranked = np.sort(constants, axis=1)  # of eleven units the 2nd, 6th and 10th
+    np.testing.assert_allclose(middle.get_lines()[0].get_ydata(), ranked[:, 5])
+    (band,) = middle.collections
+    corners = band.get_paths()[0].vertices
+    for step, (low, high) in enumerate(ranked[:, [1, 9]]):
+        at = corners[corners[:, 0] == step, 1]
+        assert (at.min(), at.max()) == pytest.approx((low, high))

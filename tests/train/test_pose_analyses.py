@@ -8,9 +8,10 @@ import optax
 import pytest
 
 from jaxeff.affine import Transform
+from jaxeff.affine.orientation import circular_variance
 from jaxeff.affine.poses import rotation_matrix
 from jaxeff.analyses import ANALYSES, TrainingResult
-from jaxeff.analyses.poses import AutoencoderPredictor, circular_variance
+from jaxeff.analyses.poses import AutoencoderPredictor
 from jaxeff.data.posed import PosedSplit
 from jaxeff.errors import ConfigError
 from jaxeff.eval import pose_plots
@@ -103,6 +104,9 @@ def test_angles_of_the_data_and_found_ones_add_up_to_the_orientation(found_as_to
     assert wanted["0"] == pytest.approx(0)
     assert wanted["1"] > 0.5
     assert found["circular_variance_of_axis"]["1"] == pytest.approx(0, abs=1e-5)
+    assert found["conclusion"].startswith(
+        "No preferred orientation: all 3 classes"
+    )  # three images of each
     data = circular_variance(angles_of(batch))
     assert found["circular_variance_of_data"] == pytest.approx(data, abs=1e-5)
     turned = np.exp(1j * drawn["angles"]["all"])
@@ -121,12 +125,32 @@ def test_pictures_are_of_canonical_poses_and_of_the_codes_that_vary_most(found_a
     predict = AutoencoderPredictor(built)
     seen = predict(inputs)
     order = np.argsort(-seen["mean"].var(0))
-    assert list(drawn["traversals"]) == [f"z{number}" for number in order]
-    for number in order:
+    variances = seen["mean"].var(0)
+    labels = [f"z{number}, variance {variances[number]:.2f}" for number in order]
+    assert list(drawn["traversals"]) == labels
+    for label, number in zip(labels, order, strict=True):
         code = seen["mean"][:1].copy()
         code[0, number] = -2
-        images = drawn["traversals"][f"z{number}"]
+        images = drawn["traversals"][label]
         np.testing.assert_allclose(images[:1], predict.decoded(code), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_pixels_that_the_loss_does_not_see_are_left_out(found_as_told, tmp_path):
+    built, tell, drawn = found_as_told
+    tell(np.full(9, np.pi / 4))
+    ANALYSES.build({"name": "reconstructions", "images": 3}, "a")(built, tmp_path)
+    places = (2 * np.arange(8) + 1) / 8 - 1
+    # A square turned by half a right angle.
+    hidden = np.abs(places[:, None]) + np.abs(places) > np.sqrt(2)
+    for row in ("canonical pose", "canonical\nreconstruction"):
+        images = drawn["reconstructions"][row]
+        assert images.shape == (3, 8, 8, 1)
+        np.testing.assert_array_equal(np.isnan(images[..., 0]), np.tile(hidden, (3, 1, 1)))
+    for images in drawn["traversals"].values():
+        np.testing.assert_array_equal(np.isnan(images[..., 0]), np.tile(hidden, (9, 1, 1)))
+    for row in ("input", "reconstruction"):
+        assert np.isfinite(drawn["reconstructions"][row]).all()
 
 
 @pytest.mark.slow
