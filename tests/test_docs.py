@@ -54,7 +54,8 @@ images = np.random.default_rng(0).integers(0, 256, (3, 8, 8)).astype(np.uint8)
 image = images[0]
 shapes = {"weight_ih_l0": (512, 1), "weight_hh_l0": (512, 128), "bias_ih_l0": (512,)}
 shapes |= {"bias_hh_l0": (512,), "head.weight": (10, 128), "head.bias": (10,)}
-save_file({name: np.ones(shape, np.float32) for name, shape in shapes.items()}, "theirs.safetensors")
+theirs = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+save_file(theirs, "theirs.safetensors")
 """,
     "report.md": RUN.format(folder="runs/my_run"),
 }
