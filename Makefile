@@ -73,11 +73,12 @@ compile-check:
 export-table: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/export_table.py $(ARGS)
 
-# The documentation as a site in build/site; warnings are errors.
+# The documentation as a site in build/site; warnings and broken links are errors.
 site: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	$(BIN)/python docs/links.py build/site
 
-# Executes the notebooks; ARGS=--check writes nothing.
+# Executes the notebooks and writes them with their outputs; ARGS=--check writes nothing.
 notebooks: $(VENV)/.installed-docs
 	$(BIN)/python docs/notebooks/build.py $(ARGS)
 
