@@ -75,8 +75,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "semi_amortised": {
         "search": {**FEW, "starts": 6, "proposals": 2},
         "evaluation": {
-            **{"starts": 0, "proposals": 2, "keep": 1, "method": "align", "steps": 3},
-            "reuse_code": True,
+            **{"starts": 0, "proposals": 2, "apart": 0.5, "keep": 1},
+            **{"method": "align", "steps": 3, "reuse_code": True},
         },
         "proposals": 8,
     },

@@ -43,6 +43,8 @@ class Search:
       starts: number of random initial poses; a discrete family uses all its elements instead.
       spread: whether initial poses are evenly spaced instead of random.
       proposals: number of additional poses from the model's proposal head, if it has one.
+      apart: least squared distance of the transforms of an image's proposals: of nearer ones the
+        likeliest alone is taken, while there are others; 0 takes the likeliest.
       keep: number of best poses per image that are refined; 0 refines all.
       method: "adam", "gauss_newton" (damped), "align" (Gauss-Newton with the code fixed) or
         "screen" (no refinement).
@@ -60,6 +62,7 @@ class Search:
     starts: int = 40
     spread: bool = False
     proposals: int = 0
+    apart: float = 0.0
     keep: int = 0
     method: str = "adam"
     steps: int = 20
@@ -78,7 +81,7 @@ class Search:
             value = getattr(self, field)
             if not isinstance(value, numbers.Integral) or isinstance(value, bool):
                 raise ConfigError(f"search.{field} must be a whole number, not {value!r}")
-        for field in ("learning_rate", "damping"):
+        for field in ("learning_rate", "damping", "apart"):
             value = getattr(self, field)
             if not isinstance(value, numbers.Real) or not 0 <= float(value) < math.inf:
                 raise ConfigError(f"search.{field} must be a finite number from 0, not {value!r}")

@@ -239,6 +239,26 @@ def test_outputs_of_the_aligned_code_have_the_loss_that_was_found():
     assert not np.allclose(code, own, atol=1e-4)  # it is that of the start
 
 
+@pytest.mark.parametrize(
+    ("count", "apart", "expected"),
+    [
+        (3, 0.0, [0.0, 0.05, 0.1]),
+        (2, 0.3, [0.0, 3.0]),
+        (3, 0.3, [0.0, 3.0, 1.0]),
+        (4, 0.3, [0.0, 3.0, 1.0, 0.05]),  # no other is far: the likeliest of the near ones
+        (9, 0.3, [0.0, 3.0, 1.0, 0.05, 0.1]),
+    ],
+)
+def test_proposals_that_are_near_a_likelier_one_come_last(count, apart, expected):
+    settings = {"starts": 0, "proposals": count, "apart": apart, "method": "screen"}
+    algorithm = build(model={"proposals": 5}, evaluation=settings)
+    proposed = np.float32([[0.0], [0.05], [0.1], [3.0], [1.0]])[None]
+    scores = np.float32([[2.0, 1.5, 1.0, 0.5, 0.0]])
+    algorithm._apply = lambda *_, **__: (jnp.asarray(proposed), jnp.asarray(scores))
+    starts = algorithm.starts({}, jnp.zeros((1, 8, 8, 1)), algorithm.evaluation, None)
+    np.testing.assert_allclose(starts[0, :, 0], expected, atol=1e-6)
+
+
 def test_the_nearest_proposal_is_drawn_to_the_pose_and_its_score_raised():
     algorithm = build()
     proposed = np.tile(np.float32([[0.0], [1.0], [2.0]]), (2, 1, 1))

@@ -29,6 +29,9 @@ from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Carry, Params, PRNGKey
 
+#: More than scores differ by.
+_LAST = 1e4
+
 
 @ALGORITHMS.register("avae")
 class AffineVAE(Algorithm):
@@ -123,8 +126,24 @@ class AffineVAE(Algorithm):
         tiled = jnp.broadcast_to(starts, (inputs.shape[0], *starts.shape))
         if not settings.proposals or not self.model.proposals:
             return tiled
-        proposed, _ = self._apply(variables, inputs, method="propose")
+        proposed, scores = self._apply(variables, inputs, method="propose")
+        if settings.apart:
+            proposed = self._apart(proposed, scores, settings)
         return jnp.concatenate([tiled, proposed[:, : settings.proposals]], 1)
+
+    def _apart(self, proposed: Array, scores: Array, settings: Search) -> Array:
+        """Returns an image's likeliest proposals, those near a likelier one last."""
+        of_rows, of_columns = (jnp.expand_dims(proposed, axis) for axis in (2, 1))
+        far = distance(self.family.transform(of_rows), self.family.transform(of_columns))
+        chosen = []
+        for _ in range(min(settings.proposals, proposed.shape[1])):
+            best = jnp.argmax(scores, 1)[:, None]
+            chosen.append(jnp.take_along_axis(proposed, best[..., None], 1))
+            near = jnp.take_along_axis(far, best[..., None], 1)[:, 0] < settings.apart
+            # Near ones come after all others, and what was chosen is not chosen again.
+            scores = jnp.where(near, scores - _LAST, scores)
+            scores = jnp.where(jnp.arange(scores.shape[1]) == best, -jnp.inf, scores)
+        return jnp.concatenate(chosen, 1)
 
     def find(self, variables: Any, inputs: Array, settings: Search | None = None) -> Array:
         """Returns the poses ``[batch, size]`` of images, by the search of the evaluation."""
