@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 from scan_cases import CASES, in_double, random_mask, results
 
 from jaxeff import ode
@@ -140,6 +141,21 @@ def test_a_cell_too_wide_for_the_memory_of_a_core_is_refused():
 
     with pytest.raises(ConfigError, match=r"a kernel for 8 rows of this cell needs 2[0-9]+ MiB"):
         jax.eval_shape(run, params, xs)
+
+
+def test_kernels_of_gpus_are_lowered_by_triton():
+    cell = ode.LSTM(70)
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 8))
+    xs = jax.ShapeDtypeStruct((4, 24, 8), jnp.float32)
+
+    def loss(params, xs):
+        with platform("gpu"):
+            return jnp.sum(ode.unroll(cell, params, xs, driver="kernel")[1])
+
+    chip = AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=chip)):
+        lowered = jax.jit(jax.grad(loss)).trace(params, xs).lower(lowering_platforms=("cuda",))
+    assert lowered.as_text().count("__gpu$xla.gpu.triton") == 2  # forward and backward
 
 
 def test_what_no_kernel_of_gpus_can_run_is_refused():

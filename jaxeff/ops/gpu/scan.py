@@ -35,6 +35,9 @@ from jaxeff.typing import Array
 ROWS = LEAST
 #: Tiles of matrices that a step may read: the products are written out one by one.
 TILES = 64
+#: Warps of a block with states of up to so many numbers, and of one with wider ones: the registers
+#: of few threads do not hold a wide state.
+NARROW, WARPS_OF_NARROW, WARPS_OF_WIDE = 128, 4, 8
 
 
 def scan_on_chip(
@@ -96,6 +99,8 @@ def scan_on_chip(
         part.result[1],
     )
     in_blocks = functools.partial(jax.tree.map, _rows_spec)
+    width = max(a.shape[-1] for a in jax.tree.leaves(carry))
+    warps = WARPS_OF_NARROW if width <= NARROW else WARPS_OF_WIDE
     run = pl.pallas_call(
         kernel,
         grid=(rows // ROWS,),
@@ -106,7 +111,7 @@ def scan_on_chip(
         ),
         out_specs=in_blocks((start, outputs)),
         out_shape=(jax.tree.map(lambda a: shaped(a, a.shape), start), outputs),
-        compiler_params=triton.CompilerParams(num_warps=4, num_stages=1),
+        compiler_params=triton.CompilerParams(num_warps=warps, num_stages=1),
         interpret=interpret,
     )
     last, ys = run([packed(scalars)] if scalars else [], constants, varying, start, inputs)
