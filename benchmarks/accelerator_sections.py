@@ -131,7 +131,7 @@ def _relative(actual: list[Any], expected: list[Any]) -> float:
 def recurrent_speed(quick: bool, clock: Clock) -> dict[str, Any]:
     """Forward and backward of recurrent layers: the scan, the kernel, Flax, cuDNN and PyTorch."""
     batch, length, width, inputs = (8, 32, 16, 1) if quick else (128, 784, 128, 1)
-    drivers = ["scan"] + ["kernel"] * (jax.default_backend() == "tpu")
+    drivers = ["scan"] + ["kernel"] * (jax.default_backend() != "cpu")
     cells = {"irnn": ode.IRNN(width), "tarnn": ode.TARNN(width), "lstm": ode.LSTM(width)}
     variants: dict[str, Call] = {}
     for dtype in (jnp.float32,) if quick else (jnp.float32, jnp.bfloat16):

@@ -10,7 +10,7 @@ Writes ``results/compile_matrix.json``, a line per config and topology, which
     python benchmarks/compile_matrix.py --missing     # what an interrupted run has not done
 
 A line that does not compile keeps the sentence of its error, and makes the exit status 1, as does
-a collective in a loop over time, more than three all-reduces for a gradient (four on GPUs) where no
+a collective in a loop over time, more than three all-reduces for a gradient where no
 batch statistics are synchronised, or a form for CPUs in the program.
 """
 
@@ -51,8 +51,7 @@ LARGE, SLICE = (*RECURRENT, "images"), "v5e:16x16"
 LARGE_BATCH = "--config.train.batch_size=256"
 #: And these for the other kinds of device.
 EVERYWHERE, OTHERS = ("irnn", "tarnn", "images"), ("v5p:2x2x1", "h200:8")
-#: For a gradient; XLA combines less of what is exchanged by GPUs.
-MOST_ALL_REDUCES, MOST_ON_GPUS = 3, 4
+MOST_ALL_REDUCES = 3  # for a gradient
 GRADIENTS = {"dcl": 2}  # in a step that looks for sharpness
 EXCHANGED = ("in_loops_over_time", "per_step", "bytes_per_step", "estimated_seconds")
 
@@ -131,7 +130,7 @@ def complaints(name: str, line: dict[str, Any]) -> list[str]:
         wrong.append(f"forms for CPUs are in the program: {', '.join(line['cpu_forms'])}")
     config = name.partition(",")[0]
     local = name.endswith("local statistics") or config in RECURRENT
-    most = (MOST_ON_GPUS if ", h" in name else MOST_ALL_REDUCES) * GRADIENTS.get(config, 1)
+    most = MOST_ALL_REDUCES * GRADIENTS.get(config, 1)
     if local and line["all_reduces"] > most:
         wrong.append(f"{line['all_reduces']} all-reduces, more than {most}")
     return wrong

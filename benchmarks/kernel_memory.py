@@ -34,11 +34,11 @@ def device_of(topology: str) -> NamedSharding:
     return NamedSharding(Mesh(bench.topology(topology).devices[:1], ("data",)), PartitionSpec())
 
 
-def gradient(cell, driver):
-    """Returns the loss and its gradients in the parameters, traced for a TPU."""
+def gradient(cell, driver, kind="tpu"):
+    """Returns the loss and its gradients in the parameters, traced for a kind of device."""
 
     def loss(params, xs):
-        with platform("tpu"):
+        with platform(kind):
             _, y = unroll(cell, params, xs, driver=driver, return_sequence=False)
         return jnp.mean(jnp.square(y.astype(jnp.float32)))
 

@@ -101,3 +101,28 @@ def kernels() -> str:
     ]
     header = ["cell", "width", "type", "topology", "VMEM forward, MiB", "backward", "passes"]
     return table([*header, "HBM by kernels, MiB", "by the scan"], rows)
+
+
+def gpu_kernels() -> str:
+    """Returns a row per cell, width and type: what the recurrent kernels take of a GPU."""
+    rows = []
+    for entry in read("gpu_kernels")["entries"]:
+
+        def both(field: str, scale: int = 1, entry=entry) -> str:
+            values = (entry[way][field] / scale for way in ("forward", "backward"))
+            return " / ".join(f"{value:,.0f}" for value in values)
+
+        rows.append(
+            [
+                entry["cell"],
+                str(entry["width"]),
+                entry["dtype"],
+                both("registers"),
+                both("spilled_bytes"),
+                both("shared_bytes", 2**10),
+                str(entry["forward"]["blocks"]),
+                *(f"{entry[f'{by}_temp_bytes'] / 2**20:,.0f}" for by in ("kernel", "scan")),
+            ]
+        )
+    header = ["cell", "width", "type", "registers per thread", "spilled, bytes", "shared, KiB"]
+    return table([*header, "blocks", "memory by kernels, MiB", "by the scan"], rows)

@@ -304,6 +304,8 @@ TABLES = {
     "input conditions": input_tables.conditions,
     "kernel memory": accelerators.kernels,
     "kernel memory conditions": lambda: conditions("kernel_memory"),
+    "gpu kernels": accelerators.gpu_kernels,
+    "gpu kernels conditions": lambda: conditions("gpu_kernels"),
     "calibration conditions": lambda: conditions("calibration"),
     "distilled": hardness.distilled,
     "distilled images": hardness.distilled_images,

@@ -155,7 +155,8 @@ def reads_inside(shape: tuple[int, ...], transform: Transform) -> np.ndarray:
     matrix, shift = (np.asarray(part) for part in transform)
     points = grid(shape).reshape(1, -1, len(shape))
     places = apply(Transform(matrix, shift), points)
-    return (np.abs(places) <= 1).all(-1).reshape(len(matrix), *shape)
+    inside: np.ndarray = (np.abs(places) <= 1).all(-1).reshape(len(matrix), *shape)
+    return inside
 
 
 def resample(images: Any, transform: Transform, xp: Any = jnp) -> Any:

@@ -174,13 +174,15 @@ def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Returns the common area of every two boxes, ``[boxes, others]``."""
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    return np.prod(np.maximum(high - low, 0), -1)
+    areas: np.ndarray = np.prod(np.maximum(high - low, 0), -1)
+    return areas
 
 
 def _distances(boxes: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Returns the distance of every box from every point, ``[boxes, points]``."""
     low, high = boxes[:, None, :2] - points, points - boxes[:, None, 2:]
-    return np.linalg.norm(np.maximum(np.maximum(low, high), 0), axis=-1)
+    distances: np.ndarray = np.linalg.norm(np.maximum(np.maximum(low, high), 0), axis=-1)
+    return distances
 
 
 def _along(line: np.ndarray, step: float) -> np.ndarray:

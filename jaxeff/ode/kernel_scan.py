@@ -9,7 +9,8 @@ element-wise are kept in single precision between them.
 from __future__ import annotations
 
 import functools
-from typing import Any
+import importlib
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +19,41 @@ from jaxeff.ode.activations import Blocks
 from jaxeff.ode.fused import Form, FusedCell, Kernels, fused_step, unrolled_inner_steps
 from jaxeff.ode.fused_backward import add, rebuild, shared_backward, step_backward, transposes
 from jaxeff.ode.fused_scan import FusedOptions, Inputs
+from jaxeff.ops.platforms import platform
 from jaxeff.ops.precision import narrowed, widened
-from jaxeff.ops.tpu.scan import scan_on_chip
+from jaxeff.ops.wide_products import multiplied_in_parts
 from jaxeff.typing import Array, Dtype
+
+
+class KernelTarget(NamedTuple):
+    """What a kernel is made for.
+
+    Attributes:
+      kind: "tpu" or "gpu".
+      interpret: whether to run the kernel's operations one by one, on any platform.
+    """
+
+    kind: str
+    interpret: bool
+
+    def scan(self, *args: Any, **options: Any) -> tuple[Any, Any]:
+        """Scans blocks of steps by such a kernel; see `jaxeff.ops.tpu.scan.scan_on_chip`."""
+        module = importlib.import_module(f"jaxeff.ops.{self.kind}.scan")
+        with platform(self.kind):  # interpreted kernels too have no forms for CPUs
+            results: tuple[Any, Any] = module.scan_on_chip(
+                *args, interpret=self.interpret, **options
+            )
+            return results
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def scan_in_kernel(
-    interpret: bool, options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs
+    target: KernelTarget, options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs
 ) -> tuple[Any, Array | None]:
     """Runs the steps of inputs ``[blocks, block, ..., features]``.
 
     Args:
-      interpret: whether to run the kernel's operations one by one.
+      target: what the kernel is made for.
       options: static choices; ``store`` is not read.
       kernels: what ``cell.prepare`` returned.
       state: the state before the first step ``[..., width]``.
@@ -39,11 +62,11 @@ def scan_in_kernel(
     Returns:
       the last state, and the outputs in blocks like the inputs', or None.
     """
-    return _run(interpret, options, kernels, state, inputs, store=False)[:2]
+    return _run(target, options, kernels, state, inputs, store=False)[:2]
 
 
 def _run(
-    interpret: bool,
+    target: KernelTarget,
     options: FusedOptions,
     kernels: Kernels,
     state: Any,
@@ -53,25 +76,24 @@ def _run(
     """Returns the last state and the outputs; and the states before the steps and their ``t``."""
     cell, x = options.cell, inputs.x
     inputs, start = _one_batch_axis(inputs, 2), _one_batch_axis(state, 0)
-    form, dtype = _in_kernel(cell, start)
+    inside, form, dtype = _in_kernel(cell, start)
     projected = jax.vmap(jax.vmap(functools.partial(cell.project, kernels)))(*inputs[:2])
     half = jax.eval_shape(cell.output, start), start
 
     def step(kernels: Kernels, steps: Any, state: Any, x: Any) -> tuple[Any, Any]:
         projected, mask = x
-        new, t = fused_step(cell, kernels, state, projected, steps, form)
+        new, t = fused_step(inside, kernels, state, projected, steps, form)
         new = _keep(mask, new, state)
         y, before = narrowed((cell.output(new), state), half)
         kept = (before, tuple(a.astype(dtype) for a in t)) if store else None
         return new, (y if options.sequence else None, kept)
 
-    last, (ys, kept) = scan_on_chip(
+    last, (ys, kept) = target.scan(
         step,
         _wide_coefficients(kernels),
         inputs.known.steps,
         widened(start),
         (projected, _as_numbers(inputs.mask)),
-        interpret=interpret,
     )
     last = _like(narrowed(last, start), state)
     if ys is not None:
@@ -80,20 +102,20 @@ def _run(
 
 
 def _forward(
-    interpret: bool, options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs
+    target: KernelTarget, options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs
 ) -> tuple[tuple[Any, Array | None], Any]:
-    last, ys, kept = _run(interpret, options, kernels, state, inputs, store=True)
+    last, ys, kept = _run(target, options, kernels, state, inputs, store=True)
     return (last, ys), (kernels, state, inputs, kept)
 
 
 def _backward(
-    interpret: bool, options: FusedOptions, residuals: Any, cotangents: Any
+    target: KernelTarget, options: FusedOptions, residuals: Any, cotangents: Any
 ) -> tuple[Kernels, Any, Inputs]:
     kernels, state, inputs, (before, t) = residuals
     cell, shared = options.cell, inputs
     inputs, start = _one_batch_axis(inputs, 2), _one_batch_axis(state, 0)
     d_last, d_ys = _one_batch_axis(cotangents[0], 0), _one_batch_axis(cotangents[1], 2)
-    (form, dtype), steps = _in_kernel(cell, start), inputs.known.steps
+    (inside, form, dtype), steps = _in_kernel(cell, start), inputs.known.steps
     first = jax.tree.map(lambda a: a[0, 0], inputs[:2])
     projected = jax.eval_shape(functools.partial(cell.project, kernels), *first)
     has_coefficients = bool(jax.tree.leaves(kernels.coefficients))
@@ -102,7 +124,7 @@ def _backward(
         (before, t), d_y, mask = widened(x)
         rows = t[0].shape[1]
         zeros = tuple(jnp.zeros((rows, p.shape[-1]), t[0].dtype) for p in projected)
-        pulls = transposes(cell, kernels, before, zeros, form)
+        pulls = transposes(inside, kernels, before, zeros, form)
         if d_y is not None:
             d_state = add(d_state, pulls.output(d_y)[0])
         _, states = rebuild(cell, kernels.coefficients, before, t, steps, form)
@@ -116,14 +138,13 @@ def _backward(
         d_a = tuple(a.astype(dtype) for a in d_a)
         return d_start, (d_a, narrowed(d_new, start) if has_coefficients else None)
 
-    d_start, (d_a, d_new) = scan_on_chip(
+    d_start, (d_a, d_new) = target.scan(
         step,
         _wide_coefficients(kernels),
         steps,
         widened(d_last),
         ((before, t), d_ys, _as_numbers(inputs.mask)),
         reverse=True,
-        interpret=interpret,
     )
 
     plain = Form(cell.preactivation, unrolled_inner_steps)
@@ -147,16 +168,36 @@ def _backward(
 scan_in_kernel.defvjp(_forward, _backward)
 
 
-def _in_kernel(cell: FusedCell, start: Any) -> tuple[Form, Dtype]:
-    """Returns how a step is written in a kernel, all but its products wide, and their type."""
+class _CellInKernel:
+    """A cell in a kernel: what a step multiplies is its state and its start, as they are."""
+
+    def __init__(self, cell: FusedCell):
+        self._cell = cell
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cell, name)
+
+    def hidden(self, state: Any, start: Any) -> tuple[Any, Any]:
+        return state, start
+
+
+def _in_kernel(cell: FusedCell, start: Any) -> tuple[Any, Form, Dtype]:
+    """Returns a cell in a kernel, how its step is written, and the type of its products.
+
+    All but the products is wide. What the cell multiplies is made of the state in the
+    pre-activation, so that both are one linear function, and state arrays that the cell joins are
+    multiplied one by one.
+    """
     dtype = jax.eval_shape(cell.hidden, start, start).dtype
 
-    def preactivation(kernels: Any, hidden: Array, projected: Blocks) -> Blocks:
-        hidden, projected = jax.tree.map(lambda a: a.astype(dtype), (hidden, projected))
+    def from_state(kernels: Any, states: tuple[Any, Any], projected: Blocks) -> Blocks:
+        hidden = cell.hidden(*states).astype(dtype)
+        projected = jax.tree.map(lambda a: a.astype(dtype), projected)
         wide: Blocks = widened(cell.preactivation(kernels, hidden, projected))
         return wide
 
-    return Form(preactivation, unrolled_inner_steps, lambda t: t), dtype
+    form = Form(multiplied_in_parts(from_state), unrolled_inner_steps, lambda t: t)
+    return _CellInKernel(cell), form, dtype
 
 
 def _wide_coefficients(kernels: Kernels) -> Kernels:

@@ -56,10 +56,11 @@ def unroll(
         derivatives; "auto" is "fused" for a `FusedCell` that keeps what that class demands of
         it, else "remat", and within ``jaxeff.ops.platform("reference")`` left to JAX too.
       driver: what runs the steps. "scan" is a loop that XLA compiles, for any cell and platform;
-        "kernel" is one Pallas kernel each way, which keeps the state and the recurrent kernels of a
-        `FusedCell` in a TPU's vector memory, with the backward pass "fused" and first derivatives;
-        "interpreted" runs that kernel's operations one by one on any platform, which is slow and
-        there to check it.
+        "kernel" is one Pallas kernel each way for a `FusedCell`, which keeps the state and the
+        recurrent kernels in a TPU's vector memory, or the state in a GPU's registers, with the
+        backward pass "fused" and first derivatives; "interpreted" runs that kernel's operations one
+        by one on any platform (those of GPUs where `jaxeff.ops.platform` says so, else those of
+        TPUs), which is slow and there to check it.
       block_size: time steps per block; 16 if None.
       reverse: run from the last step to the first; outputs stay at their inputs' positions.
 
@@ -121,11 +122,10 @@ def _require_kernel(driver: str, backward: str, departure: str, xs: Array) -> No
         raise ConfigError(
             f"driver={driver!r} is compiled for one shape of inputs, not {xs.shape}; take 'scan'"
         )
-    platform = current_platform()
-    if driver == "kernel" and platform in ("cpu", "gpu"):
+    if driver == "kernel" and current_platform() == "cpu":
         raise ConfigError(
-            f"driver='kernel' is compiled for TPUs, and this is a {platform.upper()}; take 'scan', "
-            "or 'interpreted' to check the kernel"
+            "driver='kernel' is compiled for TPUs and GPUs, and this is a CPU; take 'scan', or "
+            "'interpreted' to check the kernel"
         )
 
 
@@ -135,9 +135,10 @@ def _driver(backward: str, driver: str, xs: Array) -> Callable[..., tuple[Any, A
         return scan_blocks_plainly
     if driver == "scan" or not xs.size:  # an empty batch has no blocks
         return scan_blocks
-    from jaxeff.ode.kernel_scan import scan_in_kernel  # Pallas takes half a second to import
+    from jaxeff.ode.kernel_scan import KernelTarget, scan_in_kernel  # Pallas is slow to import
 
-    return functools.partial(scan_in_kernel, driver == "interpreted")
+    kind = "gpu" if current_platform() == "gpu" else "tpu"
+    return functools.partial(scan_in_kernel, KernelTarget(kind, driver == "interpreted"))
 
 
 def _in_blocks(

@@ -11,7 +11,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
+
+from jaxeff.errors import ConfigError
+from jaxeff.typing import Array
+
+Step = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
 
 CONSTANT, SHARED, INDEXED, LATE = range(4)
 
@@ -80,6 +86,81 @@ def split(
         tuple(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in arrays),
         shape,
     )
+
+
+def split_step(
+    step: Step, shared: Any, indexed: Any, carry: Any, xs: Any, rows: int
+) -> SplitFunction:
+    """Splits the step of a scan over blocks of steps, for so many rows of the batch.
+
+    Args:
+      step: ``carry, y = step(shared, indexed, carry, x)``.
+      shared: tree of arrays that all steps read.
+      indexed: tree of arrays ``[blocks, block, batch, width]``.
+      carry: tree of arrays ``[batch, width]``.
+      xs: tree of arrays ``[blocks, block, ..., batch, width]``.
+      rows: size of the batch in the step.
+    """
+
+    def of_one_step(a: Any) -> jax.ShapeDtypeStruct:
+        return shaped(a, (*a.shape[2:-2], rows, a.shape[-1]))
+
+    first = jax.tree.map(lambda a: shaped(a, (rows, *a.shape[1:])), carry)
+    known, x = jax.tree.map(of_one_step, (indexed, xs))
+    return split(lambda s, i, late: step(s, i, *late), shared, known, (first, x))
+
+
+def arrays_before(parts: SplitFunction, shared: Any, indexed: Any) -> list[Array]:
+    """Returns the arrays that a loop reads, those of every step with the axes of the steps.
+
+    Args:
+      parts: the body of the loop.
+      shared: its first argument.
+      indexed: its second argument of all steps ``[blocks, block, ...]``.
+
+    Raises:
+      ConfigError: they are none that a kernel can read.
+    """
+    if not any(parts.indexed):
+        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape[2:], a.dtype), indexed)
+        arrays = parts.before(shared, nothing)
+    else:
+        axes = [0 if varies else None for varies in parts.indexed]
+        over = jax.vmap(parts.before, (None, 0), axes)
+        arrays = jax.vmap(over, (None, 0), axes)(shared, indexed)
+    for kind, varies in zip(parts.shapes, parts.indexed, strict=True):
+        if not jnp.issubdtype(kind.dtype, jnp.floating) or (varies and len(kind.shape) != 2):
+            raise ConfigError(
+                f"no kernel can be made of this cell, which needs {kind.dtype}{list(kind.shape)} "
+                "in every step; take driver='scan'"
+            )
+    return arrays
+
+
+def require_rows_alone(whole: SplitFunction, part: SplitFunction) -> None:
+    """Raises `ConfigError` if what all steps share depends on the size of the batch.
+
+    Args:
+      whole: the body of a loop for the batch.
+      part: the same for a part of its rows.
+    """
+    for a, b, varies in zip(whole.shapes, part.shapes, whole.indexed, strict=True):
+        if a.shape != b.shape and not varies:
+            raise ConfigError(
+                "no kernel can be made of this cell, whose coefficients have an axis of the batch; "
+                "take driver='scan'"
+            )
+
+
+def packed(scalars: list[Array]) -> Array:
+    """Returns numbers as one vector, of single precision at least as scalar memory demands."""
+    wide = any(a.dtype == jnp.float64 for a in scalars)
+    return jnp.stack([a.astype(jnp.float64 if wide else jnp.float32) for a in scalars])
+
+
+def shaped(a: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """Returns the description of an array of another shape."""
+    return jax.ShapeDtypeStruct(shape, a.dtype)
 
 
 def _variables(atoms: Any) -> list[Any]:

@@ -1,10 +1,13 @@
 """Recurrent kernels, interpreted, against the scan: the same values and gradients."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 from scan_cases import CASES, in_double, random_mask, results
 
 from jaxeff import ode
@@ -23,24 +26,34 @@ def fused_cells(few):
     return pytest.mark.parametrize("name", marked)
 
 
-def assert_kernel_agrees(cell, arguments, **options):
+def in_kernel(chip, cell, arguments, **options):
+    with platform(chip):
+        return results(cell, arguments, driver="interpreted", **options)
+
+
+def assert_kernel_agrees(chip, cell, arguments, **options):
     expected = results(cell, arguments, **options)
-    actual = results(cell, arguments, driver="interpreted", **options)
+    actual = in_kernel(chip, cell, arguments, **options)
     chex.assert_tree_all_finite(expected)
     chex.assert_trees_all_close(actual, expected, atol=1e-12, rtol=1e-12)
     chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
 
 
+on_chips = pytest.mark.parametrize("chip", ["tpu", "gpu"])
+
+
 @in_double
+@on_chips
 @fused_cells(FEW)
-def test_kernels_agree_with_the_scan(name, example):
+def test_kernels_agree_with_the_scan(name, chip, example):
     cell = CASES[name]
     arguments = example(cell, time=5, batch=(3,))
-    assert_kernel_agrees(cell, arguments, mask=random_mask(5, 3), block_size=2)
+    assert_kernel_agrees(chip, cell, arguments, mask=random_mask(5, 3), block_size=2)
 
 
 @in_double
 @pytest.mark.slow
+@on_chips
 @pytest.mark.parametrize("name", ["gru", "cornn", "irnn_rank"])
 @pytest.mark.parametrize(
     ("time", "batch", "options"),
@@ -50,8 +63,8 @@ def test_kernels_agree_with_the_scan(name, example):
         (7, (2,), {"block_size": 2, "reverse": True}),
     ],
 )
-def test_kernels_agree_for_lengths_and_batches(name, time, batch, options, example):
-    assert_kernel_agrees(CASES[name], example(CASES[name], time=time, batch=batch), **options)
+def test_kernels_agree_for_lengths_and_batches(name, chip, time, batch, options, example):
+    assert_kernel_agrees(chip, CASES[name], example(CASES[name], time=time, batch=batch), **options)
 
 
 @in_double
@@ -60,7 +73,16 @@ def test_batches_are_cut_where_memory_is_short(name, example, monkeypatch):
     cell = CASES[name]
     arguments = example(cell, time=4, batch=(19,))
     monkeypatch.setattr(tpu_scan, "_batch_block", lambda *_: (16, 2**20))
-    assert_kernel_agrees(cell, arguments, mask=random_mask(4, 19), block_size=2)
+    assert_kernel_agrees("tpu", cell, arguments, mask=random_mask(4, 19), block_size=2)
+
+
+@in_double
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gru", "cornn", "irnn_timed_three", "irnn_rank"])
+def test_kernels_of_gpus_take_several_tiles_and_blocks(name, example):
+    cell = dataclasses.replace(CASES[name], features=70)
+    arguments = example(cell, time=4, batch=(19,))
+    assert_kernel_agrees("gpu", cell, arguments, mask=random_mask(4, 19), block_size=2)
 
 
 def errors(actual, exact):
@@ -73,13 +95,14 @@ def errors(actual, exact):
 
 
 @pytest.mark.slow
+@on_chips
 @fused_cells(["irnn_three"])
-def test_half_precision_is_as_near_as_that_of_the_scan(name, example):
+def test_half_precision_is_as_near_as_that_of_the_scan(name, chip, example):
     cell = CASES[name]
     half = example(cell, time=20, batch=(8,), dtype=jnp.bfloat16)
     single = jax.tree.map(lambda a: a.astype(jnp.float32), half)
     exact = results(cell, single)[1:]
-    scanned, kernel = (results(cell, half, driver=d)[1:] for d in ("scan", "interpreted"))
+    scanned, kernel = results(cell, half)[1:], in_kernel(chip, cell, half)[1:]
     chex.assert_trees_all_equal_shapes_and_dtypes(kernel, scanned)
     # Up to chance: roundings of so few numbers differ by some tenths.
     assert 0 < errors(kernel, exact) <= 1.3 * errors(scanned, exact) < 0.07
@@ -96,7 +119,7 @@ class Sorted(ode.Elman):
     ("cell", "options", "sentence"),
     [
         (ode.Elman(4), {"driver": "kernels"}, "driver must be one of scan, kernel, interpreted"),
-        (ode.Elman(4), {"driver": "kernel"}, "compiled for TPUs, and this is a CPU; take 'scan'"),
+        (ode.Elman(4), {"driver": "kernel"}, "compiled for TPUs and GPUs, and this is a CPU"),
         (CASES["irnn_implicit"], {}, "driver='interpreted' needs a FusedCell, but IRNN is not"),
         (ode.Elman(4), {"backward": "remat"}, "has the backward pass 'fused' alone, not 'remat'"),
     ],
@@ -118,6 +141,39 @@ def test_a_cell_too_wide_for_the_memory_of_a_core_is_refused():
 
     with pytest.raises(ConfigError, match=r"a kernel for 8 rows of this cell needs 2[0-9]+ MiB"):
         jax.eval_shape(run, params, xs)
+
+
+def test_kernels_of_gpus_are_lowered_by_triton():
+    cell = ode.LSTM(70)
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 8))
+    xs = jax.ShapeDtypeStruct((4, 24, 8), jnp.float32)
+
+    def loss(params, xs):
+        with platform("gpu"):
+            return jnp.sum(ode.unroll(cell, params, xs, driver="kernel")[1])
+
+    chip = AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=chip)):
+        lowered = jax.jit(jax.grad(loss)).trace(params, xs).lower(lowering_platforms=("cuda",))
+    assert lowered.as_text().count("__gpu$xla.gpu.triton") == 2  # forward and backward
+
+
+def test_what_no_kernel_of_gpus_can_run_is_refused():
+    def shapes(cell):
+        params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 8))
+        return params, jax.ShapeDtypeStruct((32, 8, 8), jnp.float32)
+
+    def run(cell):
+        def steps(params, xs):
+            with platform("gpu"):
+                return ode.unroll(cell, params, xs, driver="interpreted")
+
+        jax.eval_shape(steps, *shapes(cell))
+
+    with pytest.raises(ConfigError, match=r"reads 1024 tiles of 64x64 weights in every step, and"):
+        run(ode.LSTM(1024))
+    with pytest.raises(ConfigError, match=r"needs dot_general of \[16, 1\] and \[1, 1\] in every"):
+        run(ode.Elman(1))
 
 
 def test_programs_of_plain_jax_and_empty_batches_take_the_scan():

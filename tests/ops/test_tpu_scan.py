@@ -7,8 +7,8 @@ import pytest
 
 from jaxeff.errors import ConfigError
 from jaxeff.ops.tpu import scan as tpu_scan
-from jaxeff.ops.tpu.products import summed_wide
 from jaxeff.ops.tpu.scan import scan_on_chip, vmem_bytes
+from jaxeff.ops.wide_products import summed_wide
 
 
 def array(*shape, dtype=jnp.float32):

@@ -194,17 +194,26 @@ def test_shapes_are_those_of_the_topology_too(on_one_device, tmp_path, monkeypat
     assert "tpu_custom_call" in texts[0]
 
 
+#: The package that compiles for a topology, and the kind of its devices.
+ELSEWHERE = {
+    "v5e:2x4": ("libtpu", "aot-tpu", "TPU v5 lite"),
+    "h100:8": ("jax_plugins", "aot-gpu", "NVIDIA H100 80GB HBM3"),
+}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("topology", ELSEWHERE)
 @pytest.mark.parametrize(
     ("name", "driver"), [("irnn", "scan"), ("irnn", "kernel"), ("fptt", "scan")]
 )
-def test_a_step_compiles_for_tpus(name, driver, tmp_path):
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu is not installed; pip install 'jaxeff[aot-tpu]'")
+def test_a_step_compiles_for_accelerators(name, driver, topology, tmp_path):
+    package, extra, kind = ELSEWHERE[topology]
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed; pip install 'jaxeff[{extra}]'")
     config = config_files.load(str(CONFIGS / f"{name}.py"))
     config.model.driver = driver
-    config.devices.topology = "v5e:2x4"
+    config.devices.topology = topology
     report = launch.run(config, tmp_path, "compile")
     few_reductions_outside_of_time(report)
     assert report["extras"]["cpu_forms"] == []
-    assert report["extras"]["topology"]["device_kind"] == "TPU v5 lite"
+    assert report["extras"]["topology"]["device_kind"] == kind

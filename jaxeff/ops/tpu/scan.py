@@ -18,8 +18,16 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxeff.errors import ConfigError
-from jaxeff.ops.split import SplitFunction, split
-from jaxeff.ops.tpu.products import summed_wide
+from jaxeff.ops.split import (
+    SplitFunction,
+    Step,
+    arrays_before,
+    packed,
+    require_rows_alone,
+    shaped,
+    split_step,
+)
+from jaxeff.ops.wide_products import summed_wide
 from jaxeff.typing import Array, Dtype
 
 #: Bytes of vector memory that a kernel may ask for; cores of v5e and v6e have 128 MiB.
@@ -29,8 +37,6 @@ VMEM_RESERVE = 8 * 2**20
 #: Batches are cut at multiples of these rows, the sublanes of a tile in half precision.
 ROWS = 16
 LANES, SUBLANE_BYTES = 128, 32
-
-Step = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
 
 
 def scan_on_chip(
@@ -67,25 +73,20 @@ def scan_on_chip(
     """
     batch = jax.tree.leaves(carry)[0].shape[0]
 
-    def divided(rows: int) -> SplitFunction:
-        """Splits the step of a batch of so many rows."""
-        at = functools.partial(jax.tree.map, lambda a: _one_step(a, rows))
-        first = jax.tree.map(lambda a: _shaped(a, (rows, *a.shape[1:])), carry)
-        return split(lambda s, i, late: step(s, i, *late), shared, at(indexed), (first, at(xs)))
-
+    divided = functools.partial(split_step, step, shared, indexed, carry, xs)
     whole = divided(batch)
-    arrays = _before(whole, shared, indexed)
+    arrays = arrays_before(whole, shared, indexed)
     scalars = [a for a in arrays if a.ndim == 0]
     constants = [a for a, d in zip(arrays, whole.indexed, strict=True) if a.ndim and not d]
     constants = [a[None] if a.ndim == 1 else a for a in constants]
     varying = [a for a, d in zip(arrays, whole.indexed, strict=True) if d]
     blocks, size = jax.tree.leaves(xs)[0].shape[:2]
-    ys = jax.tree.map(lambda a: _shaped(a, (blocks, size, *a.shape)), whole.result[1])
+    ys = jax.tree.map(lambda a: shaped(a, (blocks, size, *a.shape)), whole.result[1])
 
     moving = [*varying, *jax.tree.leaves((xs, ys))]
     rows, needed = _batch_block(batch, constants, jax.tree.leaves(carry), moving)
     part = whole if rows == batch else divided(rows)
-    _require_rows_alone(whole, part)
+    require_rows_alone(whole, part)
 
     def kernel(
         scalars: Any, constants: Any, varying: Any, start: Any, xs: Any, state: Any, ys: Any
@@ -119,13 +120,13 @@ def scan_on_chip(
         grid=(pl.cdiv(batch, rows), blocks),
         in_specs=in_specs,
         out_specs=(in_specs[3], in_blocks(ys)),
-        out_shape=(jax.tree.map(lambda a: _shaped(a, a.shape), carry), ys),
+        out_shape=(jax.tree.map(lambda a: shaped(a, a.shape), carry), ys),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=needed
         ),
         interpret=interpret,
     )
-    last, outputs = run([_packed(scalars)] if scalars else [], constants, varying, carry, xs)
+    last, outputs = run([packed(scalars)] if scalars else [], constants, varying, carry, xs)
     return last, outputs
 
 
@@ -175,34 +176,6 @@ def _tiled_bytes(shape: tuple[int, ...], dtype: Dtype) -> int:
     return math.prod(outer) * rows * columns * item
 
 
-def _before(parts: SplitFunction, shared: Any, indexed: Any) -> list[Array]:
-    """Returns the arrays that the kernel reads, those of every step with the axes of the steps."""
-    if not any(parts.indexed):
-        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape[2:], a.dtype), indexed)
-        arrays = parts.before(shared, nothing)
-    else:
-        axes = [0 if varies else None for varies in parts.indexed]
-        over = jax.vmap(parts.before, (None, 0), axes)
-        arrays = jax.vmap(over, (None, 0), axes)(shared, indexed)
-    for kind, varies in zip(parts.shapes, parts.indexed, strict=True):
-        if not jnp.issubdtype(kind.dtype, jnp.floating) or (varies and len(kind.shape) != 2):
-            raise ConfigError(
-                f"no kernel can be made of this cell, which needs {kind.dtype}{list(kind.shape)} "
-                "in every step; take driver='scan'"
-            )
-    return arrays
-
-
-def _require_rows_alone(whole: SplitFunction, part: SplitFunction) -> None:
-    """Raises `ConfigError` if what all steps share depends on the size of the batch."""
-    for a, b, varies in zip(whole.shapes, part.shapes, whole.indexed, strict=True):
-        if a.shape != b.shape and not varies:
-            raise ConfigError(
-                "no kernel can be made of this cell, whose coefficients have an axis of the batch; "
-                "take driver='scan'"
-            )
-
-
 def _gathered(
     parts: SplitFunction, scalars: Any, constants: Any, varying: Any, i: Any
 ) -> list[Array]:
@@ -217,12 +190,6 @@ def _gathered(
             values.append(scalars[0][packed].astype(kind.dtype))
             packed += 1
     return values
-
-
-def _packed(scalars: list[Array]) -> Array:
-    """Returns numbers as one vector, of single precision at least as scalar memory demands."""
-    wide = any(a.dtype == jnp.float64 for a in scalars)
-    return jnp.stack([a.astype(jnp.float64 if wide else jnp.float32) for a in scalars])
 
 
 def _steps_spec(a: Any, rows: int, blocks: int, reverse: bool) -> pl.BlockSpec:
@@ -241,14 +208,6 @@ def _rows_spec(a: Any, rows: int) -> pl.BlockSpec:
 
 def _origin(ndim: int) -> Callable[..., tuple[int, ...]]:
     return lambda b, t: (0,) * ndim
-
-
-def _one_step(a: Any, rows: int) -> jax.ShapeDtypeStruct:
-    return _shaped(a, (*a.shape[2:-2], rows, a.shape[-1]))
-
-
-def _shaped(a: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, a.dtype)
 
 
 def _read(ref: Any) -> Array:

@@ -24,6 +24,7 @@ from jaxeff.quantize import FakeQuantization
 from jaxeff.registry import Registry, closest
 from jaxeff.train import optim
 from jaxeff.train.algorithms.device_share import starting_carry, whole_carry
+from jaxeff.train.exchange import mean_over_devices
 from jaxeff.train.objectives import Objective, over_devices
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Carry, Params, PRNGKey
@@ -152,8 +153,7 @@ class Algorithm:
           axis_name: of the devices.
           **extra: further arguments of the optimiser's update.
         """
-        if axis_name is not None:
-            grads, model_state = jax.lax.pmean((grads, model_state), axis_name)
+        grads, model_state = mean_over_devices((grads, model_state), axis_name)
         params, opt_state = self.descend(grads, state.opt_state, state.params, **extra)
         return state.replace(
             params=params,

@@ -34,6 +34,7 @@ from jaxeff.registry import closest
 from jaxeff.selective.confidence import class_logits
 from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm
 from jaxeff.train.algorithms.device_share import divisor, starting_carry, step_key, whole_carry
+from jaxeff.train.exchange import mean_over_devices
 from jaxeff.train.objectives import Objective, per_example, weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Params
@@ -170,7 +171,7 @@ class Constrained(Algorithm):
         evaluation, grads = gradient(state.params, duals)
         values, carry, collected, shares = evaluation.aux
         if self.sharpness_radius:
-            uphill = grads if axis_name is None else jax.lax.pmean(grads, axis_name)
+            uphill = mean_over_devices(grads, axis_name)
             _, grads = gradient(ascend(state.params, uphill, self.sharpness_radius), duals)
         duals, metrics = dual_update(duals, evaluation.statistics)
         new = self.apply_gradients(state, grads, collected, axis_name)

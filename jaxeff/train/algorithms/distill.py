@@ -18,6 +18,7 @@ from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm
 from jaxeff.train.algorithms.device_share import divisor, step_key
 from jaxeff.train.algorithms.disk_gate import disk_loss
 from jaxeff.train.algorithms.teacher import Teacher, see
+from jaxeff.train.exchange import mean_over_devices
 from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, PRNGKey
@@ -210,8 +211,7 @@ class Distillation(Algorithm):
         who = tuple(n for n, trained in enumerate((trains_student, trains_gate)) if trained)
         grad_fn = jax.value_and_grad(loss_fn, argnums=who, has_aux=True)
         (_, (values, *changed)), grads = grad_fn(*learners)
-        if axis_name is not None:
-            grads, changed = jax.lax.pmean((grads, changed), axis_name)
+        grads, changed = mean_over_devices((grads, changed), axis_name)
         collected, new_disk_state = changed
         new: dict[str, Any] = {}
         if trains_student:

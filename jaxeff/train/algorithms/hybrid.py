@@ -25,6 +25,7 @@ from jaxeff.train import optim
 from jaxeff.train.algorithms.base import ALGORITHMS, Algorithm
 from jaxeff.train.algorithms.device_share import divisor, step_key
 from jaxeff.train.algorithms.folds import held_out
+from jaxeff.train.exchange import mean_over_devices
 from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Carry, Params, PRNGKey
@@ -258,8 +259,7 @@ class Hybrid(Algorithm):
                 (_, (values, changed, weight)), grads = jax.value_and_grad(
                     self.part_loss, has_aux=True
                 )(state.params[name], name, variables, batch, key, axis_name)
-                if axis_name is not None:
-                    grads, changed = jax.lax.pmean((grads, changed), axis_name)
+                grads, changed = mean_over_devices((grads, changed), axis_name)
                 # The schedule counts the steps of the run, also those of the other parts.
                 opt_state = optim.at_step(state.opt_state[name], state.step)
                 optimizer = optim.scaled(self.optimizer, self.rates[name])

@@ -15,6 +15,7 @@ from jaxeff.errors import ConfigError
 from jaxeff.train.algorithms import accumulate as accumulation
 from jaxeff.train.algorithms.base import Algorithm
 from jaxeff.train.algorithms.device_share import starting_carry, step_key, total_weight, whole_carry
+from jaxeff.train.exchange import mean_over_devices
 from jaxeff.train.objectives import weighted_means
 from jaxeff.train.state import TrainState
 from jaxeff.typing import Array, Batch, Params
@@ -209,8 +210,7 @@ class PartwiseAlgorithm(Algorithm):
             return accumulation.gradient(loss, params, (part, state.carry), self.accumulate)
 
         def gradient(params: Params) -> Params:
-            grads = of_device(params)[0]
-            averaged: Params = jax.lax.pmean(grads, axis_name) if axis_name else grads
+            averaged: Params = mean_over_devices(of_device(params)[0], axis_name)
             return averaged
 
         grads, ((values, losses, carry, outputs), collected) = of_device(state.params)
