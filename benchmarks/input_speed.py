@@ -91,7 +91,7 @@ def main() -> None:
         ),
         "method": f"median over {rounds} interleaved rounds of a pass, batches of {cases.BATCH}",
         "examples_per_second": found,
-        "times": times,
+        "milliseconds": times,
     }
     write(RESULTS / "input_speed.json", record)
 

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxeff.errors import ConfigError
 from jaxeff.ops import platform
-from jaxeff.ops.platforms import PLATFORMS
+from jaxeff.ops.platforms import PLATFORMS, current_platform
 from jaxeff.train.values import AXIS
 
 METHODS = ("shard_map", "pmap")
@@ -119,7 +119,9 @@ class DeviceMap:
         """
 
         def per_device(*args: Any) -> Any:
-            with platform(self.platform):
+            # Whoever asks for plain JAX, to count it or to differentiate it again, has it.
+            is_plain = current_platform() == "reference"
+            with platform("reference" if is_plain else self.platform):
                 return step(*args, axis_name=AXIS)
 
         if self.how == "pmap":
