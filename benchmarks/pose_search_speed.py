@@ -7,7 +7,8 @@ would find is told from the course of every start for images of validation and t
 way. Writes ``results/pose_search_speed.json``:
 
     python -m jaxeff.main --config=configs/avae.py:digits,model=avae --workdir=runs/avae
-    python -m jaxeff.main --config=configs/avae.py:digits,model=semi_amortised --workdir=runs/heads
+    python -m jaxeff.main --config=configs/avae.py:digits,model=semi_amortised \
+        --config.train.num_steps=1000 --workdir=runs/heads
     TORCH_PYTHON=.venv-torch/bin/python python benchmarks/pose_search_speed.py --run=runs/avae \
         --amortised=runs/heads
 
@@ -31,7 +32,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pose_schedules
-from record_files import write
+from record_files import read, write
+from recorded import config_of
 from workers import Worker
 
 from jaxeff import bench
@@ -130,6 +132,9 @@ def schedules(built: Any, variables: Any, count: int) -> dict[str, Any]:
 def inference(built: Any, variables: Any, images: Any) -> dict[str, Any]:
     """Returns compiled inference by the algorithm, and by the plain model's one pass."""
 
+    settings = config_of("digits,model=semi_amortised", [], "avae").algorithm.evaluation
+    built.algorithm.evaluation = Search.build(settings, "algorithm.evaluation")
+
     def amortised(images: Any) -> Any:
         return built.algorithm.forward(variables, {"inputs": images}, train=False)[0]
 
@@ -149,10 +154,27 @@ def inference(built: Any, variables: Any, images: Any) -> dict[str, Any]:
     }
 
 
+def measured_inference(asked: argparse.Namespace) -> dict[str, Any]:
+    """Returns times and losses of inference by a model whose head proposes poses."""
+    built, variables = trained(asked.amortised)
+    images = some_images(built, asked.batch)
+    programs = inference(built, variables, images)
+    variants = {n: (lambda p=program: p(images)) for n, program in programs.items()}
+    times = bench.interleaved(variants, asked.rounds, 1, warmup=1)
+    objective = built.algorithm.objective
+    return {
+        "ms": {name: timing.median_ms for name, timing in times.items()},
+        "mean_loss": {
+            name: float(objective(programs[name](images), {"inputs": images})["loss"].mean())
+            for name in ("amortised", "search")
+        },
+    }
+
+
 def main() -> None:
-    """Measures and writes the record."""
+    """Measures and writes the record; without ``--run`` the part of inference alone."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--run", type=Path)
     parser.add_argument("--amortised", type=Path)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--quality", type=int, default=300)
@@ -160,6 +182,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
+    if asked.run is None:
+        write(asked.out, {**read(asked.out), "inference": measured_inference(asked)})
+        return
     built, variables = trained(asked.run)
     images = some_images(built, asked.batch)
     halving = schedules(built, variables, asked.chosen_on) if asked.chosen_on else {}
@@ -201,19 +226,7 @@ def main() -> None:
         name: pose_schedules.share(found[LITERAL], of_one, test) for name, of_one in found.items()
     }
     if asked.amortised:
-        built, variables = trained(asked.amortised)
-        images = some_images(built, asked.batch)
-        programs = inference(built, variables, images)
-        variants = {n: (lambda p=program: p(images)) for n, program in programs.items()}
-        losses_of_one = bench.interleaved(variants, asked.rounds, 1, warmup=1)
-        objective = built.algorithm.objective
-        record["inference"] = {
-            "ms": {name: timing.median_ms for name, timing in losses_of_one.items()},
-            "mean_loss": {
-                name: float(objective(programs[name](images), {"inputs": images})["loss"].mean())
-                for name in ("amortised", "search")
-            },
-        }
+        record["inference"] = measured_inference(asked)
     write(asked.out, record)
     json.dump({k: v for k, v in record.items() if k != "environment"}, sys.stdout, indent=2)
 

@@ -71,12 +71,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "avae": {"search": {**FEW, "starts": 8}},
     # Training examples stay in their pose, and what was found for them is a start the next time.
     "avae_cached": {"search": FEW, "cache": True, "redraw": False},
-    # A head proposes poses; the better of two is aligned with its code, which is all of inference.
+    # A head proposes poses; two that are apart are aligned with their codes, the whole inference.
     "semi_amortised": {
         "search": {**FEW, "starts": 6, "proposals": 2},
         "evaluation": {
-            **{"starts": 0, "proposals": 2, "apart": 0.5, "keep": 1},
-            **{"method": "align", "steps": 3, "reuse_code": True},
+            **{"starts": 0, "proposals": 2, "apart": 0.5, "keep": 2},
+            **{"method": "align", "steps": 2, "reuse_code": True},
         },
         "proposals": 8,
     },
