@@ -37,7 +37,7 @@ def heat() -> str:
                 [name, task, f"{least:.2f}", where, f"{middle:.2f}", f"{values[-1]:.1f}", below]
             )
     header = ["cell", "task", "least ratio", "where", "geometric mean", "largest", "below 1"]
-    picture = "![Ratios by batch, steps and width](recurrent.png)"
+    picture = "![Ratios by batch, steps and width](../recurrent.png)"
     return f"{table(header, rows)}\n\n{picture}"
 
 
