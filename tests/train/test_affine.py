@@ -217,6 +217,11 @@ def test_the_head_learns_the_poses_that_are_found(amortised):
     np.testing.assert_allclose(starts, proposed[:, :1], atol=1e-6)
 
 
+def test_a_code_is_used_again_at_evaluation_alone():
+    with pytest.raises(ConfigError, match=r"reuse_code has no effect in training.*evaluation"):
+        build(search={"starts": 3, "method": "align", "steps": 1, "reuse_code": True})
+
+
 def test_outputs_of_the_aligned_code_have_the_loss_that_was_found():
     aligned = {"starts": 5, "keep": 2, "method": "align", "steps": 2}
     reused, again = (build(evaluation={**aligned, "reuse_code": reuse}) for reuse in (True, False))
