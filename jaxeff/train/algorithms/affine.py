@@ -70,8 +70,8 @@ class AffineVAE(Algorithm):
         self.evaluation = Search.build(evaluation or {"like": "2020"}, "algorithm.evaluation")
         if self.search.reuse_code:
             raise ConfigError(
-                "config.algorithm.search.reuse_code has no effect in training, which encodes at the "
-                "pose found; set it in config.algorithm.evaluation"
+                "config.algorithm.search.reuse_code has no effect in training, which encodes again "
+                "at the pose found; set it in config.algorithm.evaluation"
             )
         self.cache = self.needs_index = cache
         if cache and not (self.task.num_examples and self.task.num_versions == 1):
