@@ -45,6 +45,7 @@ TARGETS = (
     "jaxeff_products",
     "jaxeff_sum_of_products",
     "jaxeff_outer_product",
+    "jaxeff_row_scan",
 )
 COMPILERS = ("c++", "g++", "clang++")
 OPTIONS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-pthread")
@@ -89,7 +90,11 @@ def is_computable(*arrays: Array) -> bool:
 
 
 def call(
-    name: str, shapes: Sequence[tuple[int, ...]], args: tuple[Array, ...], **attributes: Any
+    name: str,
+    shapes: Sequence[tuple[int, ...]],
+    args: tuple[Array, ...],
+    aliases: dict[int, int] | None = None,
+    **attributes: Any,
 ) -> Sequence[Array]:
     """Calls a function of the library on a device's share of the cores.
 
@@ -97,10 +102,13 @@ def call(
       name: in `TARGETS`.
       shapes: of its float32 results.
       args: arrays.
+      aliases: numbers of results by those of the arrays in whose place they are written.
       **attributes: further static arguments.
     """
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    function = jax.ffi.ffi_call(name, results, vmap_method="sequential")
+    function = jax.ffi.ffi_call(
+        name, results, vmap_method="sequential", input_output_aliases=aliases
+    )
     return function(*args, threads=np.int64(_threads()), **attributes)
 
 
