@@ -23,7 +23,6 @@ from jaxeff.ops.precision import narrowed, widened
 from jaxeff.ops.row_scan import Window, is_compiled, row_scan
 from jaxeff.typing import Array
 
-
 #: Steps of a block, and bytes of the activated values of a longer one.
 BLOCK_LENGTH, CACHED_BYTES = 16, 2 << 20
 
@@ -258,8 +257,8 @@ def _block_backward(
         return keep(mask, new, start), (None, states)
 
     length = len(inputs.x)
-    args = again, kernels.coefficients, steps, start, mask
-    _, _, states = row_scan(length, *args, t, Window(rooms.states, 0))
+    forward = again, kernels.coefficients, steps, start, mask
+    _, _, states = row_scan(length, *forward, t, Window(rooms.states, 0))
 
     # Second pass, backward in time.
     def back(kernels: Kernels, steps: Any, d_state: Any, late: Any) -> tuple[Any, Any]:
@@ -277,9 +276,9 @@ def _block_backward(
         return d_start, (None, (d_a, d_new if has_coefficients else None))
 
     has_coefficients = rooms.d_states is not None
-    args = back, kernels, steps, d_state, (mask, d_ys, states)
+    backward = back, kernels, steps, d_state, (mask, d_ys, states)
     to = Window((rooms.activated, rooms.d_states), 0)
-    d_state, _, (d_a, d_new) = row_scan(length, *args, t, to, reverse=True)
+    d_state, _, (d_a, d_new) = row_scan(length, *backward, t, to, reverse=True)
     pulls = transposes(cell, kernels, start, projected, Form(cell.preactivation))
     of_block = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=t.first)
     values = jax.tree.map(lambda a: of_block(a, slice_size=length), t.values)

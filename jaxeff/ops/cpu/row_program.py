@@ -1,9 +1,8 @@
-"""A function of arrays ``[rows, width]`` as the list of operations that ``row_scan.cc`` runs."""
+"""Translates a function of arrays ``[rows, width]`` to operations of ``row_scan.cc``."""
 
 from __future__ import annotations
 
 import collections
-import itertools
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,42 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxeff.ops.cpu.row_code import ELEMENTWISE, Instruction, Program, Slot, finished
 from jaxeff.ops.evaluate import DIFFERENTIATED, evaluated
-
-#: Kinds of arrays, in the order of ``Kind`` in row_scan.cc.
-KINDS = (
-    "register", "local", "literal", "scalar", "vector", "matrix",
-    "input", "known", "state", "next", "output", "room",
-)  # fmt: skip
-#: Operations, in the order of ``kOperations`` in row_scan.cc.
-OPERATIONS = (
-    "copy", "column", "add", "sub", "mul", "div", "max", "min", "neg", "abs", "sign", "exp",
-    "tanh", "logistic", "square", "integer_pow", "sqrt", "rsqrt", "log", "log1p", "expm1", "sin",
-    "cos", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "select_n",
-    "product", "join", "cut",
-)  # fmt: skip
 
 
 class UnsupportedStep(Exception):
     """A step does something that is none of the operations."""
-
-
-class Slot(NamedTuple):
-    """Where an array ``[rows, width]`` or a vector ``[width]`` lives; see row_scan.cc."""
-
-    kind: str
-    index: int
-    inner: int
-    width: int
-
-
-class Instruction(NamedTuple):
-    """An operation: its result, operands (of which None are left out), and a number."""
-
-    name: str
-    out: int
-    operands: tuple[int, ...]
-    extra: int = 0
 
 
 class Value(NamedTuple):
@@ -60,36 +29,7 @@ class Value(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: Any
-    slots: np.ndarray
-
-
-class Program(NamedTuple):
-    """A translated function.
-
-    Attributes:
-      slots: where arrays live.
-      code: operations in their order.
-      vectors: of each vector, the number of the constant that holds it.
-      matrices: of each matrix, the number of the constant, and whether it is transposed.
-      scalars: of each scalar, the number of the constant.
-      work: multiplications per row.
-    """
-
-    slots: tuple[Slot, ...]
-    code: tuple[Instruction, ...]
-    vectors: tuple[int, ...]
-    matrices: tuple[tuple[int, bool], ...]
-    scalars: tuple[int, ...]
-    work: int
-
-    def encoded(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns slots and operations as row_scan.cc reads them."""
-        slots = [(KINDS.index(s.kind), *s[1:]) for s in self.slots]
-        code = [
-            (OPERATIONS.index(i.name), i.out, *i.operands, *(-1,) * (3 - len(i.operands)), i.extra)
-            for i in self.code
-        ]
-        return tuple(np.asarray(a, np.int64).reshape(-1) for a in (slots, code))
+    slots: Any
 
 
 def translated(
@@ -167,10 +107,15 @@ class _Translation:
         (bits,) = struct.unpack("<i", struct.pack("<f", number.astype(np.float32)))
         slots = np.empty((), object)
         slots[()] = self.slot("literal", bits, 0, 1)
-        return Value((), np.dtype(np.float32), slots)
+        return Value((), np.dtype(bool if number.dtype == bool else np.float32), slots)
 
     def emit(self, name: str, operands: Sequence[int], width: int, extra: int = 0) -> int:
         """Appends an operation unless it is there already, and returns where its result is."""
+        if name in ELEMENTWISE and name != "column":
+            kinds = ("literal", "scalar")
+            slots = [self.slots[n] for n in operands]
+            if any(s.kind not in kinds and s.width != width for s in slots):
+                raise UnsupportedStep(f"{name} of arrays of other widths")
         key = (name, tuple(operands), width, extra)
         if key not in self._numbers:
             self._numbers[key] = len(self.slots)
@@ -183,10 +128,30 @@ class _Translation:
         slot = self.slots[number]
         if slot.kind != "constant":
             return number
-        shape = self._constants[slot.index].shape
+        shape = self._constants[slot.number].shape
         if len(shape) > 1 and shape[-2] != 1:
             raise UnsupportedStep(f"numbers of a matrix {list(shape)}")
         return self.slot("vector" if shape else "scalar", *slot[1:])
+
+    def part(self, value: Value, index: tuple[int, ...], width: int) -> int:
+        """Returns the slot of rows that an operation on arrays of rows reads.
+
+        Axes of operands may be of length one where those of the result are longer.
+        """
+        sizes = value.slots.shape
+        outer = index[len(index) - len(sizes) :] if sizes else ()
+        number = value.slots[
+            tuple(i if size > 1 else 0 for i, size in zip(outer, sizes, strict=True))
+        ]
+        is_column = len(value.shape) > 1 and value.shape[-1] == 1 < width
+        return self.column(number, width) if is_column else self.operand(number)
+
+    def column(self, number: int, width: int) -> int:
+        """Returns the numbers of ``[rows, 1]`` in all columns of ``[rows, width]``."""
+        number = self.operand(number)
+        if self.slots[number].kind in ("literal", "scalar"):
+            return number
+        return self.emit("column", (number,), width)
 
     def whole(self, number: int, width: int) -> int:
         """Returns a slot with such rows of its own."""
@@ -200,11 +165,12 @@ class _Translation:
         """Translates an equation."""
         name = equation.primitive.name
         if not any(map(_is_value, operands)) and not any(v.aval.ndim for v in equation.outvars):
-            results = equation.primitive.bind(*operands, **equation.params)
+            with jax.ensure_compile_time_eval():
+                results: Any = equation.primitive.bind(*operands, **equation.params)
             return list(results) if equation.primitive.multiple_results else [results]
         values = [v if _is_value(v) else self.literal(v) for v in operands]
         rule = _RULES.get(name, _elementwise)
-        results = rule(self, equation, values)
+        results = rule(self, equation, values)  # type: ignore[no-untyped-call]
         return results if isinstance(results, list) else [results]
 
     def finished(self, results: Sequence[Any], kinds: Sequence[str]) -> Program:
@@ -219,23 +185,20 @@ class _Translation:
             for inner, source in enumerate(value.slots.flat):
                 target = self.slot(kind, number, inner, value.shape[-1])
                 targets.append((self.operand(source), target))
-        code = _placed(_with_sums(self.code, targets), targets, self.slots)
-        return _numbered(self.slots, code, len(self._constants))
+        return finished(self.slots, self.code, targets)
 
 
 def _elementwise(translation: _Translation, equation: Any, values: list[Value]) -> Value:
     name, aval, params = equation.primitive.name, equation.outvars[0].aval, equation.params
-    name = {"add_any": "add", "pjit": "copy"}.get(name, name)
+    name = {"add_any": "add"}.get(name, name)
     is_logic = name in ("and", "or", "not")
-    if name not in _ELEMENTWISE or aval.ndim < 2 or (is_logic and aval.dtype != bool):
+    if name not in ELEMENTWISE or aval.ndim < 2 or (is_logic and aval.dtype != bool):
         raise UnsupportedStep(name)
     if name == "select_n" and (len(values) != 3 or values[0].dtype != bool):
         raise UnsupportedStep(name)
     slots = np.empty(aval.shape[:-2], object)
     for index in np.ndindex(*slots.shape):
-        operands = [
-            translation.operand(v.slots[index] if v.slots.ndim else v.slots[()]) for v in values
-        ]
+        operands = [translation.part(v, index, aval.shape[-1]) for v in values]
         slots[index] = _simplified(translation, name, operands, aval.shape[-1], params.get("y", 0))
     return Value(aval.shape, aval.dtype, slots)
 
@@ -248,7 +211,7 @@ def _simplified(
     if neutral is not None:
         for one, other in (operands, operands[::-1]):
             slot, rows = translation.slots[one], translation.slots[other]
-            if slot.kind == "literal" and slot.index == _bits(neutral) and rows.width == width:
+            if slot.kind == "literal" and slot.number == _bits(neutral) and rows.width == width:
                 return other
     return translation.emit(name, operands, width, extra)
 
@@ -268,16 +231,13 @@ def _same(translation: _Translation, equation: Any, values: list[Value]) -> list
 
 
 def _clamp(translation: _Translation, equation: Any, values: list[Value]) -> Value:
-    low, x, high = values
-    slots = np.empty(x.slots.shape, object)
+    aval = equation.outvars[0].aval
+    slots = np.empty(aval.shape[:-2], object)
     for index in np.ndindex(*slots.shape):
-        least, number, most = (
-            translation.operand(v.slots[index] if v.slots.ndim else v.slots[()])
-            for v in (low, x, high)
-        )
-        above = translation.emit("max", (number, least), x.shape[-1])
-        slots[index] = translation.emit("min", (above, most), x.shape[-1])
-    return x._replace(slots=slots)
+        low, x, high = (translation.part(v, index, aval.shape[-1]) for v in values)
+        above = translation.emit("max", (x, low), aval.shape[-1])
+        slots[index] = translation.emit("min", (above, high), aval.shape[-1])
+    return Value(aval.shape, aval.dtype, slots)
 
 
 def _broadcast(translation: _Translation, equation: Any, values: list[Value]) -> Value:
@@ -297,7 +257,7 @@ def _broadcast(translation: _Translation, equation: Any, values: list[Value]) ->
     if value.shape[-1] != shape[-1]:
         columns = np.empty(slots.shape, object)
         for index in np.ndindex(*slots.shape):
-            columns[index] = translation.emit("column", (translation.operand(slots[index]),), shape[-1])
+            columns[index] = translation.column(slots[index], shape[-1])
         slots = columns
     return Value(shape, value.dtype, np.broadcast_to(slots, shape[:-2]))
 
@@ -317,7 +277,7 @@ def _slice(translation: _Translation, equation: Any, values: list[Value]) -> Val
     bounds = list(zip(params["start_indices"], params["limit_indices"], strict=True))
     if params["strides"] or len(shape) < 2 or bounds[-2] != (0, value.shape[-2]):
         raise UnsupportedStep("slice")
-    slots = value.slots[tuple(slice(*window) for window in bounds[:-2])]
+    slots = value.slots[(*(slice(*window) for window in bounds[:-2]), ...)]
     if shape[-1] != value.shape[-1]:
         cut = np.empty(slots.shape, object)
         for index in np.ndindex(*slots.shape):
@@ -357,7 +317,8 @@ def _unstack(translation: _Translation, equation: Any, values: list[Value]) -> l
     if axis >= len(value.shape) - 2:
         raise UnsupportedStep("unstack")
     shape = equation.outvars[0].aval.shape
-    return [Value(shape, value.dtype, slots) for slots in np.moveaxis(value.slots, axis, 0)]
+    slots = np.moveaxis(value.slots, axis, 0)
+    return [Value(shape, value.dtype, slots[i, ...]) for i in range(len(slots))]
 
 
 def _sum(translation: _Translation, equation: Any, values: list[Value]) -> Value:
@@ -386,7 +347,7 @@ def _product(translation: _Translation, equation: Any, values: list[Value]) -> V
         raise UnsupportedStep("dot_general")
     constant = translation.slots[b.slots[()]]
     kind = "transposed" if axes_b[0] == 1 else "matrix"
-    matrix = translation.slot(kind, constant.index, 0, aval.shape[-1])
+    matrix = translation.slot(kind, constant.number, 0, aval.shape[-1])
     slots = np.empty(a.slots.shape, object)
     for index in np.ndindex(*slots.shape):
         rows = translation.whole(a.slots[index], a.shape[-1])
@@ -394,7 +355,6 @@ def _product(translation: _Translation, equation: Any, values: list[Value]) -> V
     return Value(aval.shape, aval.dtype, slots)
 
 
-_ELEMENTWISE = frozenset(OPERATIONS[: OPERATIONS.index("product")])
 _RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("stop_gradient", "optimization_barrier", "convert_element_type"), _same),
     **dict.fromkeys(("reshape", "squeeze", "expand_dims"), _reshape),
@@ -407,116 +367,3 @@ _RULES: dict[str, Callable[..., Any]] = {
     "reduce_sum": _sum,
     "dot_general": _product,
 }
-
-
-def _with_sums(code: list[Instruction], targets: list[tuple[int, int]]) -> list[Instruction]:
-    """Returns the operations, of which products add what their result alone is added to."""
-    uses = collections.Counter(slot for op in code for slot in op.operands)
-    uses.update(source for source, _ in targets)
-    products = {op.out: op for op in code if op.name == "product"}
-    result: list[Instruction] = []
-    for op in code:
-        ours = [s for s in op.operands if op.name == "add" and s in products and uses[s] == 1]
-        ours = [s for s in ours if len(products[s].operands) == 2]
-        if ours:
-            product = products[ours[0]]
-            (start,) = (s for s in op.operands if s != product.out)
-            op = Instruction("product", op.out, (*product.operands, start))
-            products[op.out] = op
-            result = [other for other in result if other.out != product.out]
-        result.append(op)
-    return result
-
-
-def _placed(
-    code: list[Instruction], targets: list[tuple[int, int]], slots: list[Slot]
-) -> list[Instruction]:
-    """Returns the operations that write results where they go, and share registers."""
-    instead: dict[int, int] = {}
-    copies = []
-    for source, target in targets:
-        if slots[source].kind == "register" and source not in instead:
-            instead[source] = target
-        else:
-            copies.append(Instruction("copy", target, (instead.get(source, source),)))
-    code = [
-        op._replace(
-            out=instead.get(op.out, op.out),
-            operands=tuple(instead.get(s, s) for s in op.operands),
-        )
-        for op in code
-    ]
-    return _with_few_registers([*code, *copies], slots)
-
-
-def _with_few_registers(code: list[Instruction], slots: list[Slot]) -> list[Instruction]:
-    """Returns the operations with registers of few arrays, each used again where it is free.
-
-    Those that live between two products are local: no more than some rows of them are there.
-    """
-    groups = list(itertools.accumulate(op.name == "product" for op in code))
-    groups = [2 * group - (op.name == "product") for group, op in zip(groups, code, strict=True)]
-    last: dict[int, int] = {}
-    homes: dict[int, set[int]] = collections.defaultdict(set)
-    for number, op in enumerate(code):
-        for slot in (op.out, *op.operands):
-            last[slot] = number
-            homes[slot].add(groups[number])
-    pools: dict[tuple[str, int], list[int]] = collections.defaultdict(list)
-    registers: dict[int, int] = {}
-    result = []
-
-    def kind(slot: int) -> tuple[str, int]:
-        is_local = len(homes[slot]) == 1 and code[last[slot]].name != "product"
-        return "local" if is_local else "register", slots[slot].width
-
-    for number, op in enumerate(code):
-        ending = {s for s in op.operands if slots[s].kind == "register" and last[s] == number}
-        operands = tuple(registers.get(s, s) for s in op.operands)
-        # Products and copies of columns read after they have written some of the result.
-        reads_late = op.name in ("product", "join", "cut")
-        out = op.out
-        if not reads_late:
-            for slot in sorted(ending):
-                pools[kind(slot)].append(registers[slot])
-        if slots[out].kind == "register":
-            pool = pools[kind(out)]
-            if not pool:
-                pool.append(len(slots))
-                slots.append(Slot(kind(out)[0], len(slots), 0, slots[out].width))
-            registers[out] = pool.pop()
-        if reads_late:
-            for slot in sorted(ending):
-                pools[kind(slot)].append(registers[slot])
-        result.append(op._replace(out=registers.get(out, out), operands=operands))
-    return result
-
-
-def _numbered(slots: list[Slot], code: list[Instruction], constants: int) -> Program:
-    """Returns the program with only the slots that it uses, each kind numbered from 0."""
-    used = sorted({s for op in code for s in (op.out, *op.operands)})
-    # Arguments keep their numbers, used or not.
-    numbers = {old: new for new, old in enumerate(used)}
-    order: dict[str, list[Any]] = {"register": [], "local": [], "scalar": [], "vector": [], "matrix": []}
-    result = []
-    for old in used:
-        slot = slots[old]
-        kind = "matrix" if slot.kind == "transposed" else slot.kind
-        if kind in order:
-            is_transposed = slot.kind == "transposed"
-            key = (slot.index, is_transposed) if kind == "matrix" else slot.index
-            if key not in order[kind]:
-                order[kind].append(key)
-            slot = slot._replace(kind=kind, index=order[kind].index(key))
-        result.append(slot)
-    work = 0
-    renamed = []
-    for op in code:
-        if op.name == "product":
-            work += slots[op.operands[0]].width * slots[op.out].width
-        operands = tuple(numbers[s] for s in op.operands)
-        renamed.append(op._replace(out=numbers[op.out], operands=operands))
-    return Program(
-        tuple(result), tuple(renamed), tuple(order["vector"]), tuple(order["matrix"]),
-        tuple(order["scalar"]), work,
-    )  # fmt: skip

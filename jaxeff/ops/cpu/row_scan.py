@@ -18,7 +18,8 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 
 from jaxeff.ops.cpu import native
-from jaxeff.ops.cpu.row_program import Program, UnsupportedStep, translated
+from jaxeff.ops.cpu.row_code import Program
+from jaxeff.ops.cpu.row_program import UnsupportedStep, translated
 from jaxeff.ops.platforms import is_forward_mode, platform
 from jaxeff.ops.row_scan import Step, Window, scan_steps
 from jaxeff.ops.split import SplitFunction, split, values_before
@@ -48,10 +49,12 @@ def row_scan(
     if not is_compiled(*(a for a in leaves if a.dtype != bool)):
         return scan_steps(*loop, *args)
     try:
-        return _compiled(loop, *args)
-    except UnsupportedStep as why:
-        print("UNSUPPORTED", why)
-        return scan_steps(*loop, *args)
+        results: tuple[Any, Any, Any] = _compiled(loop, *args)
+        return results
+    except UnsupportedStep:
+        # In a loop, compiled products would transpose their kernels in every step.
+        with platform("reference"):
+            return scan_steps(*loop, *args)
 
 
 class _Loop(NamedTuple):
@@ -84,9 +87,9 @@ _compiled.defvjp(_forward, _backward)
 def _run_batch(loop: _Loop, size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
     """Runs a batch of scans as one whose rows are those of all."""
     axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, batched)
-    of_shared, _, *others = (jax.tree.leaves(part) for part in batched)
-    firsts = batched[4].first, batched[5].first
-    if any(of_shared) or any(firsts) or not all(jax.tree.leaves((batched[2], batched[5].values))):
+    of_shared, _, of_carry, _, of_known, of_rooms = batched
+    is_joined = all(jax.tree.leaves((of_carry, of_rooms.values)))
+    if any(jax.tree.leaves((of_shared, of_known.first, of_rooms.first))) or not is_joined:
         results = jax.vmap(functools.partial(scan_steps, *loop), axes)(*args)
     else:
         results = _run_joined(loop, size, batched, *args)
@@ -115,7 +118,8 @@ def _run_joined(
         for window, flags in zip((known, rooms), batched[4:], strict=True)
     )
     results = _run(loop, shared, indexed, carry, xs, known, rooms)
-    return jax.tree.map(separate, results)
+    last, ys, room = jax.tree.map(separate, results)
+    return last, ys, room
 
 
 def _run(
@@ -128,9 +132,8 @@ def _run(
     rooms: Window,
 ) -> tuple[Any, Any, Any]:
     batch = jax.tree.leaves(carry)[0].shape[:-1]
-    like = carry, known.values, rooms.values
 
-    def one_axis(a: Any) -> Array:
+    def one_axis(a: Any) -> Any:
         return a.reshape(*a.shape[: a.ndim - 1 - len(batch)], -1, a.shape[-1])
 
     indexed, carry, xs, past, room = jax.tree.map(
@@ -156,12 +159,13 @@ def _run(
     last, (y, _) = parts.result
     ys = jax.tree.map(lambda a: jax.ShapeDtypeStruct((loop.length, *a.shape), a.dtype), y)
     outputs = _call(loop, program, tables, firsts, scalars, (last, ys, room))
-    results = jax.tree.unflatten(jax.tree.structure((last, ys, room)), outputs)
 
-    def batch_axes(a: Any) -> Array:
+    def batch_axes(a: Any) -> Any:
         return a.reshape(*a.shape[:-2], *batch, a.shape[-1])
 
-    return jax.tree.map(batch_axes, results)
+    structure = jax.tree.structure((last, ys, room))
+    last, ys, room = jax.tree.unflatten(structure, map(batch_axes, outputs))
+    return last, ys, room
 
 
 def _before(parts: SplitFunction, shared: Any, indexed: Any) -> tuple[list[Array], list[Array]]:

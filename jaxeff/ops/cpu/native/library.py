@@ -6,6 +6,7 @@ import ctypes
 import functools
 import hashlib
 import logging
+import math
 import os
 import platform
 import re
@@ -96,7 +97,7 @@ def call(
     aliases: dict[int, int] | None = None,
     **attributes: Any,
 ) -> Sequence[Array]:
-    """Calls a function of the library on a device's share of the cores.
+    """Calls a function of the library.
 
     Args:
       name: in `TARGETS`.
@@ -113,8 +114,12 @@ def call(
 
 
 def _threads() -> int:
+    """Returns the cores for a call: all, or a device's share where a program runs on several."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // jax.local_device_count("cpu"))
+    mesh = jax.sharding.get_abstract_mesh()
+    devices: int = math.prod(mesh.shape[axis] for axis in mesh.manual_axes)
+    local: int = jax.local_device_count("cpu")
+    return max(1, (cores or 1) // min(devices, local))
 
 
 def build() -> Path:

@@ -22,7 +22,7 @@ inline Vector EachLane(Vector x, const Function& function) {
 
 // Powers of two times a polynomial of the rest (Cephes, expf).
 inline Vector Exp(Vector x) {
-  Vector inside = x < -87.33654f ? Fill(-87.33654f) : x > 88.37626f ? Fill(88.37626f) : x;
+  Vector inside = x < -87.33654f ? Fill(-87.33654f) : x > 88.72284f ? Fill(88.72284f) : x;
   // Adding 3 * 2^22 rounds to an integer, which is then in the lowest bits.
   constexpr float kRound = 12582912.0f;
   Vector shifted = inside * 1.44269504088896341f + kRound;
@@ -37,10 +37,12 @@ inline Vector Exp(Vector x) {
   p = p * r * r + r + 1.0f;
   Integers bits;
   std::memcpy(&bits, &shifted, sizeof(bits));
-  Integers scale = (bits - 0x4B400000 + 127) << 23;
-  Vector power;
-  std::memcpy(&power, &scale, sizeof(power));
-  Vector y = p * power;
+  // In two factors: the power of two itself may be beyond the largest number.
+  Integers exponent = bits - 0x4B400000, half = exponent >> 1;
+  Integers scales[2] = {(half + 127) << 23, (exponent - half + 127) << 23};
+  Vector powers[2];
+  std::memcpy(powers, scales, sizeof(powers));
+  Vector y = p * powers[0] * powers[1];
   y = x > 88.72284f ? Fill(INFINITY) : y;
   return x < -87.33654f ? Vector{} : y;
 }
