@@ -223,7 +223,7 @@ def test_a_batch_of_scans_is_one_call_and_a_batch_of_cells_a_loop():
     for axes, args in (((None, 0), (params, xs)), ((0, None), (many, xs[0]))):
         ours = jax.jit(jax.vmap(gradient, axes))
         text = ours.lower(*args).as_text()
-        assert text.count(f"@{CALL}") == (3 if axes[1] == 0 else 0)
+        assert (CALL in text) == (axes[1] == 0)
         results = ours(*args)
         for i in range(3):
             one = [
