@@ -33,7 +33,10 @@ def maker():
         batch, time, width = map(int, sizes)
         cell = ode.CELLS[kind.lower()](width)
         params = cell.init(jax.random.key(0), INPUTS)
-        xs = np.random.default_rng(0).normal(size=(batch, time, INPUTS)).astype("f")
+        xs = jnp.asarray(np.random.default_rng(0).normal(size=(batch, time, INPUTS)), "f")
+        if task == "inference":  # one program, which takes all cores itself
+            forward = jax.jit(functools.partial(last_state, cell))
+            return lambda: jax.block_until_ready(forward(params, xs))
         count = min(most, math.gcd(batch, len(jax.devices())))
         devices = DeviceMap(devices=jax.devices()[:count])
         params, xs = devices.replicate(params), devices.shard(xs)
@@ -44,8 +47,7 @@ def maker():
 
             return jax.lax.pmean(jax.value_and_grad(loss)(params), axis_name)
 
-        forward = jax.jit(functools.partial(last_state, cell))
-        program = devices.map(gradient) if task == "step" else forward
+        program = devices.map(gradient)
         return lambda: jax.block_until_ready(program(params, xs))
 
     return make

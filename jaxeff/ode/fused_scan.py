@@ -16,11 +16,15 @@ import jax.numpy as jnp
 
 from jaxeff.ode.activations import Blocks
 from jaxeff.ode.carry import CarryParts
-from jaxeff.ode.fused import Form, FusedCell, Kernels, fused_step
+from jaxeff.ode.fused import Form, FusedCell, Kernels, fused_step, unrolled_inner_steps
 from jaxeff.ode.fused_backward import add, rebuild, shared_backward, step_backward, transposes
 from jaxeff.ops.platforms import reverse_mode
 from jaxeff.ops.precision import narrowed, widened
+from jaxeff.ops.row_scan import Window, is_compiled, row_scan
 from jaxeff.typing import Array
+
+#: Steps of a block, and bytes of the activated values of a longer one.
+BLOCK_LENGTH, CACHED_BYTES = 16, 2 << 20
 
 
 class FusedOptions(NamedTuple):
@@ -51,6 +55,24 @@ class Inputs(NamedTuple):
     mask: Array | None
 
 
+def block_length(cell: FusedCell, kernels: Kernels, state: Any, inputs: Inputs) -> int:
+    """Returns how many of the steps of inputs ``[time, ..., features]`` make a block.
+
+    A compiled function runs a block in one call, so that blocks are as long as what they keep stays
+    in a cache. They are equally long where the number of steps has such a divisor.
+    """
+    length = inputs.x.shape[0]
+    if not is_compiled(*jax.tree.leaves((kernels, state)), inputs.x):
+        return BLOCK_LENGTH
+    options = FusedOptions(cell, store=True, sequence=False)
+    blocks = jax.tree.map(lambda a: a[None], inputs)
+    shapes = jax.eval_shape(functools.partial(_shapes, options), kernels, state, blocks)
+    bytes_per_step = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(shapes.activated))
+    most = min(length, max(BLOCK_LENGTH, CACHED_BYTES // bytes_per_step))
+    divisors = (size for size in range(most, most // 2, -1) if length % size == 0)
+    return next(divisors, most)
+
+
 def keep(mask: Array | None, new: Any, old: Any) -> Any:
     """Returns ``new`` at real steps and ``old`` at padded ones."""
     if mask is None:
@@ -79,7 +101,12 @@ def scan_blocks(
     options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs
 ) -> tuple[Any, Array | None]:
     """Runs the same steps with the custom backward pass."""
-    return scan_blocks_plainly(options, kernels, state, inputs)
+    if not _form(options, kernels, state, inputs.x)[0]:
+        return scan_blocks_plainly(options, kernels, state, inputs)
+    blocks = inputs.x.shape[:2]
+    joined = jax.tree.map(lambda a: a.reshape(1, -1, *a.shape[2:]), inputs)
+    state, ys = scan_blocks_plainly(options, kernels, state, joined)
+    return state, jax.tree.map(lambda a: a.reshape(*blocks, *a.shape[2:]), ys)
 
 
 @reverse_mode()
@@ -112,10 +139,10 @@ def _backward(
     def block(carry: Any, step: Any) -> tuple[Any, Any]:
         d_state, total, rooms, again = carry
         number, start, inputs, d_y = step
-        known = Known(t, number * length)
+        known = Window(t, number * length)
         if not options.store:
             again = _block_forward(options, kernels, start, inputs, again, 0)[2]
-            known = Known(again, 0)
+            known = Window(again, 0)
         d_state, d_kernels, d_x, rooms = _block_backward(
             options, kernels, start, inputs, known, d_state, d_y, rooms
         )
@@ -149,28 +176,6 @@ class Rooms(NamedTuple):
     d_states: Any
 
 
-class Known(NamedTuple):
-    """Activated values, of which those of a block begin at a step.
-
-    Attributes:
-      values: ``[steps, inner steps, ..., units]``.
-      first: number of the block's first step.
-    """
-
-    values: Any
-    first: Array | int
-
-    def of_step(self, number: Array) -> Any:
-        """Returns those of a step of the block."""
-        return _read(self.values, self.first + number)
-
-    def of_block(self, length: int) -> Any:
-        """Returns those of all its steps."""
-        return jax.tree.map(
-            lambda a: jax.lax.dynamic_slice_in_dim(a, self.first, length), self.values
-        )
-
-
 def _shapes(options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs) -> Rooms:
     """Returns the shapes of what `Rooms` holds of a step."""
     cell = options.cell
@@ -191,15 +196,6 @@ def _room(steps: int, shapes: Any) -> Any:
     return jax.tree.map(lambda s: jnp.zeros((steps, *s.shape), s.dtype), shapes)
 
 
-def _read(rooms: Any, number: Array) -> Any:
-    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, number, keepdims=False), rooms)
-
-
-def _write(rooms: Any, values: Any, number: Array) -> Any:
-    put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=number, axis=0)
-    return jax.tree.map(put, rooms, values)
-
-
 def _block_forward(
     options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs, t: Any, first: Array | int
 ) -> tuple[Any, Array | None, Any]:
@@ -213,26 +209,29 @@ def _block_forward(
       t: room for activated values, or None to keep none.
       first: where the block's values begin in it.
     """
-    cell = options.cell
+    cell, store = options.cell, t is not None
+    compiled, form = _form(options, kernels, state, inputs.x)
     # Inputs are projected a block at a time. Inputs of few features are projected inside the loop:
     # the product costs less than the memory traffic of its result.
-    at_once = inputs.x.shape[-1] > 4 or cell.inner_steps > 1
+    at_once = not compiled and (inputs.x.shape[-1] > 4 or cell.inner_steps > 1)
     projected = cell.project(kernels, inputs.x, inputs.known) if at_once else None
 
-    def step(carry: tuple[Any, Any], step: Any) -> tuple[tuple[Any, Any], Array | None]:
-        state, t = carry
-        number, (x, known, mask), projected = step
+    def step(kernels: Kernels, steps: Any, state: Any, late: Any) -> tuple[Any, Any]:
+        (x, known, mask, projected), _ = late
         if projected is None:
-            projected = cell.project(kernels, x, known)
-        new, activated = fused_step(cell, kernels, state, projected, known.steps)
-        if t is not None:
-            t = _write(t, activated, first + number)
+            projected = cell.project(kernels, x, known._replace(steps=steps))
+        new, activated = fused_step(cell, kernels, state, projected, steps, form)
         state = keep(mask, new, state)
-        return (state, t), cell.output(state) if options.sequence else None
+        return state, (
+            cell.output(state) if options.sequence else None,
+            activated if store else None,
+        )
 
-    numbers = jnp.arange(inputs.x.shape[0])
-    (state, t), ys = jax.lax.scan(step, (state, t), (numbers, inputs, projected))
-    return state, ys, t
+    known = inputs.known
+    x = None if at_once else inputs.x
+    xs = x, known._replace(steps=None), inputs.mask, projected
+    windows = Window(None, 0), Window(t, first)
+    return row_scan(len(inputs.x), step, kernels, known.steps, state, xs, *windows)
 
 
 def _block_backward(
@@ -240,49 +239,61 @@ def _block_backward(
     kernels: Kernels,
     start: Any,
     inputs: Inputs,
-    known: Known,
+    t: Window,
     d_state: Any,
     d_ys: Array | None,
     rooms: Rooms,
 ) -> tuple[Any, Kernels, tuple[Array, CarryParts], Rooms]:
     """Returns the cotangents of a block's initial state, of the kernels and of its inputs."""
     cell, steps, mask = options.cell, inputs.known.steps, inputs.mask
-    form, coefficients = Form(cell.preactivation), kernels.coefficients
+    _, form = _form(options, kernels, start, inputs.x)
     first = jax.tree.map(lambda a: a[0], (inputs.x, inputs.known))
     projected = jax.eval_shape(lambda inputs: cell.project(kernels, *inputs), first)
-    pulls = transposes(cell, kernels, start, projected, form)
-    numbers = jnp.arange(inputs.x.shape[0])
 
     # First pass, no products: the states again, from the activated values.
-    def again(carry: tuple[Any, Any], inputs: Any) -> tuple[tuple[Any, Any], None]:
-        start, room = carry
-        number, steps, mask = inputs
-        t = known.of_step(number)
+    def again(coefficients: Any, steps: Any, start: Any, late: Any) -> tuple[Any, Any]:
+        mask, t = late
         new, states = rebuild(cell, coefficients, start, t, steps, form)
-        return (keep(mask, new, start), _write(room, states, number)), None
+        return keep(mask, new, start), (None, states)
 
-    (_, states), _ = jax.lax.scan(again, (start, rooms.states), (numbers, steps, mask))
+    length = len(inputs.x)
+    forward = again, kernels.coefficients, steps, start, mask
+    _, _, states = row_scan(length, *forward, t, Window(rooms.states, 0))
 
     # Second pass, backward in time.
-    def back(carry: tuple[Any, Any, Any], inputs: Any) -> tuple[tuple[Any, Any, Any], None]:
-        d_state, d_a_room, d_new_room = carry
-        number, steps, mask, d_y = inputs
+    def back(kernels: Kernels, steps: Any, d_state: Any, late: Any) -> tuple[Any, Any]:
+        (mask, d_y, before), t = late
+        pulls = transposes(cell, kernels, d_state, _alike(projected, d_state), form)
         if d_y is not None:
             d_state = add(d_state, pulls.output(d_y)[0])
         nothing = jax.tree.map(jnp.zeros_like, d_state)
-        skipped = nothing if mask is None else keep(mask, nothing, d_state)
         d_real = keep(mask, d_state, nothing)
-        t, before = known.of_step(number), _read(states, number)
         d_start, d_a, d_new = step_backward(
-            cell, coefficients, pulls, before, t, steps, d_real, form
+            cell, kernels.coefficients, pulls, before, t, steps, d_real, form
         )
-        d_a_room = _write(d_a_room, d_a, number)
-        if d_new_room is not None:
-            d_new_room = _write(d_new_room, d_new, number)
-        return (add(skipped, d_start), d_a_room, d_new_room), None
+        if mask is not None:
+            d_start = add(keep(mask, nothing, d_state), d_start)
+        return d_start, (None, (d_a, d_new if has_coefficients else None))
 
-    carry = d_state, rooms.activated, rooms.d_states
-    (d_state, d_a, d_new), _ = jax.lax.scan(back, carry, (numbers, steps, mask, d_ys), reverse=True)
-    t = known.of_block(len(numbers))
-    shared = cell, kernels, pulls, states, t, inputs.x, inputs.known, d_a, d_new
+    has_coefficients = rooms.d_states is not None
+    backward = back, kernels, steps, d_state, (mask, d_ys, states)
+    to = Window((rooms.activated, rooms.d_states), 0)
+    d_state, _, (d_a, d_new) = row_scan(length, *backward, t, to, reverse=True)
+    pulls = transposes(cell, kernels, start, projected, Form(cell.preactivation))
+    of_block = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=t.first)
+    values = jax.tree.map(lambda a: of_block(a, slice_size=length), t.values)
+    shared = cell, kernels, pulls, states, values, inputs.x, inputs.known, d_a, d_new
     return d_state, *shared_backward(*shared), Rooms(d_a, states, d_new)
+
+
+def _form(options: FusedOptions, kernels: Kernels, state: Any, x: Array) -> tuple[bool, Form]:
+    """Returns whether steps are run by a compiled function, and how they are written."""
+    compiled = is_compiled(*jax.tree.leaves((kernels, state)), x)
+    plain = Form(options.cell.preactivation)
+    return compiled, plain._replace(inner_steps=unrolled_inner_steps) if compiled else plain
+
+
+def _alike(shapes: Blocks, state: Any) -> Blocks:
+    """Returns blocks of such widths with the batch of a state."""
+    batch = jax.tree.leaves(state)[0].shape[:-1]
+    return tuple(jnp.zeros((*batch, s.shape[-1]), s.dtype) for s in shapes)

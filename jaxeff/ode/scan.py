@@ -15,14 +15,21 @@ from jaxeff.ode.carry import after_steps, before_steps, parts_of
 from jaxeff.ode.cells import Cell
 from jaxeff.ode.form import departure
 from jaxeff.ode.fused import FusedCell
-from jaxeff.ode.fused_scan import FusedOptions, Inputs, keep, scan_blocks, scan_blocks_plainly
+from jaxeff.ode.fused_scan import (
+    BLOCK_LENGTH,
+    FusedOptions,
+    Inputs,
+    block_length,
+    keep,
+    scan_blocks,
+    scan_blocks_plainly,
+)
 from jaxeff.ops.platforms import current_platform
 from jaxeff.ops.precision import narrowed, widened
 from jaxeff.typing import Array, Carry, Params
 
 BACKWARDS = ("auto", "fused", "remat", "autodiff")
 DRIVERS = ("scan", "kernel", "interpreted")
-BLOCK_SIZE = 16
 
 
 def unroll(
@@ -61,7 +68,8 @@ def unroll(
         backward pass "fused" and first derivatives; "interpreted" runs that kernel's operations one
         by one on any platform (those of GPUs where `jaxeff.ops.platform` says so, else those of
         TPUs), which is slow and there to check it.
-      block_size: time steps per block; 16 if None.
+      block_size: time steps per block; 16 if None, or more where a block's values stay in a cache
+        of a CPU.
       reverse: run from the last step to the first; outputs stay at their inputs' positions.
 
     Returns:
@@ -83,7 +91,7 @@ def unroll(
     if reverse:
         xs, mask = jax.tree.map(lambda a: jnp.flip(a, 0), (xs, mask))
 
-    size = block_size or BLOCK_SIZE
+    size = block_size or BLOCK_LENGTH
     why = "" if backward == "autodiff" else departure(cell, params, carry, xs)
     if backward == "fused" and why:
         raise ConfigError(f"backward='fused' needs a FusedCell, but {why}; take backward='remat'")
@@ -102,6 +110,8 @@ def unroll(
         kernels = jax.tree.map(jnp.asarray, cell.prepare(params))
         options = FusedOptions(cell, backward != "remat", return_sequence)
         inputs = Inputs(xs, before_steps(carry, xs, mask), mask)
+        if block_size is None and options.store and driver == "scan":
+            size = block_length(cell, kernels, parts_of(carry).state, inputs)
         run = functools.partial(_driver(backward, driver, xs), options, kernels)
         state, ys = _in_blocks(run, parts_of(carry).state, inputs, size)
         carry = after_steps(carry, state, xs, mask)

@@ -121,19 +121,24 @@ def arrays_before(parts: SplitFunction, shared: Any, indexed: Any) -> list[Array
     Raises:
       ConfigError: they are none that a kernel can read.
     """
-    if not any(parts.indexed):
-        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape[2:], a.dtype), indexed)
-        arrays = parts.before(shared, nothing)
-    else:
-        axes = [0 if varies else None for varies in parts.indexed]
-        over = jax.vmap(parts.before, (None, 0), axes)
-        arrays = jax.vmap(over, (None, 0), axes)(shared, indexed)
+    arrays = values_before(parts, shared, indexed)
     for kind, varies in zip(parts.shapes, parts.indexed, strict=True):
         if not jnp.issubdtype(kind.dtype, jnp.floating) or (varies and len(kind.shape) != 2):
             raise ConfigError(
                 f"no kernel can be made of this cell, which needs {kind.dtype}{list(kind.shape)} "
                 "in every step; take driver='scan'"
             )
+    return arrays
+
+
+def values_before(parts: SplitFunction, shared: Any, indexed: Any) -> list[Array]:
+    """Returns the same arrays, whatever they are."""
+    if not any(parts.indexed):
+        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape[2:], a.dtype), indexed)
+        return parts.before(shared, nothing)
+    axes = [0 if varies else None for varies in parts.indexed]
+    over = jax.vmap(parts.before, (None, 0), axes)
+    arrays: list[Array] = jax.vmap(over, (None, 0), axes)(shared, indexed)
     return arrays
 
 

@@ -16,8 +16,7 @@ from jaxeff.ops.cpu import native
 from jaxeff.ops.platforms import is_reverse_mode
 from jaxeff.typing import Array
 
-#: Fewest inputs and outputs, and rows, of a product that is compiled: XLA makes a loop of others,
-#: and all steps of a short one run without leaving it.
+#: Fewest inputs and outputs, and rows, of a product that is compiled: others are no faster so.
 _FEWEST, _ROWS = 8, 4
 
 

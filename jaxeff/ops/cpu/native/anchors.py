@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,5 +32,5 @@ def mixed(
     """See `jaxeff.ops.anchors.mixed`."""
     added = jnp.zeros((0,), x.dtype) if skip is None else skip
     args = (anchors, x, kernel, bias, share, added)
-    options = {"stride": np.int64(stride), "blend": blend, "relu": relu}
+    options: dict[str, Any] = {"stride": np.int64(stride), "blend": blend, "relu": relu}
     return call("jaxeff_mixed_anchors", (x.shape,), args, **options)[0]

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import hashlib
 import logging
+import math
 import os
 import platform
 import re
@@ -45,6 +46,7 @@ TARGETS = (
     "jaxeff_products",
     "jaxeff_sum_of_products",
     "jaxeff_outer_product",
+    "jaxeff_row_scan",
 )
 COMPILERS = ("c++", "g++", "clang++")
 OPTIONS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-pthread")
@@ -89,24 +91,35 @@ def is_computable(*arrays: Array) -> bool:
 
 
 def call(
-    name: str, shapes: Sequence[tuple[int, ...]], args: tuple[Array, ...], **attributes: Any
+    name: str,
+    shapes: Sequence[tuple[int, ...]],
+    args: tuple[Array, ...],
+    aliases: dict[int, int] | None = None,
+    **attributes: Any,
 ) -> Sequence[Array]:
-    """Calls a function of the library on a device's share of the cores.
+    """Calls a function of the library.
 
     Args:
       name: in `TARGETS`.
       shapes: of its float32 results.
       args: arrays.
+      aliases: numbers of results by those of the arrays in whose place they are written.
       **attributes: further static arguments.
     """
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    function = jax.ffi.ffi_call(name, results, vmap_method="sequential")
+    function = jax.ffi.ffi_call(
+        name, results, vmap_method="sequential", input_output_aliases=aliases
+    )
     return function(*args, threads=np.int64(_threads()), **attributes)
 
 
 def _threads() -> int:
+    """Returns the cores for a call: all, or a device's share where a program runs on several."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // jax.local_device_count("cpu"))
+    mesh = jax.sharding.get_abstract_mesh()
+    devices: int = math.prod(mesh.shape[axis] for axis in mesh.manual_axes)
+    local: int = jax.local_device_count("cpu")
+    return max(1, (cores or 1) // min(devices, local))
 
 
 def build() -> Path:

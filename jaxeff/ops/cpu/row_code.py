@@ -1,0 +1,208 @@
+"""Operations on arrays ``[rows, width]`` as ``row_scan.cc`` reads them, and where arrays live."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+#: Kinds of arrays, in the order of ``Kind`` in row_scan.cc.
+KINDS = (
+    "register", "local", "literal", "scalar", "vector", "matrix",
+    "input", "known", "state", "next", "output", "room",
+)  # fmt: skip
+#: Operations, in the order of ``kOperations`` in row_scan.cc.
+OPERATIONS = (
+    "copy", "column", "add", "sub", "mul", "div", "max", "min", "neg", "abs", "sign", "exp",
+    "tanh", "logistic", "square", "integer_pow", "sqrt", "rsqrt", "log", "log1p", "expm1", "sin",
+    "cos", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "select_n",
+    "product", "join", "cut",
+)  # fmt: skip
+#: Those that act on each number by itself.
+ELEMENTWISE = frozenset(OPERATIONS[: OPERATIONS.index("product")])
+
+
+class Slot(NamedTuple):
+    """Where an array ``[rows, width]`` or a vector ``[width]`` lives; see row_scan.cc."""
+
+    kind: str
+    number: int
+    inner: int
+    width: int
+
+
+class Instruction(NamedTuple):
+    """An operation: its result, operands (of which None are left out), and a number."""
+
+    name: str
+    out: int
+    operands: tuple[int, ...]
+    extra: int = 0
+
+
+class Program(NamedTuple):
+    """A translated function.
+
+    Attributes:
+      slots: where arrays live.
+      code: operations in their order.
+      vectors: of each vector, the number of the constant that holds it.
+      matrices: of each matrix, the number of the constant, and whether it is transposed.
+      scalars: of each scalar, the number of the constant.
+      work: multiplications per row.
+    """
+
+    slots: tuple[Slot, ...]
+    code: tuple[Instruction, ...]
+    vectors: tuple[int, ...]
+    matrices: tuple[tuple[int, bool], ...]
+    scalars: tuple[int, ...]
+    work: int
+
+    def encoded(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns slots and operations as row_scan.cc reads them."""
+        slots = [(KINDS.index(s.kind), *s[1:]) for s in self.slots]
+        code = [
+            (OPERATIONS.index(i.name), i.out, *i.operands, *(-1,) * (3 - len(i.operands)), i.extra)
+            for i in self.code
+        ]
+        return np.asarray(slots, np.int64).reshape(-1), np.asarray(code, np.int64).reshape(-1)
+
+
+def finished(slots: list[Slot], code: list[Instruction], targets: list[tuple[int, int]]) -> Program:
+    """Returns the program of operations whose slots are each written once.
+
+    Args:
+      slots: where arrays live; kind "transposed" is a matrix that is the transpose of a constant.
+      code: operations in their order.
+      targets: slots of results, and the slots to which they go.
+    """
+    code = _placed(_with_sums(code, targets, slots), targets, slots)
+    return _numbered(slots, _with_few_registers(code, slots))
+
+
+def _with_sums(
+    code: list[Instruction], targets: list[tuple[int, int]], slots: list[Slot]
+) -> list[Instruction]:
+    """Returns the operations, of which products add what their result alone is added to."""
+    uses = collections.Counter(slot for op in code for slot in op.operands)
+    uses.update(source for source, _ in targets)
+    products = {op.out: op for op in code if op.name == "product"}
+    result: list[Instruction] = []
+    for op in code:
+        operands = op.operands if op.name == "add" else ()
+        ours = [s for s in operands if s in products and uses[s] == 1]
+        ours = [s for s in ours if len(products[s].operands) == 2]
+        if any(slots[s].kind in ("literal", "scalar") for s in operands):
+            ours = []
+        if ours:
+            product = products[ours[0]]
+            (start,) = (s for s in op.operands if s != product.out)
+            op = Instruction("product", op.out, (*product.operands, start))
+            products[op.out] = op
+            result = [other for other in result if other.out != product.out]
+        result.append(op)
+    return result
+
+
+def _placed(
+    code: list[Instruction], targets: list[tuple[int, int]], slots: list[Slot]
+) -> list[Instruction]:
+    """Returns the operations that write results where they go, and share registers."""
+    instead: dict[int, int] = {}
+    copies = []
+    for source, target in targets:
+        if slots[source].kind == "register" and source not in instead:
+            instead[source] = target
+        else:
+            copies.append(Instruction("copy", target, (instead.get(source, source),)))
+    code = [
+        op._replace(
+            out=instead.get(op.out, op.out),
+            operands=tuple(instead.get(s, s) for s in op.operands),
+        )
+        for op in code
+    ]
+    return [*code, *copies]
+
+
+def _with_few_registers(code: list[Instruction], slots: list[Slot]) -> list[Instruction]:
+    """Returns the operations with registers of few arrays, each used again where it is free.
+
+    Those that live between two products are local: no more than some rows of them are there.
+    """
+    is_product = [int(op.name == "product") for op in code]
+    products_before = itertools.accumulate(is_product)
+    groups = [2 * n - one for n, one in zip(products_before, is_product, strict=True)]
+    last: dict[int, int] = {}
+    homes: dict[int, set[int]] = collections.defaultdict(set)
+    for number, op in enumerate(code):
+        for slot in (op.out, *op.operands):
+            last[slot] = number
+            homes[slot].add(groups[number])
+    pools: dict[tuple[str, int], list[int]] = collections.defaultdict(list)
+    registers: dict[int, int] = {}
+    result = []
+
+    def kind(slot: int) -> tuple[str, int]:
+        is_local = len(homes[slot]) == 1 and code[last[slot]].name != "product"
+        return "local" if is_local else "register", slots[slot].width
+
+    for number, op in enumerate(code):
+        ending = {s for s in op.operands if slots[s].kind == "register" and last[s] == number}
+        operands = tuple(registers.get(s, s) for s in op.operands)
+        # Products and copies of columns read after they have written some of the result.
+        reads_late = op.name in ("product", "join", "cut")
+        out = op.out
+        if not reads_late:
+            for slot in sorted(ending):
+                pools[kind(slot)].append(registers[slot])
+        if slots[out].kind == "register":
+            pool = pools[kind(out)]
+            if not pool:
+                pool.append(len(slots))
+                slots.append(Slot(kind(out)[0], len(slots), 0, slots[out].width))
+            registers[out] = pool.pop()
+        if reads_late:
+            for slot in sorted(ending):
+                pools[kind(slot)].append(registers[slot])
+        result.append(op._replace(out=registers.get(out, out), operands=operands))
+    return result
+
+
+def _numbered(slots: list[Slot], code: list[Instruction]) -> Program:
+    """Returns the program with only the slots that it uses, each kind numbered from 0."""
+    used = sorted({s for op in code for s in (op.out, *op.operands)})
+    # Arguments keep their numbers, used or not.
+    numbers = {old: new for new, old in enumerate(used)}
+    order: dict[str, list[Any]] = {
+        "register": [],
+        "local": [],
+        "scalar": [],
+        "vector": [],
+        "matrix": [],
+    }
+    result = []
+    for old in used:
+        slot = slots[old]
+        kind = "matrix" if slot.kind == "transposed" else slot.kind
+        if kind in order:
+            is_transposed = slot.kind == "transposed"
+            key = (slot.number, is_transposed) if kind == "matrix" else slot.number
+            if key not in order[kind]:
+                order[kind].append(key)
+            slot = slot._replace(kind=kind, number=order[kind].index(key))
+        result.append(slot)
+    work = 0
+    renamed = []
+    for op in code:
+        if op.name == "product":
+            work += slots[op.operands[0]].width * slots[op.out].width
+        operands = tuple(numbers[s] for s in op.operands)
+        renamed.append(op._replace(out=numbers[op.out], operands=operands))
+    return Program(
+        tuple(result), tuple(renamed), tuple(order["vector"]), tuple(order["matrix"]),
+        tuple(order["scalar"]), work,
+    )  # fmt: skip

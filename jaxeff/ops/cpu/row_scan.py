@@ -1,0 +1,235 @@
+"""A scan over time whose rows do not depend on each other, in one call of a compiled function.
+
+XLA starts several small programs in every step, which takes longer than the arithmetic of a short
+or narrow recurrence, and what it writes it reads again from memory. The compiled function runs a
+list of operations (`jaxeff.ops.cpu.row_program`) on some rows at a time, for all steps.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_batching import custom_vmap
+
+from jaxeff.ops.cpu import native
+from jaxeff.ops.cpu.row_code import Program
+from jaxeff.ops.cpu.row_program import UnsupportedStep, translated
+from jaxeff.ops.platforms import is_forward_mode, platform
+from jaxeff.ops.row_scan import Step, Window, scan_steps
+from jaxeff.ops.split import SplitFunction, split, values_before
+from jaxeff.typing import Array
+
+
+def is_compiled(*arrays: Any) -> bool:
+    """Returns whether the arrays are of single precision, of known sizes, and not empty."""
+    return not is_forward_mode() and native.is_computable(*arrays)
+
+
+def row_scan(
+    length: int,
+    step: Step,
+    shared: Any,
+    indexed: Any,
+    carry: Any,
+    xs: Any,
+    known: Window,
+    rooms: Window,
+    reverse: bool = False,
+) -> tuple[Any, Any, Any]:
+    """Runs the steps in one call; in a loop of XLA where the function lacks an operation."""
+    loop = _Loop(length, step, reverse)
+    args = (shared, indexed, carry, xs, known, rooms)
+    leaves = jax.tree.leaves((carry, xs, known.values, rooms.values))
+    if not is_compiled(*(a for a in leaves if a.dtype != bool)):
+        return scan_steps(*loop, *args)
+    try:
+        results: tuple[Any, Any, Any] = _compiled(loop, *args)
+        return results
+    except UnsupportedStep:
+        # In a loop, compiled products would transpose their kernels in every step.
+        with platform("reference"):
+            return scan_steps(*loop, *args)
+
+
+class _Loop(NamedTuple):
+    """What is known of a scan without its arrays."""
+
+    length: int
+    step: Step
+    reverse: bool
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _compiled(loop: _Loop, *args: Any) -> Any:
+    run = custom_vmap(functools.partial(_run, loop))
+    run.def_vmap(functools.partial(_run_batch, loop))
+    return run(*args)
+
+
+def _forward(loop: _Loop, *args: Any) -> tuple[Any, Any]:
+    return _compiled(loop, *args), args
+
+
+def _backward(loop: _Loop, args: Any, cotangents: Any) -> Any:
+    # A derivative of a derivative: rare enough for XLA's loop.
+    return jax.vjp(functools.partial(scan_steps, *loop), *args)[1](cotangents)
+
+
+_compiled.defvjp(_forward, _backward)
+
+
+def _run_batch(loop: _Loop, size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
+    """Runs a batch of scans as one whose rows are those of all."""
+    axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, batched)
+    of_shared, _, of_carry, _, of_known, of_rooms = batched
+    is_joined = all(jax.tree.leaves((of_carry, of_rooms.values)))
+    if any(jax.tree.leaves((of_shared, of_known.first, of_rooms.first))) or not is_joined:
+        results = jax.vmap(functools.partial(scan_steps, *loop), axes)(*args)
+    else:
+        results = _run_joined(loop, size, batched, *args)
+    return results, jax.tree.map(lambda _: True, results)
+
+
+def _run_joined(
+    loop: _Loop, size: int, batched: Any, shared: Any, *args: Any
+) -> tuple[Any, Any, Any]:
+    indexed, carry, xs, known, rooms = args
+    axes = jax.tree.leaves(carry)[0].ndim - 1  # of the batch, with the new one
+
+    def joined(a: Array, is_batched: bool) -> Array:
+        a = a if is_batched else jnp.broadcast_to(a, (size, *a.shape))
+        return jnp.moveaxis(a, 0, a.ndim - 1 - axes)
+
+    def separate(a: Array) -> Array:
+        return jnp.moveaxis(a, a.ndim - 1 - axes, 0)
+
+    indexed, carry, xs = (
+        jax.tree.map(joined, tree, flags)
+        for tree, flags in zip((indexed, carry, xs), batched[1:4], strict=True)
+    )
+    known, rooms = (
+        window._replace(values=jax.tree.map(joined, window.values, flags.values))
+        for window, flags in zip((known, rooms), batched[4:], strict=True)
+    )
+    results = _run(loop, shared, indexed, carry, xs, known, rooms)
+    last, ys, room = jax.tree.map(separate, results)
+    return last, ys, room
+
+
+def _run(
+    loop: _Loop,
+    shared: Any,
+    indexed: Any,
+    carry: Any,
+    xs: Any,
+    known: Window,
+    rooms: Window,
+) -> tuple[Any, Any, Any]:
+    batch = jax.tree.leaves(carry)[0].shape[:-1]
+
+    def one_axis(a: Any) -> Any:
+        return a.reshape(*a.shape[: a.ndim - 1 - len(batch)], -1, a.shape[-1])
+
+    indexed, carry, xs, past, room = jax.tree.map(
+        one_axis, (indexed, carry, xs, known.values, rooms.values)
+    )
+    first = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype))
+    late = carry, (first(xs), first(past))
+    with platform("reference"):  # its operations, not forms of them for XLA
+        parts = split(lambda s, i, late: loop.step(s, i, *late), shared, first(indexed), late)
+    constants, moving = _before(parts, shared, indexed)
+    program = _translated(parts, late)
+    inputs = [*moving, *jax.tree.leaves(xs)]
+    tables = (
+        [constants[number].reshape(-1) for number in program.vectors],
+        [constants[n].T if turned else constants[n] for n, turned in program.matrices],
+        list(map(_as_numbers, inputs)),
+        list(map(_as_numbers, jax.tree.leaves(past))),
+        jax.tree.leaves(carry),
+        jax.tree.leaves(room),
+    )
+    firsts = jnp.stack([jnp.asarray(w.first, jnp.int32) for w in (known, rooms)])
+    scalars = jnp.stack([constants[n] for n in program.scalars] or [jnp.zeros(())])
+    last, (y, _) = parts.result
+    ys = jax.tree.map(lambda a: jax.ShapeDtypeStruct((loop.length, *a.shape), a.dtype), y)
+    outputs = _call(loop, program, tables, firsts, scalars, (last, ys, room))
+
+    def batch_axes(a: Any) -> Any:
+        return a.reshape(*a.shape[:-2], *batch, a.shape[-1])
+
+    structure = jax.tree.structure((last, ys, room))
+    last, ys, room = jax.tree.unflatten(structure, map(batch_axes, outputs))
+    return last, ys, room
+
+
+def _before(parts: SplitFunction, shared: Any, indexed: Any) -> tuple[list[Array], list[Array]]:
+    """Returns the arrays that all steps share, and those of every step ``[steps, rows, width]``."""
+    arrays = values_before(parts, shared, jax.tree.map(lambda a: a[None], indexed))
+    pairs = list(zip(arrays, parts.indexed, strict=True))
+    return [a for a, moves in pairs if not moves], [a[0] for a, moves in pairs if moves]
+
+
+def _translated(parts: SplitFunction, late: Any) -> Program:
+    shapes = list(zip(parts.shapes, parts.indexed, strict=True))
+    constants = [a for a, moves in shapes if not moves]
+    moving = [a for a, moves in shapes if moves]
+    rows = jax.tree.leaves(late)[0].shape[0]
+    if any(a.dtype != jnp.float32 for a in constants):
+        raise UnsupportedStep("coefficients that are not of single precision")
+    if any(a.shape[:-1] != (rows,) or a.dtype not in (jnp.float32, bool) for a in moving):
+        raise UnsupportedStep("numbers of every step that no row has")
+
+    def inside(constants: list[Any], late: tuple[list[Any], Any]) -> Any:
+        arrays, moving = iter(constants), iter(late[0])
+        order = [next(moving if moves else arrays) for moves in parts.indexed]
+        return parts.inside(order, late[1])
+
+    def kinds(kind: str, tree: Any) -> Any:
+        return jax.tree.map(lambda _: kind, tree)
+
+    carry, (xs, past) = late
+    of_late = kinds("state", carry), (kinds("input", xs), kinds("known", past))
+    last, (y, kept) = parts.result
+    goals = kinds("next", last), (kinds("output", y), kinds("room", kept))
+    return translated(inside, constants, (moving, late), (kinds("input", moving), of_late), goals)
+
+
+def _as_numbers(a: Array) -> Array:
+    return a.astype(jnp.float32)
+
+
+def _call(
+    loop: _Loop,
+    program: Program,
+    tables: Sequence[Sequence[Array]],
+    firsts: Array,
+    scalars: Array,
+    results: Any,
+) -> Sequence[Array]:
+    """Calls the function; ``results`` are the shapes of states, outputs and rooms."""
+    states, outputs, rooms = map(jax.tree.leaves, results)
+    args = (firsts, scalars, *itertools.chain(*tables))
+    shapes = [a.shape for a in (*states, *outputs, *rooms)]
+    slots, code = program.encoded()
+    counts = [*map(len, tables[:-1]), len(outputs)]
+    return native.call(
+        "jaxeff_row_scan",
+        shapes,
+        args,
+        aliases={
+            len(args) - len(rooms) + i: len(shapes) - len(rooms) + i for i in range(len(rooms))
+        },
+        slots=slots,
+        code=code,
+        counts=np.asarray(counts, np.int64),
+        rows=np.int64(states[0].shape[0]),
+        steps=np.int64(loop.length),
+        work=np.int64(program.work),
+        reverse=loop.reverse,
+    )
