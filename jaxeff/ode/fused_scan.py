@@ -231,7 +231,7 @@ def _block_forward(
     x = None if at_once else inputs.x
     xs = x, known._replace(steps=None), inputs.mask, projected
     windows = Window(None, 0), Window(t, first)
-    return row_scan(len(inputs.x), step, kernels, known.steps, state, xs, *windows)
+    return row_scan(inputs.x.shape[0], step, kernels, known.steps, state, xs, *windows)
 
 
 def _block_backward(
@@ -256,7 +256,7 @@ def _block_backward(
         new, states = rebuild(cell, coefficients, start, t, steps, form)
         return keep(mask, new, start), (None, states)
 
-    length = len(inputs.x)
+    length = inputs.x.shape[0]
     forward = again, kernels.coefficients, steps, start, mask
     _, _, states = row_scan(length, *forward, t, Window(rooms.states, 0))
 

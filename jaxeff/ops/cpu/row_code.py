@@ -33,7 +33,7 @@ class Slot(NamedTuple):
     width: int
 
 
-class Instruction(NamedTuple):
+class RowOperation(NamedTuple):
     """An operation: its result, operands (of which None are left out), and a number."""
 
     name: str
@@ -42,7 +42,7 @@ class Instruction(NamedTuple):
     extra: int = 0
 
 
-class Program(NamedTuple):
+class RowProgram(NamedTuple):
     """A translated function.
 
     Attributes:
@@ -55,7 +55,7 @@ class Program(NamedTuple):
     """
 
     slots: tuple[Slot, ...]
-    code: tuple[Instruction, ...]
+    code: tuple[RowOperation, ...]
     vectors: tuple[int, ...]
     matrices: tuple[tuple[int, bool], ...]
     scalars: tuple[int, ...]
@@ -71,7 +71,9 @@ class Program(NamedTuple):
         return np.asarray(slots, np.int64).reshape(-1), np.asarray(code, np.int64).reshape(-1)
 
 
-def finished(slots: list[Slot], code: list[Instruction], targets: list[tuple[int, int]]) -> Program:
+def finished(
+    slots: list[Slot], code: list[RowOperation], targets: list[tuple[int, int]]
+) -> RowProgram:
     """Returns the program of operations whose slots are each written once.
 
     Args:
@@ -84,13 +86,13 @@ def finished(slots: list[Slot], code: list[Instruction], targets: list[tuple[int
 
 
 def _with_sums(
-    code: list[Instruction], targets: list[tuple[int, int]], slots: list[Slot]
-) -> list[Instruction]:
+    code: list[RowOperation], targets: list[tuple[int, int]], slots: list[Slot]
+) -> list[RowOperation]:
     """Returns the operations, of which products add what their result alone is added to."""
     uses = collections.Counter(slot for op in code for slot in op.operands)
     uses.update(source for source, _ in targets)
     products = {op.out: op for op in code if op.name == "product"}
-    result: list[Instruction] = []
+    result: list[RowOperation] = []
     for op in code:
         operands = op.operands if op.name == "add" else ()
         ours = [s for s in operands if s in products and uses[s] == 1]
@@ -100,7 +102,7 @@ def _with_sums(
         if ours:
             product = products[ours[0]]
             (start,) = (s for s in op.operands if s != product.out)
-            op = Instruction("product", op.out, (*product.operands, start))
+            op = RowOperation("product", op.out, (*product.operands, start))
             products[op.out] = op
             result = [other for other in result if other.out != product.out]
         result.append(op)
@@ -108,8 +110,8 @@ def _with_sums(
 
 
 def _placed(
-    code: list[Instruction], targets: list[tuple[int, int]], slots: list[Slot]
-) -> list[Instruction]:
+    code: list[RowOperation], targets: list[tuple[int, int]], slots: list[Slot]
+) -> list[RowOperation]:
     """Returns the operations that write results where they go, and share registers."""
     instead: dict[int, int] = {}
     copies = []
@@ -117,7 +119,7 @@ def _placed(
         if slots[source].kind == "register" and source not in instead:
             instead[source] = target
         else:
-            copies.append(Instruction("copy", target, (instead.get(source, source),)))
+            copies.append(RowOperation("copy", target, (instead.get(source, source),)))
     code = [
         op._replace(
             out=instead.get(op.out, op.out),
@@ -128,7 +130,7 @@ def _placed(
     return [*code, *copies]
 
 
-def _with_few_registers(code: list[Instruction], slots: list[Slot]) -> list[Instruction]:
+def _with_few_registers(code: list[RowOperation], slots: list[Slot]) -> list[RowOperation]:
     """Returns the operations with registers of few arrays, each used again where it is free.
 
     Those that live between two products are local: no more than some rows of them are there.
@@ -172,7 +174,7 @@ def _with_few_registers(code: list[Instruction], slots: list[Slot]) -> list[Inst
     return result
 
 
-def _numbered(slots: list[Slot], code: list[Instruction]) -> Program:
+def _numbered(slots: list[Slot], code: list[RowOperation]) -> RowProgram:
     """Returns the program with only the slots that it uses, each kind numbered from 0."""
     used = sorted({s for op in code for s in (op.out, *op.operands)})
     # Arguments keep their numbers, used or not.
@@ -202,7 +204,7 @@ def _numbered(slots: list[Slot], code: list[Instruction]) -> Program:
             work += slots[op.operands[0]].width * slots[op.out].width
         operands = tuple(numbers[s] for s in op.operands)
         renamed.append(op._replace(out=numbers[op.out], operands=operands))
-    return Program(
+    return RowProgram(
         tuple(result), tuple(renamed), tuple(order["vector"]), tuple(order["matrix"]),
         tuple(order["scalar"]), work,
     )  # fmt: skip

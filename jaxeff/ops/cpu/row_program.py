@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxeff.ops.cpu.row_code import ELEMENTWISE, Instruction, Program, Slot, finished
+from jaxeff.ops.cpu.row_code import ELEMENTWISE, RowOperation, RowProgram, Slot, finished
 from jaxeff.ops.evaluate import DIFFERENTIATED, evaluated
 
 
@@ -34,7 +34,7 @@ class Value(NamedTuple):
 
 def translated(
     inside: Callable[..., Any], constants: Sequence[Any], late: Any, kinds: Any, goals: Any
-) -> Program:
+) -> RowProgram:
     """Translates ``inside(constants, late)``.
 
     Args:
@@ -64,7 +64,7 @@ class _Translation:
 
     def __init__(self) -> None:
         self.slots: list[Slot] = []
-        self.code: list[Instruction] = []
+        self.code: list[RowOperation] = []
         self._numbers: dict[Any, int] = {}  # of slots and of operations that there are already
         self._constants: list[Any] = []
 
@@ -120,7 +120,7 @@ class _Translation:
         if key not in self._numbers:
             self._numbers[key] = len(self.slots)
             self.slots.append(Slot("register", len(self.slots), 0, width))
-            self.code.append(Instruction(name, self._numbers[key], tuple(operands), extra))
+            self.code.append(RowOperation(name, self._numbers[key], tuple(operands), extra))
         return self._numbers[key]
 
     def operand(self, number: int) -> int:
@@ -173,7 +173,7 @@ class _Translation:
         results = rule(self, equation, values)  # type: ignore[no-untyped-call]
         return results if isinstance(results, list) else [results]
 
-    def finished(self, results: Sequence[Any], kinds: Sequence[str]) -> Program:
+    def finished(self, results: Sequence[Any], kinds: Sequence[str]) -> RowProgram:
         """Returns the program that leaves the results where the kinds say."""
         counts: collections.Counter[str] = collections.Counter()
         targets = []

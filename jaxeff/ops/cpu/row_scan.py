@@ -18,7 +18,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 
 from jaxeff.ops.cpu import native
-from jaxeff.ops.cpu.row_code import Program
+from jaxeff.ops.cpu.row_code import RowProgram
 from jaxeff.ops.cpu.row_program import UnsupportedStep, translated
 from jaxeff.ops.platforms import is_forward_mode, platform
 from jaxeff.ops.row_scan import Step, Window, scan_steps
@@ -175,7 +175,7 @@ def _before(parts: SplitFunction, shared: Any, indexed: Any) -> tuple[list[Array
     return [a for a, moves in pairs if not moves], [a[0] for a, moves in pairs if moves]
 
 
-def _translated(parts: SplitFunction, late: Any) -> Program:
+def _translated(parts: SplitFunction, late: Any) -> RowProgram:
     shapes = list(zip(parts.shapes, parts.indexed, strict=True))
     constants = [a for a, moves in shapes if not moves]
     moving = [a for a, moves in shapes if moves]
@@ -206,7 +206,7 @@ def _as_numbers(a: Array) -> Array:
 
 def _call(
     loop: _Loop,
-    program: Program,
+    program: RowProgram,
     tables: Sequence[Sequence[Array]],
     firsts: Array,
     scalars: Array,
