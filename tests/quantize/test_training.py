@@ -168,6 +168,8 @@ def test_impossible_roundings_are_refused():
         ({"activation_bits": 4}, "activation_bits must be 0, 8 or 16"),
         ({"activation_bits": 8}, "a recurrent model rounds its state"),
         ({"state_bits": 8, "state_bound": 3.0}, "power of two"),
+        ({"weight_bits": 8, "state_bound": 2.0}, "state_bound has no effect; set state_bits"),
+        ({"state_bits": 8, "per_channel": False}, "per_channel has no effect; set weight_bits"),
     ):
         with pytest.raises(ConfigError, match=match):
             experiment.build(config_with(**fields))
