@@ -25,14 +25,21 @@ LARGEST_CACHE, LARGEST_PROCESS = 2**30, 2**30
 
 
 def _compile_quickly():
-    """Spends little on optimising programs that run once."""
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for programs in processes of their own
+    """Spends little on optimising programs that run once.
+
+    What is in the environment also holds for programs in processes of their own.
+    """
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     jax.config.update("jax_disable_most_optimizations", True)
+    # No operation is told where in the sources it comes from.
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    # A small program is compiled sooner in one part. Read when the first array is made.
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"]
     # Fused loops are emitted through MLIR, which doubles the time of small programs; later
-    # versions no longer have the older way. Read when the first array is made.
+    # versions no longer have the older way.
     if tuple(map(int, jaxlib.__version__.split(".")[:2])) < (0, 11):
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
 
 
 def _folder_bytes(folder):

@@ -123,6 +123,7 @@ def test_body_sees_the_anchors_alone(x64, jitter):
     assert (gradient != 0).all()
 
 
+@pytest.mark.slow
 def test_shifts_by_the_stride_commute_in_the_interior(x64, jitter):
     x = images(1, 16, 16, 2)
     layer, variables = made(jitter, x)

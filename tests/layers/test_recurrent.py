@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from compiled import apply, init
 from flax import nnx
+from sweeps import swept
 
 from jaxeff import ode
 from jaxeff.layers import (
@@ -152,7 +153,7 @@ def test_values_and_gradients_equal_flax_rnn(name, jitter):
     chex.assert_shape(actual[0][1][1], (BATCH, TIME, cell.features))
 
 
-@pytest.mark.parametrize("name", ["irnn", "lstm"])
+@pytest.mark.parametrize("name", swept(["irnn", "lstm"], "irnn"))
 def test_cells_work_in_flax_bidirectional(name):
     cell, xs = CELLS[name], inputs()
     both = nn.Bidirectional(nn.RNN(cell.clone()), nn.RNN(cell.clone()))
@@ -388,7 +389,7 @@ def test_nnx_bridge_runs_and_differentiates():
     chex.assert_trees_all_close({"params": nnx.to_pure_dict(grads)}, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.parametrize("time_major", swept([False, True], True))
 def test_lengths_are_a_mask(time_major):
     layer = RNN(GRUCell(5), time_major=time_major)
     xs = jnp.swapaxes(inputs(), 0, 1) if time_major else inputs()

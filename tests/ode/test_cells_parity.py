@@ -191,6 +191,7 @@ def test_antisymmetric_matrix_has_its_spectrum_on_the_line_of_the_diffusion():
     assert np.abs(np.linalg.eigvals(matrix).imag).max() > 0.5
 
 
+@pytest.mark.slow
 def test_antisymmetric_step_neither_explodes_nor_vanishes():
     cell = Antisymmetric(6, gated=False, step_size=0.1, diffusion=0.05)
     params = cell.init(jax.random.key(0), 2, jnp.float64)

@@ -106,6 +106,7 @@ def test_sources_over_many_time_steps():
     assert errors(stepped, h, 0.01 * h)[1] < 3e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fill", [anchors.interpolate, anchors.hold])
 def test_values_that_many_pixels_take(fill):
     a, weight = random(0, 1, 3, 3, 2), 1 + random(1, 1, 192, 192, 2)

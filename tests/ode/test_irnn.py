@@ -374,6 +374,7 @@ def test_step_counter_counts_real_steps_only():
     np.testing.assert_array_equal(carry.steps, [[3], [1]])
 
 
+@pytest.mark.slow
 def test_step_sizes_of_long_sequences_are_found_in_half_precision():
     time = 300
     etas = jnp.where(jnp.arange(time) == time - 1, 0.5, 0.0)[None].astype(jnp.bfloat16)

@@ -178,6 +178,7 @@ def test_implicit_memory_does_not_depend_on_the_solver_steps(gradient_bytes):
     assert max(sizes) < 1.05 * min(sizes)
 
 
+@pytest.mark.slow
 def test_differentiated_euler_memory_grows_with_the_inner_steps(gradient_bytes):
     sizes = [gradient_bytes(k, backward="autodiff") for k in (1, 10, 100)]
     assert sizes[1] > 3 * sizes[0]

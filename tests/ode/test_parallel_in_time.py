@@ -123,7 +123,8 @@ def test_a_sequence_goes_on_where_another_ended(example):
     chex.assert_trees_all_close((end, jnp.concatenate([first, second])), expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("jacobian", ["dense", pytest.param("diagonal", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("jacobian", ["dense", "diagonal"])
 def test_single_precision(jacobian, example):
     cell = Elman(6)
     arguments = example(cell, time=60, dtype=jnp.float32)

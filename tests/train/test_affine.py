@@ -222,6 +222,7 @@ def test_a_code_is_used_again_at_evaluation_alone():
         build(search={"starts": 3, "method": "align", "steps": 1, "reuse_code": True})
 
 
+@pytest.mark.slow
 def test_outputs_of_the_aligned_code_have_the_loss_that_was_found():
     aligned = {"starts": 5, "keep": 2, "method": "align", "steps": 2}
     reused, again = (build(evaluation={**aligned, "reuse_code": reuse}) for reuse in (True, False))

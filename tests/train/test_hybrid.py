@@ -254,6 +254,7 @@ def test_statistics_of_a_part_move_only_in_its_turn():
         state = new
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_update_as_the_whole_does():
     algo = algorithm(phases={"base": 1, "expert": 1}, penalty_weight=0.0, router_folds=3)
     state, data = start(algo), batch()
