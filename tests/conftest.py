@@ -42,6 +42,16 @@ def _compile_quickly():
     os.environ["XLA_FLAGS"] = " ".join(flags)
 
 
+def _start_with_one_thread():
+    """Starts the CPU device with a pool of one thread: each worker has a core, and no more."""
+    before = os.environ.pop("NPROC", None)
+    os.environ["NPROC"] = "1"  # how XLA is told; of this process alone, not of those it starts
+    jax.devices("cpu")
+    os.environ.pop("NPROC")
+    if before is not None:
+        os.environ["NPROC"] = before
+
+
 def _folder_bytes(folder):
     return sum(entry.stat().st_size for entry in os.scandir(folder))
 
@@ -61,6 +71,8 @@ def pytest_configure(config):
     processor's features, so that machines that share a checkout have folders of their own.
     """
     _compile_quickly()
+    if hasattr(config, "workerinput"):
+        _start_with_one_thread()
     # Tracing makes millions of objects, few of them garbage: a tenth of the time went to looking.
     gc.set_threshold(100_000, 50, 100)
     if not hasattr(config, "cache"):  # `-p no:cacheprovider`

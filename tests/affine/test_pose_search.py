@@ -302,6 +302,7 @@ def test_every_image_meets_all_24_rotations(batch):
         np.testing.assert_array_equal(found.loss, 0.0)
 
 
+@pytest.mark.slow
 def test_poses_that_lose_the_image_do_not_win():
     family = POSES.build({"name": "free_affine"})
     problem = autoencoding(family)

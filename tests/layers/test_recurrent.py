@@ -226,6 +226,7 @@ def test_param_dtype_is_that_of_the_parameters(name):
     assert ys.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_parameters_in_half_precision():
     layer = RNN(LSTMCell(5, param_dtype=jnp.bfloat16))
     ys, variables = jax.jit(layer.init_with_output)(jax.random.key(0), inputs(dtype=jnp.bfloat16))
@@ -376,6 +377,7 @@ def test_package_cell_equals_flax_cell_through_the_same_wrapper():
     )
 
 
+@pytest.mark.slow
 def test_nnx_bridge_runs_and_differentiates():
     xs = inputs()
     model = nnx.bridge.ToNNX(RNN(IRNNCell(5)), rngs=nnx.Rngs(0))

@@ -60,6 +60,7 @@ def test_implicit_equilibrium_solves_its_equation_from_any_start(decay):
     np.testing.assert_allclose(new, s - h, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_implicit_step_size_gets_no_gradient():
     cell = raw_cell(6, 200, solver="implicit")
     params = cell.init(jax.random.key(0), 3, jnp.float64) | {"step_size": jnp.full(200, 0.5)}
@@ -142,6 +143,7 @@ def test_fixed_point_start_and_damping_get_no_gradient(contraction):
     assert not any(np.any(g) for g in grads)
 
 
+@pytest.mark.slow
 def test_fixed_point_works_under_vmap(contraction):
     update, (matrix, offsets) = contraction
 

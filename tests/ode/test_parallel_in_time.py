@@ -307,6 +307,7 @@ def test_expansive_dynamics_fall_back_to_the_loop():
     chex.assert_trees_all_close(grads, expected_grads, rtol=1e-8, atol=1e-12 * largest)
 
 
+@pytest.mark.slow
 @in_double
 def test_expansive_dynamics_converge_with_exact_jacobians():
     cell, params, xs = expansive(scale=1.2, time=300)

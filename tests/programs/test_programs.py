@@ -86,6 +86,7 @@ class Unusual(ode.Cell):
         return carry, carry
 
 
+@pytest.mark.slow
 def test_a_cell_of_ones_own():
     cell = Unusual(4)
     params = cell.init(KEY, 3)

@@ -74,6 +74,7 @@ def test_states_are_rounded_at_every_step_and_gradients_are_those_of_any_backwar
     )
 
 
+@pytest.mark.slow
 def test_other_cells_round_too():
     cell = FakeQuantization(state_bits=8).cell(ode.DualODE(4, activation="tanh", step_size=0.9))
     params = cell.init(jax.random.key(0), 3)

@@ -114,6 +114,7 @@ def test_parts_take_turns_and_leave_the_others_alone():
     assert int(state.step) == 8
 
 
+@pytest.mark.slow
 def test_a_frozen_expert_stays_as_it_is_and_has_no_optimizer():
     algo = algorithm(phases={"router": 1, "base": 1}, optimizer=optax.adam(0.1))
     state, data = start(algo), batch()

@@ -215,6 +215,7 @@ def test_spread_of_angles():
     )
 
 
+@pytest.mark.slow
 def test_voxels_are_seen_from_outside():
     voxels = np.zeros((2, 12, 12, 12, 1), np.float32)
     voxels[0, 3:9, 3:9, 3:9] = 1.0
