@@ -209,22 +209,26 @@ def accepted(row: dict) -> str:
     return f"{100 * row['coverage']:.1f}, {100 * row['joint_error']:.2f}"
 
 
-def constrained(data: str) -> str:
-    """Returns methods with constraints and their baselines; of the penalties the best one."""
-    record = read("dcl_accuracy")
+def constrained_lines(data: str) -> dict[str, dict]:
+    """Returns lines of methods with constraints and of baselines; of the penalties the best one."""
     known = {
         name.partition(", ")[2]: line
-        for name, line in record["lines"].items()
+        for name, line in read("dcl_accuracy")["lines"].items()
         if name.startswith(f"{data}, ")
     }
-    times = {name.partition(", ")[2]: ms for name, ms in record["update_ms"].items()}
-    times |= dict.fromkeys([n for n in known if n.startswith("penalty")], times["penalty, 0.01"])
     penalties = {n: line for n, line in known.items() if n.startswith("penalty")}
     best = max(penalties, key=lambda n: penalties[n]["validation_mean"], default="")
+    return {n: line for n, line in known.items() if n not in penalties or n == best}
+
+
+def constrained(data: str) -> str:
+    """Returns methods with constraints and their baselines; of the penalties the best one."""
+    known = constrained_lines(data)
+    update_ms = read("dcl_accuracy")["update_ms"]
+    times = {name.partition(", ")[2]: ms for name, ms in update_ms.items()}
+    times |= dict.fromkeys([n for n in known if n.startswith("penalty")], times["penalty, 0.01"])
     rows = []
     for name, line in known.items():
-        if name in penalties and name != best:
-            continue
         ends = line["constraints_at_end"]
         rows.append(
             [

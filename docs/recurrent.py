@@ -21,7 +21,7 @@ def grid(cell: str, task: str) -> dict[tuple[int, int, int], float]:
 
 
 def heat() -> str:
-    """Returns the least, the middle and the largest ratio, those below 1, and the picture."""
+    """Returns the least, the middle and the largest ratio, and those below 1."""
     rows = []
     for cell, name in NAMES.items():
         for task in TASKS:
@@ -37,8 +37,7 @@ def heat() -> str:
                 [name, task, f"{least:.2f}", where, f"{middle:.2f}", f"{values[-1]:.1f}", below]
             )
     header = ["cell", "task", "least ratio", "where", "geometric mean", "largest", "below 1"]
-    picture = "![Ratios by batch, steps and width](../recurrent.png)"
-    return f"{table(header, rows)}\n\n{picture}"
+    return table(header, rows)
 
 
 def draw(path: Path) -> None:

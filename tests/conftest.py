@@ -25,14 +25,31 @@ LARGEST_CACHE, LARGEST_PROCESS = 2**30, 2**30
 
 
 def _compile_quickly():
-    """Spends little on optimising programs that run once."""
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for programs in processes of their own
+    """Spends little on optimising programs that run once.
+
+    What is in the environment also holds for programs in processes of their own.
+    """
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     jax.config.update("jax_disable_most_optimizations", True)
+    # No operation is told where in the sources it comes from.
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    # A small program is compiled sooner in one part. Read when the first array is made.
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"]
     # Fused loops are emitted through MLIR, which doubles the time of small programs; later
-    # versions no longer have the older way. Read when the first array is made.
+    # versions no longer have the older way.
     if tuple(map(int, jaxlib.__version__.split(".")[:2])) < (0, 11):
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
+
+
+def _start_with_one_thread():
+    """Starts the CPU device with a pool of one thread: each worker has a core, and no more."""
+    before = os.environ.pop("NPROC", None)
+    os.environ["NPROC"] = "1"  # how XLA is told; of this process alone, not of those it starts
+    jax.devices("cpu")
+    os.environ.pop("NPROC")
+    if before is not None:
+        os.environ["NPROC"] = before
 
 
 def _folder_bytes(folder):
@@ -54,6 +71,8 @@ def pytest_configure(config):
     processor's features, so that machines that share a checkout have folders of their own.
     """
     _compile_quickly()
+    if hasattr(config, "workerinput"):
+        _start_with_one_thread()
     # Tracing makes millions of objects, few of them garbage: a tenth of the time went to looking.
     gc.set_threshold(100_000, 50, 100)
     if not hasattr(config, "cache"):  # `-p no:cacheprovider`

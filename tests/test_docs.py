@@ -1,4 +1,4 @@
-"""The pages of the documentation: their snippets and length."""
+"""The pages of the documentation: their snippets, pictures and length."""
 
 import importlib.util
 import re
@@ -16,6 +16,8 @@ PAGES = sorted(DOCS.rglob("*.md"))
 FORMATS = {"litert": "litert_converter", "onnx": "jax2onnx"}
 #: Pages whose snippets are run by tests of their own.
 ELSEWHERE = {"architecture.md": "test_own_cell.py", "extending.md": "test_extending.py"}
+#: Pages of results that have tables alone.
+WITHOUT_PICTURE = {"index.md", "texts_integers.md"}
 RUN = """
 import jaxeff
 from jaxeff.config_files import load
@@ -104,6 +106,12 @@ def test_pages_that_are_run_elsewhere_are_read_there():
 def test_results_are_short():
     for page in (DOCS / "results").glob("*.md"):
         assert len(page.read_text("utf-8").splitlines()) <= 120, page.name
+
+
+def test_results_begin_with_a_picture():
+    for page in (DOCS / "results").glob("*.md"):
+        if page.name not in WITHOUT_PICTURE:
+            assert "![" in page.read_text("utf-8").partition("\n|")[0], page.name
 
 
 def test_every_system_has_a_page_that_says_when_not_to_use_it():

@@ -124,6 +124,7 @@ def test_report_of_a_training_agrees_with_its_history(trained):
         assert artifact in text
 
 
+@pytest.mark.slow
 def test_evaluation_reproduces_the_test_metrics(run, trained):
     workdir, _ = trained
     before = (workdir / "report.json").read_text()
@@ -260,6 +261,7 @@ def test_configs_whose_batches_differ_run_on_many_cores(python, tmp_path):
     assert "devices  4 x cpu" in result.stdout
 
 
+@pytest.mark.slow
 def test_folder_of_another_config_is_refused(run, trained):
     workdir, _ = trained
     options = (f"--config={CONFIG}:quick", f"--workdir={workdir}", *SMALL)

@@ -42,9 +42,11 @@ class Search:
     Attributes:
       starts: number of random initial poses; a discrete family uses all its elements instead.
       spread: whether initial poses are evenly spaced instead of random.
-      proposals: number of additional poses from the model's proposal head, if it has one.
-      apart: least squared distance of the transforms of an image's proposals: of nearer ones the
-        likeliest alone is taken, while there are others; 0 takes the likeliest.
+      proposals: number of additional poses from the model's proposal head, at most as many as it
+        has.
+      apart: least squared distance of the transforms of an image's proposals, which are at least
+        two: of nearer ones the likeliest alone is taken, while there are others; 0 takes the
+        likeliest.
       keep: number of best poses per image that are refined; 0 refines all.
       method: "adam", "gauss_newton" (damped), "align" (Gauss-Newton with the code fixed) or
         "screen" (no refinement).
@@ -94,6 +96,11 @@ class Search:
             raise ConfigError(
                 f"search.reuse_code needs method 'align', not '{self.method}': others have "
                 "no code yet"
+            )
+        if self.apart and self.proposals < 2:
+            raise ConfigError(
+                f"search.apart chooses among proposals; set search.proposals to 2 or more, not "
+                f"{self.proposals}, or leave it out"
             )
         if self.method != "screen" and self.steps < 1:
             raise ConfigError(

@@ -14,7 +14,7 @@ from jaxeff.eval.plots import _COLORS, _FAINT, _INK, _figure, _plain, _save
 
 #: Up to so many models have their names beside the dots; more have numbers and a legend.
 _NAMED = 8
-_DIRECTIONS = 2 * np.pi * np.arange(16) / 16
+_DIRECTIONS = 2 * np.pi * np.arange(32) / 32
 #: Places that are tried around a dot: gaps between dot and name in points.
 _GAPS = (6, 10, 16, 24, 34, 46)
 
@@ -140,7 +140,7 @@ def place_labels(
 ) -> np.ndarray:
     """Returns centres ``[labels, 2]`` of labels near their points that lie on as little as can be.
 
-    One after the other, those with most neighbours first, each label takes the place in 16
+    One after the other, those with most neighbours first, each label takes the place in 32
     directions and at some gaps that overlaps least with the obstacles, the labels before it and the
     outside of the bounds, and that is not nearer to another point; of equal places the nearest.
 

@@ -148,6 +148,7 @@ def comparison(
     xlabel: str,
     ylabel: str,
     level: tuple[str, float] | None = None,
+    xticks: Sequence[float] = (),
 ) -> Path:
     """Draws the curves of several runs per label, one panel per title, on a logarithmic axis.
 
@@ -157,10 +158,13 @@ def comparison(
       xlabel: what x is.
       ylabel: what y is.
       level: name and height of a line to compare with.
+      xticks: the marks of a logarithmic axis of x; () for a linear one.
 
     Returns:
       ``path``.
     """
+    from matplotlib.ticker import NullLocator
+
     figure = _figure(max(4.6 * len(panels), 6.0), 3.8)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
@@ -172,6 +176,10 @@ def comparison(
             axis.axhline(level[1], color=_INK, linewidth=0.8, linestyle=":", label=level[0])
         axis.set_yscale("log")
         _plain_decade(axis)
+        if xticks:
+            axis.set_xscale("log")
+            axis.set_xticks(xticks, [f"{x:g}" for x in xticks])
+            axis.xaxis.set_minor_locator(NullLocator())
         axis.set_title(title, fontsize=11, color=_INK, loc="left")
         axis.set_xlabel(xlabel, fontsize=11, color=_INK)
         _plain(axis)
@@ -193,7 +201,7 @@ def scores(panels: Scores, path: str | os.PathLike[str], *, xlabel: str) -> Path
     """Draws means and deviations side by side: a panel per task, a row per model, a dot per way.
 
     Args:
-      panels: task, then model, then way of training, to (mean, deviation).
+      panels: task, then model, then way of training ("" has no legend), to (mean, deviation).
       path: the PNG file to write; its folder is made if need be.
       xlabel: what the numbers are.
 
@@ -201,7 +209,9 @@ def scores(panels: Scores, path: str | os.PathLike[str], *, xlabel: str) -> Path
       ``path``.
     """
     ways = list(dict.fromkeys(w for rows in panels.values() for row in rows.values() for w in row))
-    figure = _figure(3.4 * len(panels), 3.8)
+    dots = len(ways) * max(map(len, panels.values()))
+    width = sum(2.6 + 0.08 * max(map(len, rows)) for rows in panels.values())  # room for the names
+    figure = _figure(max(width, 6.0), min(1.5 + 0.32 * dots, 3.8))
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (task, rows) in zip(axes, panels.items(), strict=True):
         for place, row in enumerate(rows.values()):
@@ -225,7 +235,8 @@ def scores(panels: Scores, path: str | os.PathLike[str], *, xlabel: str) -> Path
         axis.set_xlabel(xlabel, fontsize=10, color=_INK)
         _plain(axis)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, ncols=len(ways), loc="outside upper center")
+    if labels:
+        figure.legend(handles, labels, frameon=False, ncols=len(ways), loc="outside upper center")
     return _save(figure, path)
 
 

@@ -108,5 +108,6 @@ def _draw_guarantee(axis: Any, one: GuaranteedError, color: str, at: float) -> N
     label = f"threshold with guarantee, probability {one.probability:.4g}"
     marker = {"marker": "D", "markersize": 5, "linestyle": "none", "color": color}
     axis.plot([one.coverage], [one.error], label=label, **marker)
-    where = {"textcoords": "offset points", "fontsize": 8.5, "color": color}
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}  # hides lines of other targets
+    where = {"textcoords": "offset points", "fontsize": 8.5, "color": color, "bbox": box}
     axis.annotate(f"≤ {100 * one.target:g} %", (at, one.target), (2, 2), **where)

@@ -107,7 +107,7 @@ class FakeQuantization:
       activation_bits: of the inputs of convolutions and dense layers, 8 or 16; 0 rounds none.
 
     Raises:
-      ConfigError: a field has an impossible value.
+      ConfigError: a field has an impossible value, or none that would use it is set.
     """
 
     weight_bits: int = 0
@@ -130,6 +130,10 @@ class FakeQuantization:
             raise ConfigError(
                 f"config.quantize.state_bound must be a power of two, not {self.state_bound:g}"
             )
+        if self.state_bound != 1 and not self.state_bits:
+            raise ConfigError("config.quantize.state_bound has no effect; set state_bits, 8 or 16")
+        if not self.per_channel and not self.weight_bits:
+            raise ConfigError("config.quantize.per_channel has no effect; set weight_bits, 2 to 8")
 
     @property
     def active(self) -> bool:

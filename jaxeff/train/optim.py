@@ -78,6 +78,11 @@ def schedule(
             f"config.optim.periods must be in [1, {rest}], the steps after the warm-up, "
             f"not {periods}"
         )
+    if periods > 1 and name != "cosine":
+        raise ConfigError(
+            f"config.optim.periods={periods} has no effect on the schedule '{name}'; set it to 1, "
+            "or config.optim.schedule_name to cosine"
+        )
     if not 0 < decay_factor < math.inf:
         raise ConfigError(f"config.optim.decay_factor must be positive, not {decay_factor}")
     for fraction in boundaries:

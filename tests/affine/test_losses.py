@@ -77,6 +77,7 @@ def test_floor_of_resampling_is_zero_for_quarter_turns_only():
     assert np.min(floor(quarter + np.float32(0.4))) > 0.1
 
 
+@pytest.mark.slow
 def test_floor_of_turned_digits_is_the_known_one():
     digits = np.pad(np.load(MNIST)["images"] / 255, ((0, 0), (6, 6), (6, 6)))[..., None]
     rng = np.random.default_rng(0)

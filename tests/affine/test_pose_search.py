@@ -275,6 +275,7 @@ def test_candidates_are_dropped_by_their_best_loss_so_far(chunk):
     np.testing.assert_allclose(found.loss, loss, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_quarter_turn_of_the_image_does_not_change_the_loss():
     quarter = np.pi / 2 * np.arange(4)
     closed = (quarter[:, None] + np.asarray([0.1, 0.7])).astype(np.float32).reshape(1, -1, 1)
@@ -301,6 +302,7 @@ def test_every_image_meets_all_24_rotations(batch):
         np.testing.assert_array_equal(found.loss, 0.0)
 
 
+@pytest.mark.slow
 def test_poses_that_lose_the_image_do_not_win():
     family = POSES.build({"name": "free_affine"})
     problem = autoencoding(family)

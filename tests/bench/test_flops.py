@@ -327,6 +327,7 @@ def test_costs_add_and_multiply():
     assert total == Cost(4, 7, ("cond", "while"))
 
 
+@pytest.mark.slow
 def test_importing_starts_no_device():
     code = (
         "import jaxeff.bench, jaxeff.eval, sys, jax;"

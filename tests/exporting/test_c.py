@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 from c_models import CELL_NAMES, integer_inputs, programs_of
+from sweeps import swept
 
 from jaxeff import programs, quantize
 from jaxeff.errors import ConfigError, UserError
@@ -39,7 +40,10 @@ def compare(cell, folder, compiler, options, **sizes):
 
 
 @needs_compiler
-@pytest.mark.parametrize(("cell", "state_bits"), [("tarnn", 16), ("gru", 16), ("lstm", 8)])
+@pytest.mark.parametrize(
+    ("cell", "state_bits"),
+    swept([("tarnn", 16), ("gru", 16), ("lstm", 8)], ("tarnn", 16), ("lstm", 8)),
+)
 def test_c_is_the_model_and_the_simulator(cell, state_bits, tmp_path):
     compare(cell, tmp_path, "cc", ["-O1"], layers=1, length=8, state_bits=state_bits)
 
@@ -54,6 +58,7 @@ def test_every_cell_with_every_compiler(cell, compiler, state_bits, tmp_path):
     compare(cell, tmp_path, compiler, ["-O3"], state_bits=state_bits)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_state_of_8_bits_takes_half_the_memory(tmp_path):
     outputs, sizes = 5, {}

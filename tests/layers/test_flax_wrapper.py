@@ -167,6 +167,7 @@ def test_the_names_of_submodules_are_those_of_their_classes():
     assert set(variables["params"]) == {"LSTMCell_0", "GRUCell_0"}
 
 
+@pytest.mark.slow
 def test_a_bridged_cell_in_the_other_interfaces_wrapper():
     options = {"seq_lengths": LENGTHS, "reverse": True}
     names = {"nnx": nnx, "jnp": jnp}

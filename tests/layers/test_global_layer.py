@@ -225,6 +225,7 @@ def test_spectral_scheme_goes_as_far_as_the_steps(x64):
     np.testing.assert_allclose(apply(three, variables, x), apply(one, variables, x), atol=1e-14)
 
 
+@pytest.mark.slow
 def test_signed_velocities_go_both_ways_and_stay_stable(x64, monkeypatch):
     seen = []
     monkeypatch.setattr(transport, "leapfrog", lambda h, c, source, **_: seen.append(c) or h)
@@ -236,6 +237,7 @@ def test_signed_velocities_go_both_ways_and_stay_stable(x64, monkeypatch):
     assert (stability_number(seen[0], spacing=(2, 2)) <= 1).all()
 
 
+@pytest.mark.slow
 def test_residual_adds_the_input(x64):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 3)))
     variables = init(GlobalLayer(), jax.random.key(0), x)
@@ -264,6 +266,7 @@ def test_computes_in_its_dtype_with_float32_parameters():
     assert {leaf.dtype for leaf in flat.values()} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_an_empty_batch_gives_an_empty_batch():
     layer = GlobalLayer(num_steps=2)
     variables = jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((1, 4, 4, 2)))
@@ -310,6 +313,7 @@ def test_missing_arrays_of_the_reference_are_named():
         global_layer_from_reference(state, prefix="a.")
 
 
+@pytest.mark.slow
 def test_one_velocity_and_one_diffusivity_from_products():
     """With equal kernels along both axes, the product of the activated predictions by hand."""
     layer = GlobalLayer(product=True, coefficient_epsilon=1e-5)

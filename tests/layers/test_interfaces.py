@@ -175,7 +175,7 @@ def test_tokens_have_a_vocabulary_of_their_own():
 def test_a_time_step_may_be_traced(monkeypatch):
     x = jax.random.normal(KEY, (3, 4, 4, 2))
     monkeypatch.setattr(rows, "BLOCK", x[0].nbytes)
-    variables = GlobalLayer(num_steps=2).init(KEY, x)
+    variables = jax.jit(GlobalLayer(num_steps=2).init)(KEY, x)
 
     def energy(dt):
         return jnp.sum(GlobalLayer(num_steps=2, dt=dt).apply(variables, x) ** 2)

@@ -123,6 +123,7 @@ def test_body_sees_the_anchors_alone(x64, jitter):
     assert (gradient != 0).all()
 
 
+@pytest.mark.slow
 def test_shifts_by_the_stride_commute_in_the_interior(x64, jitter):
     x = images(1, 16, 16, 2)
     layer, variables = made(jitter, x)
@@ -133,6 +134,7 @@ def test_shifts_by_the_stride_commute_in_the_interior(x64, jitter):
         assert bool(error < 1e-12) is same
 
 
+@pytest.mark.slow
 def test_area_sampling_feeds_means(x64, jitter):
     x = images()
     layer, variables = made(jitter, x, sampling="area")
@@ -222,6 +224,7 @@ def test_all_tiles_dense_is_the_body_and_anchors_stay_exact():
     np.testing.assert_allclose(some[:, ::2, ::2], body[:, ::2, ::2], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_choice_of_tiles_has_a_gradient():
     numbers, gates = tiles.choose(jnp.array([[1.0, 3.0, 2.0, 0.5]]), 2)
     np.testing.assert_array_equal(numbers, [[1, 2]])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from compiled import apply, init
 from flax import nnx
+from sweeps import swept
 
 from jaxeff import ode
 from jaxeff.layers import (
@@ -152,7 +153,7 @@ def test_values_and_gradients_equal_flax_rnn(name, jitter):
     chex.assert_shape(actual[0][1][1], (BATCH, TIME, cell.features))
 
 
-@pytest.mark.parametrize("name", ["irnn", "lstm"])
+@pytest.mark.parametrize("name", swept(["irnn", "lstm"], "irnn"))
 def test_cells_work_in_flax_bidirectional(name):
     cell, xs = CELLS[name], inputs()
     both = nn.Bidirectional(nn.RNN(cell.clone()), nn.RNN(cell.clone()))
@@ -225,6 +226,7 @@ def test_param_dtype_is_that_of_the_parameters(name):
     assert ys.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_parameters_in_half_precision():
     layer = RNN(LSTMCell(5, param_dtype=jnp.bfloat16))
     ys, variables = jax.jit(layer.init_with_output)(jax.random.key(0), inputs(dtype=jnp.bfloat16))
@@ -375,6 +377,7 @@ def test_package_cell_equals_flax_cell_through_the_same_wrapper():
     )
 
 
+@pytest.mark.slow
 def test_nnx_bridge_runs_and_differentiates():
     xs = inputs()
     model = nnx.bridge.ToNNX(RNN(IRNNCell(5)), rngs=nnx.Rngs(0))
@@ -388,7 +391,7 @@ def test_nnx_bridge_runs_and_differentiates():
     chex.assert_trees_all_close({"params": nnx.to_pure_dict(grads)}, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.parametrize("time_major", swept([False, True], True))
 def test_lengths_are_a_mask(time_major):
     layer = RNN(GRUCell(5), time_major=time_major)
     xs = jnp.swapaxes(inputs(), 0, 1) if time_major else inputs()

@@ -37,6 +37,7 @@ def test_slim_router_stays_small_and_keeps_no_statistics(width, classes):
     assert bench.count(lambda v, x: router.apply(v, *x), variables, inputs).macs <= 20_000
 
 
+@pytest.mark.slow
 def test_entropies_of_the_fixed_example(x64):
     i, k = np.arange(8.0)[:, None], np.arange(6.0)[None]
     logits = jnp.asarray(2 * np.sin(0.7 * i + 1.3 * k) + 0.1 * k)
@@ -59,6 +60,7 @@ def test_margins_are_differences_of_the_largest_probabilities(x64):
     assert margins(logits[:, :3]).shape == (5, 3)
 
 
+@pytest.mark.slow
 def test_slim_router_scores_every_example_by_itself():
     router = build({"name": "slim"})
     rng = np.random.default_rng(0)
@@ -75,6 +77,7 @@ def test_slim_router_scores_every_example_by_itself():
     assert half.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_released_router_updates_its_statistics_in_training():
     router = build({"name": "released"})
     rng = np.random.default_rng(0)

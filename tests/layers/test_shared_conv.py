@@ -176,6 +176,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(fields, message):
         made(**{**K3, **fields})
 
 
+@pytest.mark.slow
 def test_computes_in_the_asked_type():
     for mode in MODES:
         layer, x, params = made(mode=mode, factor=2, dtype=jnp.bfloat16, modulate=True, **K3)

@@ -146,7 +146,8 @@ def test_resnet_18_with_tiled_outputs(factor):
             (4, 6_058_826, 8_128_586, 1_718_090),
             (8, 3_148_490, 5_563_210, 607_434),
             (16, 1_693_322, 4_280_522, 322_442),
-        ]
+        ],
+        fast=0,
     ),
 )
 def test_resnet_50_with_tiled_outputs(factor, tied, full, narrowed):
@@ -185,7 +186,7 @@ def test_xception_with_tiled_inputs(small, factor):
 
 @pytest.mark.parametrize(
     ("factor", "size"),
-    first_fast([(2, 2_264_810), (1, 2_296_922), (4, 2_248_754), (8, 2_240_726)]),
+    first_fast([(2, 2_264_810), (1, 2_296_922), (4, 2_248_754), (8, 2_240_726)], fast=0),
 )
 def test_mobilenet_with_tiled_depthwise_kernels(factor, size):
     design = sharing("depthwise_tile", factor, stages=tuple(range(7)))

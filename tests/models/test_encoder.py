@@ -133,6 +133,7 @@ def test_padding_makes_no_difference(kind, keep, pooled):
         np.testing.assert_allclose(other, outputs[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_equal_tokens_stay_what_they_are():
     """Behind a cut every token of a constant sequence is that constant."""
     flat = initial(EncoderPlan(2, ((1, 3),)), noise=0.3)

@@ -163,6 +163,7 @@ def test_measured_cost_is_kept_and_reported(classifiers, data):
     assert answers.milliseconds == pytest.approx(found.batch_ms((4, 4)) / 4)
 
 
+@pytest.mark.slow
 def test_masks_reach_both_models():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(6, 5, 2)).astype(np.float32)

@@ -56,6 +56,7 @@ def test_model_is_its_layers_and_a_linear_readout():
     np.testing.assert_allclose(y, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_last_readout_is_the_end_of_every_step():
     last, every = (
         SequenceModel(cell=GRU(6), num_outputs=4, readout=readout)
@@ -184,6 +185,7 @@ def test_integers_are_embedded():
         model.init(jax.random.key(0), XS[..., 0])
 
 
+@pytest.mark.slow
 def test_time_constants_of_a_model_are_those_of_its_first_cell():
     model = build(cell={"name": "tarnn", "features": 6}, num_layers=2)
 

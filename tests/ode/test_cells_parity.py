@@ -181,6 +181,7 @@ def test_cell_equals_the_loop_of_its_paper(cell, loop, jitter):
 # Physics.
 
 
+@pytest.mark.slow
 def test_antisymmetric_matrix_has_its_spectrum_on_the_line_of_the_diffusion():
     cell = Antisymmetric(7, diffusion=0.05)
     matrix = cell.prepare(cell.init(jax.random.key(0), 2, jnp.float64)).recurrent[0]
@@ -191,6 +192,7 @@ def test_antisymmetric_matrix_has_its_spectrum_on_the_line_of_the_diffusion():
     assert np.abs(np.linalg.eigvals(matrix).imag).max() > 0.5
 
 
+@pytest.mark.slow
 def test_antisymmetric_step_neither_explodes_nor_vanishes():
     cell = Antisymmetric(6, gated=False, step_size=0.1, diffusion=0.05)
     params = cell.init(jax.random.key(0), 2, jnp.float64)

@@ -5,7 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from scan_cases import CASES, CORE, some_cells
+from scan_cases import CASES, CORE
+from sweeps import swept
 
 from jaxeff import ode
 from jaxeff.testing import check_cell
@@ -22,7 +23,7 @@ def test_every_registered_cell_has_a_case_that_always_runs():
 VARIATIONS = ["irnn_timed_three", "irnn_rank", "tarnn_outside_three"]
 
 
-@some_cells
+@pytest.mark.parametrize("name", swept(CASES, "fastgrnn", "irnn_implicit", "tarnn_outside_three"))
 def test_cells_keep_the_contract(name):
     cell = CASES[name]
     jacobian, iterations = ("dense", 7) if name in DENSE else ("diagonal", 18)

@@ -274,6 +274,7 @@ def test_whole_numbers_as_inputs():
     )
 
 
+@pytest.mark.slow
 def test_kernels_may_hold_plain_numbers():
     class Plain(Elman):
         def prepare(self, params):

@@ -64,6 +64,7 @@ def test_gradients_of_kernels_wider_than_the_image():
     assert errors(convolution.conv, x, k)[1] < 2.6e-3
 
 
+@pytest.mark.slow
 def test_outputs_of_many_taps():
     x, k = 1 + random(0, 1, 12, 12, 1), 1 + random(1, 9, 9, 1, 1)
     run = jax.jit(convolution.depthwise_conv)
@@ -106,6 +107,7 @@ def test_sources_over_many_time_steps():
     assert errors(stepped, h, 0.01 * h)[1] < 3e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fill", [anchors.interpolate, anchors.hold])
 def test_values_that_many_pixels_take(fill):
     a, weight = random(0, 1, 3, 3, 2), 1 + random(1, 1, 192, 192, 2)

@@ -366,6 +366,7 @@ def test_fixed_step_size_is_no_parameter():
     np.testing.assert_allclose(new, numpy_step(params, h, x, [0.3, 0.3]), atol=1e-14)
 
 
+@pytest.mark.slow
 def test_step_counter_counts_real_steps_only():
     cell = IRNN(3, num_inner_steps=2, step_size_mode="per_time_step", length=6)
     params = cell.init(jax.random.key(0), 2, jnp.float64)
@@ -374,6 +375,7 @@ def test_step_counter_counts_real_steps_only():
     np.testing.assert_array_equal(carry.steps, [[3], [1]])
 
 
+@pytest.mark.slow
 def test_step_sizes_of_long_sequences_are_found_in_half_precision():
     time = 300
     etas = jnp.where(jnp.arange(time) == time - 1, 0.5, 0.0)[None].astype(jnp.bfloat16)

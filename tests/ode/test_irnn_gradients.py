@@ -60,6 +60,7 @@ def test_implicit_equilibrium_solves_its_equation_from_any_start(decay):
     np.testing.assert_allclose(new, s - h, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_implicit_step_size_gets_no_gradient():
     cell = raw_cell(6, 200, solver="implicit")
     params = cell.init(jax.random.key(0), 3, jnp.float64) | {"step_size": jnp.full(200, 0.5)}
@@ -142,6 +143,7 @@ def test_fixed_point_start_and_damping_get_no_gradient(contraction):
     assert not any(np.any(g) for g in grads)
 
 
+@pytest.mark.slow
 def test_fixed_point_works_under_vmap(contraction):
     update, (matrix, offsets) = contraction
 
@@ -178,6 +180,7 @@ def test_implicit_memory_does_not_depend_on_the_solver_steps(gradient_bytes):
     assert max(sizes) < 1.05 * min(sizes)
 
 
+@pytest.mark.slow
 def test_differentiated_euler_memory_grows_with_the_inner_steps(gradient_bytes):
     sizes = [gradient_bytes(k, backward="autodiff") for k in (1, 10, 100)]
     assert sizes[1] > 3 * sizes[0]

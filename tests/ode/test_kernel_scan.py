@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 from scan_cases import CASES, in_double, random_mask, results
+from sweeps import swept
 
 from jaxeff import ode
 from jaxeff.errors import ConfigError
@@ -43,8 +44,14 @@ on_chips = pytest.mark.parametrize("chip", ["tpu", "gpu"])
 
 
 @in_double
-@on_chips
-@fused_cells(FEW)
+@pytest.mark.parametrize(
+    ("name", "chip"),
+    swept(
+        [(name, chip) for name in FUSED for chip in ("tpu", "gpu")],
+        ("irnn_timed_three", "tpu"),
+        ("lstm", "gpu"),
+    ),
+)
 def test_kernels_agree_with_the_scan(name, chip, example):
     cell = CASES[name]
     arguments = example(cell, time=5, batch=(3,))

@@ -123,7 +123,8 @@ def test_a_sequence_goes_on_where_another_ended(example):
     chex.assert_trees_all_close((end, jnp.concatenate([first, second])), expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("jacobian", ["dense", pytest.param("diagonal", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("jacobian", ["dense", "diagonal"])
 def test_single_precision(jacobian, example):
     cell = Elman(6)
     arguments = example(cell, time=60, dtype=jnp.float32)
@@ -306,6 +307,7 @@ def test_expansive_dynamics_fall_back_to_the_loop():
     chex.assert_trees_all_close(grads, expected_grads, rtol=1e-8, atol=1e-12 * largest)
 
 
+@pytest.mark.slow
 @in_double
 def test_expansive_dynamics_converge_with_exact_jacobians():
     cell, params, xs = expansive(scale=1.2, time=300)

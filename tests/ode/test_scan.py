@@ -36,13 +36,13 @@ def test_unroll_is_a_map_over_examples(name, example):
     cell = CASES[name]
     params, xs, carry = example(cell)
     mask = random_mask(7, 2)
-    expected = unroll(cell, params, xs, carry, mask=mask, block_size=3)
 
-    def single(xs, carry, mask):
+    def whole(xs, carry, mask):
         return unroll(cell, params, xs, carry, mask=mask, block_size=3)
 
-    carries, ys = jax.vmap(single, in_axes=(1, 0, 1), out_axes=(0, 1))(xs, carry, mask)
-    chex.assert_trees_all_close((carries, ys), expected, atol=1e-13)
+    single = jax.vmap(whole, in_axes=(1, 0, 1), out_axes=(0, 1))
+    found, expected = jax.jit(lambda *a: (single(*a), whole(*a)))(xs, carry, mask)
+    chex.assert_trees_all_close(found, expected, atol=1e-13)
 
 
 @in_double
@@ -102,7 +102,7 @@ def test_two_halves_make_the_whole(example):
 @in_double
 @pytest.mark.parametrize(
     "name",
-    swept(["lstm", "cornn", "irnn_timed_three", "irnn_implicit"], "lstm", "irnn_timed_three"),
+    swept(["lstm", "cornn", "irnn_timed_three", "irnn_implicit"], "lstm"),
 )
 def test_padding_at_both_ends_changes_nothing(name, example):
     cell = CASES[name]

@@ -62,7 +62,8 @@ def test_gradients_have_the_type_of_their_parameters(name, example):
     assert {a.dtype for a in jax.tree.leaves((out, grads))} == {jnp.dtype(jnp.bfloat16)}
 
 
-@pytest.mark.parametrize("name", ["irnn_timed_three", pytest.param("lstm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["irnn_timed_three", "lstm"])
 def test_bfloat16_gradients_stay_close(name, example):
     cell = CASES[name]
     arguments = example(cell, time=3, dtype=jnp.float32)
@@ -91,6 +92,7 @@ def test_step_leaks_no_tracers_and_is_the_same_without_jit(name, example):
     chex.assert_shape(compiled[1], (2, FEATURES))
 
 
+@pytest.mark.slow
 def test_gradient_leaks_no_tracers(example):
     arguments = example(Elman(6), time=2, dtype=jnp.float32)
     with jax.checking_leaks():
@@ -240,6 +242,7 @@ def test_impossible_options_of_other_cells_are_refused(cell, options):
         cell(**options)
 
 
+@pytest.mark.slow
 def test_a_cell_of_ones_own_needs_three_methods():
     class Sum(Cell):
         def param_specs(self, input_size):

@@ -270,6 +270,7 @@ def test_jacobian_at_initialisation_is_near_the_identity(variant):
     assert singular.mean() == pytest.approx(mean, abs=0.005)
 
 
+@pytest.mark.slow
 def test_state_relaxes_by_the_time_constant(jitter):
     """With U1 = 0, z(t) - z* = (z0 - z*) exp(-q t) up to the order of the step."""
     K, eta = 400, 1e-3
@@ -367,6 +368,7 @@ def test_parts_with_a_carried_carry_equal_the_whole(variant, previous_input, tim
         np.testing.assert_allclose(jnp.concatenate([ys1, ys2]), whole, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_masked_steps_are_as_if_they_were_not_there(jitter):
     cell = TARNN(FEATURES, step_size=0.3, num_inner_steps=2)
     params = jitter(cell.init(jax.random.key(0), INPUTS, jnp.float64))

@@ -294,6 +294,7 @@ def test_implicit_step_solves_its_equation(boundary):
     np.testing.assert_allclose(y + 0.4 * divergence(y), h + 0.4 * f, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_three_schemes_agree_on_small_steps():
     h = np.cos(2 * np.pi * np.arange(16) / 16)[:, None, None] + field((16, 16, 1)) * 0
     c = Coefficients(0.3, -0.2, 1.0, 0.5)
@@ -370,6 +371,7 @@ def test_gradients(solver, boundary):
     check_grads(jax.jit(f), points, order=1, modes=["rev"], atol=1e-7, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_without_diffusion():
     h = field()
     zero = np.zeros((1, 1, 2))

@@ -1,7 +1,11 @@
 """The compiled CPU forms: shapes, transformations of JAX, and where there is no compiler."""
 
+import contextlib
+import fcntl
 import functools
+import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -104,6 +108,33 @@ def test_results_do_not_depend_on_threads(monkeypatch):
         results.append((y, dkernel, native.normalisation.channel_sums(x, g, x[0, 0, 0])))
     for other in results[1:]:
         jax.tree.map(np.testing.assert_array_equal, other, results[0])
+
+
+@pytest.mark.slow
+def test_results_do_not_depend_on_threads_that_run_at_once():
+    """In a process of its own, whose pool has a thread for every core."""
+    test = f"{__file__}::test_results_do_not_depend_on_threads"
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", test]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+
+
+def test_one_process_compiles_for_all(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    target = tmp_path / "jaxeff" / "native" / f"{library._key(library._compiler())}.so"
+    alone, compiled = library._alone, []
+
+    @contextlib.contextmanager
+    def after_another(path):
+        with alone(path):
+            with path.open("a") as other, pytest.raises(BlockingIOError):
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            target.touch()
+            yield
+
+    monkeypatch.setattr(library, "_alone", after_another)
+    monkeypatch.setattr(library, "_run", compiled.append)
+    assert library.build() == target
+    assert not compiled
 
 
 def test_a_skip_or_a_bias_of_another_shape_is_refused():

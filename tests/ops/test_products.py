@@ -64,6 +64,7 @@ def test_rows_of_a_batch_are_one_product():
     assert "tensor<27x16xf32>" in text
 
 
+@pytest.mark.slow
 def test_second_derivatives():
     args = arrays((9, 16), (16, 24), (16, 11))
 

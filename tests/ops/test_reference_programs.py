@@ -88,6 +88,7 @@ def test_inference_of_a_model_is_plain(name):
         assert traced("cpu")  # or this test would see nothing
 
 
+@pytest.mark.slow
 def test_recurrences_have_derivatives_of_every_mode_and_order(x64):
     cell = ode.LSTM(2)
     params = cell.init(jax.random.key(0), 2, jnp.float64)

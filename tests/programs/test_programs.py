@@ -64,7 +64,7 @@ def test_layers_and_symbols():
     x = jax.random.randint(KEY, (2, 7), 0, 4)
     model, variables, x = prepared(ode.GRU(5), num_layers=2, x=x)
     program = trace_step(model, variables)
-    expected = model.apply(variables, x)
+    expected = jax.jit(model.apply)(variables, x)
     np.testing.assert_allclose(run(program, x[..., None]), expected, atol=2e-6)
 
 
@@ -86,6 +86,7 @@ class Unusual(ode.Cell):
         return carry, carry
 
 
+@pytest.mark.slow
 def test_a_cell_of_ones_own():
     cell = Unusual(4)
     params = cell.init(KEY, 3)

@@ -76,6 +76,7 @@ def test_every_cell(cell):
     near_and_to_the_bit(cell, 0.02)
 
 
+@pytest.mark.slow
 def test_eight_bits_of_state():
     program = near_and_to_the_bit(ode.GRU(6), 0.08, QuantizeOptions(state_bits=8))
     assert {program.bits[n] for n in (*program.state, *program.next_state)} == {8}
@@ -195,6 +196,7 @@ def test_errors_over_time():
     assert len(errors.sources) > 15
 
 
+@pytest.mark.slow
 def test_scales_per_column():
     model, variables, x = prepared(ode.Elman(6))
     kernel = np.array(variables["params"]["readout"]["kernel"])

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from c_models import programs_of
 
 from jaxeff import programs, quantize
@@ -66,6 +67,7 @@ def test_moments_are_means_over_real_steps():
         np.testing.assert_allclose(moments[number], total / mask.sum(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_program_of_4_bits_comes_closer_to_its_model():
     model, variables, _, program, _ = programs_of("irnn", features=24, layers=1, length=20)
     wave = np.random.default_rng(3).normal(size=(64, 20, 1)).cumsum(1)

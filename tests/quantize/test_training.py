@@ -74,6 +74,7 @@ def test_states_are_rounded_at_every_step_and_gradients_are_those_of_any_backwar
     )
 
 
+@pytest.mark.slow
 def test_other_cells_round_too():
     cell = FakeQuantization(state_bits=8).cell(ode.DualODE(4, activation="tanh", step_size=0.9))
     params = cell.init(jax.random.key(0), 3)
@@ -168,6 +169,8 @@ def test_impossible_roundings_are_refused():
         ({"activation_bits": 4}, "activation_bits must be 0, 8 or 16"),
         ({"activation_bits": 8}, "a recurrent model rounds its state"),
         ({"state_bits": 8, "state_bound": 3.0}, "power of two"),
+        ({"weight_bits": 8, "state_bound": 2.0}, "state_bound has no effect; set state_bits"),
+        ({"state_bits": 8, "per_channel": False}, "per_channel has no effect; set weight_bits"),
     ):
         with pytest.raises(ConfigError, match=match):
             experiment.build(config_with(**fields))

@@ -73,6 +73,7 @@ def test_latencies_are_expected_exactly():
     assert float(found) == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_draws_follow_the_probabilities_and_carry_gradients():
     logits = {"factors": jnp.array([[0.0, 1.0, -1.0]]), "depth": jnp.array([0.5, 0.0])}
     keys = jax.random.split(jax.random.key(0), 4000)

@@ -42,6 +42,7 @@ def test_heads_trade_sides_as_the_trade_off_says(trained):
     np.testing.assert_array_equal(values.argmin(1), [0, 1, 2])
 
 
+@pytest.mark.slow
 def test_heads_generalise_and_reject_errors(trained):
     inputs, labels = features(seed=5)
     scores = np.asarray(heads.head_scores(trained, inputs))[1]
@@ -51,6 +52,7 @@ def test_heads_generalise_and_reject_errors(trained):
     assert found.selective_risk < 0.6 * wrong.mean()
 
 
+@pytest.mark.slow
 def test_one_head_does_not_depend_on_the_others(trained):
     inputs, labels = features()
     options = {"num_classes": 3, "num_steps": 600, "learning_rate": 0.03}

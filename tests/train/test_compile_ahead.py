@@ -20,6 +20,15 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 LOCAL = "--config.model.axis_name="
 
 
+@pytest.fixture(autouse=True)
+def sources():
+    """Operations say where in the sources they come from, by which forms for CPUs are known."""
+    before = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 10)
+    yield
+    jax.config.update("jax_traceback_in_locations_limit", before)
+
+
 def few_reductions_outside_of_time(report):
     exchanged = report["extras"]["exchanged"]
     reduced = [c for c in report["extras"]["collectives"] if c["operation"] == "all-reduce"]

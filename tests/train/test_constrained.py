@@ -234,6 +234,7 @@ def test_sharpness_aware_gradient_is_that_of_the_weights_uphill():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), moved(state, new), slope)
 
 
+@pytest.mark.slow
 def test_penalties_run_the_model_again_at_other_weights_and_other_inputs():
     constraints = ({"name": "width", "start": 0.0, "radius": 0.3}, ALL[1])
     fields = {"initial_multiplier": 0.6, "normalize": False, "dual": {"name": "fixed"}}
@@ -270,6 +271,7 @@ def test_penalties_run_the_model_again_at_other_weights_and_other_inputs():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), moved(state, new), slope)
 
 
+@pytest.mark.slow
 def test_statistics_are_those_at_the_weights_and_not_uphill():
     model, data, constraints = Gated(norm=True), batches(1), ({"name": "width", "start": 0.0},)
     plain, metrics = run(build(constraints, model), data)
@@ -354,6 +356,7 @@ def test_evaluation_shows_what_the_outputs_alone_say():
     assert set(sums) == {"loss", "accuracy", "weight", "entropy", "margin"}
 
 
+@pytest.mark.slow
 def test_infeasible_constraint_is_told_in_one_sentence():
     hopeless = ({"name": "width", "start": 0.0}, {"name": "entropy", "start": 0.0})
     algo = build(hopeless, dual={"name": "gradient", "rate": 50.0}, max_multiplier=3.0)

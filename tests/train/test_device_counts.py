@@ -96,6 +96,7 @@ def test_a_step_is_the_same_in_any_number_of_parts(devices, parts):
     )
 
 
+@pytest.mark.slow
 def test_fptt_in_parts_keeps_the_sweep():
     model = SequenceModel(ode.LSTM(3), num_outputs=3, dropout=0.5)
     task = Task("classification", 3, length=6, steps_per_epoch=5)
@@ -120,6 +121,7 @@ def test_fptt_in_parts_keeps_the_sweep():
     )
 
 
+@pytest.mark.slow
 def test_parts_save_memory():
     model = SequenceModel(ode.LSTM(16), num_outputs=3)
     x = jax.ShapeDtypeStruct((64, 32, 4), jnp.float32)

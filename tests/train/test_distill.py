@@ -325,6 +325,7 @@ def test_a_student_starts_from_what_was_trained_before():
         start(build({"losses": {"kd": {}}}, student=trained_mlp((2,), 0)), batch_of())
 
 
+@pytest.mark.slow
 def test_a_part_of_the_teacher_starts_as_it_is_there():
     teacher = trained_mlp((3, 4, 5), 11)
     spec = {"losses": {"kd": {}}, "inherit": True, "average_decay": 0.9}
@@ -338,6 +339,7 @@ def test_a_part_of_the_teacher_starts_as_it_is_there():
         build(spec, student=trained_mlp((3,), 0))
 
 
+@pytest.mark.slow
 def test_adapters_learn_and_are_no_part_of_the_student():
     algorithm = build({"losses": {"fitnet": {}}, "label_weight": 0.0}, optimizer=optax.adam(1e-2))
     batch = batch_of()

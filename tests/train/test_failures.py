@@ -265,6 +265,7 @@ def test_loss_of_nan_before_the_first_checkpoint(tiny_config, tmp_path, spoil):
     assert steps_in(folder) == []
 
 
+@pytest.mark.slow
 def test_loss_of_nan_at_the_step_of_a_save_is_not_saved(tiny_config, tmp_path, spoil):
     spoil(good_batches=9)
     text, folder = run_until_it_fails(tiny_config, tmp_path)

@@ -172,7 +172,6 @@ def test_parts_without_anyone_leave_everything_untouched(x64):
     swept(
         [("tagging", None), ("tagging", [7, 3, 4, 1]), ("classification", [7, 3, 4, 1])],
         ("tagging", [7, 3, 4, 1]),
-        ("classification", [7, 3, 4, 1]),
     ),
 )
 def test_metrics_are_those_of_whole_sequences(x64, kind, lengths):

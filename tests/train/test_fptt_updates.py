@@ -247,6 +247,7 @@ def test_one_step_per_part_treats_the_state_before_as_constant(x64):
     assert distance(whole, params) > 1e-4
 
 
+@pytest.mark.slow
 def test_inputs_before_a_part_matter_only_through_the_state(x64):
     """Two pasts that leave the same state make the same update of what follows."""
     model, task = network("irnn", readout="every_step"), task_of("tagging", 4)

@@ -114,6 +114,7 @@ def test_parts_take_turns_and_leave_the_others_alone():
     assert int(state.step) == 8
 
 
+@pytest.mark.slow
 def test_a_frozen_expert_stays_as_it_is_and_has_no_optimizer():
     algo = algorithm(phases={"router": 1, "base": 1}, optimizer=optax.adam(0.1))
     state, data = start(algo), batch()
@@ -254,6 +255,7 @@ def test_statistics_of_a_part_move_only_in_its_turn():
         state = new
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_update_as_the_whole_does():
     algo = algorithm(phases={"base": 1, "expert": 1}, penalty_weight=0.0, router_folds=3)
     state, data = start(algo), batch()

@@ -143,6 +143,7 @@ def test_step_schedule_drops_at_fractions_of_what_follows_the_warmup():
         ({"learning_rate": 0.0}, "learning_rate must be positive, not 0.0"),
         ({"warmup_steps": 100}, r"warmup_steps must be in \[0, 100\)"),
         ({"periods": 0}, r"periods must be in \[1, 100\]"),
+        ({"periods": 2, "name": "step"}, "periods=2 has no effect on the schedule 'step'"),
         ({"warmup_steps": -1}, r"warmup_steps must be in \[0, 100\)"),
     ],
 )

@@ -150,7 +150,7 @@ def test_checkpoint_of_four_devices_is_restored_on_another_number(eight_devices,
     assert (found["step"], found["position"]) == (7, 3)
 
 
-@pytest.mark.parametrize("how", METHODS)
+@pytest.mark.parametrize("how", MAPPED)
 def test_training_traces_its_step_and_its_evaluation_once(tiny_config, tmp_path, how):
     from jaxeff.train.loop import Training
 

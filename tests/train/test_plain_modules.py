@@ -54,6 +54,7 @@ def test_a_plain_module_is_trained():
     algorithm.evaluate(new.params, {}, BATCH)
 
 
+@pytest.mark.slow
 def test_a_plain_module_teaches_by_its_answers_alone():
     variables = Plain().init(jax.random.key(3), BATCH["inputs"])
     options = {"label_weight": 0.0, "trained": {"teacher": Trained(Plain(), variables)}}

@@ -188,6 +188,7 @@ def test_every_analysis_draws_its_pictures(name, posed, tmp_path):
         np.testing.assert_allclose(found.extras["reducible_loss"], found.extras["loss"])
 
 
+@pytest.mark.slow
 def test_a_plain_autoencoder_has_no_poses_to_look_at(tmp_path):
     built = trained_on(None, targets="code2019")
     found = ANALYSES.build({"name": "loss_by_angle", "step": 90}, "a")(built, tmp_path)
@@ -214,6 +215,7 @@ def test_spread_of_angles():
     )
 
 
+@pytest.mark.slow
 def test_voxels_are_seen_from_outside():
     voxels = np.zeros((2, 12, 12, 12, 1), np.float32)
     voxels[0, 3:9, 3:9, 3:9] = 1.0

@@ -194,6 +194,7 @@ def test_evaluation_is_one_pass_over_each_stream(text_config, jitter, split):
     assert abs(own - losses.mean()) > 1e-4
 
 
+@pytest.mark.slow
 def test_evaluation_leaves_out_what_fills_the_last_streams(text_config, jitter):
     text_config.eval.batch_size = 7  # 24 windows: streams of four, of which the last is missing
     experiment = train.build(text_config)

@@ -48,7 +48,8 @@ class AffineVAE(Algorithm):
       **options: of `Algorithm`.
 
     Raises:
-      ConfigError: a model without poses, or a search without a start.
+      ConfigError: a model without poses, a search without a start, or one with more proposals than
+        the model has.
     """
 
     def __init__(
@@ -79,12 +80,17 @@ class AffineVAE(Algorithm):
                 "cache stores poses of training examples, which must repeat unchanged; set "
                 "config.algorithm.cache=False, or config.data.redraw=False"
             )
-        self._refuse_nothing("search", self.search, cached=cache)
-        self._refuse_nothing("evaluation", self.evaluation, cached=False)
+        self._check_starts("search", self.search, cached=cache)
+        self._check_starts("evaluation", self.evaluation, cached=False)
 
-    def _refuse_nothing(self, name: str, settings: Search, cached: bool) -> None:
-        heads = min(settings.proposals, getattr(self.model, "proposals", 0))
-        if not (settings.starts or heads or cached):
+    def _check_starts(self, name: str, settings: Search, cached: bool) -> None:
+        heads: int = getattr(self.model, "proposals", 0)
+        if settings.proposals > heads:
+            raise ConfigError(
+                f"config.algorithm.{name}.proposals={settings.proposals} needs as many of the "
+                f"model's head, which has {heads}; lower it, or set config.model.proposals"
+            )
+        if not (settings.starts or settings.proposals or cached):
             raise ConfigError(
                 f"config.algorithm.{name} has no pose to start from; set its starts, or its "
                 "proposals and config.model.proposals"
@@ -129,7 +135,7 @@ class AffineVAE(Algorithm):
                 start_key = jax.random.key(0) if key is None else key
                 starts = self.family.starts(start_key, settings.starts)
         tiled = jnp.broadcast_to(starts, (inputs.shape[0], *starts.shape))
-        if not settings.proposals or not self.model.proposals:
+        if not settings.proposals:
             return tiled
         proposed, scores = self._apply(variables, inputs, method="propose")
         if settings.apart:
@@ -141,7 +147,7 @@ class AffineVAE(Algorithm):
         of_rows, of_columns = (jnp.expand_dims(proposed, axis) for axis in (2, 1))
         far = distance(self.family.transform(of_rows), self.family.transform(of_columns))
         chosen = []
-        for _ in range(min(settings.proposals, proposed.shape[1])):
+        for _ in range(settings.proposals):
             best = jnp.argmax(scores, 1)[:, None]
             chosen.append(jnp.take_along_axis(proposed, best[..., None], 1))
             near = jnp.take_along_axis(far, best[..., None], 1)[:, 0] < settings.apart

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -14,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ import numpy as np
 
 from jaxeff.errors import ConfigError, UserError
 from jaxeff.typing import Array
+
+try:
+    import fcntl
+except ImportError:  # no POSIX system: nothing to lock with
+    fcntl = None  # type: ignore[assignment]
 
 HERE = Path(__file__).parent
 TARGETS = (
@@ -134,12 +140,30 @@ def build() -> Path:
     if library.exists():
         return library
     folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder / "lock"):
+        if not library.exists():  # by a process that was first
+            _compile(compiler, library)
+    return library
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Waits until no other process is in here, where the system can lock files."""
+    with path.open("a") as file:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(compiler: list[str], library: Path) -> None:
+    """Compiles the sources side by side and puts the library in its place."""
     logging.getLogger("jaxeff").warning(
         "compiling the C++ functions of jaxeff for this processor, once, some 20 seconds "
         f"({VARIABLE}=never does without them)"
     )
-    # Other processes may build it at the same time: each its own, moved to its place as a whole.
-    with tempfile.TemporaryDirectory(dir=folder) as name:
+    # Moved to its place as a whole: processes that cannot lock files may compile it at once.
+    with tempfile.TemporaryDirectory(dir=library.parent) as name:
         output = Path(name) / library.name
         options = [*compiler, *OPTIONS, "-isystem", jax.ffi.include_dir()]
 
@@ -152,7 +176,6 @@ def build() -> Path:
             objects = list(pool.map(compiled, sorted(HERE.glob("*.cc"))))
         _run([*compiler, *OPTIONS, "-shared", *objects, "-o", str(output)])
         output.replace(library)
-    return library
 
 
 def _run(command: list[str]) -> None:
