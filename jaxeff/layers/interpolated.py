@@ -176,7 +176,8 @@ class Interpolated(nn.Module):
             return jnp.zeros_like(x)
         has_pointwise = self.cheap != "depthwise"
         norm = self._norm("cheap_norm", train=train, last=not has_pointwise)
-        g = normalised(self._depthwise(), norm, x, relu=has_pointwise)
+        act = "relu" if has_pointwise else "identity"
+        g = normalised(self._depthwise(), norm, x, activation=act)
         if not has_pointwise:
             return g
         pointwise = Conv(x.shape[-1], 1, name="cheap_pointwise", **self._dtypes)

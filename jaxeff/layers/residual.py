@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxeff.layers.conv import Ops, activation, he_fan_out
 from jaxeff.layers.interpolated import Interpolated
+from jaxeff.ops.pooling import pixel_means
 from jaxeff.typing import Array
 
 
@@ -97,7 +98,7 @@ class SqueezeExcite(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Returns ``x`` scaled."""
-        pooled = x.mean((-3, -2))
+        pooled = pixel_means(x)
         options: Any = {"kernel_init": he_fan_out, "dtype": self.ops.dtype}
         inner = nn.Dense(self.hidden, name="reduce", **options)(pooled)
         inner = activation(self.activation)(inner)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxeff.ops.activations import ACTIVATIONS as FUNCTIONS
 from jaxeff.ops.cpu.native.library import call
 from jaxeff.ops.normalisation import check_skip
 from jaxeff.typing import Array
@@ -23,17 +24,26 @@ Pair = tuple[Array, Array]
 CHANNELS, PIXELS = 32, 4096
 
 
+#: Activations of the compiled passes, with their numbers in ``activations.h``.
+ACTIVATIONS = {"identity": 0, "relu": 1, "relu6": 2, "swish": 3, "hard_swish": 4}
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 5))
 def conv(
-    x: Array, kernel: Array, strides: int, bias: Array | None, skip: Array | None, relu: bool
+    x: Array,
+    kernel: Array,
+    strides: int,
+    bias: Array | None,
+    skip: Array | None,
+    activation: str,
+    factor: Array | None = None,
 ) -> Array:
     """See `jaxeff.ops.convolution.conv`; what follows the convolution is done in its pass."""
     if has_fewer_products(x.shape, kernel.shape, strides):
-        return _followed(
-            "jaxeff_winograd", x, kernel, 1, bias, skip, {"turned": False, "relu": relu}
-        )
-    options = {"strides": np.int64(strides), "relu": relu}
-    return _followed("jaxeff_conv", x, kernel, strides, bias, skip, options)
+        name, options = "jaxeff_winograd", {"turned": False}
+    else:
+        name, options = "jaxeff_conv", {"strides": np.int64(strides)}
+    return _followed(name, x, kernel, strides, bias, skip, activation, factor, options)
 
 
 def has_fewer_products(x: tuple[int, ...], kernel: tuple[int, ...], strides: int) -> bool:
@@ -44,11 +54,12 @@ def has_fewer_products(x: tuple[int, ...], kernel: tuple[int, ...], strides: int
 
 
 def depthwise_conv(
-    x: Array, kernel: Array, strides: int, bias: Array | None, skip: Array | None, relu: bool
+    x: Array, kernel: Array, strides: int, bias: Array | None, skip: Array | None, activation: str
 ) -> Array:
     """See `jaxeff.ops.convolution.depthwise_conv`; it has no derivative of its own."""
-    options = {"strides": np.int64(strides), "relu": relu}
-    return _followed("jaxeff_depthwise_conv", x, kernel, strides, bias, skip, options)
+    options = {"strides": np.int64(strides)}
+    name = "jaxeff_depthwise_conv"
+    return _followed(name, x, kernel, strides, bias, skip, activation, None, options)
 
 
 def _followed(
@@ -58,25 +69,30 @@ def _followed(
     strides: int,
     bias: Array | None,
     skip: Array | None,
+    activation: str,
+    factor: Array | None,
     options: dict[str, Any],
 ) -> Array:
     rows, columns = (-(-size // strides) for size in x.shape[1:3])
     shape = (x.shape[0], rows, columns, kernel.shape[3])
     check_skip(shape, skip)
-    if bias is not None and bias.shape != shape[-1:]:
-        raise ValueError(f"a bias must be {shape[-1:]}, one value per channel, not {bias.shape}")
+    for title, vector in (("bias", bias), ("factor", factor)):
+        if vector is not None and vector.shape != shape[-1:]:
+            raise ValueError(
+                f"a {title} must be {shape[-1:]}, one value per channel, not {vector.shape}"
+            )
     absent = jnp.zeros((0,), x.dtype)
-    args = (x, kernel, absent if bias is None else bias, absent if skip is None else skip)
-    return call(name, (shape,), args, **options)[0]
+    args = (x, kernel, *(absent if a is None else a for a in (factor, bias, skip)))
+    return call(name, (shape,), args, activation=np.int64(ACTIVATIONS[activation]), **options)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def input_gradient(g: Array, kernel: Array, shape: tuple[int, ...], strides: int) -> Array:
     """Returns the transpose of `conv` with regard to an input of a shape."""
     if has_fewer_products(shape, kernel.shape, strides):
-        absent = jnp.zeros((0,), g.dtype)
-        args = (g, kernel, absent, absent)
-        return call("jaxeff_winograd", (shape,), args, turned=True, relu=False)[0]
+        args = (g, kernel, *(jnp.zeros((0,), g.dtype),) * 3)
+        options = {"turned": True, "activation": np.int64(ACTIVATIONS["identity"])}
+        return call("jaxeff_winograd", (shape,), args, **options)[0]
     name = "jaxeff_conv_input_gradient"
     return call(name, (shape,), (g, kernel), strides=np.int64(strides))[0]
 
@@ -89,22 +105,35 @@ def kernel_gradient(x: Array, g: Array, shape: tuple[int, ...], strides: int) ->
 
 
 def _conv_forward(
-    x: Array, kernel: Array, strides: int, bias: Array | None, skip: Array | None, relu: bool
+    x: Array,
+    kernel: Array,
+    strides: int,
+    bias: Array | None,
+    skip: Array | None,
+    activation: str,
+    factor: Array | None,
 ) -> tuple[Array, Any]:
-    y = conv(x, kernel, strides, bias, skip, relu)
-    return y, (x, kernel, bias is not None, skip is not None, y if relu else None)
+    y = conv(x, kernel, strides, bias, skip, activation, factor)
+    return y, (x, kernel, bias, skip, factor, y if activation == "relu" else None)
 
 
 def _conv_backward(
-    strides: int, relu: bool, saved: Any, g: Array
-) -> tuple[Array, Array, Array | None, Array | None]:
-    x, kernel, has_bias, has_skip, y = saved
-    g = jnp.where(y > 0, g, 0) if relu else g
+    strides: int, activation: str, saved: Any, g: Array
+) -> tuple[Array, Array, Array | None, Array | None, Array | None]:
+    x, kernel, bias, skip, factor, y = saved
+    if activation == "relu":
+        g = jnp.where(y > 0, g, 0)
+    elif activation != "identity":
+        before = conv(x, kernel, strides, bias, skip, "identity", factor)
+        (g,) = jax.vjp(FUNCTIONS[activation], before)[1](g)
+    used = kernel if factor is None else kernel * factor
+    dkernel = kernel_gradient(x, g, kernel.shape, strides)
     return (
-        input_gradient(g, kernel, x.shape, strides),
-        kernel_gradient(x, g, kernel.shape, strides),
-        jnp.sum(g, (0, 1, 2)) if has_bias else None,
-        g if has_skip else None,
+        input_gradient(g, used, x.shape, strides),
+        dkernel if factor is None else dkernel * factor,
+        None if bias is None else jnp.sum(g, (0, 1, 2)),
+        None if skip is None else g,
+        None if factor is None else jnp.sum(dkernel * kernel, (0, 1, 2)),
     )
 
 
@@ -117,7 +146,7 @@ def _input_gradient_forward(
 def _input_gradient_backward(shape: tuple[int, ...], strides: int, saved: Pair, x: Array) -> Pair:
     g, kernel = saved
     return (
-        conv(x, kernel, strides, None, None, False),
+        conv(x, kernel, strides, None, None, "identity"),
         kernel_gradient(x, g, kernel.shape, strides),
     )
 
@@ -134,7 +163,7 @@ def _kernel_gradient_backward(
     x, g = saved
     return (
         input_gradient(g, kernel, x.shape, strides),
-        conv(x, kernel, strides, None, None, False),
+        conv(x, kernel, strides, None, None, "identity"),
     )
 
 

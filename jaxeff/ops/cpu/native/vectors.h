@@ -24,6 +24,19 @@ inline Vector Load(const float* from) {
 
 inline void Store(float* to, const Vector& values) { std::memcpy(to, &values, sizeof(values)); }
 
+// Reads and writes the first `width` lanes; the others are zeros, and not written.
+inline Vector LoadPart(const float* from, int64_t width) {
+  if (width == kLanes) return Load(from);
+  Vector values{};
+  std::memcpy(&values, from, 4 * width);
+  return values;
+}
+
+inline void StorePart(float* to, const Vector& values, int64_t width) {
+  if (width == kLanes) return Store(to, values);
+  std::memcpy(to, &values, 4 * width);
+}
+
 inline int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 }  // namespace jaxeff
