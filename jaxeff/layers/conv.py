@@ -80,6 +80,7 @@ class Conv(nn.Module):
         skip: Array | None = None,
         *,
         activation: str = "identity",
+        gate: Array | None = None,
     ) -> Array:
         """Returns the convolved ``[..., rows, columns, channels]``, padded with zeros.
 
@@ -89,10 +90,10 @@ class Conv(nn.Module):
             and bias.
           skip: added, like the result.
           activation: of the sum, a name in `ACTIVATIONS`.
+          gate: ``[..., channels]``, by which every pixel is multiplied first; not if depthwise.
         """
         kernel, bias = self.weights(x.shape[-1])
         strides = one_size("Conv.strides", self.strides)
-        convolve = convolution.conv if self.features else convolution.depthwise_conv
         factor = None
         if norm is not None:
             factor, offset = norm
@@ -101,7 +102,12 @@ class Conv(nn.Module):
         kernel = narrow if factor is None else kernel  # it takes the type after the factor
         images = x.reshape(-1, *x.shape[-3:])
         skips = None if skip is None else skip.reshape(-1, *skip.shape[-3:])
-        y = convolve(images, kernel, strides, bias, skips, activation, factor)
+        after = (bias, skips, activation, factor)
+        if not self.features:
+            y = convolution.depthwise_conv(images, kernel, strides, *after)
+        else:
+            gates = None if gate is None else gate.reshape(-1, gate.shape[-1])
+            y = convolution.conv(images, kernel, strides, *after, gates)
         return y.reshape(*x.shape[:-3], *y.shape[-3:])
 
 
@@ -201,6 +207,7 @@ class ConvNorm(nn.Module):
         train: bool = False,
         skip: Array | None = None,
         activation: str = "identity",
+        gate: Array | None = None,
     ) -> Array:
         """Maps ``[..., rows, columns, channels]`` to the normalised convolution.
 
@@ -209,10 +216,11 @@ class ConvNorm(nn.Module):
           train: whether statistics of the batch are used; others are taken into the kernel.
           skip: added, like the result.
           activation: of the sum, a name in `ACTIVATIONS`.
+          gate: ``[..., channels]``, by which every pixel is multiplied first.
         """
         conv = self.ops.conv(self.features, self.kernel_size, self.strides, name="conv")
         norm = self.ops.norm(train=train, name="norm")
-        return normalised(conv, norm, x, skip, activation)
+        return normalised(conv, norm, x, skip, activation, gate)
 
 
 def normalised(
@@ -221,14 +229,17 @@ def normalised(
     x: Array,
     skip: Array | None = None,
     activation: str = "identity",
+    gate: Array | None = None,
 ) -> Array:
-    """Returns ``norm(conv(x))``, plus a skip, and the activation of that.
+    """Returns ``norm(conv(x * gate))``, plus a skip, and the activation of that.
 
     Running statistics are taken into the kernel of a `Conv`.
     """
+    if gate is not None and not (isinstance(conv, Conv) and conv.features):
+        x, gate = x * gate[..., None, None, :], None
     if norm.use_running_average and isinstance(conv, Conv):
         folded = norm.folded(conv.features or x.shape[-1], conv.dtype or x.dtype)
-        return conv(x, folded, skip, activation=activation)
+        return conv(x, folded, skip, activation=activation, gate=gate)
     relu = activation == "relu"
-    y = norm(conv(x), skip, relu=relu)
+    y = norm(conv(x) if gate is None else conv(x, gate=gate), skip, relu=relu)
     return y if relu else ACTIVATIONS[activation](y)

@@ -21,6 +21,7 @@ def conv(
     skip: Array | None = None,
     activation: str = "identity",
     factor: Array | None = None,
+    gate: Array | None = None,
 ) -> Array:
     """Convolves ``[batch, rows, columns, inputs]`` with ``[k, k, inputs, outputs]``, odd k.
 
@@ -33,6 +34,7 @@ def conv(
       activation: of the sum, a name in `jaxeff.ops.activations.ACTIVATIONS`.
       factor: ``[outputs]``, by which the kernel is multiplied, before it takes the images' type;
         None for ones.
+      gate: ``[batch, inputs]``, by which every pixel is multiplied first; None for ones.
 
     Returns:
       ``[batch, ceil(rows / strides), ceil(columns / strides), outputs]``.
@@ -41,8 +43,13 @@ def conv(
       ValueError: shapes that do not fit, or an even kernel.
     """
     check_kernel(x, kernel, x.shape[-1:], "[k, k, inputs, outputs]")
-    y = grouped_conv(x, multiplied(kernel, factor, x), strides, groups=1)
+    y = grouped_conv(gated(x, gate), multiplied(kernel, factor, x), strides, groups=1)
     return followed(y, bias, skip, activation)
+
+
+def gated(x: Array, gate: Array | None) -> Array:
+    """Returns images multiplied by ``[batch, channels]``, or the images for None."""
+    return x if gate is None else x * gate[:, None, None]
 
 
 def multiplied(kernel: Array, factor: Array | None, x: Array) -> Array:

@@ -30,8 +30,8 @@ def conv(*options):
 
 
 def conv_followed(activation, strides=1):
-    def function(x, kernel, bias, skip, factor):
-        return convolution.conv(x, kernel, strides, bias, skip, activation, factor)
+    def function(x, kernel, bias, skip, *factors):
+        return convolution.conv(x, kernel, strides, bias, skip, activation, *factors)
 
     return function
 
@@ -102,7 +102,7 @@ CASES = {
         (conv(2), (2, 3, 4, 2), (5, 5, 2, 3)),
         (conv_followed("relu"), (2, 4, 5, 3), (3, 3, 3, 4), (4,), (2, 4, 5, 4), (4,)),
         (conv_followed("tanh", 2), (2, 4, 5, 3), (3, 3, 3, 4), (4,), (2, 2, 3, 4), (4,)),
-        (conv_followed("swish"), (2, 4, 5, 3), (1, 1, 3, 40), (40,), (2, 4, 5, 40), (40,)),
+        (conv_followed("swish"), (2, 4, 5, 3), (1, 1, 3, 40), (40,), (2, 4, 5, 40), (40,), (2, 3)),
         (conv_followed("hard_swish"), (1, 2, 3, 3), (3, 3, 3, 4), (4,), (1, 2, 3, 4), (4,)),
     ],
     "convolution.depthwise_conv": [

@@ -47,10 +47,11 @@ def arrays(*shapes):
 def test_values_and_gradients_are_those_of_double_precision(x_shape, kernel_shape, strides):
     rows, columns = (-(-size // strides) for size in x_shape[1:3])
     y_shape = (x_shape[0], rows, columns, kernel_shape[3])
-    args = arrays(x_shape, kernel_shape, y_shape[-1:], y_shape, y_shape[-1:])
+    gate_shape = (x_shape[0], x_shape[-1])
+    args = arrays(x_shape, kernel_shape, y_shape[-1:], y_shape, y_shape[-1:], gate_shape)
 
-    def conv(x, kernel, bias, skip, factor):
-        return convolution.conv(x, kernel, strides, bias, skip, "relu", factor)
+    def conv(x, kernel, bias, skip, factor, gate):
+        return convolution.conv(x, kernel, strides, bias, skip, "relu", factor, gate)
 
     def both(*args):
         y, pull = jax.vjp(conv, *args)
@@ -134,12 +135,14 @@ def test_results_do_not_depend_on_threads(monkeypatch):
         jax.tree.map(np.testing.assert_array_equal, other, results[0])
 
 
-def test_a_skip_or_a_bias_of_another_shape_is_refused():
+def test_a_skip_a_bias_or_a_gate_of_another_shape_is_refused():
     x, kernel, skip = arrays((2, 5, 6, 3), (3, 3, 3, 4), (2, 5, 6, 3))
     with platform("cpu"), pytest.raises(ValueError, match=r"gives \(2, 5, 6, 4\)"):
         convolution.conv(x, kernel, 1, None, skip)
     with platform("cpu"), pytest.raises(ValueError, match=r"must be \(4,\)"):
         convolution.conv(x, kernel, 1, jnp.ones(3))
+    with platform("cpu"), pytest.raises(ValueError, match=r"gates must be \[batch, channels\]"):
+        convolution.conv(x, kernel, gate=jnp.ones((2, 4)))
 
 
 @pytest.fixture

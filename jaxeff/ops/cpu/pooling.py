@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -14,21 +17,21 @@ def pixel_means(x: Array) -> Array:
     """Sums the pixels of an image vector by vector."""
     if x.ndim != 4 or is_forward_mode() or not native.is_computable(x):
         return jnp.mean(x, (-3, -2))
-    return _means(x)
+    return _means(x, x.shape[1:3])
 
 
-@jax.custom_vjp
-def _means(x: Array) -> Array:
-    return native.normalisation.pixel_sums(x) / (x.shape[1] * x.shape[2])
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _means(x: Array, size: tuple[int, int]) -> Array:
+    return native.normalisation.pixel_sums(x) / math.prod(size)
 
 
-def _means_forward(x: Array) -> tuple[Array, Array]:
-    return _means(x), x
+def _means_forward(x: Array, size: tuple[int, int]) -> tuple[Array, None]:
+    return _means(x, size), None
 
 
-def _means_backward(x: Array, g: Array) -> tuple[Array]:
-    slope = g[:, None, None] / (x.shape[1] * x.shape[2])
-    return (jnp.broadcast_to(slope, x.shape),)
+def _means_backward(size: tuple[int, int], saved: None, g: Array) -> tuple[Array]:
+    slope = g[:, None, None] / math.prod(size)
+    return (jnp.broadcast_to(slope, (g.shape[0], *size, g.shape[1])),)
 
 
 _means.defvjp(_means_forward, _means_backward)

@@ -17,9 +17,11 @@ inline const float* IfAny(const Array& array) {
   return array.element_count() ? array.typed_data() : nullptr;
 }
 
-inline Epilogue EpilogueOf(const Array& factor, const Array& bias, const Array& skip,
-                           int64_t activation) {
-  return {IfAny(factor), IfAny(bias), IfAny(skip), static_cast<Activation>(activation)};
+// Of factors and biases [2, channels], and a skip; all of them may be absent.
+inline Epilogue EpilogueOf(const Array& affine, const Array& skip, int64_t activation) {
+  const float* factor = IfAny(affine);
+  return {factor, factor ? factor + affine.element_count() / 2 : nullptr, IfAny(skip),
+          static_cast<Activation>(activation)};
 }
 
 }  // namespace jaxeff

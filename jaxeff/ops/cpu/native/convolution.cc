@@ -77,7 +77,12 @@ void ConvolveGroup(Run run, int64_t group, int64_t rows, int64_t input_row, int6
   }
 }
 
-ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array factor, Array bias, Array skip,
+void Multiply(const float* from, int64_t pixels, int64_t channels, const float* gate, float* to) {
+  for (int64_t p = 0; p < pixels; ++p, from += channels, to += channels)
+    for (int64_t c = 0; c < channels; ++c) to[c] = from[c] * gate[c];
+}
+
+ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array affine, Array skip, Array gate,
                     Result y, int64_t strides, int64_t activation, int64_t threads) {
   auto in = x.dimensions(), k = kernel.dimensions(), out = y->dimensions();
   Image seen{in[1], in[2], in[3]}, made{out[1], out[2], out[3]};
@@ -88,9 +93,23 @@ ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array factor, A
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < columns; ++c)
       taps.push_back({(r * width + c) * inputs, static_cast<int64_t>(taps.size()) * inputs});
-  Division division(in[0], made.rows, groups, threads, strides * width * inputs,
+  const float *gates = IfAny(gate), *images = x.typed_data();
+  bool is_pixelwise = rows == 1 && columns == 1;
+  // Where nothing lies beside the image it is read in place, but for the gate.
+  int64_t copied_row = is_pixelwise ? (gates ? width * inputs / 2 : 1) : strides * width * inputs;
+  Division division(in[0], made.rows, groups, threads, copied_row,
                     made.columns * kernel_rows * outputs);
   int64_t pieces = division.pieces, splits = division.splits;
+  std::unique_ptr<float[]> gated;
+  if (gates && splits > 1) {  // few pixels, which all groups read
+    gated.reset(new float[x.element_count()]);
+    ForEachPiece(pool, threads, in[0] * seen.rows, [&](int64_t row) {
+      int64_t place = row * seen.columns * inputs;
+      Multiply(images + place, seen.columns, inputs, gates + row / seen.rows * inputs, &gated[place]);
+    });
+    images = gated.get();
+    gates = nullptr;
+  }
   const float* weights = kernel.typed_data();
   auto pack = [&](int64_t group, float* to) {
     Pack(kernel_rows, outputs, group, [=](int64_t row, int64_t first, int64_t count, float* place) {
@@ -104,13 +123,13 @@ ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array factor, A
     packed.reset(new float[groups * group_size]);
     for (int64_t group = 0; group < groups; ++group) pack(group, &packed[group * group_size]);
   }
-  Epilogue epilogue = EpilogueOf(factor, bias, skip, activation);
-  bool in_place = rows == 1 && columns == 1;  // nothing lies beside the image
+  Epilogue epilogue = EpilogueOf(affine, skip, activation);
+  bool in_place = is_pixelwise && !gates, is_one_row = is_pixelwise && strides == 1;
   ForEachPiece(pool, threads, in[0] * pieces * splits, [&](int64_t piece) {
     int64_t split = piece % splits, image = piece / splits / pieces;
     int64_t first = piece / splits % pieces * division.rows;
     int64_t count = std::min(division.rows, made.rows - first);
-    const float* whole = x.typed_data() + image * seen.size();
+    const float* whole = images + image * seen.size();
     int64_t needed = (count - 1) * strides + rows, input_row = width * inputs;
     int64_t copied_size = in_place ? 0 : RoundUp(needed * input_row, kLanes);
     float* memory = Scratch(copied_size + (in_kernel || splits == 1 ? 0 : group_size));
@@ -120,11 +139,11 @@ ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array factor, A
       input_row = seen.columns * inputs;
     } else {
       CopyRows(whole, seen, first * strides - rows / 2, needed, -(columns / 2), width, memory);
+      if (gates) Multiply(memory, needed * width, inputs, gates + image * inputs, memory);
     }
     int64_t output_row = made.columns * outputs, place = image * made.size() + first * output_row;
     Run run{copied, strides * inputs, taps.data(), static_cast<int64_t>(taps.size()), inputs,
             weights, outputs, y->typed_data() + place, outputs, outputs, epilogue.From(0, place)};
-    bool is_one_row = in_place && strides == 1;
     for (int64_t group = groups * split / splits; group < groups * (split + 1) / splits; ++group) {
       if (in_kernel) {
         run.kernel = weights + group * kGroup;

@@ -31,8 +31,8 @@ constexpr void (*kTiles[])(const Run&) = {
     DepthwiseTile<1>, DepthwiseTile<2>, DepthwiseTile<3>, DepthwiseTile<4>,
     DepthwiseTile<5>, DepthwiseTile<6>, DepthwiseTile<7>, DepthwiseTile<8>};
 
-ffi::Error DepthwiseConvolve(ffi::ThreadPool pool, Array x, Array kernel, Array factor, Array bias,
-                             Array skip, Result y, int64_t strides, int64_t activation,
+ffi::Error DepthwiseConvolve(ffi::ThreadPool pool, Array x, Array kernel, Array affine, Array skip,
+                             Result y, int64_t strides, int64_t activation,
                              int64_t threads) {
   auto in = x.dimensions(), k = kernel.dimensions(), out = y->dimensions();
   Image seen{in[1], in[2], in[3]}, made{out[1], out[2], out[3]};
@@ -44,7 +44,7 @@ ffi::Error DepthwiseConvolve(ffi::ThreadPool pool, Array x, Array kernel, Array 
   int64_t rows = RowsOfPiece(in[0] * blocks, made.rows, threads, strides * width * kLanes,
                              made.columns * side * across * kLanes);
   int64_t pieces = (made.rows + rows - 1) / rows;
-  Epilogue epilogue = EpilogueOf(factor, bias, skip, activation);
+  Epilogue epilogue = EpilogueOf(affine, skip, activation);
   ForEachPiece(pool, threads, in[0] * blocks * pieces, [&](int64_t piece) {
     int64_t image = piece / pieces / blocks, channel = piece / pieces % blocks * kLanes;
     int64_t first = piece % pieces * rows, count = std::min(rows, made.rows - first);
@@ -72,7 +72,6 @@ ffi::Error DepthwiseConvolve(ffi::ThreadPool pool, Array x, Array kernel, Array 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_depthwise_conv, DepthwiseConvolve,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
                                   .Arg<Array>()
                                   .Arg<Array>()
                                   .Arg<Array>()

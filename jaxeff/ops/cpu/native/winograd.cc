@@ -125,8 +125,8 @@ void TransformOutputs(const float* from, int64_t apart, float* to, int64_t row, 
     }
 }
 
-ffi::Error Winograd(ffi::ThreadPool pool, Array x, Array kernel, Array factor, Array bias, Array skip,
-                    Result y, bool turned, int64_t activation, int64_t threads) {
+ffi::Error Winograd(ffi::ThreadPool pool, Array x, Array kernel, Array affine, Array skip, Result y,
+                    bool turned, int64_t activation, int64_t threads) {
   auto in = x.dimensions(), k = kernel.dimensions();
   Transformed weights(kernel.typed_data(), k[2], k[3], turned);
   Image seen{in[1], in[2], in[3]};
@@ -137,7 +137,7 @@ ffi::Error Winograd(ffi::ThreadPool pool, Array x, Array kernel, Array factor, A
   int64_t together = std::clamp<int64_t>(kStrip / across, 1, down);
   int64_t pieces = (down + together - 1) / together, tiles = together * across;
   int64_t vectors = weights.vectors, apart = tiles * lanes, product = tiles * weights.lanes;
-  Epilogue epilogue = EpilogueOf(factor, bias, skip, activation);
+  Epilogue epilogue = EpilogueOf(affine, skip, activation);
   ForEachPiece(pool, threads, in[0] * pieces, [&](int64_t piece) {
     int64_t image = piece / pieces, first = piece % pieces * together;
     int64_t count = std::min(together, down - first), used = count * across;
@@ -180,7 +180,6 @@ ffi::Error Winograd(ffi::ThreadPool pool, Array x, Array kernel, Array factor, A
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_winograd, Winograd,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
                                   .Arg<Array>()
                                   .Arg<Array>()
                                   .Arg<Array>()
