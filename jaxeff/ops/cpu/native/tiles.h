@@ -59,7 +59,7 @@ struct Run {
 };
 
 // Computes a run in tiles of nearly one size; tiles[n - 1] is the function of n pixels.
-inline void InTiles(void (*const (&tiles)[kPixels])(const Run&), Run run, int64_t pixels) {
+inline void InTiles(void (*const* tiles)(const Run&), Run run, int64_t pixels) {
   int64_t count = (pixels + kPixels - 1) / kPixels;
   for (int64_t i = 0, start = 0; i < count; ++i) {
     int64_t end = pixels * (i + 1) / count;
