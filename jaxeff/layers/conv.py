@@ -14,18 +14,9 @@ from jaxeff.arguments import one_size, require, require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.layers.normalisation import BatchNorm
 from jaxeff.ops import convolution
+from jaxeff.ops.activations import ACTIVATIONS
 from jaxeff.registry import closest
 from jaxeff.typing import Array, Dtype, PRNGKey
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "relu": jax.nn.relu,
-    "relu6": jax.nn.relu6,
-    "swish": jax.nn.swish,
-    "hard_swish": jax.nn.hard_swish,
-    "tanh": jnp.tanh,
-    "sigmoid": jax.nn.sigmoid,
-    "identity": lambda x: x,
-}
 
 
 def he_fan_out(key: PRNGKey, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
@@ -88,7 +79,8 @@ class Conv(nn.Module):
         norm: tuple[Array, Array] | None = None,
         skip: Array | None = None,
         *,
-        relu: bool = False,
+        activation: str = "identity",
+        gate: Array | None = None,
     ) -> Array:
         """Returns the convolved ``[..., rows, columns, channels]``, padded with zeros.
 
@@ -97,19 +89,25 @@ class Conv(nn.Module):
           norm: factor and offset ``[channels]`` of a normalisation that follows; taken into kernel
             and bias.
           skip: added, like the result.
-          relu: whether negative values then become zero.
+          activation: of the sum, a name in `ACTIVATIONS`.
+          gate: ``[..., channels]``, by which every pixel is multiplied first; not if depthwise.
         """
         kernel, bias = self.weights(x.shape[-1])
         strides = one_size("Conv.strides", self.strides)
-        convolve = convolution.conv if self.features else convolution.depthwise_conv
+        factor = None
         if norm is not None:
             factor, offset = norm
             bias = offset if bias is None else offset + bias * factor
-            kernel = kernel * factor
-        x, kernel, bias, skip = nn.dtypes.promote_dtype(x, kernel, bias, skip, dtype=self.dtype)
+        x, narrow, bias, skip = nn.dtypes.promote_dtype(x, kernel, bias, skip, dtype=self.dtype)
+        kernel = narrow if factor is None else kernel  # it takes the type after the factor
         images = x.reshape(-1, *x.shape[-3:])
         skips = None if skip is None else skip.reshape(-1, *skip.shape[-3:])
-        y = convolve(images, kernel, strides, bias, skips, relu)
+        after = (bias, skips, activation, factor)
+        if not self.features:
+            y = convolution.depthwise_conv(images, kernel, strides, *after)
+        else:
+            gates = None if gate is None else gate.reshape(-1, gate.shape[-1])
+            y = convolution.conv(images, kernel, strides, *after, gates)
         return y.reshape(*x.shape[:-3], *y.shape[-3:])
 
 
@@ -209,6 +207,7 @@ class ConvNorm(nn.Module):
         train: bool = False,
         skip: Array | None = None,
         activation: str = "identity",
+        gate: Array | None = None,
     ) -> Array:
         """Maps ``[..., rows, columns, channels]`` to the normalised convolution.
 
@@ -217,22 +216,30 @@ class ConvNorm(nn.Module):
           train: whether statistics of the batch are used; others are taken into the kernel.
           skip: added, like the result.
           activation: of the sum, a name in `ACTIVATIONS`.
+          gate: ``[..., channels]``, by which every pixel is multiplied first.
         """
         conv = self.ops.conv(self.features, self.kernel_size, self.strides, name="conv")
         norm = self.ops.norm(train=train, name="norm")
-        relu = activation == "relu"
-        y = normalised(conv, norm, x, skip, relu=relu)
-        return y if relu else ACTIVATIONS[activation](y)
+        return normalised(conv, norm, x, skip, activation, gate)
 
 
 def normalised(
-    conv: nn.Module, norm: BatchNorm, x: Array, skip: Array | None = None, *, relu: bool = False
+    conv: nn.Module,
+    norm: BatchNorm,
+    x: Array,
+    skip: Array | None = None,
+    activation: str = "identity",
+    gate: Array | None = None,
 ) -> Array:
-    """Returns ``norm(conv(x))``, plus a skip, and the ReLU of that.
+    """Returns ``norm(conv(x * gate))``, plus a skip, and the activation of that.
 
     Running statistics are taken into the kernel of a `Conv`.
     """
+    if gate is not None and not (isinstance(conv, Conv) and conv.features):
+        x, gate = x * gate[..., None, None, :], None
     if norm.use_running_average and isinstance(conv, Conv):
         folded = norm.folded(conv.features or x.shape[-1], conv.dtype or x.dtype)
-        return conv(x, folded, skip, relu=relu)
-    return norm(conv(x), skip, relu=relu)
+        return conv(x, folded, skip, activation=activation, gate=gate)
+    relu = activation == "relu"
+    y = norm(conv(x) if gate is None else conv(x, gate=gate), skip, relu=relu)
+    return y if relu else ACTIVATIONS[activation](y)

@@ -13,11 +13,12 @@ from flax import traverse_util
 
 from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
-from jaxeff.layers.conv import ACTIVATIONS, Conv
+from jaxeff.layers.conv import Conv
 from jaxeff.layers.normalisation import BatchNorm
 from jaxeff.ode import transport
 from jaxeff.ode.transport import Coefficients
 from jaxeff.ops import convolution, normalisation
+from jaxeff.ops.activations import ACTIVATIONS
 from jaxeff.ops.rows import rowwise
 from jaxeff.typing import Array, Dtype
 
@@ -54,7 +55,8 @@ class GlobalLayer(nn.Module):
       boundary: "periodic" or "reflecting".
       kernel_size: of the coefficients' convolutions.
       use_bias: whether these convolutions have a bias.
-      activation: name in `jaxeff.layers.conv.ACTIVATIONS`; diffusivities take its positive part.
+      activation: name in `jaxeff.ops.activations.ACTIVATIONS`; diffusivities take its positive
+        part.
       product: use one velocity for both directions, the activated product of the two predictions
         (normalised convolution of the first times the activated second), and one diffusivity
         computed in the same way.

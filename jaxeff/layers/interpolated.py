@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.layers.checks import called, require_linen
-from jaxeff.layers.conv import ACTIVATIONS, Conv, normalised
+from jaxeff.layers.conv import Conv, normalised
 from jaxeff.layers.normalisation import BatchNorm
 from jaxeff.ops import anchors, tiles
+from jaxeff.ops.activations import ACTIVATIONS
 from jaxeff.ops.normalisation import finished
 from jaxeff.typing import Array, Dtype
 
@@ -103,7 +104,7 @@ class Interpolated(nn.Module):
           x: the features.
           train: see `jaxeff.layers.normalisation.BatchNorm`.
           skip: added, like x.
-          activation: of the sum, a name in `jaxeff.layers.conv.ACTIVATIONS`.
+          activation: of the sum, a name in `jaxeff.ops.activations.ACTIVATIONS`.
         """
         self._check(x)
         take = anchors.sample if self.sampling == "strided" else anchors.area_sample
@@ -176,7 +177,8 @@ class Interpolated(nn.Module):
             return jnp.zeros_like(x)
         has_pointwise = self.cheap != "depthwise"
         norm = self._norm("cheap_norm", train=train, last=not has_pointwise)
-        g = normalised(self._depthwise(), norm, x, relu=has_pointwise)
+        act = "relu" if has_pointwise else "identity"
+        g = normalised(self._depthwise(), norm, x, activation=act)
         if not has_pointwise:
             return g
         pointwise = Conv(x.shape[-1], 1, name="cheap_pointwise", **self._dtypes)

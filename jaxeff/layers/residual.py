@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxeff.layers.conv import Ops, activation, he_fan_out
 from jaxeff.layers.interpolated import Interpolated
+from jaxeff.ops.pooling import pixel_means
 from jaxeff.typing import Array
 
 
@@ -80,7 +81,7 @@ class BottleneckBody(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scales every channel by a gate read from the channel means (Hu et al., 2018).
+    """A gate for every channel, read from the channel means (Hu et al., 2018).
 
     Attributes:
       ops: factory of the convolutions.
@@ -96,14 +97,13 @@ class SqueezeExcite(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Returns ``x`` scaled."""
-        pooled = x.mean((-3, -2))
+        """Returns the gates ``[..., channels]`` of ``[..., rows, columns, channels]``."""
+        pooled = pixel_means(x)
         options: Any = {"kernel_init": he_fan_out, "dtype": self.ops.dtype}
         inner = nn.Dense(self.hidden, name="reduce", **options)(pooled)
         inner = activation(self.activation)(inner)
         gate = nn.Dense(x.shape[-1], name="expand", **options)(inner)
-        gate = jax.nn.hard_sigmoid(gate) if self.hard else jax.nn.sigmoid(gate)
-        return x * jnp.broadcast_to(gate[..., None, None, :], x.shape)
+        return jax.nn.hard_sigmoid(gate) if self.hard else jax.nn.sigmoid(gate)
 
 
 class InvertedBody(nn.Module):
@@ -147,11 +147,12 @@ class InvertedBody(nn.Module):
             x = expand(x, train=train, activation=act)
         depthwise = self.ops.conv_norm(0, self.kernel_size, self.strides, name="depthwise")
         x = depthwise(x, train=train, activation=act)
+        gate = None
         if self.squeeze:
             inner = "relu" if self.hard_gate else self.ops.activation
-            x = SqueezeExcite(self.ops, self.squeeze, inner, self.hard_gate, name="gate")(x)
+            gate = SqueezeExcite(self.ops, self.squeeze, inner, self.hard_gate, name="gate")(x)
         project = self.ops.conv_norm(self.features, 1, name="project")
-        return project(x, train=train, skip=skip, activation=activation)
+        return project(x, train=train, skip=skip, activation=activation, gate=gate)
 
 
 class SeparableBody(nn.Module):

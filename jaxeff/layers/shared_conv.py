@@ -34,7 +34,8 @@ import jax.numpy as jnp
 
 from jaxeff.arguments import one_size, require_whole
 from jaxeff.errors import ConfigError
-from jaxeff.layers.conv import ACTIVATIONS, Ops, he_fan_out
+from jaxeff.layers.conv import Ops, he_fan_out
+from jaxeff.ops.activations import ACTIVATIONS
 from jaxeff.ops.convolution import conv, depthwise_conv
 from jaxeff.ops.normalisation import finished
 from jaxeff.ops.precision import widened
@@ -248,6 +249,7 @@ class OutTileNorm(nn.Module):
         train: bool = False,
         skip: Array | None = None,
         activation: str = "identity",
+        gate: Array | None = None,
     ) -> Array:
         """Maps ``[batch, rows, columns, channels]`` to the tiled features; see `ConvNorm`."""
         if self.features % self.factor:
@@ -257,7 +259,7 @@ class OutTileNorm(nn.Module):
             )
         width = self.features // self.factor
         narrow = self.ops.conv_norm(width, self.kernel_size, self.strides, name="narrow")
-        y = tile(narrow(x, train=train), self.factor)
+        y = tile(narrow(x, train=train, gate=gate), self.factor)
         y = modulated(self, y, self.ops.dtype) if self.modulate else y
         return ACTIVATIONS[activation](finished(y, skip, relu=False))
 

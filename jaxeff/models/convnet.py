@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxeff.arguments import require, require_whole
 from jaxeff.layers.conv import Ops, activation, uniform_fan_in
 from jaxeff.layers.global_layer import unstable_layers
+from jaxeff.ops.pooling import pixel_means
 from jaxeff.typing import Array, Dtype
 
 #: Units that the backward pass may recompute (rematerialise).
@@ -239,7 +240,7 @@ class Head(nn.Module):
         if self.width:
             unit = self.ops.conv_norm(self.width, 1, name="conv")
             x = unit(x, train=train, activation=self.ops.activation)
-        x = x.mean((-3, -2))
+        x = pixel_means(x)
         if self.hidden:
             x = act(nn.Dense(self.hidden, dtype=self.ops.dtype, name="hidden")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -20,7 +20,7 @@ class MLP(nn.Module):
     Attributes:
       hidden: widths of the hidden layers; () is a linear classifier.
       num_outputs: width of the read-out.
-      activation: name in `jaxeff.layers.conv.ACTIVATIONS`.
+      activation: name in `jaxeff.ops.activations.ACTIVATIONS`.
       dtype: of the computation.
     """
 

@@ -118,7 +118,7 @@ def resnet(
       stem: "small", a 3x3 convolution, or "large", 7x7 with stride 2 and pooling.
       stem_width: channels of the stem; 0 is the first width.
       design: see `jaxeff.models.designs`.
-      activation: name in `jaxeff.layers.conv.ACTIVATIONS`.
+      activation: name in `jaxeff.ops.activations.ACTIVATIONS`.
       drop_path: stochastic-depth rate.
       axis_name: mapped axis over which batch statistics are averaged, "data" in training; None: not
         averaged.

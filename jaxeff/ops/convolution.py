@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxeff.ops.activations import ACTIVATIONS
 from jaxeff.ops.normalisation import finished
 from jaxeff.ops.platforms import has_cpu_form
 from jaxeff.ops.precision import plus_bias
@@ -18,7 +19,9 @@ def conv(
     strides: int = 1,
     bias: Array | None = None,
     skip: Array | None = None,
-    relu: bool = False,
+    activation: str = "identity",
+    factor: Array | None = None,
+    gate: Array | None = None,
 ) -> Array:
     """Convolves ``[batch, rows, columns, inputs]`` with ``[k, k, inputs, outputs]``, odd k.
 
@@ -28,7 +31,10 @@ def conv(
       strides: of both axes.
       bias: ``[outputs]``, added; None for nothing.
       skip: like the result, added; None for nothing.
-      relu: whether negative values then become zero.
+      activation: of the sum, a name in `jaxeff.ops.activations.ACTIVATIONS`.
+      factor: ``[outputs]``, by which the kernel is multiplied, before it takes the images' type;
+        None for ones.
+      gate: ``[batch, inputs]``, by which every pixel is multiplied first; None for ones.
 
     Returns:
       ``[batch, ceil(rows / strides), ceil(columns / strides), outputs]``.
@@ -37,12 +43,24 @@ def conv(
       ValueError: shapes that do not fit, or an even kernel.
     """
     check_kernel(x, kernel, x.shape[-1:], "[k, k, inputs, outputs]")
-    return followed(grouped_conv(x, kernel, strides, groups=1), bias, skip, relu)
+    y = grouped_conv(gated(x, gate), multiplied(kernel, factor, x), strides, groups=1)
+    return followed(y, bias, skip, activation)
 
 
-def followed(y: Array, bias: Array | None, skip: Array | None, relu: bool) -> Array:
+def gated(x: Array, gate: Array | None) -> Array:
+    """Returns images multiplied by ``[batch, channels]``, or the images for None."""
+    return x if gate is None else x * gate[:, None, None]
+
+
+def multiplied(kernel: Array, factor: Array | None, x: Array) -> Array:
+    """Returns the kernel that `conv` takes, of the type of the images if there is a factor."""
+    return kernel if factor is None else (kernel * factor).astype(x.dtype)
+
+
+def followed(y: Array, bias: Array | None, skip: Array | None, activation: str) -> Array:
     """Returns what `conv` makes of a convolution."""
-    return finished(y if bias is None else plus_bias(y, bias), skip, relu)
+    y = finished(y if bias is None else plus_bias(y, bias), skip, relu=False)
+    return ACTIVATIONS[activation](y)
 
 
 @has_cpu_form("jaxeff.ops.cpu.convolution")
@@ -52,7 +70,8 @@ def depthwise_conv(
     strides: int = 1,
     bias: Array | None = None,
     skip: Array | None = None,
-    relu: bool = False,
+    activation: str = "identity",
+    factor: Array | None = None,
 ) -> Array:
     """Convolves every channel with its own kernel.
 
@@ -60,9 +79,10 @@ def depthwise_conv(
       x: ``[batch, rows, columns, channels]``.
       kernel: ``[k, k, 1, channels]``, odd k.
       strides: of both axes.
-      bias: ``[channels]``; see `conv`, as for the next two.
+      bias: ``[channels]``; see `conv`, as for the next three.
       skip: like the result.
-      relu: whether negative values then become zero.
+      activation: of the sum.
+      factor: ``[channels]``.
 
     Returns:
       ``[batch, ceil(rows / strides), ceil(columns / strides), channels]``.
@@ -71,7 +91,8 @@ def depthwise_conv(
       ValueError: shapes that do not fit, or an even kernel.
     """
     check_kernel(x, kernel, (1, x.shape[-1]), "[k, k, 1, channels]")
-    return followed(grouped_conv(x, kernel, strides, groups=x.shape[-1]), bias, skip, relu)
+    y = grouped_conv(x, multiplied(kernel, factor, x), strides, groups=x.shape[-1])
+    return followed(y, bias, skip, activation)
 
 
 @has_cpu_form("jaxeff.ops.cpu.convolution")

@@ -13,6 +13,7 @@ from jaxeff.ops import anchors, convolution, forward_mode, normalisation, platfo
 from jaxeff.ops.cpu import rows
 from jaxeff.ops.neighbours import neighbours
 from jaxeff.ops.platforms import CPU_FORMS, reverse_mode
+from jaxeff.ops.pooling import pixel_means
 from jaxeff.ops.products import products
 from jaxeff.ops.rows import rowwise
 
@@ -28,16 +29,16 @@ def conv(*options):
     return functools.partial(convolution.conv, strides=options[0])
 
 
-def conv_followed(relu, strides=1):
-    def function(x, kernel, bias, skip):
-        return convolution.conv(x, kernel, strides, bias, skip, relu)
+def conv_followed(activation, strides=1):
+    def function(x, kernel, bias, skip, *factors):
+        return convolution.conv(x, kernel, strides, bias, skip, activation, *factors)
 
     return function
 
 
-def depthwise_followed(relu, strides=1):
-    def function(x, kernel, bias, skip):
-        return convolution.depthwise_conv(x, kernel, strides, bias, skip, relu)
+def depthwise_followed(activation, strides=1):
+    def function(x, kernel, bias, skip, factor):
+        return convolution.depthwise_conv(x, kernel, strides, bias, skip, activation, factor)
 
     return function
 
@@ -99,16 +100,18 @@ CASES = {
         (conv(2), (2, 5, 5, 3), (1, 1, 3, 2)),
         (conv(1), (3, 2, 2, 4), (3, 3, 4, 5)),  # few pixels
         (conv(2), (2, 3, 4, 2), (5, 5, 2, 3)),
-        (conv_followed(True), (2, 4, 5, 3), (3, 3, 3, 4), (4,), (2, 4, 5, 4)),
-        (conv_followed(False, 2), (2, 4, 5, 3), (3, 3, 3, 4), (4,), (2, 2, 3, 4)),
+        (conv_followed("relu"), (2, 4, 5, 3), (3, 3, 3, 4), (4,), (2, 4, 5, 4), (4,)),
+        (conv_followed("tanh", 2), (2, 4, 5, 3), (3, 3, 3, 4), (4,), (2, 2, 3, 4), (4,)),
+        (conv_followed("swish"), (2, 4, 5, 3), (1, 1, 3, 40), (40,), (2, 4, 5, 40), (40,), (2, 3)),
+        (conv_followed("hard_swish"), (1, 2, 3, 3), (3, 3, 3, 4), (4,), (1, 2, 3, 4), (4,)),
     ],
     "convolution.depthwise_conv": [
         (depthwise(1), (2, 7, 5, 3), (3, 3, 1, 3)),
         (depthwise(2), (2, 8, 7, 4), (3, 3, 1, 4)),
         (depthwise(2), (1, 6, 9, 2), (5, 3, 1, 2)),
         (depthwise(3), (2, 4, 4, 3), (5, 5, 1, 3)),
-        (depthwise_followed(True), (2, 9, 11, 20), (3, 3, 1, 20), (20,), (2, 9, 11, 20)),
-        (depthwise_followed(False, 2), (2, 9, 11, 5), (5, 5, 1, 5), (5,), (2, 5, 6, 5)),
+        (depthwise_followed("relu"), (2, 9, 11, 20), (3, 3, 1, 20), (20,), (2, 9, 11, 20), (20,)),
+        (depthwise_followed("swish", 2), (2, 9, 11, 5), (5, 5, 1, 5), (5,), (2, 5, 6, 5), (5,)),
     ],
     "convolution.depthwise_fields": [
         (fields, (2, 9, 11, 20), (3, 3, 1, 80)),
@@ -132,6 +135,7 @@ CASES = {
         ),
         (mixed(3, True, False), (2, 3, 3, 4), (2, 8, 7, 4), (5, 5, 1, 4), (4,), (4,)),
     ],
+    "pooling.pixel_means": [(pixel_means, (3, 5, 7, 20)), (pixel_means, (5, 7, 3))],
     "products.products": [
         (multiplied, (5, 37), (37, 19), (37, 40)),
         (multiplied, (2, 3, 16), (16, 9)),
@@ -212,11 +216,13 @@ def run(function, name, args):
         *((form, 0, "bfloat16") for form in HALF),
         ("convolution.conv", 0, "float32"),
         ("convolution.conv", 6, "float32"),
+        ("convolution.conv", 8, "float32"),
         ("convolution.depthwise_conv", 4, "float32"),
         ("convolution.depthwise_conv", 5, "float32"),
         ("convolution.depthwise_fields", 0, "float32"),
         ("convolution.depthwise_fields", 1, "float32"),
         ("anchors.sample", 0, "float32"),
+        ("pooling.pixel_means", 0, "float32"),
         ("anchors.mixed", 0, "float32"),
         ("anchors.mixed", 1, "float32"),
         *(("products.products", case, "float32") for case in range(4)),

@@ -16,6 +16,7 @@ from sweeps import swept
 
 from jaxeff.errors import ConfigError
 from jaxeff.ops import convolution, platform
+from jaxeff.ops.activations import ACTIVATIONS
 from jaxeff.ops.cpu import native
 from jaxeff.ops.cpu.native import library
 
@@ -34,6 +35,8 @@ SHAPES = (
     ((1, 70, 80, 33), (3, 3, 33, 17), 1),
     ((2, 23, 23, 100), (3, 3, 100, 300), 1),
     ((40, 9, 12, 36), (3, 3, 36, 40), 1),  # enough pixels for fewer products
+    ((1, 8, 8, 64), (3, 3, 64, 64), 1),  # few pixels: output channels are divided too
+    ((1, 7, 7, 150), (1, 1, 150, 345), 1),
 )
 
 
@@ -43,15 +46,16 @@ def arrays(*shapes):
 
 
 @pytest.mark.parametrize(
-    ("x_shape", "kernel_shape", "strides"), swept(SHAPES, *SHAPES[:3], SHAPES[5], SHAPES[8])
+    ("x_shape", "kernel_shape", "strides"), swept(SHAPES, *SHAPES[:3], SHAPES[5], *SHAPES[8:])
 )
 def test_values_and_gradients_are_those_of_double_precision(x_shape, kernel_shape, strides):
     rows, columns = (-(-size // strides) for size in x_shape[1:3])
     y_shape = (x_shape[0], rows, columns, kernel_shape[3])
-    args = arrays(x_shape, kernel_shape, y_shape[-1:], y_shape)
+    gate_shape = (x_shape[0], x_shape[-1])
+    args = arrays(x_shape, kernel_shape, y_shape[-1:], y_shape, y_shape[-1:], gate_shape)
 
-    def conv(x, kernel, bias, skip):
-        return convolution.conv(x, kernel, strides, bias, skip, relu=True)
+    def conv(x, kernel, bias, skip, factor, gate):
+        return convolution.conv(x, kernel, strides, bias, skip, "relu", factor, gate)
 
     def both(*args):
         y, pull = jax.vjp(conv, *args)
@@ -64,6 +68,27 @@ def test_values_and_gradients_are_those_of_double_precision(x_shape, kernel_shap
     for value, other in zip(ours, exact, strict=True):
         value, other = np.asarray(value, np.float64), np.asarray(other)
         assert np.linalg.norm(value - other) < 2e-6 * np.linalg.norm(other)
+
+
+@pytest.mark.parametrize("activation", native.convolution.ACTIVATIONS)
+def test_activations_are_those_of_double_precision(activation):
+    x = jnp.concatenate([jnp.linspace(-30, 30, 2001), jnp.asarray([-1e4, -200, -88, 88, 200, 1e4])])
+    ones, zero = jnp.ones((1, 1, 1, 1)), jnp.zeros(1)
+    with platform("cpu"):
+        y = convolution.depthwise_conv(x.reshape(1, 1, -1, 1), ones, 1, zero, None, activation)
+    with jax.enable_x64(True):
+        exact = ACTIVATIONS[activation](x.astype("float64"))
+    np.testing.assert_allclose(y.ravel(), exact, rtol=1e-6, atol=1e-9)
+
+
+def test_nothing_becomes_a_number_in_an_activation():
+    x = jnp.full((1, 1, 20, 1), jnp.nan)
+    for activation in native.convolution.ACTIVATIONS:
+        with platform("cpu"):
+            y = convolution.depthwise_conv(
+                x, jnp.ones((1, 1, 1, 1)), 1, jnp.zeros(1), None, activation
+            )
+        assert jnp.isnan(y).all()
 
 
 def test_derivatives_of_derivatives():
@@ -100,12 +125,16 @@ def test_vmap_and_shard_map():
 
 def test_results_do_not_depend_on_threads(monkeypatch):
     x, kernel, g = arrays((9, 16, 16, 16), (3, 3, 16, 16), (9, 16, 16, 16))
+    few, wide = arrays((1, 7, 7, 150), (1, 1, 150, 345))
     results = []
     for threads in (1, 2, 3):
         monkeypatch.setattr(library, "_threads", lambda threads=threads: threads)
-        y = native.convolution.conv(x, kernel, 1, None, None, False)
+        y = native.convolution.conv(x, kernel, 1, None, None, "identity")
         dkernel = native.convolution.kernel_gradient(x, g, kernel.shape, 1)
-        results.append((y, dkernel, native.normalisation.channel_sums(x, g, x[0, 0, 0])))
+        sums = native.normalisation.channel_sums(x, g, x[0, 0, 0])
+        means = native.normalisation.pixel_sums(x)
+        divided = native.convolution.conv(few, wide, 1, None, None, "identity")
+        results.append((y, dkernel, sums, means, divided))
     for other in results[1:]:
         jax.tree.map(np.testing.assert_array_equal, other, results[0])
 
@@ -137,12 +166,14 @@ def test_one_process_compiles_for_all(monkeypatch, tmp_path):
     assert not compiled
 
 
-def test_a_skip_or_a_bias_of_another_shape_is_refused():
+def test_a_skip_a_bias_or_a_gate_of_another_shape_is_refused():
     x, kernel, skip = arrays((2, 5, 6, 3), (3, 3, 3, 4), (2, 5, 6, 3))
     with platform("cpu"), pytest.raises(ValueError, match=r"gives \(2, 5, 6, 4\)"):
         convolution.conv(x, kernel, 1, None, skip)
     with platform("cpu"), pytest.raises(ValueError, match=r"must be \(4,\)"):
         convolution.conv(x, kernel, 1, jnp.ones(3))
+    with platform("cpu"), pytest.raises(ValueError, match=r"gates must be \[batch, channels\]"):
+        convolution.conv(x, kernel, gate=jnp.ones((2, 4)))
 
 
 @pytest.fixture

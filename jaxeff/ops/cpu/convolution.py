@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxeff.ops.convolution import check_kernel, followed, grouped_conv
+from jaxeff.ops.activations import ACTIVATIONS
+from jaxeff.ops.convolution import check_kernel, followed, gated, grouped_conv, multiplied
 from jaxeff.ops.cpu import native
 from jaxeff.ops.cpu.windows import product, sum_over_images, windows
 from jaxeff.ops.platforms import is_forward_mode
@@ -28,17 +29,22 @@ def conv(
     strides: int = 1,
     bias: Array | None = None,
     skip: Array | None = None,
-    relu: bool = False,
+    activation: str = "identity",
+    factor: Array | None = None,
+    gate: Array | None = None,
 ) -> Array:
     """Convolves tiny images by one matrix, others by compiled tiles or else by XLA."""
     check_kernel(x, kernel, x.shape[-1:], "[k, k, inputs, outputs]")
-    if _is_tiny(x, kernel):
-        return followed(_matrix_product(x, kernel, strides), bias, skip, relu)
-    arrays = [a for a in (x, kernel, bias, skip) if a is not None]
-    if not is_forward_mode() and native.is_computable(*arrays) and _pays(x, kernel, strides):
-        return native.convolution.conv(x, kernel, strides, bias, skip, relu)
-    convolve = _dense if is_forward_mode() else _dense_with_gradient
-    return followed(convolve(x, kernel, strides), bias, skip, relu)
+    arrays = [a for a in (x, kernel, bias, skip, factor, gate) if a is not None]
+    is_tiny = _is_tiny(x, kernel)
+    if not is_tiny and not is_forward_mode() and native.is_computable(*arrays):
+        inside = _compiled(activation)
+        y = native.convolution.conv(x, kernel, strides, bias, skip, inside, factor, gate)
+        return y if inside == activation else ACTIVATIONS[activation](y)
+    plain = _dense if is_forward_mode() else _dense_with_gradient
+    convolve = _matrix_product if is_tiny else plain
+    y = convolve(gated(x, gate), multiplied(kernel, factor, x), strides)
+    return followed(y, bias, skip, activation)
 
 
 def depthwise_conv(
@@ -47,13 +53,22 @@ def depthwise_conv(
     strides: int = 1,
     bias: Array | None = None,
     skip: Array | None = None,
-    relu: bool = False,
+    activation: str = "identity",
+    factor: Array | None = None,
 ) -> Array:
     """Sums shifted products, as does the gradient; in compiled tiles where those are available."""
     check_kernel(x, kernel, (1, x.shape[-1]), "[k, k, 1, channels]")
     if is_forward_mode():
-        return followed(_shifted(x, kernel, strides), bias, skip, relu)
-    return _depthwise_with_gradient(x, kernel, strides, bias, skip, relu)
+        y = _shifted(x, multiplied(kernel, factor, x), strides)
+        return followed(y, bias, skip, activation)
+    inside = _compiled(activation)
+    y = _depthwise_with_gradient(x, kernel, strides, bias, skip, inside, factor)
+    return y if inside == activation else ACTIVATIONS[activation](y)
+
+
+def _compiled(activation: str) -> str:
+    """Returns the activation if the compiled passes have it, and else the identity."""
+    return activation if activation in native.convolution.ACTIVATIONS else "identity"
 
 
 def depthwise_fields(x: Array, kernel: Array) -> Array:
@@ -90,12 +105,6 @@ def _dense_backward(strides: int, saved: tuple[Array, Array], g: Array) -> tuple
 
 
 _dense_with_gradient.defvjp(_dense_forward, _dense_backward)
-
-
-def _pays(x: Array, kernel: Array, strides: int) -> bool:
-    """Returns whether tiles are faster: their kernel is copied, which many pixels must share."""
-    pixels = x.shape[0] * x.shape[1] * x.shape[2] // strides**2
-    return kernel.size <= 2**16 or pixels >= 1024
 
 
 def _is_tiny(x: Array, kernel: Array) -> bool:
@@ -137,39 +146,55 @@ def _shifted(x: Array, kernel: Array, strides: int) -> Array:
 
 
 def _depthwise(
-    x: Array, kernel: Array, strides: int, bias: Array | None, skip: Array | None, relu: bool
+    x: Array,
+    kernel: Array,
+    strides: int,
+    bias: Array | None,
+    skip: Array | None,
+    activation: str,
+    factor: Array | None = None,
 ) -> Array:
     # Without a bias the compiler makes one loop of the products and of what is around them, which
     # is faster where all of it stays in cache, as in blocks of rows.
-    arrays = [a for a in (x, kernel, bias, skip) if a is not None]
+    arrays = [a for a in (x, kernel, bias, skip, factor) if a is not None]
     if bias is not None and native.is_computable(*arrays):
-        return native.convolution.depthwise_conv(x, kernel, strides, bias, skip, relu)
-    return followed(_shifted(x, kernel, strides), bias, skip, relu)
+        return native.convolution.depthwise_conv(x, kernel, strides, bias, skip, activation, factor)
+    return followed(_shifted(x, multiplied(kernel, factor, x), strides), bias, skip, activation)
 
 
 _depthwise_with_gradient = jax.custom_vjp(_depthwise, nondiff_argnums=(2, 5))
 
 
 def _depthwise_forward(
-    x: Array, kernel: Array, strides: int, bias: Array | None, skip: Array | None, relu: bool
+    x: Array,
+    kernel: Array,
+    strides: int,
+    bias: Array | None,
+    skip: Array | None,
+    activation: str,
+    factor: Array | None,
 ) -> tuple[Array, Any]:
-    y = _depthwise_with_gradient(x, kernel, strides, bias, skip, relu)
-    return y, (x, kernel, bias, skip is not None, y if relu else None)
+    y = _depthwise_with_gradient(x, kernel, strides, bias, skip, activation, factor)
+    return y, (x, kernel, bias, skip, factor, y if activation == "relu" else None)
 
 
 def _depthwise_backward(
-    strides: int, relu: bool, saved: Any, g: Array
-) -> tuple[Array, Array, Array | None, Array | None]:
-    x, kernel, bias, has_skip, y = saved
-    g = jnp.where(y > 0, g, 0) if relu else g
+    strides: int, activation: str, saved: Any, g: Array
+) -> tuple[Array | None, ...]:
+    x, kernel, bias, skip, factor, y = saved
+    if activation == "relu":
+        g = jnp.where(y > 0, g, 0)
+    elif activation != "identity":
+        before = _depthwise_with_gradient(x, kernel, strides, bias, skip, "identity", factor)
+        (g,) = jax.vjp(ACTIVATIONS[activation], before)[1](g)
     precise = functools.partial(jnp.asarray, dtype=wide(x.dtype))
     is_compiled = strides == 1 and native.is_computable(x, kernel, g)
     gradients = _compiled_gradients if is_compiled else _depthwise_gradients
-    return (
-        *gradients(x, kernel, g, strides),
-        None if bias is None else jnp.sum(precise(g), (0, 1, 2)).astype(bias.dtype),
-        g if has_skip else None,
-    )
+    used, pull = jax.vjp(lambda k, f: multiplied(k, f, x), kernel, factor)
+    dx, dused = gradients(x, used, g, strides)
+    dkernel, dfactor = pull(dused)
+    dbias = None if bias is None else jnp.sum(precise(g), (0, 1, 2)).astype(bias.dtype)
+    return dx, dkernel, dbias, None if skip is None else g, dfactor
 
 
 def _compiled_gradients(x: Array, kernel: Array, g: Array, strides: int) -> tuple[Array, Array]:
@@ -194,7 +219,7 @@ def _depthwise_gradients(x: Array, kernel: Array, g: Array, strides: int) -> tup
         for size, out in zip(x.shape[1:3], g.shape[1:3], strict=True)
     ]
     spread = jax.lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *skipped, (0, 0, 0)))
-    dx = _depthwise_with_gradient(spread, kernel[::-1, ::-1], 1, None, None, False)
+    dx = _depthwise_with_gradient(spread, kernel[::-1, ::-1], 1, None, None, "identity")
     return dx, dkernel.astype(kernel.dtype)
 
 

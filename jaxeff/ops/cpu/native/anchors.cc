@@ -41,8 +41,9 @@ void FillRow(const float* anchors, const Image& shape, int64_t width, int64_t ro
   }
 }
 
-ffi::Error MixedAnchors(ffi::ThreadPool pool, Array anchors, Array x, Array kernel, Array bias,
-                        Array share, Array skip, Result y, int64_t stride, bool blend, bool relu,
+// `affine` are biases and shares, [2, channels].
+ffi::Error MixedAnchors(ffi::ThreadPool pool, Array anchors, Array x, Array kernel, Array affine,
+                        Array skip, Result y, int64_t stride, bool blend, bool relu,
                         int64_t threads) {
   auto coarse = anchors.dimensions(), fine = x.dimensions(), k = kernel.dimensions();
   Image from{coarse[1], coarse[2], coarse[3]}, to{fine[1], fine[2], fine[3]};
@@ -59,16 +60,10 @@ ffi::Error MixedAnchors(ffi::ThreadPool pool, Array anchors, Array x, Array kern
     float* weights = padded + (rows + side) * seen_row;
     float *line = weights + side * across * kLanes, *filled = line + from.columns * kLanes;
     CopyKernels(kernel.typed_data(), side * across, 1, channels, c0, width, weights);
-    int64_t above = std::max<int64_t>(0, start - side / 2);
-    int64_t below = std::min(to.rows, start + count + side / 2);
-    float* copied = padded + (above - start + side / 2) * seen_row;
-    std::fill(padded, copied, 0.0f);
-    CopyPlane(x.typed_data() + (n * to.rows + above) * columns * channels + c0, below - above,
-              columns, channels, width, 0, across / 2, copied);
-    float* end = padded + (count + side - 1) * seen_row;
-    std::fill(std::min(end, copied + (below - above) * seen_row), end, 0.0f);
-    Vector shift = LoadPart(bias.typed_data() + c0, width);
-    Vector part = LoadPart(share.typed_data() + c0, width), rest = 1.0f - part;
+    CopyPlaneRows(x.typed_data() + n * to.size() + c0, to, width, start - side / 2, count + side - 1,
+                  -(across / 2), columns + across - 1, padded);
+    Vector shift = LoadPart(affine.typed_data() + c0, width);
+    Vector part = LoadPart(affine.typed_data() + channels + c0, width), rest = 1.0f - part;
     for (int64_t r = 0; r < count; ++r) {
       FillRow(anchors.typed_data() + n * from.size() + c0, from, width, start + r, columns, stride,
               line, filled);
@@ -124,7 +119,6 @@ ffi::Error SampledAnchors(ffi::ThreadPool pool, Array x, Result y, int64_t strid
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_mixed_anchors, MixedAnchors,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
                                   .Arg<Array>()
                                   .Arg<Array>()
                                   .Arg<Array>()

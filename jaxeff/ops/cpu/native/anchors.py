@@ -31,6 +31,6 @@ def mixed(
 ) -> Array:
     """See `jaxeff.ops.anchors.mixed`."""
     added = jnp.zeros((0,), x.dtype) if skip is None else skip
-    args = (anchors, x, kernel, bias, share, added)
+    args = (anchors, x, kernel, jnp.stack([bias, share]), added)
     options: dict[str, Any] = {"stride": np.int64(stride), "blend": blend, "relu": relu}
     return call("jaxeff_mixed_anchors", (x.shape,), args, **options)[0]

@@ -6,9 +6,10 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <utility>
+#include <memory>
 #include <vector>
 
+#include "arrays.h"
 #include "parallel.h"
 #include "tiles.h"
 #include "vectors.h"
@@ -17,18 +18,14 @@
 namespace jaxeff {
 namespace {
 
-namespace ffi = xla::ffi;
-using Array = ffi::Buffer<ffi::F32>;
-using Result = ffi::Result<ffi::Buffer<ffi::F32>>;
-
 template <int P, int V>
 void Tile(const Run& run) {
   Vector sums[P][V] = {};
   for (int64_t t = 0; t < run.num_taps; ++t) {
     const float* seen = run.input + run.taps[t].input;
-    const float* weights = run.kernel + run.taps[t].kernel;
-    const int64_t pixel = run.input_pixel;
-    for (int64_t c = 0; c < run.input_channels; ++c, weights += V * kLanes) {
+    const float* weights = run.kernel + run.taps[t].kernel * run.kernel_row;
+    const int64_t pixel = run.input_pixel, row = run.kernel_row;
+    for (int64_t c = 0; c < run.input_channels; ++c, weights += row) {
       Vector w[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) w[v] = Load(weights + v * kLanes);
@@ -41,111 +38,123 @@ void Tile(const Run& run) {
   Finish<P, V>(run, sums);
 }
 
-// Pixels of a run in tiles of nearly one size.
 template <int V>
-void Tiles(Run run, int64_t pixels) {
-  static constexpr void (*kTiles[])(const Run&) = {
-      Tile<1, V>, Tile<2, V>, Tile<3, V>, Tile<4, V>, Tile<5, V>, Tile<6, V>, Tile<7, V>, Tile<8, V>};
-  int64_t tiles = (pixels + kPixels - 1) / kPixels;
-  for (int64_t i = 0, start = 0; i < tiles; ++i) {
-    int64_t end = pixels * (i + 1) / tiles;
-    kTiles[end - start - 1](run);
-    run.Advance(end - start);
-    start = end;
+constexpr void (*kTiles[])(const Run&) = {Tile<1, V>, Tile<2, V>, Tile<3, V>, Tile<4, V>,
+                                          Tile<5, V>, Tile<6, V>, Tile<7, V>, Tile<8, V>};
+
+// Output channels are computed in groups of two vectors; the last of them may be one.
+constexpr int64_t kGroup = 2 * kLanes;
+
+int64_t GroupsOf(int64_t channels) { return (channels + kGroup - 1) / kGroup; }
+
+int64_t LanesOf(int64_t channels, int64_t group) {
+  return channels - group * kGroup > kLanes ? kGroup : kLanes;
+}
+
+// Copies a group of a kernel [rows, channels] as tiles read it: [rows, lanes], filled with zeros.
+// copy(row, first channel, how many, to) copies weights.
+template <typename Copy>
+void Pack(int64_t rows, int64_t channels, int64_t group, const Copy& copy, float* to) {
+  int64_t lanes = LanesOf(channels, group), first = group * kGroup;
+  for (int64_t row = 0; row < rows; ++row, to += lanes)
+    for (int64_t v = 0; v < lanes; v += kLanes)
+      copy(row, first + v, std::min(kLanes, channels - first - v), to + v);
+}
+
+// Computes a group of output channels of rows of runs, given the first row with all channels, but
+// with the weights of the group.
+void ConvolveGroup(Run run, int64_t group, int64_t rows, int64_t input_row, int64_t output_row,
+                   int64_t pixels) {
+  int64_t lanes = LanesOf(run.channels, group), first = group * kGroup;
+  run.channels = std::min(lanes, run.channels - first);
+  run.output += first;
+  run.epilogue = run.epilogue.From(first, first);
+  for (int64_t r = 0; r < rows; ++r) {
+    InTiles(lanes == kGroup ? kTiles<2> : kTiles<1>, run, pixels);
+    run.input += input_row;
+    run.output += output_row;
+    run.epilogue = run.epilogue.From(0, output_row);
   }
 }
 
-// Output channels are computed in groups of so many vectors.
-int64_t VectorsOf(int64_t channels) { return channels > kLanes ? 2 : 1; }
+void Multiply(const float* from, int64_t pixels, int64_t channels, const float* gate, float* to) {
+  for (int64_t p = 0; p < pixels; ++p, from += channels, to += channels)
+    for (int64_t c = 0; c < channels; ++c) to[c] = from[c] * gate[c];
+}
 
-// A kernel as tiles read it: [groups, taps, input channels, lanes of the group], filled with zeros.
-struct Packed {
-  int64_t vectors, lanes, groups, group_size;
-  std::vector<float> values;
-
-  // copy(tap, input channel, first output channel, how many, to) copies weights.
-  template <typename Copy>
-  Packed(int64_t taps, int64_t inputs, int64_t outputs, const Copy& copy)
-      : vectors(VectorsOf(outputs)),
-        lanes(vectors * kLanes),
-        groups((outputs + lanes - 1) / lanes),
-        group_size(taps * inputs * lanes),
-        values(groups * group_size) {
-    for (int64_t group = 0; group < groups; ++group) {
-      int64_t first = group * lanes, count = std::min(lanes, outputs - first);
-      for (int64_t t = 0; t < taps; ++t)
-        for (int64_t i = 0; i < inputs; ++i)
-          copy(t, i, first, count, &values[group * group_size + (t * inputs + i) * lanes]);
-    }
-  }
-
-  // Computes all output channels of rows of runs, given the first of them without its kernel. Groups
-  // are the outer loop: the weights of one stay in cache.
-  void Convolve(const Run& first_row, int64_t outputs, int64_t rows, int64_t input_row,
-                int64_t output_row, int64_t pixels) const {
-    for (int64_t group = 0; group < groups; ++group) {
-      Run run = first_row;
-      int64_t first = group * lanes;
-      run.kernel = &values[group * group_size];
-      run.channels = std::min(lanes, outputs - first);
-      run.output += first;
-      if (run.epilogue.bias) run.epilogue.bias += first;
-      if (run.epilogue.skip) run.epilogue.skip += first;
-      for (int64_t r = 0; r < rows; ++r) {
-        vectors == 1 ? Tiles<1>(run, pixels) : Tiles<2>(run, pixels);
-        run.input += input_row;
-        run.output += output_row;
-        if (run.epilogue.skip) run.epilogue.skip += output_row;
-      }
-    }
-  }
-};
-
-ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array bias, Array skip, Result y,
-                    int64_t strides, bool relu, int64_t threads) {
+ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array affine, Array skip, Array gate,
+                    Result y, int64_t strides, int64_t activation, int64_t threads) {
   auto in = x.dimensions(), k = kernel.dimensions(), out = y->dimensions();
   Image seen{in[1], in[2], in[3]}, made{out[1], out[2], out[3]};
   int64_t rows = k[0], columns = k[1], inputs = k[2], outputs = k[3];
-  const float* weights = kernel.typed_data();
-  Packed packed(rows * columns, inputs, outputs,
-                [=](int64_t t, int64_t i, int64_t first, int64_t count, float* to) {
-                  std::copy_n(weights + (t * inputs + i) * outputs + first, count, to);
-                });
-  int64_t width = (made.columns - 1) * strides + columns;
+  int64_t kernel_rows = rows * columns * inputs, groups = GroupsOf(outputs);
+  int64_t group_size = kernel_rows * kGroup, width = (made.columns - 1) * strides + columns;
   std::vector<Tap> taps;
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < columns; ++c)
-      taps.push_back({(r * width + c) * inputs,
-                      static_cast<int64_t>(taps.size()) * inputs * packed.lanes});
-  int64_t per_row = made.columns * rows * columns * inputs * outputs;
-  int64_t piece_rows = RowsOfPiece(in[0], made.rows, threads, strides * width * inputs, per_row);
-  int64_t pieces = (made.rows + piece_rows - 1) / piece_rows;
-  bool in_place = rows == 1 && columns == 1;  // nothing lies beside the image
-  ForEachPiece(pool, threads, in[0] * pieces, [&](int64_t piece) {
-    int64_t image = piece / pieces, first = piece % pieces * piece_rows;
-    int64_t count = std::min(piece_rows, made.rows - first);
-    const float* whole = x.typed_data() + image * seen.size();
+      taps.push_back({(r * width + c) * inputs, static_cast<int64_t>(taps.size()) * inputs});
+  const float *gates = IfAny(gate), *images = x.typed_data();
+  bool is_pixelwise = rows == 1 && columns == 1;
+  // Where nothing lies beside the image it is read in place, but for the gate.
+  int64_t copied_row = is_pixelwise ? (gates ? width * inputs / 2 : 1) : strides * width * inputs;
+  Division division(in[0], made.rows, groups, threads, copied_row,
+                    made.columns * kernel_rows * outputs);
+  int64_t pieces = division.pieces, splits = division.splits;
+  std::unique_ptr<float[]> gated;
+  if (gates && splits > 1) {  // few pixels, which all groups read
+    gated.reset(new float[x.element_count()]);
+    ForEachPiece(pool, threads, in[0] * seen.rows, [&](int64_t row) {
+      int64_t place = row * seen.columns * inputs;
+      Multiply(images + place, seen.columns, inputs, gates + row / seen.rows * inputs, &gated[place]);
+    });
+    images = gated.get();
+    gates = nullptr;
+  }
+  const float* weights = kernel.typed_data();
+  auto pack = [&](int64_t group, float* to) {
+    Pack(kernel_rows, outputs, group, [=](int64_t row, int64_t first, int64_t count, float* place) {
+      Store(place, LoadPart(weights + row * outputs + first, count));
+    }, to);
+  };
+  // Pieces with all groups share a copy of the kernel, unless a tile can read the kernel itself.
+  bool is_whole = outputs % kLanes == 0, in_kernel = is_whole && (splits > 1 || groups == 1);
+  std::unique_ptr<float[]> packed;
+  if (!in_kernel && splits == 1) {
+    packed.reset(new float[groups * group_size]);
+    for (int64_t group = 0; group < groups; ++group) pack(group, &packed[group * group_size]);
+  }
+  Epilogue epilogue = EpilogueOf(affine, skip, activation);
+  bool in_place = is_pixelwise && !gates, is_one_row = is_pixelwise && strides == 1;
+  ForEachPiece(pool, threads, in[0] * pieces * splits, [&](int64_t piece) {
+    int64_t split = piece % splits, image = piece / splits / pieces;
+    int64_t first = piece / splits % pieces * division.rows;
+    int64_t count = std::min(division.rows, made.rows - first);
+    const float* whole = images + image * seen.size();
     int64_t needed = (count - 1) * strides + rows, input_row = width * inputs;
-    const float* copied;
+    int64_t copied_size = in_place ? 0 : RoundUp(needed * input_row, kLanes);
+    float* memory = Scratch(copied_size + (in_kernel || splits == 1 ? 0 : group_size));
+    const float* copied = memory;
     if (in_place) {
       copied = whole + first * strides * seen.columns * inputs;
       input_row = seen.columns * inputs;
     } else {
-      float* memory = Scratch(needed * input_row);
       CopyRows(whole, seen, first * strides - rows / 2, needed, -(columns / 2), width, memory);
-      copied = memory;
+      if (gates) Multiply(memory, needed * width, inputs, gates + image * inputs, memory);
     }
-    int64_t output_row = made.columns * outputs;
-    int64_t place = image * made.size() + first * output_row;
-    Run run{copied, strides * inputs, taps.data(), static_cast<int64_t>(taps.size()), inputs, nullptr,
-            y->typed_data() + place, outputs, 0, {}};
-    run.epilogue.bias = bias.element_count() ? bias.typed_data() : nullptr;
-    run.epilogue.skip = skip.element_count() ? skip.typed_data() + place : nullptr;
-    run.epilogue.relu = relu;
-    if (in_place && strides == 1)  // the rows are one
-      packed.Convolve(run, outputs, 1, 0, 0, count * made.columns);
-    else
-      packed.Convolve(run, outputs, count, strides * input_row, output_row, made.columns);
+    int64_t output_row = made.columns * outputs, place = image * made.size() + first * output_row;
+    Run run{copied, strides * inputs, taps.data(), static_cast<int64_t>(taps.size()), inputs,
+            weights, outputs, y->typed_data() + place, outputs, outputs, epilogue.From(0, place)};
+    for (int64_t group = groups * split / splits; group < groups * (split + 1) / splits; ++group) {
+      if (in_kernel) {
+        run.kernel = weights + group * kGroup;
+      } else {
+        run.kernel_row = LanesOf(outputs, group);
+        run.kernel = splits == 1 ? packed.get() + group * group_size : memory + copied_size;
+        if (splits > 1) pack(group, memory + copied_size);
+      }
+      ConvolveGroup(run, group, is_one_row ? 1 : count, strides * input_row, output_row,
+                    is_one_row ? count * made.columns : made.columns);
+    }
   });
   return ffi::Error::Success();
 }
@@ -157,12 +166,15 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Array g, Array kernel, Result dx,
   auto in = g.dimensions(), k = kernel.dimensions(), out = dx->dimensions();
   Image seen{in[1], in[2], in[3]}, made{out[1], out[2], out[3]};
   int64_t rows = k[0], columns = k[1], inputs = k[2], outputs = k[3];
+  int64_t kernel_rows = rows * columns * outputs, groups = GroupsOf(inputs);
+  int64_t group_size = kernel_rows * kGroup;
   const float* weights = kernel.typed_data();
-  Packed packed(rows * columns, outputs, inputs,
-                [=](int64_t t, int64_t o, int64_t first, int64_t count, float* to) {
-                  for (int64_t i = 0; i < count; ++i)
-                    to[i] = weights[(t * inputs + first + i) * outputs + o];
-                });
+  std::unique_ptr<float[]> packed(new float[groups * group_size]);
+  for (int64_t group = 0; group < groups; ++group)
+    Pack(kernel_rows, inputs, group, [=](int64_t row, int64_t first, int64_t count, float* to) {
+      const float* from = weights + (row / outputs * inputs + first) * outputs + row % outputs;
+      for (int64_t i = 0; i < kLanes; ++i) to[i] = i < count ? from[i * outputs] : 0.0f;
+    }, &packed[group * group_size]);
   // Tap t sees input i from output (i + side / 2 - t) / strides, where that is whole.
   auto phase = [=](int64_t tap, int64_t side) {
     return ((tap - side / 2) % strides + strides) % strides;
@@ -188,7 +200,7 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Array g, Array kernel, Result dx,
     for (int64_t c = 0; c < columns; ++c) {
       int64_t down = ahead(r, rows) - above, along = ahead(c, columns) - left;
       taps[phase(r, rows) * strides + phase(c, columns)].push_back(
-          {(down * width + along) * outputs, (r * columns + c) * outputs * packed.lanes});
+          {(down * width + along) * outputs, (r * columns + c) * outputs});
     }
   int64_t per_row = phase_columns * rows * columns * inputs * outputs;
   int64_t piece_rows = RowsOfPiece(in[0], phase_rows, threads, width * outputs, per_row);
@@ -208,8 +220,12 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Array g, Array kernel, Result dx,
         const auto& seen_taps = taps[y * strides + x];
         float* to = dx->typed_data() + image * made.size() + (row * made.columns + x) * inputs;
         Run run{copied, outputs, seen_taps.data(), static_cast<int64_t>(seen_taps.size()), outputs,
-                nullptr, to, strides * inputs, 0, {}};
-        packed.Convolve(run, inputs, runs, width * outputs, strides * made.columns * inputs, pixels);
+                nullptr, 0, to, strides * inputs, inputs, {}};
+        for (int64_t group = 0; group < groups; ++group) {
+          run.kernel = &packed[group * group_size];
+          run.kernel_row = LanesOf(inputs, group);
+          ConvolveGroup(run, group, runs, width * outputs, strides * made.columns * inputs, pixels);
+        }
       }
   });
   return ffi::Error::Success();
@@ -315,9 +331,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_conv, Convolve,
                                   .Arg<Array>()
                                   .Arg<Array>()
                                   .Arg<Array>()
+                                  .Arg<Array>()
                                   .Ret<Array>()
                                   .Attr<int64_t>("strides")
-                                  .Attr<bool>("relu")
+                                  .Attr<int64_t>("activation")
                                   .Attr<int64_t>("threads"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_conv_input_gradient, InputGradient,

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxeff.ops.activations import ACTIVATIONS as FUNCTIONS
+from jaxeff.ops.convolution import gated
 from jaxeff.ops.cpu.native.library import call
 from jaxeff.ops.normalisation import check_skip
 from jaxeff.typing import Array
@@ -23,17 +25,31 @@ Pair = tuple[Array, Array]
 CHANNELS, PIXELS = 32, 4096
 
 
+#: Activations of the compiled passes, with their numbers in ``activations.h``.
+ACTIVATIONS = {"identity": 0, "relu": 1, "relu6": 2, "swish": 3, "hard_swish": 4}
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 5))
 def conv(
-    x: Array, kernel: Array, strides: int, bias: Array | None, skip: Array | None, relu: bool
+    x: Array,
+    kernel: Array,
+    strides: int,
+    bias: Array | None,
+    skip: Array | None,
+    activation: str,
+    factor: Array | None = None,
+    gate: Array | None = None,
 ) -> Array:
-    """See `jaxeff.ops.convolution.conv`; what follows the convolution is done in its pass."""
+    """See `jaxeff.ops.convolution.conv`; what is around the convolution is done in its pass."""
     if has_fewer_products(x.shape, kernel.shape, strides):
-        return _followed(
-            "jaxeff_winograd", x, kernel, 1, bias, skip, {"turned": False, "relu": relu}
-        )
-    options = {"strides": np.int64(strides), "relu": relu}
-    return _followed("jaxeff_conv", x, kernel, strides, bias, skip, options)
+        options = {"turned": False, "activation": np.int64(ACTIVATIONS[activation])}
+        args = (gated(x, gate), kernel, *_around(x, kernel, 1, bias, skip, factor))
+        return call("jaxeff_winograd", (_shape(x, kernel, 1),), args, **options)[0]
+    if gate is not None and gate.shape != (x.shape[0], x.shape[3]):
+        raise ValueError(f"gates must be [batch, channels] of {x.shape}, not {gate.shape}")
+    around = (*_around(x, kernel, strides, bias, skip, factor), _or_none(gate, x))
+    options = {"strides": np.int64(strides), "activation": np.int64(ACTIVATIONS[activation])}
+    return call("jaxeff_conv", (_shape(x, kernel, strides),), (x, kernel, *around), **options)[0]
 
 
 def has_fewer_products(x: tuple[int, ...], kernel: tuple[int, ...], strides: int) -> bool:
@@ -44,39 +60,63 @@ def has_fewer_products(x: tuple[int, ...], kernel: tuple[int, ...], strides: int
 
 
 def depthwise_conv(
-    x: Array, kernel: Array, strides: int, bias: Array | None, skip: Array | None, relu: bool
-) -> Array:
-    """See `jaxeff.ops.convolution.depthwise_conv`; it has no derivative of its own."""
-    options = {"strides": np.int64(strides), "relu": relu}
-    return _followed("jaxeff_depthwise_conv", x, kernel, strides, bias, skip, options)
-
-
-def _followed(
-    name: str,
     x: Array,
     kernel: Array,
     strides: int,
     bias: Array | None,
     skip: Array | None,
-    options: dict[str, Any],
+    activation: str,
+    factor: Array | None,
 ) -> Array:
+    """See `jaxeff.ops.convolution.depthwise_conv`; it has no derivative of its own."""
+    options = {"strides": np.int64(strides), "activation": np.int64(ACTIVATIONS[activation])}
+    args = (x, kernel, *_around(x, kernel, strides, bias, skip, factor))
+    return call("jaxeff_depthwise_conv", (_shape(x, kernel, strides),), args, **options)[0]
+
+
+def _shape(x: Array, kernel: Array, strides: int) -> tuple[int, ...]:
     rows, columns = (-(-size // strides) for size in x.shape[1:3])
-    shape = (x.shape[0], rows, columns, kernel.shape[3])
+    return x.shape[0], rows, columns, kernel.shape[3]
+
+
+def _or_none(array: Array | None, like: Array) -> Array:
+    """Returns the array, or one of no elements for None."""
+    return jnp.zeros((0,), like.dtype) if array is None else array
+
+
+def _around(
+    x: Array,
+    kernel: Array,
+    strides: int,
+    bias: Array | None,
+    skip: Array | None,
+    factor: Array | None,
+) -> tuple[Array, Array]:
+    """Returns factor and bias, ``[2, channels]`` or nothing, and the skip.
+
+    As one array they are one operation of the compiler, which takes longer to call than to do.
+    """
+    shape = _shape(x, kernel, strides)
     check_skip(shape, skip)
-    if bias is not None and bias.shape != shape[-1:]:
-        raise ValueError(f"a bias must be {shape[-1:]}, one value per channel, not {bias.shape}")
-    absent = jnp.zeros((0,), x.dtype)
-    args = (x, kernel, absent if bias is None else bias, absent if skip is None else skip)
-    return call(name, (shape,), args, **options)[0]
+    for title, vector in (("bias", bias), ("factor", factor)):
+        if vector is not None and vector.shape != shape[-1:]:
+            raise ValueError(
+                f"a {title} must be {shape[-1:]}, one value per channel, not {vector.shape}"
+            )
+    if bias is None and factor is None:
+        return _or_none(None, x), _or_none(skip, x)
+    factor = jnp.ones(shape[-1:], x.dtype) if factor is None else factor
+    bias = jnp.zeros(shape[-1:], x.dtype) if bias is None else bias
+    return jnp.stack([factor, bias]), _or_none(skip, x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def input_gradient(g: Array, kernel: Array, shape: tuple[int, ...], strides: int) -> Array:
     """Returns the transpose of `conv` with regard to an input of a shape."""
     if has_fewer_products(shape, kernel.shape, strides):
-        absent = jnp.zeros((0,), g.dtype)
-        args = (g, kernel, absent, absent)
-        return call("jaxeff_winograd", (shape,), args, turned=True, relu=False)[0]
+        args = (g, kernel, *(_or_none(None, g),) * 2)
+        options = {"turned": True, "activation": np.int64(ACTIVATIONS["identity"])}
+        return call("jaxeff_winograd", (shape,), args, **options)[0]
     name = "jaxeff_conv_input_gradient"
     return call(name, (shape,), (g, kernel), strides=np.int64(strides))[0]
 
@@ -89,22 +129,35 @@ def kernel_gradient(x: Array, g: Array, shape: tuple[int, ...], strides: int) ->
 
 
 def _conv_forward(
-    x: Array, kernel: Array, strides: int, bias: Array | None, skip: Array | None, relu: bool
+    x: Array,
+    kernel: Array,
+    strides: int,
+    bias: Array | None,
+    skip: Array | None,
+    activation: str,
+    factor: Array | None,
+    gate: Array | None,
 ) -> tuple[Array, Any]:
-    y = conv(x, kernel, strides, bias, skip, relu)
-    return y, (x, kernel, bias is not None, skip is not None, y if relu else None)
+    y = conv(x, kernel, strides, bias, skip, activation, factor, gate)
+    return y, (x, kernel, bias, skip, factor, gate, y if activation == "relu" else None)
 
 
-def _conv_backward(
-    strides: int, relu: bool, saved: Any, g: Array
-) -> tuple[Array, Array, Array | None, Array | None]:
-    x, kernel, has_bias, has_skip, y = saved
-    g = jnp.where(y > 0, g, 0) if relu else g
+def _conv_backward(strides: int, activation: str, saved: Any, g: Array) -> tuple[Array | None, ...]:
+    x, kernel, bias, skip, factor, gate, y = saved
+    if activation == "relu":
+        g = jnp.where(y > 0, g, 0)
+    elif activation != "identity":
+        before = conv(x, kernel, strides, bias, skip, "identity", factor, gate)
+        (g,) = jax.vjp(FUNCTIONS[activation], before)[1](g)
+    dx = input_gradient(g, kernel if factor is None else kernel * factor, x.shape, strides)
+    dkernel = kernel_gradient(gated(x, gate), g, kernel.shape, strides)
     return (
-        input_gradient(g, kernel, x.shape, strides),
-        kernel_gradient(x, g, kernel.shape, strides),
-        jnp.sum(g, (0, 1, 2)) if has_bias else None,
-        g if has_skip else None,
+        gated(dx, gate),
+        dkernel if factor is None else dkernel * factor,
+        None if bias is None else jnp.sum(g, (0, 1, 2)),
+        None if skip is None else g,
+        None if factor is None else jnp.sum(dkernel * kernel, (0, 1, 2)),
+        None if gate is None else jnp.sum(dx * x, (1, 2)),
     )
 
 
@@ -117,7 +170,7 @@ def _input_gradient_forward(
 def _input_gradient_backward(shape: tuple[int, ...], strides: int, saved: Pair, x: Array) -> Pair:
     g, kernel = saved
     return (
-        conv(x, kernel, strides, None, None, False),
+        conv(x, kernel, strides, None, None, "identity"),
         kernel_gradient(x, g, kernel.shape, strides),
     )
 
@@ -134,7 +187,7 @@ def _kernel_gradient_backward(
     x, g = saved
     return (
         input_gradient(g, kernel, x.shape, strides),
-        conv(x, kernel, strides, None, None, False),
+        conv(x, kernel, strides, None, None, "identity"),
     )
 
 

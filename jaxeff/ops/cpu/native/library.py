@@ -49,6 +49,7 @@ TARGETS = (
     "jaxeff_transport_gradient",
     "jaxeff_channel_sums",
     "jaxeff_masked_channel_sums",
+    "jaxeff_pixel_sums",
     "jaxeff_products",
     "jaxeff_sum_of_products",
     "jaxeff_outer_product",

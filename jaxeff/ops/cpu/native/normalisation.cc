@@ -19,6 +19,7 @@ using Result = ffi::Result<ffi::Buffer<ffi::F32>>;
 constexpr int64_t kTogether = 4;  // pixels: enough sums to hide the latency of an addition
 constexpr int64_t kBlock = 512;   // pixels whose sums are kept in single precision
 constexpr int64_t kParts = 64;    // of the pixels, whatever the number of threads
+constexpr int64_t kSmallSum = 1 << 15;  // values below which another thread does not pay
 
 // Adds a and a * (b - mean) of pixels [pixels, channels], for `width` channels from the first on.
 // With `mask`, a is first set to zero where mask is not positive, and written to `masked`.
@@ -94,6 +95,35 @@ ffi::Error MaskedChannelSums(ffi::ThreadPool pool, Array a, Array b, Array mean,
   return ffi::Error::Success();
 }
 
+// Sums over the pixels of each image, of one vector of channels at a time.
+ffi::Error PixelSums(ffi::ThreadPool pool, Array x, Result sums, int64_t threads) {
+  auto in = x.dimensions();
+  int64_t pixels = in[1] * in[2], channels = in[3], vectors = (channels + kLanes - 1) / kLanes;
+  int64_t together = std::clamp<int64_t>(kSmallSum / (pixels * kLanes), 1, vectors);
+  int64_t pieces = (vectors + together - 1) / together;
+  ForEachPiece(pool, threads, in[0] * pieces, [&](int64_t piece) {
+    int64_t image = piece / pieces, start = piece % pieces * together * kLanes;
+    int64_t end = std::min(channels, start + together * kLanes);
+    for (int64_t c = start; c < end; c += kLanes) {
+      const float* from = x.typed_data() + image * pixels * channels + c;
+      int64_t width = std::min(kLanes, channels - c);
+      Vector total{};
+      for (int64_t first = 0; first < pixels; first += kBlock) {  // sums of sums lose less
+        Vector sum[kTogether] = {};
+        int64_t last = std::min(pixels, first + kBlock), p = first;
+        for (; p + kTogether <= last; p += kTogether)
+#pragma GCC unroll 4
+          for (int64_t i = 0; i < kTogether; ++i)
+            sum[i] += LoadPart(from + (p + i) * channels, width);
+        for (; p < last; ++p) sum[0] += LoadPart(from + p * channels, width);
+        total += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+      }
+      StorePart(sums->typed_data() + image * channels + c, total, width);
+    }
+  });
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_channel_sums, ChannelSums,
@@ -113,6 +143,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_masked_channel_sums, MaskedChannelSums,
                                   .Arg<Array>()
                                   .Arg<Array>()
                                   .Ret<Array>()
+                                  .Ret<Array>()
+                                  .Attr<int64_t>("threads"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_pixel_sums, PixelSums,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
                                   .Ret<Array>()
                                   .Attr<int64_t>("threads"));
 

@@ -22,3 +22,8 @@ def masked_channel_sums(a: Array, b: Array, mean: Array, mask: Array) -> tuple[A
     shapes = (a.shape, (2, *mean.shape))
     masked, sums = call("jaxeff_masked_channel_sums", shapes, (a, b, mean, mask))
     return masked, sums
+
+
+def pixel_sums(x: Array) -> Array:
+    """Returns the sums over the pixels of ``[batch, rows, columns, channels]``."""
+    return call("jaxeff_pixel_sums", ((x.shape[0], x.shape[3]),), (x,))[0]

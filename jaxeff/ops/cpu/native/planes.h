@@ -13,19 +13,6 @@
 
 namespace jaxeff {
 
-// Reads and writes the first `width` lanes; the others are zeros, and not written.
-inline Vector LoadPart(const float* from, int64_t width) {
-  if (width == kLanes) return Load(from);
-  Vector values{};
-  std::memcpy(&values, from, 4 * width);
-  return values;
-}
-
-inline void StorePart(float* to, const Vector& values, int64_t width) {
-  if (width == kLanes) return Store(to, values);
-  std::memcpy(to, &values, 4 * width);
-}
-
 // Copies [rows, columns, width of `channels`] to a plane with borders of zeros on all sides.
 inline void CopyPlane(const float* from, int64_t rows, int64_t columns, int64_t channels,
                       int64_t width, int64_t above, int64_t left, float* to) {
@@ -40,6 +27,25 @@ inline void CopyPlane(const float* from, int64_t rows, int64_t columns, int64_t 
       Store(place, LoadPart(from, width));
   }
   std::fill(to, to + above * row, 0.0f);
+}
+
+// Copies rows [first, first + count) and columns [left, left + across) of `width` channels of an
+// image, zeros outside.
+inline void CopyPlaneRows(const float* image, const Image& shape, int64_t width, int64_t first,
+                          int64_t count, int64_t left, int64_t across, float* to) {
+  int64_t start = std::clamp<int64_t>(-left, 0, across);
+  int64_t end = std::clamp<int64_t>(shape.columns - left, start, across);
+  for (int64_t r = first; r < first + count; ++r, to += across * kLanes) {
+    if (r < 0 || r >= shape.rows) {
+      std::fill(to, to + across * kLanes, 0.0f);
+      continue;
+    }
+    std::fill(to, to + start * kLanes, 0.0f);
+    const float* from = image + (r * shape.columns + left + start) * shape.channels;
+    for (int64_t c = start; c < end; ++c, from += shape.channels)
+      Store(to + c * kLanes, LoadPart(from, width));
+    std::fill(to + end * kLanes, to + across * kLanes, 0.0f);
+  }
 }
 
 inline int64_t PlaneSize(int64_t rows, int64_t columns) { return rows * columns * kLanes; }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "activations.h"
 #include "vectors.h"
 
 namespace jaxeff {
@@ -15,14 +16,26 @@ constexpr int64_t kSmallPiece = 1 << 19;  // multiply-adds below which another t
 
 struct Tap {
   int64_t input;   // from a pixel's place in the copied rows to what the tap sees
-  int64_t kernel;  // to the tap's weights
+  int64_t kernel;  // rows of the kernel before the tap's weights
 };
 
 // What is done with sums before they are written.
 struct Epilogue {
-  const float* bias = nullptr;  // [channels]
-  const float* skip = nullptr;  // like the output
-  bool relu = false;
+  const float* factor = nullptr;  // [channels]
+  const float* bias = nullptr;    // [channels]
+  const float* skip = nullptr;    // like the output
+  Activation activation = kIdentity;
+
+  // The same from a channel and a place of the output on.
+  Epilogue From(int64_t channel, int64_t place) const {
+    return {factor ? factor + channel : nullptr, bias ? bias + channel : nullptr,
+            skip ? skip + place : nullptr, activation};
+  }
+
+  Vector Factor(int64_t width) const {
+    return factor ? LoadPart(factor, width) : Vector{} + 1.0f;
+  }
+  Vector Bias(int64_t width) const { return bias ? LoadPart(bias, width) : Vector{}; }
 };
 
 // A run of pixels: from where the inputs are read, and to where sums go.
@@ -32,6 +45,7 @@ struct Run {
   const Tap* taps;
   int64_t num_taps, input_channels;
   const float* kernel;
+  int64_t kernel_row;  // floats from the weights of one input channel to those of the next
   float* output;
   int64_t output_pixel;
   int64_t channels;  // to write: the last vector may have fewer than its lanes
@@ -44,34 +58,39 @@ struct Run {
   }
 };
 
+// Computes a run in tiles of nearly one size; tiles[n - 1] is the function of n pixels.
+inline void InTiles(void (*const* tiles)(const Run&), Run run, int64_t pixels) {
+  int64_t count = (pixels + kPixels - 1) / kPixels;
+  for (int64_t i = 0, start = 0; i < count; ++i) {
+    int64_t end = pixels * (i + 1) / count;
+    tiles[end - start - 1](run);
+    run.Advance(end - start);
+    start = end;
+  }
+}
+
 // Writes the sums of a run's first P pixels, after what is left to do.
 template <int P, int V>
 void Finish(const Run& run, const Vector (&sums)[P][V]) {
-  const Epilogue& after = run.epilogue;
-  if (run.channels < V * kLanes) {
-    for (int p = 0; p < P; ++p) {
-      float values[V * kLanes];
-      for (int v = 0; v < V; ++v) Store(values + v * kLanes, sums[p][v]);
-      for (int64_t c = 0; c < run.channels; ++c) {
-        float value = values[c];
-        if (after.bias) value += after.bias[c];
-        if (after.skip) value += after.skip[p * run.output_pixel + c];
-        run.output[p * run.output_pixel + c] = after.relu && value < 0 ? 0 : value;
-      }
-    }
-    return;
-  }
-#pragma GCC unroll 8
-  for (int p = 0; p < P; ++p)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      Vector value = sums[p][v];
-      int64_t place = p * run.output_pixel + v * kLanes;
-      if (after.bias) value += Load(after.bias + v * kLanes);
-      if (after.skip) value += Load(after.skip + place);
-      if (after.relu) value = value < 0 ? Vector{} : value;
-      Store(run.output + place, value);
+  for (int v = 0; v < V; ++v) {
+    int64_t first = v * kLanes, width = std::min(kLanes, run.channels - first);
+    Epilogue after = run.epilogue.From(first, first);
+    Vector factor = after.Factor(width), bias = after.Bias(width);
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+      int64_t place = p * run.output_pixel + first;
+      Vector value = sums[p][v] * factor + bias;
+      if (after.skip) value += LoadPart(after.skip + p * run.output_pixel, width);
+      if (after.activation == kRelu) value = value < 0 ? Vector{} : value;
+      StorePart(run.output + place, value, width);
     }
+    if (after.activation > kRelu)  // long ones in a loop of their own, out of the registers
+      for (int p = 0; p < P; ++p) {
+        float* place = run.output + p * run.output_pixel + first;
+        StorePart(place, Activated(after.activation, LoadPart(place, width)), width);
+      }
+  }
 }
 
 struct Image {
@@ -106,10 +125,29 @@ inline int64_t RowsOfPiece(int64_t batch, int64_t rows, int64_t threads, int64_t
   return std::min({most, shared, rows});
 }
 
+// How a convolution is divided: into rows of images and, where these are few, into `splits` of the
+// groups of output channels, so that each of their kernels is read by one thread.
+struct Division {
+  int64_t rows, pieces, splits;  // rows of a piece; pieces of an image; parts of the groups
+
+  Division(int64_t batch, int64_t all_rows, int64_t groups, int64_t threads, int64_t floats_per_row,
+           int64_t macs_per_row) {
+    int64_t most = std::clamp<int64_t>(kCopied / std::max<int64_t>(1, floats_per_row), 1, all_rows);
+    int64_t fewest = batch * ((all_rows + most - 1) / most);
+    int64_t wanted = std::clamp<int64_t>(batch * all_rows * macs_per_row / kSmallPiece, 1, 4 * threads);
+    splits = std::clamp<int64_t>((wanted + fewest - 1) / fewest, 1, groups);
+    int64_t of_image = (wanted + batch * splits - 1) / (batch * splits);
+    rows = std::min(most, std::max<int64_t>(1, (all_rows + of_image - 1) / of_image));
+    pieces = (all_rows + rows - 1) / rows;
+  }
+};
+
+// Memory of the thread, aligned as vectors are.
 inline float* Scratch(int64_t floats) {
   thread_local std::vector<float> memory;
-  if (static_cast<int64_t>(memory.size()) < floats) memory.resize(floats);
-  return memory.data();
+  if (static_cast<int64_t>(memory.size()) < floats + kLanes) memory.resize(floats + kLanes);
+  auto place = reinterpret_cast<uintptr_t>(memory.data());
+  return reinterpret_cast<float*>(RoundUp(place, sizeof(Vector)));
 }
 
 }  // namespace jaxeff

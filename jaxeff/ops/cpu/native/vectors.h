@@ -4,6 +4,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace jaxeff {
 
 #if defined(__AVX512F__)
@@ -23,6 +27,27 @@ inline Vector Load(const float* from) {
 }
 
 inline void Store(float* to, const Vector& values) { std::memcpy(to, &values, sizeof(values)); }
+
+// Reads and writes the first `width` lanes; the others are zeros, and not written.
+inline Vector LoadPart(const float* from, int64_t width) {
+  if (width == kLanes) return Load(from);
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vector>(_mm512_maskz_loadu_ps((1u << width) - 1, from));
+#else
+  Vector values{};
+  std::memcpy(&values, from, 4 * width);
+  return values;
+#endif
+}
+
+inline void StorePart(float* to, const Vector& values, int64_t width) {
+  if (width == kLanes) return Store(to, values);
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, (1u << width) - 1, reinterpret_cast<__m512>(values));
+#else
+  std::memcpy(to, &values, 4 * width);
+#endif
+}
 
 inline int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "arrays.h"
 #include "parallel.h"
 #include "planes.h"
 #include "tiles.h"
@@ -14,10 +15,6 @@
 
 namespace jaxeff {
 namespace {
-
-namespace ffi = xla::ffi;
-using Array = ffi::Buffer<ffi::F32>;
-using Result = ffi::Result<ffi::Buffer<ffi::F32>>;
 
 constexpr int64_t kPoints = 16;  // products per tile, input and output channel
 constexpr int64_t kStrip = 16;   // tiles whose transforms are held together
@@ -106,14 +103,9 @@ void MultiplyAll(const float* from, int64_t tiles, int64_t inputs, int64_t tile,
   for (; t < tiles; ++t) Multiply<1, V>(from + t * tile, inputs, tile, weights, to + t * V * kLanes);
 }
 
-struct After {
-  const float *bias, *skip;  // at the first channel; the skip at the first pixel
-  bool relu;
-};
-
 // Writes rows x columns (at most 2 x 2) outputs of a tile, of one vector of channels.
 void TransformOutputs(const float* from, int64_t apart, float* to, int64_t row, int64_t pixel,
-                      int64_t rows, int64_t columns, int64_t width, const After& after) {
+                      int64_t rows, int64_t columns, int64_t width, const Epilogue& after) {
   Vector half[2][4];
 #pragma GCC unroll 4
   for (int c = 0; c < 4; ++c) {
@@ -122,20 +114,19 @@ void TransformOutputs(const float* from, int64_t apart, float* to, int64_t row, 
     half[0][c] = a + b + d;
     half[1][c] = b - d - Load(point + 12 * apart);
   }
-  Vector shift = after.bias ? LoadPart(after.bias, width) : Vector{};
+  Vector factor = after.Factor(width), bias = after.Bias(width);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < columns; ++c) {
       Vector value = c ? half[r][1] - half[r][2] - half[r][3] : half[r][0] + half[r][1] + half[r][2];
       int64_t place = r * row + c * pixel;
-      value += shift;
+      value = value * factor + bias;
       if (after.skip) value += LoadPart(after.skip + place, width);
-      if (after.relu) value = value < 0 ? Vector{} : value;
-      StorePart(to + place, value, width);
+      StorePart(to + place, Activated(after.activation, value), width);
     }
 }
 
-ffi::Error Winograd(ffi::ThreadPool pool, Array x, Array kernel, Array bias, Array skip, Result y,
-                    bool turned, bool relu, int64_t threads) {
+ffi::Error Winograd(ffi::ThreadPool pool, Array x, Array kernel, Array affine, Array skip, Result y,
+                    bool turned, int64_t activation, int64_t threads) {
   auto in = x.dimensions(), k = kernel.dimensions();
   Transformed weights(kernel.typed_data(), k[2], k[3], turned);
   Image seen{in[1], in[2], in[3]};
@@ -146,6 +137,7 @@ ffi::Error Winograd(ffi::ThreadPool pool, Array x, Array kernel, Array bias, Arr
   int64_t together = std::clamp<int64_t>(kStrip / across, 1, down);
   int64_t pieces = (down + together - 1) / together, tiles = together * across;
   int64_t vectors = weights.vectors, apart = tiles * lanes, product = tiles * weights.lanes;
+  Epilogue epilogue = EpilogueOf(affine, skip, activation);
   ForEachPiece(pool, threads, in[0] * pieces, [&](int64_t piece) {
     int64_t image = piece / pieces, first = piece % pieces * together;
     int64_t count = std::min(together, down - first), used = count * across;
@@ -172,12 +164,10 @@ ffi::Error Winograd(ffi::ThreadPool pool, Array x, Array kernel, Array bias, Arr
           int64_t channel = group * weights.lanes + v * kLanes;
           if (channel >= outputs) break;
           int64_t place = pixel + channel;
-          After after{bias.element_count() ? bias.typed_data() + channel : nullptr,
-                      skip.element_count() ? skip.typed_data() + place : nullptr, relu};
           TransformOutputs(products + (t * vectors + v) * kLanes, product, y->typed_data() + place,
                            output_row, outputs, std::min<int64_t>(2, seen.rows - r),
                            std::min<int64_t>(2, seen.columns - c),
-                           std::min(kLanes, outputs - channel), after);
+                           std::min(kLanes, outputs - channel), epilogue.From(channel, place));
         }
       }
     }
@@ -196,7 +186,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_winograd, Winograd,
                                   .Arg<Array>()
                                   .Ret<Array>()
                                   .Attr<bool>("turned")
-                                  .Attr<bool>("relu")
+                                  .Attr<int64_t>("activation")
                                   .Attr<int64_t>("threads"));
 
 }  // namespace jaxeff
