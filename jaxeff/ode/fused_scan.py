@@ -20,7 +20,7 @@ from jaxeff.ode.fused import Form, FusedCell, Kernels, fused_step, unrolled_inne
 from jaxeff.ode.fused_backward import add, rebuild, shared_backward, step_backward, transposes
 from jaxeff.ops.platforms import reverse_mode
 from jaxeff.ops.precision import narrowed, widened
-from jaxeff.ops.row_scan import Window, is_compiled, row_scan
+from jaxeff.ops.row_scan import Window, is_compiled, row_scan, unwritten
 from jaxeff.typing import Array
 
 #: Steps of a block, and bytes of the activated values of a longer one.
@@ -122,7 +122,7 @@ def _forward(
         new, ys, t = _block_forward(options, kernels, state, inputs, t, number * length)
         return (new, t), (ys, state)
 
-    start = state, _room(blocks * length, activated)
+    start = state, unwritten(blocks * length, activated)
     (state, t), (ys, starts) = jax.lax.scan(block, start, (jnp.arange(blocks), inputs))
     return (state, ys), (kernels, inputs, starts, t)
 
@@ -149,8 +149,8 @@ def _backward(
         return (d_state, add(total, widened(d_kernels)), rooms, again), d_x
 
     zeros = jax.tree.map(jnp.zeros_like, widened(kernels))
-    again = None if options.store else _room(length, shapes.activated)
-    carry = d_state, zeros, _room(length, shapes), again
+    again = None if options.store else unwritten(length, shapes.activated)
+    carry = d_state, zeros, unwritten(length, shapes), again
     (d_state, d_kernels, _, _), (d_x, d_known) = jax.lax.scan(
         block, carry, (jnp.arange(blocks), starts, inputs, d_ys), reverse=True
     )
@@ -190,10 +190,6 @@ def _shapes(options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs)
         lambda a: jax.ShapeDtypeStruct((cell.inner_steps, *a.shape), a.dtype), state
     )
     return Rooms(activated, states, states if jax.tree.leaves(kernels.coefficients) else None)
-
-
-def _room(steps: int, shapes: Any) -> Any:
-    return jax.tree.map(lambda s: jnp.zeros((steps, *s.shape), s.dtype), shapes)
 
 
 def _block_forward(

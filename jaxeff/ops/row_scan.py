@@ -38,6 +38,17 @@ def is_compiled(*arrays: Any) -> bool:
 
 
 @has_cpu_form("jaxeff.ops.cpu.row_scan")
+def unwritten(length: int, shapes: Any) -> Any:
+    """Returns arrays ``[length, ...]`` of such shapes, to be written before they are read."""
+    return zeros(length, shapes)
+
+
+def zeros(length: int, shapes: Any) -> Any:
+    """Returns arrays ``[length, ...]`` of zeros."""
+    return jax.tree.map(lambda s: jnp.zeros((length, *s.shape), s.dtype), shapes)
+
+
+@has_cpu_form("jaxeff.ops.cpu.row_scan")
 def row_scan(
     length: int,
     step: Step,

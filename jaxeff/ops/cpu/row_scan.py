@@ -21,7 +21,7 @@ from jaxeff.ops.cpu import native
 from jaxeff.ops.cpu.row_code import RowProgram
 from jaxeff.ops.cpu.row_program import UnsupportedStep, translated
 from jaxeff.ops.platforms import is_forward_mode, platform
-from jaxeff.ops.row_scan import Step, Window, scan_steps
+from jaxeff.ops.row_scan import Step, Window, scan_steps, zeros
 from jaxeff.ops.split import SplitFunction, split, values_before
 from jaxeff.typing import Array
 
@@ -29,6 +29,16 @@ from jaxeff.typing import Array
 def is_compiled(*arrays: Any) -> bool:
     """Returns whether the arrays are of single precision, of known sizes, and not empty."""
     return not is_forward_mode() and native.is_computable(*arrays)
+
+
+def unwritten(length: int, shapes: Any) -> Any:
+    """Returns memory as it is: to clear the values of a long sequence takes a tenth of a step."""
+    leaves, structure = jax.tree.flatten(shapes)
+    arrays = [jax.ShapeDtypeStruct((length, *a.shape), a.dtype) for a in leaves]
+    if not (arrays and is_compiled(*arrays)):
+        return zeros(length, shapes)
+    memory = native.call("jaxeff_memory", [a.shape for a in arrays], ())
+    return jax.tree.unflatten(structure, memory)
 
 
 def row_scan(

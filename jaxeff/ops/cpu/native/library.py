@@ -54,6 +54,7 @@ TARGETS = (
     "jaxeff_sum_of_products",
     "jaxeff_outer_product",
     "jaxeff_row_scan",
+    "jaxeff_memory",
 )
 COMPILERS = ("c++", "g++", "clang++")
 OPTIONS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-pthread")
