@@ -228,13 +228,12 @@ def _call(
     shapes = [a.shape for a in (*states, *outputs, *rooms)]
     slots, code = program.encoded()
     counts = [*map(len, tables[:-1]), len(outputs)]
-    return native.call(
+    in_place = {len(args) - i: len(shapes) - i for i in range(1, len(rooms) + 1)}
+    return native.call_in_place(
         "jaxeff_row_scan",
         shapes,
         args,
-        aliases={
-            len(args) - len(rooms) + i: len(shapes) - len(rooms) + i for i in range(len(rooms))
-        },
+        in_place,
         slots=slots,
         code=code,
         counts=np.asarray(counts, np.int64),

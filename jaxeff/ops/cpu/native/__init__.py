@@ -5,11 +5,12 @@ there is none, `is_computable` is false and the CPU forms in plain JAX are taken
 """
 
 from jaxeff.ops.cpu.native import anchors, convolution, fields, normalisation, products, transport
-from jaxeff.ops.cpu.native.library import call, is_available, is_computable
+from jaxeff.ops.cpu.native.library import call, call_in_place, is_available, is_computable
 
 __all__ = [
     "anchors",
     "call",
+    "call_in_place",
     "convolution",
     "fields",
     "is_available",

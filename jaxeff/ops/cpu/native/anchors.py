@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,5 +30,5 @@ def mixed(
     """See `jaxeff.ops.anchors.mixed`."""
     added = jnp.zeros((0,), x.dtype) if skip is None else skip
     args = (anchors, x, kernel, jnp.stack([bias, share]), added)
-    options: dict[str, Any] = {"stride": np.int64(stride), "blend": blend, "relu": relu}
+    options = {"stride": np.int64(stride), "blend": blend, "relu": relu}
     return call("jaxeff_mixed_anchors", (x.shape,), args, **options)[0]

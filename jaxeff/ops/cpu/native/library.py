@@ -99,11 +99,7 @@ def is_computable(*arrays: Array) -> bool:
 
 
 def call(
-    name: str,
-    shapes: Sequence[tuple[int, ...]],
-    args: tuple[Array, ...],
-    aliases: dict[int, int] | None = None,
-    **attributes: Any,
+    name: str, shapes: Sequence[tuple[int, ...]], args: tuple[Array, ...], **attributes: Any
 ) -> Sequence[Array]:
     """Calls a function of the library.
 
@@ -111,9 +107,19 @@ def call(
       name: in `TARGETS`.
       shapes: of its float32 results.
       args: arrays.
-      aliases: numbers of results by those of the arrays in whose place they are written.
       **attributes: further static arguments.
     """
+    return call_in_place(name, shapes, args, {}, **attributes)
+
+
+def call_in_place(
+    name: str,
+    shapes: Sequence[tuple[int, ...]],
+    args: tuple[Array, ...],
+    aliases: dict[int, int],
+    **attributes: Any,
+) -> Sequence[Array]:
+    """Calls a function whose results, by number, are written in place of the arrays ``aliases``."""
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     function = jax.ffi.ffi_call(
         name, results, vmap_method="sequential", input_output_aliases=aliases
