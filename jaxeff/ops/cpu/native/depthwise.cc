@@ -1,5 +1,5 @@
-// Convolutions that take every channel of images [batch, rows, columns, channels] by itself: one
-// image and one vector of channels at a time, a few rows copied between zeros.
+// Convolutions that take every channel of images [batch, rows, columns, channels] by itself, a few
+// rows copied between zeros: those of one vector of channels at a time, or of all channels.
 
 #include <algorithm>
 #include <cstdint>
@@ -14,6 +14,10 @@
 
 namespace jaxeff {
 namespace {
+
+// Floats of an image above which rows of all channels are copied: one vector of each pixel would be
+// read from memory, where whole lines of pixels follow each other, and not from a cache.
+constexpr int64_t kCached = 1 << 18;
 
 template <int P>
 void DepthwiseTile(const Run& run) {
@@ -38,31 +42,40 @@ ffi::Error DepthwiseConvolve(ffi::ThreadPool pool, Array x, Array kernel, Array 
   Image seen{in[1], in[2], in[3]}, made{out[1], out[2], out[3]};
   int64_t side = k[0], across = k[1], channels = k[3], blocks = (channels + kLanes - 1) / kLanes;
   int64_t width = (made.columns - 1) * strides + across;
+  bool is_whole = seen.size() > kCached;
+  int64_t parts = is_whole ? 1 : blocks, pixel = is_whole ? channels : kLanes;
   std::vector<Tap> taps;
   for (int64_t t = 0; t < side * across; ++t)
-    taps.push_back({(t / across * width + t % across) * kLanes, t});
-  int64_t rows = RowsOfPiece(in[0] * blocks, made.rows, threads, strides * width * kLanes,
-                             made.columns * side * across * kLanes);
+    taps.push_back({(t / across * width + t % across) * pixel, t});
+  int64_t rows = RowsOfPiece(in[0] * parts, made.rows, threads, strides * width * pixel,
+                             made.columns * side * across * pixel);
   int64_t pieces = (made.rows + rows - 1) / rows;
   Epilogue epilogue = EpilogueOf(affine, skip, activation);
-  ForEachPiece(pool, threads, in[0] * blocks * pieces, [&](int64_t piece) {
-    int64_t image = piece / pieces / blocks, channel = piece / pieces % blocks * kLanes;
+  ForEachPiece(pool, threads, in[0] * parts * pieces, [&](int64_t piece) {
+    int64_t image = piece / pieces / parts, part = piece / pieces % parts * kLanes;
     int64_t first = piece % pieces * rows, count = std::min(rows, made.rows - first);
-    int64_t needed = (count - 1) * strides + side, lanes = std::min(kLanes, channels - channel);
-    float* weights = Scratch((side * across + needed * width) * kLanes);
-    float* copied = weights + side * across * kLanes;
-    CopyKernels(kernel.typed_data(), side * across, 1, channels, channel, lanes, weights);
-    CopyPlaneRows(x.typed_data() + image * seen.size() + channel, seen, lanes,
-                  first * strides - side / 2, needed, -(across / 2), width, copied);
-    int64_t place = image * made.size() + first * made.columns * channels + channel;
-    Run run{copied, strides * kLanes, taps.data(), static_cast<int64_t>(taps.size()), 1, weights,
-            kLanes, y->typed_data() + place, channels, lanes, epilogue.From(channel, place)};
-    for (int64_t r = 0; r < count; ++r) {
-      InTiles(kTiles, run, made.columns);
-      run.input += strides * width * kLanes;
-      run.output += made.columns * channels;
-      run.epilogue = run.epilogue.From(0, made.columns * channels);
-    }
+    int64_t needed = (count - 1) * strides + side, size = side * across * kLanes;
+    int64_t end = is_whole ? channels : std::min(channels, part + kLanes);
+    float* weights = Scratch(blocks / parts * size + needed * width * pixel + kLanes);
+    float* copied = weights + blocks / parts * size;
+    for (int64_t c = part; c < end; c += kLanes)
+      CopyKernels(kernel.typed_data(), side * across, 1, channels, c, std::min(kLanes, channels - c),
+                  weights + (c - part) / kLanes * size);
+    const float* from = x.typed_data() + image * seen.size() + part;
+    int64_t top = first * strides - side / 2, left = -(across / 2);
+    if (is_whole)
+      CopyRows(from, seen, top, needed, left, width, copied);
+    else
+      CopyPlaneRows(from, seen, end - part, top, needed, left, width, copied);
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t c = part; c < end; c += kLanes) {
+        int64_t place = image * made.size() + (first + r) * made.columns * channels + c;
+        Run run{copied + r * strides * width * pixel + c - part, strides * pixel, taps.data(),
+                static_cast<int64_t>(taps.size()), 1, weights + (c - part) / kLanes * size, kLanes,
+                y->typed_data() + place, channels, std::min(kLanes, channels - c),
+                epilogue.From(c, place)};
+        InTiles(kTiles, run, made.columns);
+      }
   });
   return ffi::Error::Success();
 }
