@@ -62,7 +62,9 @@ def block_length(cell: FusedCell, kernels: Kernels, state: Any, inputs: Inputs) 
     in a cache. They are equally long where the number of steps has such a divisor.
     """
     length = inputs.x.shape[0]
-    if not is_compiled(*jax.tree.leaves((kernels, state)), inputs.x):
+    with reverse_mode():  # blocks matter for what training keeps
+        compiled = is_compiled(state, *jax.tree.leaves(kernels), inputs.x)
+    if not compiled:
         return BLOCK_LENGTH
     options = FusedOptions(cell, store=True, sequence=False)
     blocks = jax.tree.map(lambda a: a[None], inputs)
@@ -242,9 +244,11 @@ def _block_backward(
 ) -> tuple[Any, Kernels, tuple[Array, CarryParts], Rooms]:
     """Returns the cotangents of a block's initial state, of the kernels and of its inputs."""
     cell, steps, mask = options.cell, inputs.known.steps, inputs.mask
-    _, form = _form(options, kernels, start, inputs.x)
+    compiled, form = _form(options, kernels, start, inputs.x)
     first = jax.tree.map(lambda a: a[0], (inputs.x, inputs.known))
     projected = jax.eval_shape(lambda inputs: cell.project(kernels, *inputs), first)
+
+    pulls = transposes(cell, kernels, start, projected, Form(cell.preactivation))
 
     # First pass, no products: the states again, from the activated values.
     def again(coefficients: Any, steps: Any, start: Any, late: Any) -> tuple[Any, Any]:
@@ -259,13 +263,15 @@ def _block_backward(
     # Second pass, backward in time.
     def back(kernels: Kernels, steps: Any, d_state: Any, late: Any) -> tuple[Any, Any]:
         (mask, d_y, before), t = late
-        pulls = transposes(cell, kernels, d_state, _alike(projected, d_state), form)
+        ours = pulls
+        if compiled:  # its step has no arrays but its arguments
+            ours = transposes(cell, kernels, d_state, _alike(projected, d_state), form)
         if d_y is not None:
-            d_state = add(d_state, pulls.output(d_y)[0])
+            d_state = add(d_state, ours.output(d_y)[0])
         nothing = jax.tree.map(jnp.zeros_like, d_state)
         d_real = keep(mask, d_state, nothing)
         d_start, d_a, d_new = step_backward(
-            cell, kernels.coefficients, pulls, before, t, steps, d_real, form
+            cell, kernels.coefficients, ours, before, t, steps, d_real, form
         )
         if mask is not None:
             d_start = add(keep(mask, nothing, d_state), d_start)
@@ -275,7 +281,6 @@ def _block_backward(
     backward = back, kernels, steps, d_state, (mask, d_ys, states)
     to = Window((rooms.activated, rooms.d_states), 0)
     d_state, _, (d_a, d_new) = row_scan(length, *backward, t, to, reverse=True)
-    pulls = transposes(cell, kernels, start, projected, Form(cell.preactivation))
     of_block = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=t.first)
     values = jax.tree.map(lambda a: of_block(a, slice_size=length), t.values)
     shared = cell, kernels, pulls, states, values, inputs.x, inputs.known, d_a, d_new
@@ -284,7 +289,7 @@ def _block_backward(
 
 def _form(options: FusedOptions, kernels: Kernels, state: Any, x: Array) -> tuple[bool, Form]:
     """Returns whether steps are run by a compiled function, and how they are written."""
-    compiled = is_compiled(*jax.tree.leaves((kernels, state)), x)
+    compiled = is_compiled(state, *jax.tree.leaves(kernels), x)
     plain = Form(options.cell.preactivation)
     return compiled, plain._replace(inner_steps=unrolled_inner_steps) if compiled else plain
 

@@ -28,11 +28,15 @@ class Window(NamedTuple):
 
 
 @has_cpu_form("jaxeff.ops.cpu.row_scan")
-def is_compiled(*arrays: Any) -> bool:
+def is_compiled(carry: Any, *arrays: Any) -> bool:
     """Returns whether `row_scan` runs steps on such arrays as one function, without a loop of XLA.
 
     Its steps are to be written out then: a loop in a step would be none of the operations that the
     function has.
+
+    Args:
+      carry: tree of the carry's arrays.
+      *arrays: the others.
     """
     return False
 

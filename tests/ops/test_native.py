@@ -128,7 +128,7 @@ def test_results_do_not_depend_on_threads(monkeypatch):
     few, wide = arrays((1, 7, 7, 150), (1, 1, 150, 345))
     results = []
     for threads in (1, 2, 3):
-        monkeypatch.setattr(library, "_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(library, "threads", lambda threads=threads: threads)
         y = native.convolution.conv(x, kernel, 1, None, None, "identity")
         dkernel = native.convolution.kernel_gradient(x, g, kernel.shape, 1)
         sums = native.normalisation.channel_sums(x, g, x[0, 0, 0])

@@ -87,7 +87,7 @@ def test_the_number_of_threads_changes_nothing(monkeypatch):
     args = arrays((300, 64), (64, 200), (64, 131))  # enough work to be shared
     results = []
     for threads in (1, 2, 5):
-        monkeypatch.setattr(library, "_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(library, "threads", lambda threads=threads: threads)
         results.append(jax.jit(lambda *a: slopes(*a))(*args))
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):

@@ -12,6 +12,7 @@ from scan_cases import CASES, FEW, weighted
 from jaxeff.ode import Elman, unroll
 from jaxeff.ode.carry import parts_of
 from jaxeff.ops.cpu import native
+from jaxeff.ops.cpu import row_scan as forms
 from jaxeff.ops.cpu.row_code import OPERATIONS
 from jaxeff.ops.platforms import current_platform, platform
 from jaxeff.ops.row_scan import Window, row_scan, scan_steps
@@ -261,3 +262,13 @@ class Sorted(Elman):
 
 def test_a_step_of_other_operations_runs_in_a_loop():
     assert CALL not in agree(Sorted(6), 5, (2,), backward="remat")
+
+
+@pytest.mark.parametrize(("threads", "features"), [(1, 24), (1, 40), (2, 40)])
+def test_large_states_are_trained_in_a_loop_where_a_device_has_one_core(
+    threads, features, monkeypatch
+):
+    monkeypatch.setattr(native, "threads", lambda: threads)
+    monkeypatch.setattr(forms, "MOST_IN_TRAINING", 5 * 30)
+    text = agree(dataclasses.replace(CASES["lstm"], features=features), 9, (5,))
+    assert (CALL in text) == (threads == 2 or 5 * features <= 5 * 30)

@@ -20,22 +20,31 @@ from jax.custom_batching import custom_vmap
 from jaxeff.ops.cpu import native
 from jaxeff.ops.cpu.row_code import RowProgram
 from jaxeff.ops.cpu.row_program import UnsupportedStep, translated
-from jaxeff.ops.platforms import is_forward_mode, platform
+from jaxeff.ops.platforms import is_forward_mode, is_reverse_mode, platform
 from jaxeff.ops.row_scan import Step, Window, scan_steps, zeros
 from jaxeff.ops.split import SplitFunction, split, values_before
 from jaxeff.typing import Array
 
+#: Numbers of a state up to which passes of training are compiled on a device of one core. Above it,
+#: products take most of the time, and XLA does several element-wise operations in one pass. More
+#: cores share a compiled loop, but none of XLA's.
+MOST_IN_TRAINING = 4096
 
-def is_compiled(*arrays: Any) -> bool:
-    """Returns whether the arrays are of single precision, of known sizes, and not empty."""
-    return not is_forward_mode() and native.is_computable(*arrays)
+
+def is_compiled(carry: Any, *arrays: Any) -> bool:
+    """Returns whether the arrays are of single precision and known sizes, and the loop pays."""
+    leaves = jax.tree.leaves(carry)
+    if is_forward_mode() or not native.is_computable(*leaves, *arrays):
+        return False
+    is_alone = is_reverse_mode() and native.threads() == 1
+    return not is_alone or max(a.size for a in leaves) <= MOST_IN_TRAINING
 
 
 def unwritten(length: int, shapes: Any) -> Any:
     """Returns memory as it is: to clear the values of a long sequence takes a tenth of a step."""
     leaves, structure = jax.tree.flatten(shapes)
-    arrays = [jax.ShapeDtypeStruct((length, *a.shape), a.dtype) for a in leaves]
-    if not (arrays and is_compiled(*arrays)):
+    arrays: list[Any] = [jax.ShapeDtypeStruct((length, *a.shape), a.dtype) for a in leaves]
+    if not arrays or is_forward_mode() or not native.is_computable(*arrays):
         return zeros(length, shapes)
     memory = native.call("jaxeff_memory", [a.shape for a in arrays], ())
     return jax.tree.unflatten(structure, memory)
@@ -55,8 +64,8 @@ def row_scan(
     """Runs the steps in one call; in a loop of XLA where the function lacks an operation."""
     loop = _Loop(length, step, reverse)
     args = (shared, indexed, carry, xs, known, rooms)
-    leaves = jax.tree.leaves((carry, xs, known.values, rooms.values))
-    if not is_compiled(*(a for a in leaves if a.dtype != bool)):
+    others = jax.tree.leaves((xs, known.values, rooms.values))
+    if not is_compiled(carry, *(a for a in others if a.dtype != bool)):
         return scan_steps(*loop, *args)
     try:
         results: tuple[Any, Any, Any] = _compiled(loop, *args)

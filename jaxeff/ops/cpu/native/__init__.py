@@ -5,7 +5,7 @@ there is none, `is_computable` is false and the CPU forms in plain JAX are taken
 """
 
 from jaxeff.ops.cpu.native import anchors, convolution, fields, normalisation, products, transport
-from jaxeff.ops.cpu.native.library import call, call_in_place, is_available, is_computable
+from jaxeff.ops.cpu.native.library import call, call_in_place, is_available, is_computable, threads
 
 __all__ = [
     "anchors",
@@ -17,5 +17,6 @@ __all__ = [
     "is_computable",
     "normalisation",
     "products",
+    "threads",
     "transport",
 ]

@@ -124,10 +124,10 @@ def call_in_place(
     function = jax.ffi.ffi_call(
         name, results, vmap_method="sequential", input_output_aliases=aliases
     )
-    return function(*args, threads=np.int64(_threads()), **attributes)
+    return function(*args, threads=np.int64(threads()), **attributes)
 
 
-def _threads() -> int:
+def threads() -> int:
     """Returns the cores for a call: all, or a device's share where a program runs on several."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     mesh = jax.sharding.get_abstract_mesh()
