@@ -34,7 +34,7 @@ class Slot(NamedTuple):
 
 
 class RowOperation(NamedTuple):
-    """An operation: its result, operands (of which None are left out), and a number."""
+    """An operation: the slots of its result and operands, and a number that some need."""
 
     name: str
     out: int
@@ -112,7 +112,7 @@ def _with_sums(
 def _placed(
     code: list[RowOperation], targets: list[tuple[int, int]], slots: list[Slot]
 ) -> list[RowOperation]:
-    """Returns the operations that write results where they go, and share registers."""
+    """Returns the operations, of which those that make a result write it where it goes."""
     instead: dict[int, int] = {}
     copies = []
     for source, target in targets:
