@@ -23,8 +23,9 @@ from jaxeff.ops.precision import narrowed, widened
 from jaxeff.ops.row_scan import Window, is_compiled, row_scan, unwritten
 from jaxeff.typing import Array
 
-#: Steps of a block, and bytes of the activated values of a longer one.
-BLOCK_LENGTH, CACHED_BYTES = 16, 2 << 20
+#: Least steps of a block, and bytes of the activated values of longer ones: those that a cache
+#: holds, in a quarter of the sequence at most, and those that are few in any case.
+BLOCK_LENGTH, CACHED_BYTES, FEW_BYTES = 16, 2 << 20, 1 << 18
 
 
 class FusedOptions(NamedTuple):
@@ -59,7 +60,8 @@ def block_length(cell: FusedCell, kernels: Kernels, state: Any, inputs: Inputs) 
     """Returns how many of the steps of inputs ``[time, ..., features]`` make a block.
 
     A compiled function runs a block in one call, so that blocks are as long as what they keep stays
-    in a cache. They are equally long where the number of steps has such a divisor.
+    in a cache and is a small part of what the sequence keeps. They are equally long where the
+    number of steps has such a divisor.
     """
     length = inputs.x.shape[0]
     with reverse_mode():  # blocks matter for what training keeps
@@ -70,7 +72,8 @@ def block_length(cell: FusedCell, kernels: Kernels, state: Any, inputs: Inputs) 
     blocks = jax.tree.map(lambda a: a[None], inputs)
     shapes = jax.eval_shape(functools.partial(_shapes, options), kernels, state, blocks)
     bytes_per_step = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(shapes.activated))
-    most = min(length, max(BLOCK_LENGTH, CACHED_BYTES // bytes_per_step))
+    cached = min(CACHED_BYTES // bytes_per_step, length // 4)
+    most = min(length, max(BLOCK_LENGTH, cached, FEW_BYTES // bytes_per_step))
     divisors = (size for size in range(most, most // 2, -1) if length % size == 0)
     return next(divisors, most)
 
@@ -249,6 +252,7 @@ def _block_backward(
     projected = jax.eval_shape(lambda inputs: cell.project(kernels, *inputs), first)
 
     pulls = transposes(cell, kernels, start, projected, Form(cell.preactivation))
+    outside = None if compiled else pulls  # a compiled step has no arrays but its arguments
 
     # First pass, no products: the states again, from the activated values.
     def again(coefficients: Any, steps: Any, start: Any, late: Any) -> tuple[Any, Any]:
@@ -263,9 +267,8 @@ def _block_backward(
     # Second pass, backward in time.
     def back(kernels: Kernels, steps: Any, d_state: Any, late: Any) -> tuple[Any, Any]:
         (mask, d_y, before), t = late
-        ours = pulls
-        if compiled:  # its step has no arrays but its arguments
-            ours = transposes(cell, kernels, d_state, _alike(projected, d_state), form)
+        blocks = _alike(projected, d_state)
+        ours = outside or transposes(cell, kernels, d_state, blocks, form)
         if d_y is not None:
             d_state = add(d_state, ours.output(d_y)[0])
         nothing = jax.tree.map(jnp.zeros_like, d_state)
