@@ -119,7 +119,7 @@ def test_results_do_not_depend_on_threads(monkeypatch):
     h, predicted = normal(9, 5, 6, 20), normal(9, 5, 6, 80)
     norm, results = (normal(80), jnp.ones(80)), []
     for threads in (1, 3):
-        monkeypatch.setattr(library, "_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(library, "threads", lambda threads=threads: threads)
         y, pull = jax.vjp(lambda *args: scheme.evolve(args[0], None, *args[1:]), h, predicted, norm)
         kernel = native.fields.kernel_gradient(h, predicted, normal(3, 3, 1, 80))
         results.append((y, pull(h), kernel))
