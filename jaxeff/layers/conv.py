@@ -98,6 +98,8 @@ class Conv(nn.Module):
         if norm is not None:
             factor, offset = norm
             bias = offset if bias is None else offset + bias * factor
+            if not self.features:  # a small kernel, rounded as in `jaxeff.ops.anchors.mixed`
+                kernel, factor = kernel * factor, None
         x, narrow, bias, skip = nn.dtypes.promote_dtype(x, kernel, bias, skip, dtype=self.dtype)
         kernel = narrow if factor is None else kernel  # it takes the type after the factor
         images = x.reshape(-1, *x.shape[-3:])
