@@ -104,12 +104,12 @@ class Conv(nn.Module):
         kernel = narrow if factor is None else kernel  # it takes the type after the factor
         images = x.reshape(-1, *x.shape[-3:])
         skips = None if skip is None else skip.reshape(-1, *skip.shape[-3:])
-        after = (bias, skips, activation, factor)
+        after = (bias, skips, activation)
         if not self.features:
             y = convolution.depthwise_conv(images, kernel, strides, *after)
         else:
             gates = None if gate is None else gate.reshape(-1, gate.shape[-1])
-            y = convolution.conv(images, kernel, strides, *after, gates)
+            y = convolution.conv(images, kernel, strides, *after, factor, gates)
         return y.reshape(*x.shape[:-3], *y.shape[-3:])
 
 

@@ -71,7 +71,6 @@ def depthwise_conv(
     bias: Array | None = None,
     skip: Array | None = None,
     activation: str = "identity",
-    factor: Array | None = None,
 ) -> Array:
     """Convolves every channel with its own kernel.
 
@@ -79,10 +78,9 @@ def depthwise_conv(
       x: ``[batch, rows, columns, channels]``.
       kernel: ``[k, k, 1, channels]``, odd k.
       strides: of both axes.
-      bias: ``[channels]``; see `conv`, as for the next three.
+      bias: ``[channels]``; see `conv`, as for the next two.
       skip: like the result.
       activation: of the sum.
-      factor: ``[channels]``.
 
     Returns:
       ``[batch, ceil(rows / strides), ceil(columns / strides), channels]``.
@@ -91,7 +89,7 @@ def depthwise_conv(
       ValueError: shapes that do not fit, or an even kernel.
     """
     check_kernel(x, kernel, (1, x.shape[-1]), "[k, k, 1, channels]")
-    y = grouped_conv(x, multiplied(kernel, factor, x), strides, groups=x.shape[-1])
+    y = grouped_conv(x, kernel, strides, groups=x.shape[-1])
     return followed(y, bias, skip, activation)
 
 

@@ -37,8 +37,8 @@ def conv_followed(activation, strides=1):
 
 
 def depthwise_followed(activation, strides=1):
-    def function(x, kernel, bias, skip, factor):
-        return convolution.depthwise_conv(x, kernel, strides, bias, skip, activation, factor)
+    def function(x, kernel, bias, skip):
+        return convolution.depthwise_conv(x, kernel, strides, bias, skip, activation)
 
     return function
 
@@ -110,8 +110,8 @@ CASES = {
         (depthwise(2), (2, 8, 7, 4), (3, 3, 1, 4)),
         (depthwise(2), (1, 6, 9, 2), (5, 3, 1, 2)),
         (depthwise(3), (2, 4, 4, 3), (5, 5, 1, 3)),
-        (depthwise_followed("relu"), (2, 9, 11, 20), (3, 3, 1, 20), (20,), (2, 9, 11, 20), (20,)),
-        (depthwise_followed("swish", 2), (2, 9, 11, 5), (5, 5, 1, 5), (5,), (2, 5, 6, 5), (5,)),
+        (depthwise_followed("relu"), (2, 9, 11, 20), (3, 3, 1, 20), (20,), (2, 9, 11, 20)),
+        (depthwise_followed("swish", 2), (2, 9, 11, 5), (5, 5, 1, 5), (5,), (2, 5, 6, 5)),
     ],
     "convolution.depthwise_fields": [
         (fields, (2, 9, 11, 20), (3, 3, 1, 80)),

@@ -54,15 +54,14 @@ def depthwise_conv(
     bias: Array | None = None,
     skip: Array | None = None,
     activation: str = "identity",
-    factor: Array | None = None,
 ) -> Array:
     """Sums shifted products, as does the gradient; in compiled tiles where those are available."""
     check_kernel(x, kernel, (1, x.shape[-1]), "[k, k, 1, channels]")
     if is_forward_mode():
-        y = _shifted(x, multiplied(kernel, factor, x), strides)
+        y = _shifted(x, kernel, strides)
         return followed(y, bias, skip, activation)
     inside = _compiled(activation)
-    y = _depthwise_with_gradient(x, kernel, strides, bias, skip, inside, factor)
+    y = _depthwise_with_gradient(x, kernel, strides, bias, skip, inside)
     return y if inside == activation else ACTIVATIONS[activation](y)
 
 
@@ -152,14 +151,13 @@ def _depthwise(
     bias: Array | None,
     skip: Array | None,
     activation: str,
-    factor: Array | None = None,
 ) -> Array:
     # Without a bias the compiler makes one loop of the products and of what is around them, which
     # is faster where all of it stays in cache, as in blocks of rows.
-    arrays = [a for a in (x, kernel, bias, skip, factor) if a is not None]
+    arrays = [a for a in (x, kernel, bias, skip) if a is not None]
     if bias is not None and native.is_computable(*arrays):
-        return native.convolution.depthwise_conv(x, kernel, strides, bias, skip, activation, factor)
-    return followed(_shifted(x, multiplied(kernel, factor, x), strides), bias, skip, activation)
+        return native.convolution.depthwise_conv(x, kernel, strides, bias, skip, activation)
+    return followed(_shifted(x, kernel, strides), bias, skip, activation)
 
 
 _depthwise_with_gradient = jax.custom_vjp(_depthwise, nondiff_argnums=(2, 5))
@@ -172,29 +170,26 @@ def _depthwise_forward(
     bias: Array | None,
     skip: Array | None,
     activation: str,
-    factor: Array | None,
 ) -> tuple[Array, Any]:
-    y = _depthwise_with_gradient(x, kernel, strides, bias, skip, activation, factor)
-    return y, (x, kernel, bias, skip, factor, y if activation == "relu" else None)
+    y = _depthwise_with_gradient(x, kernel, strides, bias, skip, activation)
+    return y, (x, kernel, bias, skip, y if activation == "relu" else None)
 
 
 def _depthwise_backward(
     strides: int, activation: str, saved: Any, g: Array
 ) -> tuple[Array | None, ...]:
-    x, kernel, bias, skip, factor, y = saved
+    x, kernel, bias, skip, y = saved
     if activation == "relu":
         g = jnp.where(y > 0, g, 0)
     elif activation != "identity":
-        before = _depthwise_with_gradient(x, kernel, strides, bias, skip, "identity", factor)
+        before = _depthwise_with_gradient(x, kernel, strides, bias, skip, "identity")
         (g,) = jax.vjp(ACTIVATIONS[activation], before)[1](g)
     precise = functools.partial(jnp.asarray, dtype=wide(x.dtype))
     is_compiled = strides == 1 and native.is_computable(x, kernel, g)
     gradients = _compiled_gradients if is_compiled else _depthwise_gradients
-    used, pull = jax.vjp(lambda k, f: multiplied(k, f, x), kernel, factor)
-    dx, dused = gradients(x, used, g, strides)
-    dkernel, dfactor = pull(dused)
+    dx, dkernel = gradients(x, kernel, g, strides)
     dbias = None if bias is None else jnp.sum(precise(g), (0, 1, 2)).astype(bias.dtype)
-    return dx, dkernel, dbias, None if skip is None else g, dfactor
+    return dx, dkernel, dbias, None if skip is None else g
 
 
 def _compiled_gradients(x: Array, kernel: Array, g: Array, strides: int) -> tuple[Array, Array]:

@@ -66,11 +66,10 @@ def depthwise_conv(
     bias: Array | None,
     skip: Array | None,
     activation: str,
-    factor: Array | None,
 ) -> Array:
     """See `jaxeff.ops.convolution.depthwise_conv`; it has no derivative of its own."""
     options = {"strides": np.int64(strides), "activation": np.int64(ACTIVATIONS[activation])}
-    args = (x, kernel, *_around(x, kernel, strides, bias, skip, factor))
+    args = (x, kernel, *_around(x, kernel, strides, bias, skip, None))
     return call("jaxeff_depthwise_conv", (_shape(x, kernel, strides),), args, **options)[0]
 
 
