@@ -45,8 +45,7 @@ struct Loop {
   // Arrays of each kind that lies in memory, and how many inner arrays a step has of each.
   std::vector<float*> arrays[kRoom + 1];
   std::vector<int64_t> inner[kRoom + 1];
-  std::vector<const float*> starts;  // states before
-  std::vector<float*> lasts;         // and after the loop
+  std::vector<float*> lasts;             // states after the loop
   std::vector<int64_t> depths, columns;  // of the matrices
   std::vector<float> panels;             // the matrices in panels, or nothing
   const float* scalars;
@@ -89,7 +88,7 @@ void Loop::Run(int64_t first, int64_t count) const {
     total += RoundUp(floats, 16);
     return place;
   };
-  std::vector<int64_t> state_of(starts.size());
+  std::vector<int64_t> state_of(lasts.size());
   for (size_t s = 0; s < slots.size(); ++s) {
     const Slot& slot = slots[s];
     int64_t row = Padded(slot);
@@ -136,7 +135,7 @@ void Loop::Run(int64_t first, int64_t count) const {
       std::memcpy(place.base, arrays[kVector][slot.index] + slot.inner * slot.width, 4 * slot.width);
     }
     if (slot.kind == kState)
-      CopyRows(starts[slot.index] + first * slot.width, slot.width, memory + offsets[s], place.row, count,
+      CopyRows(arrays[kState][slot.index] + first * slot.width, slot.width, memory + offsets[s], place.row, count,
                slot.width);
   }
   for (int64_t i = 0; i < steps; ++i) {
@@ -273,22 +272,21 @@ ffi::Error RowScan(ffi::ThreadPool pool, Numbers offsets, Array scalars, ffi::Re
       loop.columns.push_back(array->dimensions()[1]);
     }
   if (rows >= kTileRows) loop.PackMatrices();
-  for (float* start : loop.arrays[kState]) loop.starts.push_back(start);
+  size_t states = loop.arrays[kState].size();
   for (size_t i = 0; i < results.size(); ++i) {
     auto array = results.get<Array>(i);
     if (!array.has_value()) return array.error();
     float* data = (*array)->typed_data();
-    if (i < loop.starts.size()) {
+    if (i < states) {
       loop.lasts.push_back(data);
       continue;
     }
-    Kind kind = static_cast<int64_t>(i - loop.starts.size()) < counts[5] ? kOutput : kRoom;
+    Kind kind = static_cast<int64_t>(i - states) < counts[5] ? kOutput : kRoom;
     loop.arrays[kind].push_back(data);
     loop.inner[kind].push_back(inner_arrays((*array)->dimensions()));
   }
-  int64_t most = std::max<int64_t>(kMostRows, 1);
   if (work * rows * steps < kSmallWork) threads = 1;
-  int64_t share = std::min(most, RoundUp((rows + threads - 1) / threads, kTileRows));
+  int64_t share = std::min(kMostRows, RoundUp((rows + threads - 1) / threads, kTileRows));
   ForEachPiece(pool, threads, (rows + share - 1) / share, [&](int64_t piece) {
     loop.Run(piece * share, std::min(share, rows - piece * share));
   });
