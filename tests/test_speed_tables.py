@@ -72,6 +72,21 @@ def test_only_the_last_variant_that_was_asked_for_is_kept(modules):
     assert list(variants) == ["a"]
 
 
+def test_what_is_made_on_request_is_not_timed(modules, monkeypatch, capsys):
+    """A compilation of seconds in the first time made every later turn one call long."""
+    clock = iter(range(1000))
+    monkeypatch.setattr(modules["workers"].time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(sys, "stdin", ["a 2\n"])
+
+    def make(name):
+        for _ in range(100):
+            next(clock)
+        return lambda: None
+
+    modules["workers"].serve(modules["workers"].MadeOnRequest(make))
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == [1e3, 1e3]
+
+
 @pytest.mark.parametrize("status", [0, 3])
 def test_a_part_that_fails_is_said_and_leaves_the_others(modules, monkeypatch, capsys, status):
     summary = modules["summary"]
