@@ -23,8 +23,9 @@ from jaxeff.ops.precision import narrowed, widened
 from jaxeff.ops.row_scan import Window, is_compiled, row_scan, unwritten
 from jaxeff.typing import Array
 
-#: Least steps of a block, and bytes of the activated values of longer ones: what a cache holds.
-BLOCK_LENGTH, CACHED_BYTES = 16, 2 << 20
+#: Least steps of a block, and bytes of the activated values of longer ones: so many that a cache
+#: holds them, in a quarter of the sequence at most, or so few that they do not count.
+BLOCK_LENGTH, CACHED_BYTES, FEW_BYTES = 16, 2 << 20, 1 << 14
 
 
 class FusedOptions(NamedTuple):
@@ -59,8 +60,8 @@ def block_length(cell: FusedCell, kernels: Kernels, state: Any, inputs: Inputs) 
     """Returns how many of the steps of inputs ``[time, ..., features]`` make a block.
 
     A compiled function runs a block in one call, so that blocks are as long as what they keep stays
-    in a cache and is a small part of what the sequence keeps: a quarter of it, or `BLOCK_LENGTH`
-    steps of a short one. They are equally long where the number of steps has such a divisor.
+    in a cache and is a small part of what the sequence keeps. They are equally long where the
+    number of steps has such a divisor.
     """
     length = inputs.x.shape[0]
     with reverse_mode():  # blocks matter for what training keeps
@@ -72,7 +73,7 @@ def block_length(cell: FusedCell, kernels: Kernels, state: Any, inputs: Inputs) 
     shapes = jax.eval_shape(functools.partial(_shapes, options), kernels, state, blocks)
     bytes_per_step = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(shapes.activated))
     cached = min(CACHED_BYTES // bytes_per_step, length // 4)
-    most = min(length, max(BLOCK_LENGTH, cached))
+    most = min(length, max(BLOCK_LENGTH, cached, FEW_BYTES // bytes_per_step))
     divisors = (size for size in range(most, most // 2, -1) if length % size == 0)
     return next(divisors, most)
 

@@ -34,7 +34,10 @@ class Slot(NamedTuple):
 
 
 class RowOperation(NamedTuple):
-    """An operation: the slots of its result and operands, and a number that some need."""
+    """An operation: the slots of its result and operands, and a number that some need.
+
+    A product has pairs of rows and matrices, and may have a slot to which their products are added.
+    """
 
     name: str
     out: int
@@ -66,9 +69,21 @@ class RowProgram(NamedTuple):
         slots = [(KINDS.index(s.kind), *s[1:]) for s in self.slots]
         code = [
             (OPERATIONS.index(i.name), i.out, *i.operands, *(-1,) * (3 - len(i.operands)), i.extra)
-            for i in self.code
+            for op in self.code
+            for i in _single_terms(op)
         ]
         return np.asarray(slots, np.int64).reshape(-1), np.asarray(code, np.int64).reshape(-1)
+
+
+def _single_terms(op: RowOperation) -> list[RowOperation]:
+    """Returns a product as one for every term, of which all but the last say that more follow."""
+    if op.name != "product":
+        return [op]
+    start = _start(op)
+    pairs = list(zip(op.operands[::2], op.operands[1::2], strict=False))
+    terms = [op._replace(operands=pair, extra=1) for pair in pairs]
+    terms[0] = terms[0]._replace(operands=(*pairs[0], -1 if start is None else start))
+    return [*terms[:-1], terms[-1]._replace(extra=0)]
 
 
 def finished(
@@ -88,25 +103,40 @@ def finished(
 def _with_sums(
     code: list[RowOperation], targets: list[tuple[int, int]], slots: list[Slot]
 ) -> list[RowOperation]:
-    """Returns the operations, of which products add what their result alone is added to."""
+    """Returns the operations, of which products add what their result alone is added to.
+
+    A product of several terms has operands (rows, matrix, rows, matrix, ..., start), where the
+    start may be missing: sums of products stay in the processor's registers.
+    """
     uses = collections.Counter(slot for op in code for slot in op.operands)
     uses.update(source for source, _ in targets)
-    products = {op.out: op for op in code if op.name == "product"}
-    result: list[RowOperation] = []
+    products: dict[int, RowOperation] = {}  # whose result is used once
+    result: dict[int, RowOperation] = {}
     for op in code:
-        operands = op.operands if op.name == "add" else ()
-        ours = [s for s in operands if s in products and uses[s] == 1]
-        ours = [s for s in ours if len(products[s].operands) == 2]
-        if any(slots[s].kind in ("literal", "scalar") for s in operands):
-            ours = []
-        if ours:
-            product = products[ours[0]]
-            (start,) = (s for s in op.operands if s != product.out)
-            op = RowOperation("product", op.out, (*product.operands, start))
+        numbers = any(slots[s].kind in ("literal", "scalar") for s in op.operands)
+        operands = op.operands if op.name == "add" and not numbers else ()
+        without_start = [s for s in operands if s in products and _start(products[s]) is None]
+        if without_start:
+            terms = products.pop(without_start[0])
+            (start,) = (s for s in operands if s != terms.out)
+            del result[terms.out]
+            rest: tuple[int, ...] = (start,)
+            if start in products:
+                before = products.pop(start)
+                del result[start]
+                at = len(before.operands) // 2 * 2
+                terms = terms._replace(operands=before.operands[:at] + terms.operands)
+                rest = before.operands[at:]
+            op = RowOperation("product", op.out, (*terms.operands, *rest))
+        if op.name == "product" and uses[op.out] == 1:
             products[op.out] = op
-            result = [other for other in result if other.out != product.out]
-        result.append(op)
-    return result
+        result[op.out] = op
+    return list(result.values())
+
+
+def _start(product: RowOperation) -> int | None:
+    """Returns the slot to which a product is added, if there is one."""
+    return product.operands[-1] if len(product.operands) % 2 else None
 
 
 def _placed(
@@ -201,7 +231,8 @@ def _numbered(slots: list[Slot], code: list[RowOperation]) -> RowProgram:
     renamed = []
     for op in code:
         if op.name == "product":
-            work += slots[op.operands[0]].width * slots[op.out].width
+            depth = sum(slots[s].width for s in op.operands[: len(op.operands) // 2 * 2 : 2])
+            work += depth * slots[op.out].width
         operands = tuple(numbers[s] for s in op.operands)
         renamed.append(op._replace(out=numbers[op.out], operands=operands))
     return RowProgram(

@@ -167,7 +167,7 @@ def _run(
     inputs = [*moving, *jax.tree.leaves(xs)]
     tables = (
         [constants[number].reshape(-1) for number in program.vectors],
-        [constants[n].T if turned else constants[n] for n, turned in program.matrices],
+        [constants[number] for number, _ in program.matrices],
         list(map(_as_numbers, inputs)),
         list(map(_as_numbers, jax.tree.leaves(past))),
         jax.tree.leaves(carry),
@@ -246,6 +246,7 @@ def _call(
         slots=slots,
         code=code,
         counts=np.asarray(counts, np.int64),
+        turned=np.asarray([is_turned for _, is_turned in program.matrices], np.int64),
         rows=np.int64(states[0].shape[0]),
         steps=np.int64(loop.length),
         work=np.int64(program.work),

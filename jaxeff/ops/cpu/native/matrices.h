@@ -48,6 +48,30 @@ inline void Pack(const float* kernel, int64_t depth, int64_t columns, float* to)
   }
 }
 
+// Copies the transpose of a matrix [columns, depth] to [depth, columns], whose rows begin `row` apart.
+inline void TransposeTo(const float* matrix, int64_t depth, int64_t columns, float* to, int64_t row) {
+  constexpr int64_t kSquare = 16;  // a line of a cache
+  for (int64_t k = 0; k < depth; k += kSquare) {
+    int64_t end = std::min(depth, k + kSquare);
+    for (int64_t c = 0; c < columns; ++c)
+      for (int64_t i = k; i < end; ++i) to[i * row + c] = matrix[c * depth + i];
+  }
+}
+
+inline void Transpose(const float* matrix, int64_t depth, int64_t columns, float* to) {
+  TransposeTo(matrix, depth, columns, to, columns);
+}
+
+// Copies the transpose of a matrix [columns, depth] to panels.
+inline void PackTransposed(const float* matrix, int64_t depth, int64_t columns, float* to) {
+  for (int64_t c = 0; c < columns; c += kPanel, to += depth * kPanel) {
+    int64_t width = std::min(kPanel, columns - c);
+    TransposeTo(matrix + c * depth, depth, width, to, kPanel);
+    for (int64_t k = 0; k < depth && width < kPanel; ++k)
+      std::fill(to + k * kPanel + width, to + (k + 1) * kPanel, 0.0f);
+  }
+}
+
 // Where a column of a kernel begins, and how far its rows are from each other.
 struct Columns {
   const float* first;

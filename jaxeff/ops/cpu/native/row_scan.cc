@@ -28,6 +28,7 @@ constexpr int64_t kSmallWork = 1 << 19;  // multiply-adds below which another th
 // Where an array of the step lives; the order is that of `KINDS` in row_code.py.
 enum Kind { kRegister, kLocal, kLiteral, kScalar, kVector, kMatrix, kInput, kKnown, kState, kNext, kOutput, kRoom };
 
+// More terms of a sum follow a product whose extra number is 1.
 enum { kProduct = kElementwise, kJoin, kCut };
 
 struct Slot {
@@ -41,13 +42,15 @@ struct Instruction {
 struct Loop {
   std::vector<Slot> slots;
   std::vector<Instruction> code;
-  std::vector<int64_t> groups;  // ends of runs of element-wise operations and of single products
+  std::vector<int64_t> groups;  // ends of runs of element-wise operations and of the terms of a sum
   // Arrays of each kind that lies in memory, and how many inner arrays a step has of each.
   std::vector<float*> arrays[kRoom + 1];
   std::vector<int64_t> inner[kRoom + 1];
   std::vector<float*> lasts;             // states after the loop
   std::vector<int64_t> depths, columns;  // of the matrices
-  std::vector<float> panels;             // the matrices in panels, or nothing
+  std::vector<bool> turned;              // whether they lie transposed
+  std::vector<float> copies;             // matrices as products read them
+  bool is_packed;                        // whether that is in panels
   const float* scalars;
   int64_t rows, steps, known_first, room_first;
   bool reverse;
@@ -60,9 +63,10 @@ struct Loop {
   // Whether rows are not whole vectors, so that a piece has a copy of its own.
   bool IsCopied(const Slot& slot) const { return IsMoving(slot) && slot.width % kLanes; }
 
-  void PackMatrices();
+  void CopyMatrices();
   void Run(int64_t first, int64_t count) const;
-  void Execute(int64_t begin, int64_t end, const std::vector<Place>& places, int64_t count) const;
+  void Execute(int64_t begin, int64_t end, const std::vector<Place>& places, int64_t count,
+               std::vector<Term>& terms) const;
 };
 
 // 64-byte aligned memory of a thread, zeros at first: lanes beyond an array's width hold numbers.
@@ -81,6 +85,7 @@ void CopyRows(const float* from, int64_t from_row, float* to, int64_t to_row, in
 void Loop::Run(int64_t first, int64_t count) const {
   std::vector<Place> places(slots.size());
   std::vector<int64_t> offsets(slots.size());
+  std::vector<Term> terms;
   std::vector<int64_t> registers, locals;  // where each begins
   int64_t total = 0;
   auto take = [&](int64_t floats) {
@@ -159,7 +164,7 @@ void Loop::Run(int64_t first, int64_t count) const {
     }
     int64_t begin = 0;
     for (int64_t end : groups) {
-      Execute(begin, end, places, count);
+      Execute(begin, end, places, count, terms);
       begin = end;
     }
     for (size_t s = 0; s < slots.size(); ++s)
@@ -175,30 +180,40 @@ void Loop::Run(int64_t first, int64_t count) const {
   }
 }
 
-void Loop::PackMatrices() {
+// A row alone reads matrices but once in a step, as well where they lie; several read panels again
+// and again.
+void Loop::CopyMatrices() {
+  is_packed = rows >= kTileRows;
   int64_t total = 0;
-  for (size_t i = 0; i < depths.size(); ++i) total += PackedSize(depths[i], columns[i]);
-  panels.resize(total);
-  float* to = panels.data();
+  for (size_t i = 0; i < depths.size(); ++i)
+    if (is_packed || turned[i]) total += PackedSize(depths[i], columns[i]);
+  copies.resize(total);
+  float* to = copies.data();
   for (size_t i = 0; i < depths.size(); ++i) {
-    Pack(arrays[kMatrix][i], depths[i], columns[i], to);
+    if (!is_packed && !turned[i]) continue;
+    auto copy = is_packed ? (turned[i] ? PackTransposed : Pack) : Transpose;
+    copy(arrays[kMatrix][i], depths[i], columns[i], to);
     arrays[kMatrix][i] = to;
     to += PackedSize(depths[i], columns[i]);
   }
 }
 
-void Loop::Execute(int64_t begin, int64_t end, const std::vector<Place>& places, int64_t count) const {
-  const Instruction& one = code[begin];
-  if (one.code == kProduct) {
-    const Slot& matrix = slots[one.operands[1]];
-    const Place &out = places[one.out], &a = places[one.operands[0]];
-    Term term{a.base, a.row, arrays[kMatrix][matrix.index], slots[one.operands[0]].width};
-    Sum sum{&term, 1, nullptr, 0, out.base, out.row, matrix.width, !panels.empty()};
-    if (one.operands[2] >= 0) {
-      sum.start = places[one.operands[2]].base;
-      sum.start_stride = places[one.operands[2]].row;
+void Loop::Execute(int64_t begin, int64_t end, const std::vector<Place>& places, int64_t count,
+                   std::vector<Term>& terms) const {
+  if (code[begin].code == kProduct) {
+    terms.clear();
+    for (int64_t i = begin; i < end; ++i) {
+      int64_t rows_of = code[i].operands[0], matrix = slots[code[i].operands[1]].index;
+      terms.push_back({places[rows_of].base, places[rows_of].row, arrays[kMatrix][matrix], slots[rows_of].width});
     }
-    PartOfSum(sum, 0, count, 0, matrix.width);
+    const Instruction& first = code[begin];
+    const Place& out = places[first.out];
+    Sum sum{terms.data(), end - begin, nullptr, 0, out.base, out.row, slots[first.out].width, is_packed};
+    if (first.operands[2] >= 0) {
+      sum.start = places[first.operands[2]].base;
+      sum.start_stride = places[first.operands[2]].row;
+    }
+    PartOfSum(sum, 0, count, 0, sum.columns);
     return;
   }
   int64_t widest = kLanes;
@@ -235,7 +250,7 @@ void Loop::Execute(int64_t begin, int64_t end, const std::vector<Place>& places,
 // known arrays, states and rooms, as many of each as `counts` says. Results: states, outputs, rooms.
 ffi::Error RowScan(ffi::ThreadPool pool, Numbers offsets, Array scalars, ffi::RemainingArgs args,
                    ffi::RemainingRets results, Attribute slots, Attribute code, Attribute counts,
-                   int64_t rows, int64_t steps, int64_t work, bool reverse, int64_t threads) {
+                   Attribute turned, int64_t rows, int64_t steps, int64_t work, bool reverse, int64_t threads) {
   Loop loop;
   loop.rows = rows;
   loop.steps = steps;
@@ -250,7 +265,8 @@ ffi::Error RowScan(ffi::ThreadPool pool, Numbers offsets, Array scalars, ffi::Re
         {code[i], code[i + 1], {code[i + 2], code[i + 3], code[i + 4]}, code[i + 5]});
   for (size_t i = 0; i < loop.code.size(); ++i) {
     bool is_last = i + 1 == loop.code.size();
-    if (is_last || loop.code[i].code == kProduct || loop.code[i + 1].code == kProduct)
+    bool is_product = loop.code[i].code == kProduct;
+    if (is_last || (is_product ? !loop.code[i].extra : loop.code[i + 1].code == kProduct))
       loop.groups.push_back(static_cast<int64_t>(i) + 1);
   }
   int64_t next = 0;
@@ -268,10 +284,11 @@ ffi::Error RowScan(ffi::ThreadPool pool, Numbers offsets, Array scalars, ffi::Re
       loop.arrays[kinds[k]].push_back(array->typed_data());
       loop.inner[kinds[k]].push_back(inner_arrays(array->dimensions()));
       if (kinds[k] != kMatrix) continue;
-      loop.depths.push_back(array->dimensions()[0]);
-      loop.columns.push_back(array->dimensions()[1]);
+      loop.turned.push_back(turned[i]);
+      loop.depths.push_back(array->dimensions()[turned[i] ? 1 : 0]);
+      loop.columns.push_back(array->dimensions()[turned[i] ? 0 : 1]);
     }
-  if (rows >= kTileRows) loop.PackMatrices();
+  loop.CopyMatrices();
   size_t states = loop.arrays[kState].size();
   for (size_t i = 0; i < results.size(); ++i) {
     auto array = results.get<Array>(i);
@@ -311,6 +328,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_row_scan, RowScan,
                                   .Attr<Attribute>("slots")
                                   .Attr<Attribute>("code")
                                   .Attr<Attribute>("counts")
+                                  .Attr<Attribute>("turned")
                                   .Attr<int64_t>("rows")
                                   .Attr<int64_t>("steps")
                                   .Attr<int64_t>("work")

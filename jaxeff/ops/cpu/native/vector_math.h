@@ -20,13 +20,32 @@ inline Vector EachLane(Vector x, const Function& function) {
   return x;
 }
 
-// Powers of two times a polynomial of the rest (Cephes, expf).
+// Values times powers of two, whose exponents are whole numbers in [-151, 129].
+inline Vector TimesPower(Vector values, Vector exponents) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vector>(
+      _mm512_scalef_ps(reinterpret_cast<__m512>(values), reinterpret_cast<__m512>(exponents)));
+#else
+  // Adding 3 * 2^22 leaves a whole number in the lowest bits.
+  Vector shifted = exponents + 12582912.0f;
+  Integers bits;
+  std::memcpy(&bits, &shifted, sizeof(bits));
+  // In two factors: the power of two itself may be beyond the largest number.
+  Integers exponent = bits - 0x4B400000, half = exponent >> 1;
+  Integers scales[2] = {(half + 127) << 23, (exponent - half + 127) << 23};
+  Vector powers[2];
+  std::memcpy(powers, scales, sizeof(powers));
+  return values * powers[0] * powers[1];
+#endif
+}
+
+// Powers of two times a polynomial of the rest (Cephes, expf). Beyond the bounds the result is 0, or
+// infinite.
 inline Vector Exp(Vector x) {
-  Vector inside = x < -87.33654f ? Fill(-87.33654f) : x > 88.72284f ? Fill(88.72284f) : x;
-  // Adding 3 * 2^22 rounds to an integer, which is then in the lowest bits.
+  Vector inside = x < -104.0f ? Fill(-104.0f) : x > 89.0f ? Fill(89.0f) : x;
+  // Adding 3 * 2^22 rounds to a whole number.
   constexpr float kRound = 12582912.0f;
-  Vector shifted = inside * 1.44269504088896341f + kRound;
-  Vector whole = shifted - kRound;
+  Vector whole = inside * 1.44269504088896341f + kRound - kRound;
   Vector r = inside - whole * 0.693359375f - whole * -2.12194440e-4f;
   Vector p = Fill(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
@@ -35,16 +54,7 @@ inline Vector Exp(Vector x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  Integers bits;
-  std::memcpy(&bits, &shifted, sizeof(bits));
-  // In two factors: the power of two itself may be beyond the largest number.
-  Integers exponent = bits - 0x4B400000, half = exponent >> 1;
-  Integers scales[2] = {(half + 127) << 23, (exponent - half + 127) << 23};
-  Vector powers[2];
-  std::memcpy(powers, scales, sizeof(powers));
-  Vector y = p * powers[0] * powers[1];
-  y = x > 88.72284f ? Fill(INFINITY) : y;
-  return x < -87.33654f ? Vector{} : y;
+  return TimesPower(p, whole);
 }
 
 // A quotient of polynomials on the range where the result is not yet 1 (Eigen, XLA).
