@@ -112,6 +112,27 @@ def test_operations(rows, width):
     compared(4, step, None, None, arrays(0, rows, width), xs, NOTHING, NOTHING)
 
 
+@pytest.mark.parametrize(("rows", "width"), [(1, 360), (5, 257)])
+def test_threads_share_the_columns_of_a_few_rows(rows, width):
+    """Of sums that read others too; a thread that is late or missing changes no bit."""
+    square = [0.05 * arrays(seed, width, width) for seed in range(4)]
+    shared = square, 0.1 * arrays(4, 7, width), arrays(5, width)
+
+    def step(shared, indexed, carry, late):
+        (a, b, c, d), of_inputs, bias = shared
+        (h, memory), (x, _) = carry, late
+        gate = jnp.tanh(h @ a + x @ of_inputs + bias)
+        new = jnp.tanh(gate @ d.T + memory) * jax.nn.sigmoid((h @ b) @ c + gate)
+        return (new, 0.5 * memory + gate), (2 * new, None)
+
+    start = arrays(6, rows, width), arrays(7, rows, width)
+    args = shared, None, start, arrays(8, 50, rows, 7), NOTHING, NOTHING
+    first = compared(50, step, *args)
+    again = jax.jit(functools.partial(row_scan, 50, step))
+    for _ in range(20):
+        jax.tree.map(np.testing.assert_array_equal, again(*args), first)
+
+
 def test_elementary_functions_are_accurate():
     values = np.concatenate([
         np.linspace(-100, 100, 4001), np.linspace(-1e-3, 1e-3, 101), [-np.inf, np.inf, -0.0],

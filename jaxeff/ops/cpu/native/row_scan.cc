@@ -1,16 +1,14 @@
 // A loop over time whose rows do not depend on each other: a thread takes some of the rows through
-// all steps, so that what they need stays in its core's cache and no thread waits for another. The
-// step is a list of operations on arrays [rows, width], made of a JAX function by row_program.py.
+// all steps, so that what they need stays in its core's cache and no thread waits for another. Of few
+// rows, threads share the columns of products, and do everything else each for itself.
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
-#include "elementwise.h"
-#include "matrices.h"
 #include "parallel.h"
-#include "vectors.h"
+#include "row_loop.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace jaxeff {
@@ -24,49 +22,19 @@ using Attribute = ffi::Span<const int64_t>;
 constexpr int64_t kMostRows = 32;        // of a piece: its arrays stay in the second cache
 constexpr int64_t kChunk = 1024;         // floats of an array that element-wise operations take at once
 constexpr int64_t kSmallWork = 1 << 19;  // multiply-adds below which another thread does not pay
+constexpr int64_t kSharedStep = 1 << 16;  // multiply-adds of a step whose columns are shared
+constexpr int64_t kSharedWork = 1 << 21;  // and of all steps
 
-// Where an array of the step lives; the order is that of `KINDS` in row_code.py.
-enum Kind { kRegister, kLocal, kLiteral, kScalar, kVector, kMatrix, kInput, kKnown, kState, kNext, kOutput, kRoom };
+// How threads share the columns of sums.
+struct Share {
+  int64_t member = 0;
+  Team* team = nullptr;
+  float* sums = nullptr;  // of two steps in turns: one may be read while the next is written
 
-// More terms of a sum follow a product whose extra number is 1.
-enum { kProduct = kElementwise, kJoin, kCut };
-
-struct Slot {
-  int64_t kind, index, inner, width;
-};
-
-struct Instruction {
-  int64_t code, out, operands[3], extra;
-};
-
-struct Loop {
-  std::vector<Slot> slots;
-  std::vector<Instruction> code;
-  std::vector<int64_t> groups;  // ends of runs of element-wise operations and of the terms of a sum
-  // Arrays of each kind that lies in memory, and how many inner arrays a step has of each.
-  std::vector<float*> arrays[kRoom + 1];
-  std::vector<int64_t> inner[kRoom + 1];
-  std::vector<float*> lasts;             // states after the loop
-  std::vector<int64_t> depths, columns;  // of the matrices
-  std::vector<bool> turned;              // whether they lie transposed
-  std::vector<float> copies;             // matrices as products read them
-  bool is_packed;                        // whether that is in panels
-  const float* scalars;
-  int64_t rows, steps, known_first, room_first;
-  bool reverse;
-
-  int64_t Padded(const Slot& slot) const { return RoundUp(slot.width, kLanes); }
-  bool IsMoving(const Slot& slot) const {
-    return slot.kind == kInput || slot.kind == kKnown || slot.kind == kOutput || slot.kind == kRoom;
+  // Where the columns of a member begin.
+  int64_t Begin(int64_t of, int64_t columns) const {
+    return team ? std::min(columns, RoundUp(columns * of / team->size(), kPanel)) : of * columns;
   }
-  bool IsWritten(const Slot& slot) const { return slot.kind == kOutput || slot.kind == kRoom; }
-  // Whether rows are not whole vectors, so that a piece has a copy of its own.
-  bool IsCopied(const Slot& slot) const { return IsMoving(slot) && slot.width % kLanes; }
-
-  void CopyMatrices();
-  void Run(int64_t first, int64_t count) const;
-  void Execute(int64_t begin, int64_t end, const std::vector<Place>& places, int64_t count,
-               std::vector<Term>& terms) const;
 };
 
 // 64-byte aligned memory of a thread, zeros at first: lanes beyond an array's width hold numbers.
@@ -81,11 +49,50 @@ void CopyRows(const float* from, int64_t from_row, float* to, int64_t to_row, in
   for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * to_row, from + r * from_row, 4 * width);
 }
 
-// Runs all steps for rows [first, first + count).
-void Loop::Run(int64_t first, int64_t count) const {
-  std::vector<Place> places(slots.size());
+// Rows [first, first + count) on one thread.
+class Rows {
+ public:
+  Rows(const Loop& loop, int64_t first, int64_t count, const Share& share = {});
+
+  // Runs all steps.
+  void Run();
+
+ private:
+  const Loop& loop_;
+  const int64_t first_, count_;
+  const Share share_;
+  std::vector<Place> places_;      // of the slots
+  std::vector<int64_t> state_of_;  // where the two versions of a state begin in memory
+  std::vector<Term> terms_;
+  float* memory_;
+  int64_t meetings_ = 0;
+
+  bool IsMoving(const Slot& slot) const {
+    return slot.kind == kInput || slot.kind == kKnown || slot.kind == kOutput || slot.kind == kRoom;
+  }
+  bool IsWritten(const Slot& slot) const { return slot.kind == kOutput || slot.kind == kRoom; }
+  // Whether rows are not whole vectors, or are written by another thread too, so that there is a copy.
+  bool IsCopied(const Slot& slot) const {
+    return IsMoving(slot) && (slot.width % kLanes || (share_.member && IsWritten(slot)));
+  }
+  float* At(const Slot& slot, int64_t t) const {
+    int64_t step = t + (slot.kind == kKnown ? loop_.known_first : slot.kind == kRoom ? loop_.room_first : 0);
+    int64_t number = step * loop_.inner[slot.kind][slot.index] + slot.inner;
+    return loop_.arrays[slot.kind][slot.index] + (number * loop_.rows + first_) * slot.width;
+  }
+
+  void Begin(int64_t i, int64_t t);
+  void Multiply(const Group& group, float* sums);
+  void Gather(const Group& last, const float* sums);
+  void Compute(const Group& group);
+  void End(int64_t t);
+};
+
+Rows::Rows(const Loop& loop, int64_t first, int64_t count, const Share& share)
+    : loop_(loop), first_(first), count_(count), share_(share), places_(loop.slots.size()),
+      state_of_(loop.lasts.size()) {
+  const auto& slots = loop.slots;
   std::vector<int64_t> offsets(slots.size());
-  std::vector<Term> terms;
   std::vector<int64_t> registers, locals;  // where each begins
   int64_t total = 0;
   auto take = [&](int64_t floats) {
@@ -93,144 +100,149 @@ void Loop::Run(int64_t first, int64_t count) const {
     total += RoundUp(floats, 16);
     return place;
   };
-  std::vector<int64_t> state_of(lasts.size());
+  auto take_once = [&](std::vector<int64_t>& begins, int64_t index, int64_t floats) {
+    if (static_cast<int64_t>(begins.size()) <= index) begins.resize(index + 1, -1);
+    if (begins[index] < 0) begins[index] = take(floats);
+    return begins[index];
+  };
   for (size_t s = 0; s < slots.size(); ++s) {
     const Slot& slot = slots[s];
-    int64_t row = Padded(slot);
+    int64_t row = loop.Padded(slot);
+    places_[s] = {nullptr, row, kLanes};
     if (slot.kind == kLocal) {
-      if (static_cast<int64_t>(locals.size()) <= slot.index) locals.resize(slot.index + 1, -1);
-      if (locals[slot.index] < 0) locals[slot.index] = take(std::max(row, kChunk));
-      offsets[s] = locals[slot.index];
-      places[s] = {nullptr, row, kLanes};
+      offsets[s] = take_once(locals, slot.index, std::max(row, kChunk));
     } else if (slot.kind == kRegister) {
-      if (static_cast<int64_t>(registers.size()) <= slot.index) registers.resize(slot.index + 1, -1);
-      if (registers[slot.index] < 0) registers[slot.index] = take(count * row);
-      offsets[s] = registers[slot.index];
-      places[s] = {nullptr, row, kLanes};
+      offsets[s] = take_once(registers, slot.index, count * row);
     } else if (slot.kind == kLiteral || slot.kind == kScalar) {
       offsets[s] = take(kLanes);
-      places[s] = {nullptr, 0, 0};
+      places_[s] = {nullptr, 0, 0};
     } else if (slot.kind == kVector) {
       offsets[s] = take(row);
-      places[s] = {nullptr, 0, kLanes};
+      places_[s].row = 0;
     } else if (slot.kind == kState) {
-      offsets[s] = state_of[slot.index] = take(2 * count * row);
-      places[s] = {nullptr, row, kLanes};
+      offsets[s] = state_of_[slot.index] = take(2 * count * row);
+    } else if (IsCopied(slot)) {
+      offsets[s] = take(count * row);
     } else if (IsMoving(slot)) {
-      offsets[s] = IsCopied(slot) ? take(count * row) : -1;
-      places[s] = {nullptr, IsCopied(slot) ? row : slot.width, kLanes};
-    } else if (slot.kind == kNext) {
-      places[s] = {nullptr, row, kLanes};
+      places_[s].row = slot.width;
     }
   }
-  float* memory = Workspace(total);
+  memory_ = Workspace(total);
   for (size_t s = 0; s < slots.size(); ++s) {
     const Slot& slot = slots[s];
-    Place& place = places[s];
-    if (slot.kind <= kLocal || IsCopied(slot)) place.base = memory + offsets[s];
+    float* base = memory_ + offsets[s];
+    if (slot.kind != kState && slot.kind != kNext && (!IsMoving(slot) || IsCopied(slot))) places_[s].base = base;
     if (slot.kind == kLiteral || slot.kind == kScalar) {
       float value;
       int32_t bits = static_cast<int32_t>(slot.index);
       std::memcpy(&value, &bits, 4);
-      place.base = memory + offsets[s];
-      Store(place.base, Fill(slot.kind == kLiteral ? value : scalars[slot.index]));
+      Store(base, Fill(slot.kind == kLiteral ? value : loop.scalars[slot.index]));
     }
-    if (slot.kind == kVector) {
-      place.base = memory + offsets[s];
-      std::memcpy(place.base, arrays[kVector][slot.index] + slot.inner * slot.width, 4 * slot.width);
-    }
+    if (slot.kind == kVector)
+      std::memcpy(base, loop.arrays[kVector][slot.index] + slot.inner * slot.width, 4 * slot.width);
     if (slot.kind == kState)
-      CopyRows(arrays[kState][slot.index] + first * slot.width, slot.width, memory + offsets[s], place.row, count,
+      CopyRows(loop.arrays[kState][slot.index] + first * slot.width, slot.width, base, places_[s].row, count,
                slot.width);
   }
-  for (int64_t i = 0; i < steps; ++i) {
-    int64_t t = reverse ? steps - 1 - i : i;
-    auto at = [&](const Slot& slot) {
-      int64_t step = t + (slot.kind == kKnown ? known_first : slot.kind == kRoom ? room_first : 0);
-      int64_t number = step * inner[slot.kind][slot.index] + slot.inner;
-      return arrays[slot.kind][slot.index] + (number * rows + first) * slot.width;
-    };
-    for (size_t s = 0; s < slots.size(); ++s) {
-      const Slot& slot = slots[s];
-      Place& place = places[s];
-      if (slot.kind == kState || slot.kind == kNext) {
-        int64_t turn = (i + (slot.kind == kNext)) % 2;
-        place.base = memory + state_of[slot.index] + turn * count * place.row;
-      } else if (IsMoving(slot) && !IsCopied(slot)) {
-        place.base = at(slot);
-      } else if (IsCopied(slot) && !IsWritten(slot)) {
-        CopyRows(at(slot), slot.width, place.base, place.row, count, slot.width);
+}
+
+void Rows::Run() {
+  for (int64_t i = 0; i < loop_.steps; ++i) {
+    int64_t t = loop_.reverse ? loop_.steps - 1 - i : i;
+    float* sums = share_.team ? share_.sums + i % 2 * loop_.sums : nullptr;
+    Begin(i, t);
+    for (const Group& group : loop_.groups) {
+      if (!loop_.IsProduct(group)) {
+        Compute(group);
+        continue;
+      }
+      Multiply(group, sums);
+      if (sums && group.ends_run) {
+        share_.team->Meet(&meetings_);
+        Gather(group, sums);
       }
     }
-    int64_t begin = 0;
-    for (int64_t end : groups) {
-      Execute(begin, end, places, count, terms);
-      begin = end;
-    }
-    for (size_t s = 0; s < slots.size(); ++s)
-      if (IsCopied(slots[s]) && IsWritten(slots[s]))
-        CopyRows(places[s].base, places[s].row, at(slots[s]), slots[s].width, count, slots[s].width);
+    if (!share_.member) End(t);
   }
-  for (size_t s = 0; s < slots.size(); ++s) {
-    const Slot& slot = slots[s];
+  for (size_t s = 0; s < places_.size() && !share_.member; ++s) {
+    const Slot& slot = loop_.slots[s];
     if (slot.kind != kState) continue;
-    int64_t row = places[s].row;
-    CopyRows(memory + state_of[slot.index] + steps % 2 * count * row, row,
-             lasts[slot.index] + first * slot.width, slot.width, count, slot.width);
+    int64_t row = places_[s].row;
+    CopyRows(memory_ + state_of_[slot.index] + loop_.steps % 2 * count_ * row, row,
+             loop_.lasts[slot.index] + first_ * slot.width, slot.width, count_, slot.width);
   }
 }
 
-// A row alone reads matrices but once in a step, as well where they lie; several read panels again
-// and again.
-void Loop::CopyMatrices() {
-  is_packed = rows >= kTileRows;
-  int64_t total = 0;
-  for (size_t i = 0; i < depths.size(); ++i)
-    if (is_packed || turned[i]) total += PackedSize(depths[i], columns[i]);
-  copies.resize(total);
-  float* to = copies.data();
-  for (size_t i = 0; i < depths.size(); ++i) {
-    if (!is_packed && !turned[i]) continue;
-    auto copy = is_packed ? (turned[i] ? PackTransposed : Pack) : Transpose;
-    copy(arrays[kMatrix][i], depths[i], columns[i], to);
-    arrays[kMatrix][i] = to;
-    to += PackedSize(depths[i], columns[i]);
+// Finds the arrays of step i, at time t.
+void Rows::Begin(int64_t i, int64_t t) {
+  for (size_t s = 0; s < places_.size(); ++s) {
+    const Slot& slot = loop_.slots[s];
+    Place& place = places_[s];
+    if (slot.kind == kState || slot.kind == kNext) {
+      int64_t turn = (i + (slot.kind == kNext)) % 2;
+      place.base = memory_ + state_of_[slot.index] + turn * count_ * place.row;
+    } else if (IsMoving(slot) && !IsCopied(slot)) {
+      place.base = At(slot, t);
+    } else if (IsCopied(slot) && !IsWritten(slot)) {
+      CopyRows(At(slot, t), slot.width, place.base, place.row, count_, slot.width);
+    }
   }
 }
 
-void Loop::Execute(int64_t begin, int64_t end, const std::vector<Place>& places, int64_t count,
-                   std::vector<Term>& terms) const {
-  if (code[begin].code == kProduct) {
-    terms.clear();
-    for (int64_t i = begin; i < end; ++i) {
-      int64_t rows_of = code[i].operands[0], matrix = slots[code[i].operands[1]].index;
-      terms.push_back({places[rows_of].base, places[rows_of].row, arrays[kMatrix][matrix], slots[rows_of].width});
-    }
-    const Instruction& first = code[begin];
-    const Place& out = places[first.out];
-    Sum sum{terms.data(), end - begin, nullptr, 0, out.base, out.row, slots[first.out].width, is_packed};
-    if (first.operands[2] >= 0) {
-      sum.start = places[first.operands[2]].base;
-      sum.start_stride = places[first.operands[2]].row;
-    }
-    PartOfSum(sum, 0, count, 0, sum.columns);
-    return;
+void Rows::End(int64_t t) {
+  for (size_t s = 0; s < places_.size(); ++s) {
+    const Slot& slot = loop_.slots[s];
+    if (IsCopied(slot) && IsWritten(slot))
+      CopyRows(places_[s].base, places_[s].row, At(slot, t), slot.width, count_, slot.width);
   }
+}
+
+// Computes a sum of products, or this member's columns of one.
+void Rows::Multiply(const Group& group, float* sums) {
+  const Instruction& first = loop_.code[group.begin];
+  terms_.clear();
+  for (int64_t i = group.begin; i < group.end; ++i) {
+    int64_t rows = loop_.code[i].operands[0], matrix = loop_.slots[loop_.code[i].operands[1]].index;
+    terms_.push_back({places_[rows].base, places_[rows].row, loop_.arrays[kMatrix][matrix], loop_.slots[rows].width});
+  }
+  const Place& out = places_[first.out];
+  int64_t columns = loop_.slots[first.out].width;
+  Sum sum{terms_.data(), group.end - group.begin, nullptr, 0, out.base, out.row, columns, loop_.is_packed};
+  if (sums) sum.y = sums + group.place, sum.y_stride = loop_.Padded(loop_.slots[first.out]);
+  if (first.operands[2] >= 0) {
+    sum.start = places_[first.operands[2]].base;
+    sum.start_stride = places_[first.operands[2]].row;
+  }
+  PartOfSum(sum, 0, count_, share_.Begin(share_.member, columns), share_.Begin(share_.member + 1, columns));
+}
+
+// Copies the sums of a run, of which all members have computed their columns, to where they go.
+void Rows::Gather(const Group& last, const float* sums) {
+  const Group* group = &last;
+  do {
+    const Instruction& op = loop_.code[group->begin];
+    const Slot& slot = loop_.slots[op.out];
+    CopyRows(sums + group->place, loop_.Padded(slot), places_[op.out].base, places_[op.out].row, count_, slot.width);
+  } while (group-- != loop_.groups.data() && loop_.IsProduct(*group) && !group->ends_run);
+}
+
+void Rows::Compute(const Group& group) {
   int64_t widest = kLanes;
-  for (int64_t i = begin; i < end; ++i) widest = std::max(widest, Padded(slots[code[i].out]));
+  for (int64_t i = group.begin; i < group.end; ++i)
+    widest = std::max(widest, loop_.Padded(loop_.slots[loop_.code[i].out]));
   int64_t chunk = std::max<int64_t>(1, kChunk / widest);
-  for (int64_t r = 0; r < count; r += chunk) {
-    int64_t rows = std::min(chunk, count - r);
+  for (int64_t r = 0; r < count_; r += chunk) {
+    int64_t rows = std::min(chunk, count_ - r);
     auto at = [&](int64_t slot) {
       if (slot < 0) return Place{nullptr, 0, 0};
-      Place place = places[slot];
-      if (slots[slot].kind != kLocal) place.base += r * place.row;
+      Place place = places_[slot];
+      if (loop_.slots[slot].kind != kLocal) place.base += r * place.row;
       return place;
     };
-    for (int64_t i = begin; i < end; ++i) {
-      const Instruction& op = code[i];
+    for (int64_t i = group.begin; i < group.end; ++i) {
+      const Instruction& op = loop_.code[i];
       Place out = at(op.out), a = at(op.operands[0]);
-      int64_t width = slots[op.out].width, of_a = slots[op.operands[0]].width;
+      int64_t width = loop_.slots[op.out].width, of_a = loop_.slots[op.operands[0]].width;
       if (op.code == kJoin) {
         Place b = at(op.operands[1]);
         CopyRows(a.base, a.row, out.base, out.row, rows, of_a);
@@ -238,8 +250,7 @@ void Loop::Execute(int64_t begin, int64_t end, const std::vector<Place>& places,
       } else if (op.code == kCut) {
         CopyRows(a.base + op.extra, a.row, out.base, out.row, rows, width);
       } else {
-        Operands all{out, a, at(op.operands[1]), at(op.operands[2]), rows,
-                     RoundUp(width, kLanes) / kLanes, op.extra};
+        Operands all{out, a, at(op.operands[1]), at(op.operands[2]), rows, RoundUp(width, kLanes) / kLanes, op.extra};
         kOperations[op.code](all);
       }
     }
@@ -263,12 +274,7 @@ ffi::Error RowScan(ffi::ThreadPool pool, Numbers offsets, Array scalars, ffi::Re
   for (size_t i = 0; i + 6 <= code.size(); i += 6)
     loop.code.push_back(
         {code[i], code[i + 1], {code[i + 2], code[i + 3], code[i + 4]}, code[i + 5]});
-  for (size_t i = 0; i < loop.code.size(); ++i) {
-    bool is_last = i + 1 == loop.code.size();
-    bool is_product = loop.code[i].code == kProduct;
-    if (is_last || (is_product ? !loop.code[i].extra : loop.code[i + 1].code == kProduct))
-      loop.groups.push_back(static_cast<int64_t>(i) + 1);
-  }
+  loop.MakeGroups();
   int64_t next = 0;
   // [steps, inner arrays, rows, width] or [inner arrays, width]: the sizes between.
   auto inner_arrays = [](ffi::Span<const int64_t> sizes) {
@@ -304,9 +310,17 @@ ffi::Error RowScan(ffi::ThreadPool pool, Numbers offsets, Array scalars, ffi::Re
   }
   if (work * rows * steps < kSmallWork) threads = 1;
   int64_t share = std::min(kMostRows, RoundUp((rows + threads - 1) / threads, kTileRows));
-  ForEachPiece(pool, threads, (rows + share - 1) / share, [&](int64_t piece) {
-    loop.Run(piece * share, std::min(share, rows - piece * share));
-  });
+  bool is_shared = rows <= share && work * rows >= kSharedStep && work * rows * steps >= kSharedWork;
+  if (threads > 1 && is_shared) {
+    std::vector<float> sums(2 * loop.sums);
+    Team::Run(pool, threads, [&](int64_t member, Team& team) {
+      Rows(loop, 0, rows, Share{member, team.size() > 1 ? &team : nullptr, sums.data()}).Run();
+    });
+  } else {
+    ForEachPiece(pool, threads, (rows + share - 1) / share, [&](int64_t piece) {
+      Rows(loop, piece * share, std::min(share, rows - piece * share)).Run();
+    });
+  }
   return ffi::Error::Success();
 }
 
