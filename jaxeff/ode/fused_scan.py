@@ -24,7 +24,8 @@ from jaxeff.ops.row_scan import Window, is_compiled, row_scan, unwritten
 from jaxeff.typing import Array
 
 #: Least steps of a block, and bytes of the activated values of longer ones: so many that a cache
-#: holds them, in a quarter of the sequence at most, or so few that they do not count.
+#: holds them, in a quarter of the sequence at most, or so few that they do not count (of wide cells,
+#: as many as of their kernels).
 BLOCK_LENGTH, CACHED_BYTES, FEW_BYTES = 16, 2 << 20, 1 << 14
 
 
@@ -71,11 +72,16 @@ def block_length(cell: FusedCell, kernels: Kernels, state: Any, inputs: Inputs) 
     options = FusedOptions(cell, store=True, sequence=False)
     blocks = jax.tree.map(lambda a: a[None], inputs)
     shapes = jax.eval_shape(functools.partial(_shapes, options), kernels, state, blocks)
-    bytes_per_step = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(shapes.activated))
+    bytes_per_step = _bytes(shapes.activated)
     cached = min(CACHED_BYTES // bytes_per_step, length // 4)
-    most = min(length, max(BLOCK_LENGTH, cached, FEW_BYTES // bytes_per_step))
+    few = max(FEW_BYTES, _bytes(kernels)) // bytes_per_step
+    most = min(length, max(BLOCK_LENGTH, cached, few))
     divisors = (size for size in range(most, most // 2, -1) if length % size == 0)
     return next(divisors, most)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
 def keep(mask: Array | None, new: Any, old: Any) -> Any:
