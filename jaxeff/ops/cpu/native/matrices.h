@@ -11,7 +11,6 @@
 namespace jaxeff {
 
 constexpr int kTileRows = 8;
-constexpr int64_t kPanel = 2 * kLanes;  // columns of a panel
 
 // One of the products that are added up: rows [rows, depth] times a kernel [depth, columns].
 struct Term {
@@ -30,65 +29,24 @@ struct Sum {
   float* y;
   int64_t y_stride;
   int64_t columns;  // of the kernels
-  bool is_packed;   // whether the kernels are in panels
 };
 
-// Floats of a kernel in panels.
-inline int64_t PackedSize(int64_t depth, int64_t columns) { return depth * RoundUp(columns, kPanel); }
-
-// Copies a kernel [depth, columns] to panels [depth, kPanel], which follow each other: what a tile
-// reads is contiguous then, and does not fall on the same few lines of a cache.
-inline void Pack(const float* kernel, int64_t depth, int64_t columns, float* to) {
-  for (int64_t c = 0; c < columns; c += kPanel) {
-    int64_t width = std::min(kPanel, columns - c);
-    for (int64_t k = 0; k < depth; ++k, to += kPanel) {
-      std::memcpy(to, kernel + k * columns + c, 4 * width);
-      std::fill(to + width, to + kPanel, 0.0f);
-    }
-  }
-}
-
-// Copies the transpose of a matrix [columns, depth] to [depth, columns], whose rows begin `row` apart.
-inline void TransposeTo(const float* matrix, int64_t depth, int64_t columns, float* to, int64_t row) {
+// Copies the transpose of a matrix [columns, depth] to [depth, columns].
+inline void Transpose(const float* matrix, int64_t depth, int64_t columns, float* to) {
   constexpr int64_t kSquare = 16;  // a line of a cache
   for (int64_t k = 0; k < depth; k += kSquare) {
     int64_t end = std::min(depth, k + kSquare);
     for (int64_t c = 0; c < columns; ++c)
-      for (int64_t i = k; i < end; ++i) to[i * row + c] = matrix[c * depth + i];
+      for (int64_t i = k; i < end; ++i) to[i * columns + c] = matrix[c * depth + i];
   }
-}
-
-inline void Transpose(const float* matrix, int64_t depth, int64_t columns, float* to) {
-  TransposeTo(matrix, depth, columns, to, columns);
-}
-
-// Copies the transpose of a matrix [columns, depth] to panels.
-inline void PackTransposed(const float* matrix, int64_t depth, int64_t columns, float* to) {
-  for (int64_t c = 0; c < columns; c += kPanel, to += depth * kPanel) {
-    int64_t width = std::min(kPanel, columns - c);
-    TransposeTo(matrix + c * depth, depth, width, to, kPanel);
-    for (int64_t k = 0; k < depth && width < kPanel; ++k)
-      std::fill(to + k * kPanel + width, to + (k + 1) * kPanel, 0.0f);
-  }
-}
-
-// Where a column of a kernel begins, and how far its rows are from each other.
-struct Columns {
-  const float* first;
-  int64_t stride;
-};
-
-inline Columns ColumnsOf(const Sum& sum, const Term& term, int64_t column) {
-  if (!sum.is_packed) return {term.kernel + column, sum.columns};
-  return {term.kernel + column / kPanel * term.depth * kPanel + column % kPanel, kPanel};
 }
 
 // Adds the products of P rows to sums of V vectors of columns.
 template <int P, int V>
-void AddProducts(const Term& term, int64_t first, Columns columns, Vector (&sums)[P][V]) {
-  const float* weights = columns.first;
+void AddProducts(const Term& term, int64_t first, int64_t column, int64_t columns, Vector (&sums)[P][V]) {
+  const float* weights = term.kernel + column;
   const float* rows = term.rows + first * term.stride;
-  for (int64_t k = 0; k < term.depth; ++k, weights += columns.stride) {
+  for (int64_t k = 0; k < term.depth; ++k, weights += columns) {
     Vector w[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) w[v] = Load(weights + v * kLanes);
@@ -101,13 +59,12 @@ void AddProducts(const Term& term, int64_t first, Columns columns, Vector (&sums
 
 // The first of the remaining columns, fewer than a vector has lanes.
 template <int P>
-void AddLastProducts(const Term& term, int64_t first, Columns columns, int64_t width,
-                     Vector (&sums)[P]) {
-  const float* weights = columns.first;
+void AddLastProducts(const Term& term, int64_t first, int64_t column, int64_t columns, Vector (&sums)[P]) {
+  const float* weights = term.kernel + column;
   const float* rows = term.rows + first * term.stride;
-  for (int64_t k = 0; k < term.depth; ++k, weights += columns.stride) {
+  for (int64_t k = 0; k < term.depth; ++k, weights += columns) {
     Vector w{};
-    std::memcpy(&w, weights, 4 * width);
+    std::memcpy(&w, weights, 4 * (columns - column));
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) sums[p] += w * rows[p * term.stride + k];
   }
@@ -121,7 +78,7 @@ void Tile(const Sum& sum, int64_t first, int64_t column) {
       for (int v = 0; v < V; ++v)
         sums[p][v] = Load(sum.start + (first + p) * sum.start_stride + column + v * kLanes);
   for (int64_t i = 0; i < sum.count; ++i)
-    AddProducts<P, V>(sum.terms[i], first, ColumnsOf(sum, sum.terms[i], column), sums);
+    AddProducts<P, V>(sum.terms[i], first, column, sum.columns, sums);
   for (int p = 0; p < P; ++p)
     for (int v = 0; v < V; ++v)
       Store(sum.y + (first + p) * sum.y_stride + column + v * kLanes, sums[p][v]);
@@ -144,7 +101,7 @@ void TileColumns(const Sum& sum, int64_t first, int64_t column, int64_t end) {
     for (int p = 0; p < P; ++p)
       std::memcpy(&sums[p], sum.start + (first + p) * sum.start_stride + column, 4 * width);
   for (int64_t i = 0; i < sum.count; ++i)
-    AddLastProducts<P>(sum.terms[i], first, ColumnsOf(sum, sum.terms[i], column), width, sums);
+    AddLastProducts<P>(sum.terms[i], first, column, sum.columns, sums);
   for (int p = 0; p < P; ++p) std::memcpy(sum.y + (first + p) * sum.y_stride + column, &sums[p], 4 * width);
 }
 
@@ -155,10 +112,10 @@ inline void PartOfSum(const Sum& sum, int64_t first, int64_t last, int64_t colum
       TileColumns<1>, TileColumns<2>, TileColumns<3>, TileColumns<4>,
       TileColumns<5>, TileColumns<6>, TileColumns<7>, TileColumns<8>};
   // Columns are the outer loop: what is read of the kernels for them stays in the first cache.
-  int64_t group = sum.is_packed ? kPanel : 8 * kLanes;
-  for (int64_t c = column; c < end; c += group)
+  constexpr int64_t kGroup = 8 * kLanes;
+  for (int64_t c = column; c < end; c += kGroup)
     for (int64_t r = first; r < last; r += kTileRows)
-      kColumns[std::min<int64_t>(kTileRows, last - r) - 1](sum, r, c, std::min(end, c + group));
+      kColumns[std::min<int64_t>(kTileRows, last - r) - 1](sum, r, c, std::min(end, c + kGroup));
 }
 
 }  // namespace jaxeff

@@ -44,7 +44,7 @@ ffi::Error Products(ffi::ThreadPool pool, Array x, ffi::RemainingArgs kernels,
   if (work < kSmallWork) threads = 1;
   ForEachPiece(pool, threads, blocks * count, [&](int64_t piece) {
     int64_t i = piece % count, first = piece / count * kPieceRows;
-    Sum sum{&terms[i], 1, nullptr, 0, outputs[i], columns[i], columns[i], false};
+    Sum sum{&terms[i], 1, nullptr, 0, outputs[i], columns[i], columns[i]};
     PartOfSum(sum, first, std::min(rows, first + kPieceRows), 0, columns[i]);
   });
   return ffi::Error::Success();
@@ -70,7 +70,7 @@ ffi::Error SumOfProducts(ffi::ThreadPool pool, ffi::RemainingArgs args, Result y
   int64_t blocks = (rows + kPieceRows - 1) / kPieceRows;
   int64_t groups = threads > 1 ? (columns + kPieceColumns - 1) / kPieceColumns : 1;
   int64_t width = threads > 1 ? kPieceColumns : columns;
-  Sum sum{terms.data(), count, nullptr, 0, y->typed_data(), columns, columns, false};
+  Sum sum{terms.data(), count, nullptr, 0, y->typed_data(), columns, columns};
   ForEachPiece(pool, threads, blocks * groups, [&](int64_t piece) {
     int64_t first = piece / groups * kPieceRows, column = piece % groups * width;
     PartOfSum(sum, first, std::min(rows, first + kPieceRows), column,

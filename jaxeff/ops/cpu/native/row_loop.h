@@ -44,8 +44,7 @@ struct Loop {
   std::vector<float*> lasts;             // states after the loop
   std::vector<int64_t> depths, columns;  // of the matrices
   std::vector<bool> turned;              // whether they lie transposed
-  std::vector<float> copies;             // matrices as products read them
-  bool is_packed;                        // whether that is in panels
+  std::vector<float> transposes;         // of these, as products read them
   const float* scalars;
   int64_t rows, steps, known_first, room_first;
   int64_t sums = 0;  // floats of the sums of a step
@@ -55,7 +54,7 @@ struct Loop {
   bool IsProduct(const Group& group) const { return code[group.begin].code == kProduct; }
 
   void MakeGroups();
-  void CopyMatrices();
+  void TransposeMatrices();
 };
 
 inline void Loop::MakeGroups() {
@@ -79,21 +78,16 @@ inline void Loop::MakeGroups() {
     groups[g].ends_run = g + 1 == groups.size() || !IsProduct(groups[g + 1]) || reads_sum(groups[g + 1]);
 }
 
-// A row alone reads matrices but once in a step, as well where they lie; several read panels again
-// and again.
-inline void Loop::CopyMatrices() {
-  is_packed = rows >= kTileRows;
+inline void Loop::TransposeMatrices() {
   int64_t total = 0;
-  for (size_t i = 0; i < depths.size(); ++i)
-    if (is_packed || turned[i]) total += PackedSize(depths[i], columns[i]);
-  copies.resize(total);
-  float* to = copies.data();
-  for (size_t i = 0; i < depths.size(); ++i) {
-    if (!is_packed && !turned[i]) continue;
-    auto copy = is_packed ? (turned[i] ? PackTransposed : Pack) : Transpose;
-    copy(arrays[kMatrix][i], depths[i], columns[i], to);
+  for (size_t i = 0; i < turned.size(); ++i) total += turned[i] * depths[i] * columns[i];
+  transposes.resize(total);
+  float* to = transposes.data();
+  for (size_t i = 0; i < turned.size(); ++i) {
+    if (!turned[i]) continue;
+    Transpose(arrays[kMatrix][i], depths[i], columns[i], to);
     arrays[kMatrix][i] = to;
-    to += PackedSize(depths[i], columns[i]);
+    to += depths[i] * columns[i];
   }
 }
 

@@ -33,7 +33,7 @@ struct Share {
 
   // Where the columns of a member begin.
   int64_t Begin(int64_t of, int64_t columns) const {
-    return team ? std::min(columns, RoundUp(columns * of / team->size(), kPanel)) : of * columns;
+    return team ? std::min(columns, RoundUp(columns * of / team->size(), 2 * kLanes)) : of * columns;
   }
 };
 
@@ -207,7 +207,7 @@ void Rows::Multiply(const Group& group, float* sums) {
   }
   const Place& out = places_[first.out];
   int64_t columns = loop_.slots[first.out].width;
-  Sum sum{terms_.data(), group.end - group.begin, nullptr, 0, out.base, out.row, columns, loop_.is_packed};
+  Sum sum{terms_.data(), group.end - group.begin, nullptr, 0, out.base, out.row, columns};
   if (sums) sum.y = sums + group.place, sum.y_stride = loop_.Padded(loop_.slots[first.out]);
   if (first.operands[2] >= 0) {
     sum.start = places_[first.operands[2]].base;
@@ -294,7 +294,7 @@ ffi::Error RowScan(ffi::ThreadPool pool, Numbers offsets, Array scalars, ffi::Re
       loop.depths.push_back(array->dimensions()[turned[i] ? 1 : 0]);
       loop.columns.push_back(array->dimensions()[turned[i] ? 0 : 1]);
     }
-  loop.CopyMatrices();
+  loop.TransposeMatrices();
   size_t states = loop.arrays[kState].size();
   for (size_t i = 0; i < results.size(); ++i) {
     auto array = results.get<Array>(i);
