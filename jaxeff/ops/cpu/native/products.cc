@@ -18,7 +18,7 @@ using Array = ffi::Buffer<ffi::F32>;
 using Result = ffi::Result<ffi::Buffer<ffi::F32>>;
 
 constexpr int64_t kPieceRows = 64;       // of a piece of the work
-constexpr int64_t kBlock = 128;          // rows whose outer products are summed in registers
+constexpr int64_t kBlock = 512;          // rows whose outer products are summed in registers
 constexpr int64_t kSmallWork = 1 << 19;  // multiply-adds below which another thread does not pay
 
 // y_i = x K_i for kernels [depth, columns of i].
