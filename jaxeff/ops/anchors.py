@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.ops import convolution
-from jaxeff.ops.normalisation import finished
+from jaxeff.ops.normalisation import Normalisation, finished
 from jaxeff.ops.platforms import has_cpu_form
 from jaxeff.ops.precision import wide
 from jaxeff.typing import Array
@@ -103,12 +103,13 @@ def mixed(
     anchors: Array,
     x: Array,
     kernel: Array,
-    bias: Array,
+    bias: Array | None,
     share: Array,
     stride: int,
     blend: bool = False,
     skip: Array | None = None,
     relu: bool = False,
+    norm: Normalisation | None = None,
 ) -> Array:
     """Returns `mix` of the bilinear interpolation and a depthwise convolution, plus a skip.
 
@@ -116,29 +117,31 @@ def mixed(
       anchors: values ``[batch, anchor rows, anchor columns, channels]``.
       x: ``[batch, rows, columns, channels]``, which is convolved.
       kernel: ``[k, k, 1, channels]``, odd k.
-      bias: ``[channels]``, of the convolution.
+      bias: ``[channels]``, of the convolution; None for nothing.
       share: see `mix`, as for the next two.
       stride: distance between anchors.
       blend: whether anchors are mixed as well.
       skip: like x, added; None for nothing.
       relu: whether negative values then become zero.
+      norm: of the convolution, see `jaxeff.ops.convolution.depthwise_conv`.
     """
-    return separately_mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu)
+    return separately_mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu, norm)
 
 
 def separately_mixed(
     anchors: Array,
     x: Array,
     kernel: Array,
-    bias: Array,
+    bias: Array | None,
     share: Array,
     stride: int,
     blend: bool,
     skip: Array | None,
     relu: bool,
+    norm: Normalisation | None,
 ) -> Array:
     """Computes `mixed` by one operation after the other."""
-    g = convolution.depthwise_conv(x, kernel, 1, bias)
+    g = convolution.depthwise_conv(x, kernel, 1, bias, norm=norm)
     filled = interpolate(anchors, (x.shape[ROWS], x.shape[COLUMNS]), stride)
     return finished(mix(filled, g, share, stride, blend), skip, relu)
 

@@ -19,6 +19,7 @@ from jaxeff.ops import convolution, platform
 from jaxeff.ops.activations import ACTIVATIONS
 from jaxeff.ops.cpu import native
 from jaxeff.ops.cpu.native import library
+from jaxeff.ops.normalisation import Normalisation
 
 pytestmark = pytest.mark.skipif(
     not native.is_available(), reason="no C++ compiler, or JAXEFF_NATIVE=never"
@@ -52,10 +53,11 @@ def test_values_and_gradients_are_those_of_double_precision(x_shape, kernel_shap
     rows, columns = (-(-size // strides) for size in x_shape[1:3])
     y_shape = (x_shape[0], rows, columns, kernel_shape[3])
     gate_shape = (x_shape[0], x_shape[-1])
-    args = arrays(x_shape, kernel_shape, y_shape[-1:], y_shape, y_shape[-1:], gate_shape)
+    args = arrays(x_shape, kernel_shape, y_shape[-1:], y_shape, (4, *y_shape[-1:]), gate_shape)
 
-    def conv(x, kernel, bias, skip, factor, gate):
-        return convolution.conv(x, kernel, strides, bias, skip, "relu", factor, gate)
+    def conv(x, kernel, bias, skip, rows, gate):
+        norm = Normalisation(*rows[:3], rows[3] ** 2 + 0.5, 1e-3)
+        return convolution.conv(x, kernel, strides, bias, skip, "relu", norm, gate)
 
     def both(*args):
         y, pull = jax.vjp(conv, *args)

@@ -82,8 +82,9 @@ void Multiply(const float* from, int64_t pixels, int64_t channels, const float* 
     for (int64_t c = 0; c < channels; ++c) to[c] = from[c] * gate[c];
 }
 
-ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array affine, Array skip, Array gate,
-                    Result y, int64_t strides, int64_t activation, int64_t threads) {
+ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array scale, Array offset, Array mean,
+                    Array variance, Array skip, Array gate, Result y, int64_t strides,
+                    int64_t activation, float epsilon, int64_t threads) {
   auto in = x.dimensions(), k = kernel.dimensions(), out = y->dimensions();
   Image seen{in[1], in[2], in[3]}, made{out[1], out[2], out[3]};
   int64_t rows = k[0], columns = k[1], inputs = k[2], outputs = k[3];
@@ -123,6 +124,7 @@ ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array affine, A
     packed.reset(new float[groups * group_size]);
     for (int64_t group = 0; group < groups; ++group) pack(group, &packed[group * group_size]);
   }
+  Affine affine(scale, offset, mean, variance, epsilon);
   Epilogue epilogue = EpilogueOf(affine, skip, activation);
   bool in_place = is_pixelwise && !gates, is_one_row = is_pixelwise && strides == 1;
   ForEachPiece(pool, threads, in[0] * pieces * splits, [&](int64_t piece) {
@@ -332,9 +334,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_conv, Convolve,
                                   .Arg<Array>()
                                   .Arg<Array>()
                                   .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
                                   .Ret<Array>()
                                   .Attr<int64_t>("strides")
                                   .Attr<int64_t>("activation")
+                                  .Attr<float>("epsilon")
                                   .Attr<int64_t>("threads"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_conv_input_gradient, InputGradient,
