@@ -69,27 +69,39 @@ inline void InTiles(void (*const* tiles)(const Run&), Run run, int64_t pixels) {
   }
 }
 
-// Writes the sums of a run's first P pixels, after what is left to do.
-template <int P, int V>
-void Finish(const Run& run, const Vector (&sums)[P][V]) {
+template <Activation kind, int P, int V>
+void FinishWith(const Run& run, const Vector (&sums)[P][V]) {
+  Vector factor[V], bias[V];
+  int64_t width[V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) {
-    int64_t first = v * kLanes, width = std::min(kLanes, run.channels - first);
-    Epilogue after = run.epilogue.From(first, first);
-    Vector factor = after.Factor(width), bias = after.Bias(width);
-#pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) {
-      int64_t place = p * run.output_pixel + first;
-      Vector value = sums[p][v] * factor + bias;
-      if (after.skip) value += LoadPart(after.skip + p * run.output_pixel, width);
-      if (after.activation == kRelu) value = value < 0 ? Vector{} : value;
-      StorePart(run.output + place, value, width);
+    width[v] = std::min(kLanes, run.channels - v * kLanes);
+    Epilogue after = run.epilogue.From(v * kLanes, 0);
+    factor[v] = after.Factor(width[v]), bias[v] = after.Bias(width[v]);
+  }
+  const float* skip = run.epilogue.skip;
+  float* output = run.output;
+  for (int p = 0; p < P; ++p, output += run.output_pixel) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      Vector value = sums[p][v] * factor[v] + bias[v];
+      if (skip) value += LoadPart(skip + v * kLanes, width[v]);
+      StorePart(output + v * kLanes, Activated(kind, value), width[v]);
     }
-    if (after.activation > kRelu)  // long ones in a loop of their own, out of the registers
-      for (int p = 0; p < P; ++p) {
-        float* place = run.output + p * run.output_pixel + first;
-        StorePart(place, Activated(after.activation, LoadPart(place, width)), width);
-      }
+    if (skip) skip += run.output_pixel;
+  }
+}
+
+// Writes the sums of a run's first P pixels, after what is left to do. Not inlined: sums are in
+// memory then, and registers free for what activations compute with.
+template <int P, int V>
+__attribute__((noinline)) void Finish(const Run& run, const Vector (&sums)[P][V]) {
+  switch (run.epilogue.activation) {
+    case kRelu: return FinishWith<kRelu>(run, sums);
+    case kRelu6: return FinishWith<kRelu6>(run, sums);
+    case kSwish: return FinishWith<kSwish>(run, sums);
+    case kHardSwish: return FinishWith<kHardSwish>(run, sums);
+    default: return FinishWith<kIdentity>(run, sums);
   }
 }
 

@@ -20,7 +20,30 @@ inline Vector EachLane(Vector x, const Function& function) {
   return x;
 }
 
-// Powers of two times a polynomial of the rest (Cephes, expf).
+// The polynomial of exp(r) for r of at most log(2) / 2 (Cephes, expf).
+inline Vector ExpNearZero(Vector r) {
+  Vector p = Fill(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  return p * r * r + r + 1.0f;
+}
+
+// Powers of two times a polynomial of the rest.
+#if defined(__AVX512F__)
+inline Vector Exp(Vector x) {
+  __m512 low = _mm512_set1_ps(-87.33654f), high = _mm512_set1_ps(89.0f);
+  __m512 inside = _mm512_min_ps(high, _mm512_max_ps(low, reinterpret_cast<__m512>(x)));
+  __m512 whole = _mm512_roundscale_ps(inside * 1.44269504088896341f, _MM_FROUND_TO_NEAREST_INT);
+  Vector n = reinterpret_cast<Vector>(whole);
+  Vector r = reinterpret_cast<Vector>(inside) - n * 0.693359375f - n * -2.12194440e-4f;
+  __m512 p = reinterpret_cast<__m512>(ExpNearZero(r));
+  __mmask16 is_normal = _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), low, _CMP_NLT_UQ);
+  return reinterpret_cast<Vector>(_mm512_maskz_scalef_ps(is_normal, p, whole));
+}
+#else
 inline Vector Exp(Vector x) {
   Vector inside = x < -87.33654f ? Fill(-87.33654f) : x > 88.72284f ? Fill(88.72284f) : x;
   // Adding 3 * 2^22 rounds to an integer, which is then in the lowest bits.
@@ -28,13 +51,7 @@ inline Vector Exp(Vector x) {
   Vector shifted = inside * 1.44269504088896341f + kRound;
   Vector whole = shifted - kRound;
   Vector r = inside - whole * 0.693359375f - whole * -2.12194440e-4f;
-  Vector p = Fill(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  Vector p = ExpNearZero(r);
   Integers bits;
   std::memcpy(&bits, &shifted, sizeof(bits));
   // In two factors: the power of two itself may be beyond the largest number.
@@ -46,6 +63,7 @@ inline Vector Exp(Vector x) {
   y = x > 88.72284f ? Fill(INFINITY) : y;
   return x < -87.33654f ? Vector{} : y;
 }
+#endif
 
 // A quotient of polynomials on the range where the result is not yet 1 (Eigen, XLA).
 inline Vector Tanh(Vector x) {
