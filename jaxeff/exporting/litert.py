@@ -190,7 +190,7 @@ def _resized(x: Array, *, stride: int, shape: tuple[int, ...]) -> list[Array] | 
             x = jnp.concatenate([x, last], axis)
     if x.ndim != 4 or 1 in x.shape[1:3]:
         return None
-    size = tuple((count - 1) * stride + 1 for count in x.shape[1:3])
+    size = (x.shape[1] - 1) * stride + 1, (x.shape[2] - 1) * stride + 1
     resize = jax.lax.composite(
         lambda x, **_: anchors.interpolate(x, size, stride), "odml.upsample_bilinear2d"
     )
@@ -217,7 +217,7 @@ def _sampled(
         return None
     if max(steps) == 1:
         return None
-    ones = np.ones((1, 1, 1, x.shape[3]), np.float32)
+    ones = jnp.ones((1, 1, 1, x.shape[3]), x.dtype)
     layout = ("NHWC", "HWIO", "NHWC")
     sampled = jax.lax.conv_general_dilated(
         x, ones, steps[1:3], "VALID", dimension_numbers=layout, feature_group_count=x.shape[3]

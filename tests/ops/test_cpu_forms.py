@@ -30,7 +30,7 @@ def conv(*options):
 
 
 def normalisation_of(rows):
-    """Returns the normalisation of scales, biases, means and roots of variances ``[4, channels]``."""
+    """Returns the normalisation by scales, biases, means and roots of variances, rows of one."""
     return normalisation.Normalisation(*rows[:3], rows[3] ** 2 + 0.5, 1e-3)
 
 

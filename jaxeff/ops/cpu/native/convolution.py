@@ -154,7 +154,7 @@ def _conv_backward(strides: int, activation: str, saved: Any, g: Array) -> tuple
     elif activation != "identity":
         before = conv(x, kernel, strides, bias, skip, "identity", norm, gate)
         (g,) = jax.vjp(FUNCTIONS[activation], before)[1](g)
-    seen, pull = jax.vjp(lambda *args: folded(*args, x), kernel, bias, norm)
+    seen, pull = jax.vjp(lambda k, b, n: folded(k, b, n, x), kernel, bias, norm)
     dx = input_gradient(g, seen[0], x.shape, strides)
     dkernel = kernel_gradient(gated(x, gate), g, kernel.shape, strides)
     dkernel, dbias, dnorm = pull((dkernel, None if seen[1] is None else jnp.sum(g, (0, 1, 2))))
