@@ -127,6 +127,7 @@ ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array scale, Ar
   }
   Affine affine(scale, offset, mean, variance, epsilon);
   Epilogue epilogue = EpilogueOf(affine, skip, activation);
+  epilogue.is_streamed = IsStreamed(y->typed_data(), y->element_count(), made.channels);
   bool in_place = is_pixelwise && !gates, is_one_row = is_pixelwise && strides == 1;
   ForEachPiece(pool, threads, in[0] * pieces * splits, [&](int64_t piece) {
     int64_t split = piece % splits, image = piece / splits / pieces;
@@ -166,6 +167,7 @@ ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array scale, Ar
       run.output += height * output_row;
       run.epilogue = run.epilogue.From(0, height * output_row);
     }
+    if (epilogue.is_streamed) EndStream();
   });
   return ffi::Error::Success();
 }

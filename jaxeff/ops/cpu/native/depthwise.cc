@@ -52,6 +52,7 @@ ffi::Error DepthwiseConvolve(ffi::ThreadPool pool, Array x, Array kernel, Array 
   int64_t pieces = (made.rows + rows - 1) / rows;
   Affine affine(scale, offset, mean, variance, epsilon);
   Epilogue epilogue = EpilogueOf(affine, skip, activation);
+  epilogue.is_streamed = IsStreamed(y->typed_data(), y->element_count(), made.channels);
   epilogue.factor = nullptr;  // it is taken into the kernel
   ForEachPiece(pool, threads, in[0] * parts * pieces, [&](int64_t piece) {
     int64_t image = piece / pieces / parts, part = piece / pieces % parts * kLanes;
@@ -78,6 +79,7 @@ ffi::Error DepthwiseConvolve(ffi::ThreadPool pool, Array x, Array kernel, Array 
                 epilogue.From(c, place)};
         InTiles(kTiles, run, made.columns);
       }
+    if (epilogue.is_streamed) EndStream();
   });
   return ffi::Error::Success();
 }
