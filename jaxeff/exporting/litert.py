@@ -19,6 +19,7 @@ from jax import export
 from jaxeff.exporting import litert_integers
 from jaxeff.exporting.entry import Artifact, Entry
 from jaxeff.exporting.formats import FORMATS, ExportError, Runtime, refused, require_package
+from jaxeff.ops import anchors
 from jaxeff.programs.rewriting import Rule, largest_so_far, rewritten, zeros_between
 from jaxeff.typing import Array
 
@@ -167,7 +168,67 @@ def _place_of_one(x: Array, *, axes: Any, index_dtype: Any, **others: Any) -> li
 
 
 #: Primitives that converter or runtime lack.
+def _known(*arrays: Array, **parameters: Any) -> list[Array] | None:
+    """Writes the functions of `jaxeff.ops.anchors` in operations that LiteRT has fast code for."""
+    name = str(parameters.get("name", ""))
+    for start, write in ((anchors.INTERPOLATION, _resized), (anchors.MIXTURE, _weighted)):
+        if name.startswith(start) and all(a.dtype == jnp.float32 for a in arrays):
+            shape = parameters["jaxpr"].out_avals[0].shape
+            return write(*arrays, stride=int(name.removeprefix(start)), shape=shape)
+    return None
+
+
+def _resized(x: Array, *, stride: int, shape: tuple[int, ...]) -> list[Array] | None:
+    """Interpolates by a bilinear resizing.
+
+    That one keeps the corners: an axis of k anchors becomes one of ``(k - 1) stride + 1`` pixels.
+    Where there are more, the last anchor is repeated, and what is too much is cut off.
+    """
+    for axis in (-3, -2):
+        if shape[axis] > (x.shape[axis] - 1) * stride + 1:
+            last = jax.lax.slice_in_dim(x, x.shape[axis] - 1, x.shape[axis], axis=axis)
+            x = jnp.concatenate([x, last], axis)
+    if x.ndim != 4 or 1 in x.shape[1:3]:
+        return None
+    size = (x.shape[1] - 1) * stride + 1, (x.shape[2] - 1) * stride + 1
+    resize = jax.lax.composite(
+        lambda x, **_: anchors.interpolate(x, size, stride), "odml.upsample_bilinear2d"
+    )
+    options = {"size": np.asarray(size, np.int32), "align_corners": True, "is_nchw_op": False}
+    return [resize(x, **options)[:, : shape[1], : shape[2]]]
+
+
+def _weighted(
+    filled: Array, g: Array, share: Array, *, stride: int, shape: tuple[int, ...]
+) -> list[Array]:
+    """Mixes by weights that are 1 and 0 at the anchors, which are constants of the program."""
+    rows, columns = (np.arange(size) % stride == 0 for size in shape[-3:-1])
+    elsewhere = 1 - (rows[:, None, None] & columns[:, None]).astype(np.float32)
+    return [((1 - elsewhere) + elsewhere * share) * filled + elsewhere * ((1 - share) * g)]
+
+
+def _sampled(
+    x: Array, *, start_indices: Any, limit_indices: Any, strides: Any
+) -> list[Array] | None:
+    """Takes every s-th pixel by a depthwise convolution with a kernel of one weight."""
+    steps = tuple(strides or (1,) * x.ndim)
+    is_whole = not any(start_indices) and tuple(limit_indices) == x.shape
+    if x.ndim != 4 or not is_whole or steps[::3] != (1, 1) or x.dtype != jnp.float32:
+        return None
+    if max(steps) == 1:
+        return None
+    ones = jnp.ones((1, 1, 1, x.shape[3]), x.dtype)
+    layout = ("NHWC", "HWIO", "NHWC")
+    sampled = jax.lax.conv_general_dilated(
+        x, ones, steps[1:3], "VALID", dimension_numbers=layout, feature_group_count=x.shape[3]
+    )
+    return [sampled]
+
+
 _RULES: dict[str, Rule] = {
+    "jit": _known,
+    "pjit": _known,
+    "slice": _sampled,
     "argmax": _place_of_one,
     "argmin": _place_of_one,
     "conv_general_dilated": _without_input_dilation,

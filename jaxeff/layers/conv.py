@@ -15,6 +15,7 @@ from jaxeff.errors import ConfigError
 from jaxeff.layers.normalisation import BatchNorm
 from jaxeff.ops import convolution
 from jaxeff.ops.activations import ACTIVATIONS
+from jaxeff.ops.normalisation import Normalisation
 from jaxeff.registry import closest
 from jaxeff.typing import Array, Dtype, PRNGKey
 
@@ -76,7 +77,7 @@ class Conv(nn.Module):
     def __call__(
         self,
         x: Array,
-        norm: tuple[Array, Array] | None = None,
+        norm: Normalisation | None = None,
         skip: Array | None = None,
         *,
         activation: str = "identity",
@@ -86,30 +87,23 @@ class Conv(nn.Module):
 
         Args:
           x: ``[..., rows, columns, channels]``.
-          norm: factor and offset ``[channels]`` of a normalisation that follows; taken into kernel
-            and bias.
+          norm: a normalisation that follows; taken into kernel and bias.
           skip: added, like the result.
           activation: of the sum, a name in `ACTIVATIONS`.
           gate: ``[..., channels]``, by which every pixel is multiplied first; not if depthwise.
         """
         kernel, bias = self.weights(x.shape[-1])
         strides = one_size("Conv.strides", self.strides)
-        factor = None
-        if norm is not None:
-            factor, offset = norm
-            bias = offset if bias is None else offset + bias * factor
-            if not self.features:  # a small kernel, rounded as in `jaxeff.ops.anchors.mixed`
-                kernel, factor = kernel * factor, None
         x, narrow, bias, skip = nn.dtypes.promote_dtype(x, kernel, bias, skip, dtype=self.dtype)
-        kernel = narrow if factor is None else kernel  # it takes the type after the factor
+        kernel = narrow if norm is None else kernel  # it takes the type after the factor
         images = x.reshape(-1, *x.shape[-3:])
         skips = None if skip is None else skip.reshape(-1, *skip.shape[-3:])
         after = (bias, skips, activation)
         if not self.features:
-            y = convolution.depthwise_conv(images, kernel, strides, *after)
+            y = convolution.depthwise_conv(images, kernel, strides, *after, norm)
         else:
             gates = None if gate is None else gate.reshape(-1, gate.shape[-1])
-            y = convolution.conv(images, kernel, strides, *after, factor, gates)
+            y = convolution.conv(images, kernel, strides, *after, norm, gates)
         return y.reshape(*x.shape[:-3], *y.shape[-3:])
 
 
@@ -240,8 +234,8 @@ def normalised(
     if gate is not None and not (isinstance(conv, Conv) and conv.features):
         x, gate = x * gate[..., None, None, :], None
     if norm.use_running_average and isinstance(conv, Conv):
-        folded = norm.folded(conv.features or x.shape[-1], conv.dtype or x.dtype)
-        return conv(x, folded, skip, activation=activation, gate=gate)
+        running = norm.running(conv.features or x.shape[-1])
+        return conv(x, running, skip, activation=activation, gate=gate)
     relu = activation == "relu"
     y = norm(conv(x) if gate is None else conv(x, gate=gate), skip, relu=relu)
     return y if relu else ACTIVATIONS[activation](y)

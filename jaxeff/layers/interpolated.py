@@ -133,10 +133,9 @@ class Interpolated(nn.Module):
     def _in_one_pass(self, x: Array, a: Array, skip: Array | None, relu: bool) -> Array:
         channels = x.shape[-1]
         kernel, _ = self._depthwise().weights(channels)
-        factor, offset = self._norm("cheap_norm", train=False, last=True).folded(channels, x.dtype)
-        kernel, offset = (w.astype(x.dtype) for w in (kernel * factor, offset))
+        norm = self._norm("cheap_norm", train=False, last=True).running(channels)
         blend, share = self.mixing == "blend", self._share(x)
-        return anchors.mixed(a, x, kernel, offset, share, self.stride, blend, skip, relu)
+        return anchors.mixed(a, x, kernel, None, share, self.stride, blend, skip, relu, norm)
 
     def _mixed(self, x: Array, a: Array, train: bool) -> Array:
         size = x.shape[-3], x.shape[-2]

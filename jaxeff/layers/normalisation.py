@@ -58,28 +58,28 @@ class BatchNorm(nn.Module):
           moments: of the batch (`jaxeff.ops.normalisation.channel_moments`), which also move the
             running statistics; None normalises by these.
         """
+        return self._normalisation(channels, moments).folded(dtype)
+
+    def running(self, channels: int) -> normalisation.Normalisation:
+        """Returns the normalisation by the running statistics."""
+        return self._normalisation(channels, None)
+
+    def _normalisation(
+        self, channels: int, moments: tuple[Array, Array] | None
+    ) -> normalisation.Normalisation:
         scale, bias, running_mean, running_variance = self._variables(channels)
         mean, variance = running_mean.value, running_variance.value
         if moments is not None:
             mean, variance = self._moved(running_mean, running_variance, moments)
-        factor = self._factor(scale, variance, dtype)
-        return factor, bias - mean * factor
-
-    def _factor(self, scale: Array, variance: Array, dtype: Dtype) -> Array:
-        precise = jnp.promote_types(jnp.float32, dtype)
-        return scale * jax.lax.rsqrt(variance.astype(precise) + self.epsilon)
+        return normalisation.Normalisation(scale, bias, mean, variance, self.epsilon)
 
     def __call__(self, x: Array, skip: Array | None = None, *, relu: bool = False) -> Array:
         """Normalises ``[..., channels]``; see `jaxeff.ops.normalisation.normalise` for the rest."""
-        scale, bias, running_mean, running_variance = self._variables(x.shape[-1])
-        if self.use_running_average:
-            mean, variance = running_mean.value, running_variance.value
-        else:
-            moments = normalisation.channel_moments(x)
-            mean, variance = self._moved(running_mean, running_variance, moments)
-        factor = self._factor(scale, variance, x.dtype)
+        moments = None if self.use_running_average else normalisation.channel_moments(x)
+        norm = self._normalisation(x.shape[-1], moments)
+        factor, _ = norm.folded(x.dtype)
         x = x if self.dtype is None else x.astype(self.dtype)
-        return normalisation.normalise(x, mean, factor, bias, skip, relu)
+        return normalisation.normalise(x, norm.mean, factor, norm.bias, skip, relu)
 
     def _moved(
         self,

@@ -7,18 +7,22 @@ with half-pixel centres, all functions reproduce the anchors' values exactly.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from jaxeff.ops import convolution
-from jaxeff.ops.normalisation import finished
+from jaxeff.ops.normalisation import Normalisation, finished
 from jaxeff.ops.platforms import has_cpu_form
 from jaxeff.ops.precision import wide
 from jaxeff.typing import Array
 
 ROWS, COLUMNS = -3, -2
+
+#: Before the stride in the names that `interpolate` and `mix` have in programs.
+INTERPOLATION, MIXTURE = "interpolation_by_", "mixture_by_"
 
 
 @has_cpu_form("jaxeff.ops.cpu.anchors")
@@ -51,11 +55,25 @@ def area_sample(x: Array, stride: int) -> Array:
 
 def interpolate(anchors: Array, size: tuple[int, int], stride: int) -> Array:
     """Returns the bilinear interpolation on a grid of ``size`` (rows, columns) pixels."""
+    filled: Array = _interpolation(tuple(size), stride)(anchors)
+    return filled
 
-    def blend(here: Array, ahead: Array, share: float) -> Array:
-        return here if share == 0 else (1 - share) * here + share * ahead
 
-    return _fill(anchors, size, stride, blend)
+@functools.cache
+def _interpolation(size: tuple[int, int], stride: int) -> Callable[[Array], Array]:
+    """Returns `interpolate` as one function of a program, by whose name formats know it."""
+
+    def interpolation(anchors: Array) -> Array:
+        return _fill(anchors, size, stride, _linear)
+
+    interpolation.__name__ = f"{INTERPOLATION}{stride}"
+    return jax.jit(interpolation)
+
+
+def _linear(here: Array, ahead: Array, share: float) -> Array:
+    if share == 0.5:  # the same number with one product less
+        return 0.5 * (here + ahead)
+    return here if share == 0 else (1 - share) * here + share * ahead
 
 
 def hold(anchors: Array, size: tuple[int, int], stride: int) -> Array:
@@ -103,12 +121,13 @@ def mixed(
     anchors: Array,
     x: Array,
     kernel: Array,
-    bias: Array,
+    bias: Array | None,
     share: Array,
     stride: int,
     blend: bool = False,
     skip: Array | None = None,
     relu: bool = False,
+    norm: Normalisation | None = None,
 ) -> Array:
     """Returns `mix` of the bilinear interpolation and a depthwise convolution, plus a skip.
 
@@ -116,29 +135,31 @@ def mixed(
       anchors: values ``[batch, anchor rows, anchor columns, channels]``.
       x: ``[batch, rows, columns, channels]``, which is convolved.
       kernel: ``[k, k, 1, channels]``, odd k.
-      bias: ``[channels]``, of the convolution.
+      bias: ``[channels]``, of the convolution; None for nothing.
       share: see `mix`, as for the next two.
       stride: distance between anchors.
       blend: whether anchors are mixed as well.
       skip: like x, added; None for nothing.
       relu: whether negative values then become zero.
+      norm: of the convolution, see `jaxeff.ops.convolution.depthwise_conv`.
     """
-    return separately_mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu)
+    return separately_mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu, norm)
 
 
 def separately_mixed(
     anchors: Array,
     x: Array,
     kernel: Array,
-    bias: Array,
+    bias: Array | None,
     share: Array,
     stride: int,
     blend: bool,
     skip: Array | None,
     relu: bool,
+    norm: Normalisation | None,
 ) -> Array:
     """Computes `mixed` by one operation after the other."""
-    g = convolution.depthwise_conv(x, kernel, 1, bias)
+    g = convolution.depthwise_conv(x, kernel, 1, bias, norm=norm)
     filled = interpolate(anchors, (x.shape[ROWS], x.shape[COLUMNS]), stride)
     return finished(mix(filled, g, share, stride, blend), skip, relu)
 
@@ -153,10 +174,22 @@ def mix(filled: Array, g: Array, share: Array, stride: int, blend: bool) -> Arra
       stride: distance between anchors.
       blend: whether the anchors are mixed like all other pixels.
     """
-    mixture = share * filled + (1 - share) * g
     if blend:
-        return mixture
-    return jnp.where(is_anchor((g.shape[ROWS], g.shape[COLUMNS]), stride), filled, mixture)
+        return share * filled + (1 - share) * g
+    mixed: Array = _mixture(stride)(filled, g, share)
+    return mixed
+
+
+@functools.cache
+def _mixture(stride: int) -> Callable[[Array, Array, Array], Array]:
+    """Returns `mix` that keeps anchors, as one function by whose name formats know it."""
+
+    def mixture(filled: Array, g: Array, share: Array) -> Array:
+        at = is_anchor((g.shape[ROWS], g.shape[COLUMNS]), stride)
+        return jnp.where(at, filled, share * filled + (1 - share) * g)
+
+    mixture.__name__ = f"{MIXTURE}{stride}"
+    return jax.jit(mixture)
 
 
 def is_anchor(size: tuple[int, int], stride: int) -> Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.ops.activations import ACTIVATIONS
-from jaxeff.ops.normalisation import finished
+from jaxeff.ops.normalisation import Normalisation, finished
 from jaxeff.ops.platforms import has_cpu_form
 from jaxeff.ops.precision import plus_bias
 from jaxeff.typing import Array
@@ -20,7 +20,7 @@ def conv(
     bias: Array | None = None,
     skip: Array | None = None,
     activation: str = "identity",
-    factor: Array | None = None,
+    norm: Normalisation | None = None,
     gate: Array | None = None,
 ) -> Array:
     """Convolves ``[batch, rows, columns, inputs]`` with ``[k, k, inputs, outputs]``, odd k.
@@ -32,8 +32,8 @@ def conv(
       bias: ``[outputs]``, added; None for nothing.
       skip: like the result, added; None for nothing.
       activation: of the sum, a name in `jaxeff.ops.activations.ACTIVATIONS`.
-      factor: ``[outputs]``, by which the kernel is multiplied, before it takes the images' type;
-        None for ones.
+      norm: applied after the bias, before the skip is added: its factor is taken into the kernel,
+        before that takes the images' type. None for nothing.
       gate: ``[batch, inputs]``, by which every pixel is multiplied first; None for ones.
 
     Returns:
@@ -43,7 +43,8 @@ def conv(
       ValueError: shapes that do not fit, or an even kernel.
     """
     check_kernel(x, kernel, x.shape[-1:], "[k, k, inputs, outputs]")
-    y = grouped_conv(gated(x, gate), multiplied(kernel, factor, x), strides, groups=1)
+    kernel, bias = folded(kernel, bias, norm, x)
+    y = grouped_conv(gated(x, gate), kernel, strides, groups=1)
     return followed(y, bias, skip, activation)
 
 
@@ -52,9 +53,15 @@ def gated(x: Array, gate: Array | None) -> Array:
     return x if gate is None else x * gate[:, None, None]
 
 
-def multiplied(kernel: Array, factor: Array | None, x: Array) -> Array:
-    """Returns the kernel that `conv` takes, of the type of the images if there is a factor."""
-    return kernel if factor is None else (kernel * factor).astype(x.dtype)
+def folded(
+    kernel: Array, bias: Array | None, norm: Normalisation | None, x: Array
+) -> tuple[Array, Array | None]:
+    """Returns kernel and bias with a normalisation taken into them, of the type of the images."""
+    if norm is None:
+        return kernel, bias
+    factor, offset = norm.folded(x.dtype)
+    offset = offset if bias is None else offset + bias * factor
+    return (kernel * factor).astype(x.dtype), offset.astype(x.dtype)
 
 
 def followed(y: Array, bias: Array | None, skip: Array | None, activation: str) -> Array:
@@ -71,6 +78,7 @@ def depthwise_conv(
     bias: Array | None = None,
     skip: Array | None = None,
     activation: str = "identity",
+    norm: Normalisation | None = None,
 ) -> Array:
     """Convolves every channel with its own kernel.
 
@@ -81,6 +89,7 @@ def depthwise_conv(
       bias: ``[channels]``; see `conv`, as for the next two.
       skip: like the result.
       activation: of the sum.
+      norm: as of `conv`.
 
     Returns:
       ``[batch, ceil(rows / strides), ceil(columns / strides), channels]``.
@@ -89,6 +98,7 @@ def depthwise_conv(
       ValueError: shapes that do not fit, or an even kernel.
     """
     check_kernel(x, kernel, (1, x.shape[-1]), "[k, k, 1, channels]")
+    kernel, bias = folded(kernel, bias, norm, x)
     y = grouped_conv(x, kernel, strides, groups=x.shape[-1])
     return followed(y, bias, skip, activation)
 

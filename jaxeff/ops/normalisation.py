@@ -2,12 +2,53 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from jaxeff.ops.platforms import has_cpu_form
 from jaxeff.ops.precision import wide, widened
-from jaxeff.typing import Array
+from jaxeff.typing import Array, Dtype
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["scale", "bias", "mean", "variance"],
+    meta_fields=["epsilon"],
+)
+@dataclasses.dataclass(frozen=True)
+class Normalisation:
+    """A normalisation by known moments, ``(x - mean) / sqrt(variance + epsilon) * scale + bias``.
+
+    Attributes:
+      scale: ``[channels]``, as are the next three.
+      bias: added last.
+      mean: of the values.
+      variance: of the values.
+      epsilon: added to the variance.
+    """
+
+    scale: Array
+    bias: Array
+    mean: Array
+    variance: Array
+    epsilon: float
+
+    def folded(self, dtype: Dtype) -> tuple[Array, Array]:
+        """Returns factor and offset ``[channels]``, in single precision at least.
+
+        Args:
+          dtype: of the values; a wider one than single precision is that of the result.
+        """
+        precise = jnp.promote_types(jnp.float32, dtype)
+        factor = self.scale * jax.lax.rsqrt(self.variance.astype(precise) + self.epsilon)
+        return factor, self.bias - self.mean * factor
+
+    def after_bias(self, bias: Array | None) -> Normalisation:
+        """Returns what this one gives for values that a bias is first added to."""
+        return self if bias is None else dataclasses.replace(self, mean=self.mean - bias)
 
 
 @has_cpu_form("jaxeff.ops.cpu.normalisation")

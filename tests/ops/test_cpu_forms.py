@@ -29,16 +29,23 @@ def conv(*options):
     return functools.partial(convolution.conv, strides=options[0])
 
 
+def normalisation_of(rows):
+    """Returns the normalisation by scales, biases, means and roots of variances, rows of one."""
+    return normalisation.Normalisation(*rows[:3], rows[3] ** 2 + 0.5, 1e-3)
+
+
 def conv_followed(activation, strides=1):
-    def function(x, kernel, bias, skip, *factors):
-        return convolution.conv(x, kernel, strides, bias, skip, activation, *factors)
+    def function(x, kernel, bias, skip, rows, *gate):
+        after = (bias, skip, activation, normalisation_of(rows), *gate)
+        return convolution.conv(x, kernel, strides, *after)
 
     return function
 
 
 def depthwise_followed(activation, strides=1):
-    def function(x, kernel, bias, skip):
-        return convolution.depthwise_conv(x, kernel, strides, bias, skip, activation)
+    def function(x, kernel, bias, skip, *rows):
+        after = (bias, skip, activation, *map(normalisation_of, rows))
+        return convolution.depthwise_conv(x, kernel, strides, *after)
 
     return function
 
@@ -85,8 +92,9 @@ def multiplied(x, *kernels):
 
 
 def mixed(stride, blend, relu):
-    def function(values, x, kernel, bias, share, *skip):
-        return anchors.mixed(values, x, kernel, bias, share, stride, blend, *skip, relu=relu)
+    def function(values, x, kernel, bias, share, skip=None, rows=None):
+        norm = None if rows is None else normalisation_of(rows)
+        return anchors.mixed(values, x, kernel, bias, share, stride, blend, skip, relu, norm)
 
     return function
 
@@ -100,10 +108,18 @@ CASES = {
         (conv(2), (2, 5, 5, 3), (1, 1, 3, 2)),
         (conv(1), (3, 2, 2, 4), (3, 3, 4, 5)),  # few pixels
         (conv(2), (2, 3, 4, 2), (5, 5, 2, 3)),
-        (conv_followed("relu"), (2, 4, 5, 3), (3, 3, 3, 4), (4,), (2, 4, 5, 4), (4,)),
-        (conv_followed("tanh", 2), (2, 4, 5, 3), (3, 3, 3, 4), (4,), (2, 2, 3, 4), (4,)),
-        (conv_followed("swish"), (2, 4, 5, 3), (1, 1, 3, 40), (40,), (2, 4, 5, 40), (40,), (2, 3)),
-        (conv_followed("hard_swish"), (1, 2, 3, 3), (3, 3, 3, 4), (4,), (1, 2, 3, 4), (4,)),
+        (conv_followed("relu"), (2, 4, 5, 3), (3, 3, 3, 4), (4,), (2, 4, 5, 4), (4, 4)),
+        (conv_followed("tanh", 2), (2, 4, 5, 3), (3, 3, 3, 4), (4,), (2, 2, 3, 4), (4, 4)),
+        (
+            conv_followed("swish"),
+            (2, 4, 5, 3),
+            (1, 1, 3, 40),
+            (40,),
+            (2, 4, 5, 40),
+            (4, 40),
+            (2, 3),
+        ),
+        (conv_followed("hard_swish"), (1, 2, 3, 3), (3, 3, 3, 4), (4,), (1, 2, 3, 4), (4, 4)),
     ],
     "convolution.depthwise_conv": [
         (depthwise(1), (2, 7, 5, 3), (3, 3, 1, 3)),
@@ -112,6 +128,7 @@ CASES = {
         (depthwise(3), (2, 4, 4, 3), (5, 5, 1, 3)),
         (depthwise_followed("relu"), (2, 9, 11, 20), (3, 3, 1, 20), (20,), (2, 9, 11, 20)),
         (depthwise_followed("swish", 2), (2, 9, 11, 5), (5, 5, 1, 5), (5,), (2, 5, 6, 5)),
+        (depthwise_followed("relu"), (1, 4, 5, 20), (3, 3, 1, 20), (20,), (1, 4, 5, 20), (4, 20)),
     ],
     "convolution.depthwise_fields": [
         (fields, (2, 9, 11, 20), (3, 3, 1, 80)),
@@ -134,6 +151,16 @@ CASES = {
             (2, 9, 11, 20),
         ),
         (mixed(3, True, False), (2, 3, 3, 4), (2, 8, 7, 4), (5, 5, 1, 4), (4,), (4,)),
+        (
+            mixed(2, False, False),
+            (1, 2, 3, 4),
+            (1, 4, 5, 4),
+            (3, 3, 1, 4),
+            (4,),
+            (4,),
+            (1, 4, 5, 4),
+            (4, 4),
+        ),
     ],
     "pooling.pixel_means": [(pixel_means, (3, 5, 7, 20)), (pixel_means, (5, 7, 3))],
     "products.products": [
@@ -219,12 +246,14 @@ def run(function, name, args):
         ("convolution.conv", 8, "float32"),
         ("convolution.depthwise_conv", 4, "float32"),
         ("convolution.depthwise_conv", 5, "float32"),
+        ("convolution.depthwise_conv", 6, "float32"),
         ("convolution.depthwise_fields", 0, "float32"),
         ("convolution.depthwise_fields", 1, "float32"),
         ("anchors.sample", 0, "float32"),
         ("pooling.pixel_means", 0, "float32"),
         ("anchors.mixed", 0, "float32"),
         ("anchors.mixed", 1, "float32"),
+        ("anchors.mixed", 2, "float32"),
         *(("products.products", case, "float32") for case in range(4)),
         ("normalisation.normalise", 0, "float32"),
         ("normalisation.normalise", 2, "float32"),

@@ -19,6 +19,7 @@ from jaxeff.ops import convolution, platform
 from jaxeff.ops.activations import ACTIVATIONS
 from jaxeff.ops.cpu import native
 from jaxeff.ops.cpu.native import library
+from jaxeff.ops.normalisation import Normalisation
 
 pytestmark = pytest.mark.skipif(
     not native.is_available(), reason="no C++ compiler, or JAXEFF_NATIVE=never"
@@ -52,10 +53,11 @@ def test_values_and_gradients_are_those_of_double_precision(x_shape, kernel_shap
     rows, columns = (-(-size // strides) for size in x_shape[1:3])
     y_shape = (x_shape[0], rows, columns, kernel_shape[3])
     gate_shape = (x_shape[0], x_shape[-1])
-    args = arrays(x_shape, kernel_shape, y_shape[-1:], y_shape, y_shape[-1:], gate_shape)
+    args = arrays(x_shape, kernel_shape, y_shape[-1:], y_shape, (4, *y_shape[-1:]), gate_shape)
 
-    def conv(x, kernel, bias, skip, factor, gate):
-        return convolution.conv(x, kernel, strides, bias, skip, "relu", factor, gate)
+    def conv(x, kernel, bias, skip, rows, gate):
+        norm = Normalisation(*rows[:3], rows[3] ** 2 + 0.5, 1e-3)
+        return convolution.conv(x, kernel, strides, bias, skip, "relu", norm, gate)
 
     def both(*args):
         y, pull = jax.vjp(conv, *args)
@@ -208,3 +210,19 @@ def test_another_choice_is_refused(monkeypatch):
     monkeypatch.setenv("JAXEFF_NATIVE", "maybe")
     with pytest.raises(ConfigError, match="auto, never, always"):
         library.is_available()
+
+
+def test_an_output_beyond_the_caches_is_that_of_its_images():
+    x, kernel, depthwise, skip = arrays(
+        (3, 420, 420, 4), (1, 1, 4, 16), (3, 3, 1, 16), (3, 1, 1, 16)
+    )
+    skip = jnp.broadcast_to(skip, (3, 420, 420, 16))
+
+    def both(x, skip):  # 8.5 million numbers of three images, 2.8 of one
+        y = convolution.conv(x, kernel, 1, jnp.ones(16), skip, "swish")
+        return convolution.depthwise_conv(y, depthwise, 1, jnp.ones(16), skip, "relu")
+
+    with platform("cpu"):
+        whole = both(x, skip)
+        each = [both(x[i : i + 1], skip[i : i + 1]) for i in range(3)]
+    np.testing.assert_array_equal(whole, jnp.concatenate(each))

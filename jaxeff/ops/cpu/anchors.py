@@ -9,6 +9,7 @@ import jax
 
 from jaxeff.ops.anchors import separately_mixed, strided_sample
 from jaxeff.ops.cpu import native
+from jaxeff.ops.normalisation import Normalisation
 from jaxeff.ops.platforms import is_forward_mode
 from jaxeff.typing import Array
 
@@ -24,18 +25,21 @@ def mixed(
     anchors: Array,
     x: Array,
     kernel: Array,
-    bias: Array,
+    bias: Array | None,
     share: Array,
     stride: int,
     blend: bool = False,
     skip: Array | None = None,
     relu: bool = False,
+    norm: Normalisation | None = None,
 ) -> Array:
     """Interpolates, convolves and mixes in one pass; the gradient takes the separate operations."""
-    arrays = [a for a in (anchors, x, kernel, bias, share, skip) if a is not None]
+    arrays = jax.tree.leaves((anchors, x, kernel, bias, share, skip, norm))
     if x.ndim != 4 or is_forward_mode() or not native.is_computable(*arrays):
-        return separately_mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu)
-    return _mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu)
+        return separately_mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu, norm)
+    if norm is not None:
+        norm, bias = norm.after_bias(bias), None
+    return _mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu, norm)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -59,18 +63,19 @@ def _mixed(
     anchors: Array,
     x: Array,
     kernel: Array,
-    bias: Array,
+    bias: Array | None,
     share: Array,
     stride: int,
     blend: bool,
     skip: Array | None,
     relu: bool,
+    norm: Normalisation | None,
 ) -> Array:
-    return native.anchors.mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu)
+    return native.anchors.mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu, norm)
 
 
 def _mixed_forward(*args: Any) -> tuple[Array, Any]:
-    return _mixed(*args), (*args[:5], args[7])
+    return _mixed(*args), (*args[:5], args[7], args[9])
 
 
 def _mixed_backward(stride: int, blend: bool, relu: bool, saved: Any, g: Array) -> Any:
@@ -78,11 +83,12 @@ def _mixed_backward(stride: int, blend: bool, relu: bool, saved: Any, g: Array) 
         anchors: Array,
         x: Array,
         kernel: Array,
-        bias: Array,
+        bias: Array | None,
         share: Array,
         skip: Array | None,
+        norm: Normalisation | None,
     ) -> Array:
-        return separately_mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu)
+        return separately_mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu, norm)
 
     return jax.vjp(separate, *saved)[1](g)
 

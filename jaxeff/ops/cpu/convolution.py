@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxeff.ops.activations import ACTIVATIONS
-from jaxeff.ops.convolution import check_kernel, followed, gated, grouped_conv, multiplied
+from jaxeff.ops.convolution import check_kernel, folded, followed, gated, grouped_conv
 from jaxeff.ops.cpu import native
 from jaxeff.ops.cpu.windows import product, sum_over_images, windows
+from jaxeff.ops.normalisation import Normalisation
 from jaxeff.ops.platforms import is_forward_mode
 from jaxeff.ops.precision import wide
 from jaxeff.typing import Array
@@ -30,20 +31,23 @@ def conv(
     bias: Array | None = None,
     skip: Array | None = None,
     activation: str = "identity",
-    factor: Array | None = None,
+    norm: Normalisation | None = None,
     gate: Array | None = None,
 ) -> Array:
     """Convolves tiny images by one matrix, others by compiled tiles or else by XLA."""
     check_kernel(x, kernel, x.shape[-1:], "[k, k, inputs, outputs]")
-    arrays = [a for a in (x, kernel, bias, skip, factor, gate) if a is not None]
+    arrays = jax.tree.leaves((x, kernel, bias, skip, norm, gate))
     is_tiny = _is_tiny(x, kernel)
     if not is_tiny and not is_forward_mode() and native.is_computable(*arrays):
         inside = _compiled(activation)
-        y = native.convolution.conv(x, kernel, strides, bias, skip, inside, factor, gate)
+        if norm is not None:
+            norm, bias = norm.after_bias(bias), None
+        y = native.convolution.conv(x, kernel, strides, bias, skip, inside, norm, gate)
         return y if inside == activation else ACTIVATIONS[activation](y)
     plain = _dense if is_forward_mode() else _dense_with_gradient
     convolve = _matrix_product if is_tiny else plain
-    y = convolve(gated(x, gate), multiplied(kernel, factor, x), strides)
+    kernel, bias = folded(kernel, bias, norm, x)
+    y = convolve(gated(x, gate), kernel, strides)
     return followed(y, bias, skip, activation)
 
 
@@ -54,14 +58,19 @@ def depthwise_conv(
     bias: Array | None = None,
     skip: Array | None = None,
     activation: str = "identity",
+    norm: Normalisation | None = None,
 ) -> Array:
     """Sums shifted products, as does the gradient; in compiled tiles where those are available."""
     check_kernel(x, kernel, (1, x.shape[-1]), "[k, k, 1, channels]")
     if is_forward_mode():
-        y = _shifted(x, kernel, strides)
-        return followed(y, bias, skip, activation)
+        kernel, bias = folded(kernel, bias, norm, x)
+        return followed(_shifted(x, kernel, strides), bias, skip, activation)
     inside = _compiled(activation)
-    y = _depthwise_with_gradient(x, kernel, strides, bias, skip, inside)
+    if norm is not None and native.is_computable(*jax.tree.leaves((x, kernel, bias, skip, norm))):
+        y = _normalised(x, kernel, strides, norm.after_bias(bias), skip, inside)
+    else:
+        kernel, bias = folded(kernel, bias, norm, x)
+        y = _depthwise_with_gradient(x, kernel, strides, bias, skip, inside)
     return y if inside == activation else ACTIVATIONS[activation](y)
 
 
@@ -156,7 +165,7 @@ def _depthwise(
     # is faster where all of it stays in cache, as in blocks of rows.
     arrays = [a for a in (x, kernel, bias, skip) if a is not None]
     if bias is not None and native.is_computable(*arrays):
-        return native.convolution.depthwise_conv(x, kernel, strides, bias, skip, activation)
+        return native.convolution.depthwise_conv(x, kernel, strides, bias, skip, activation, None)
     return followed(_shifted(x, kernel, strides), bias, skip, activation)
 
 
@@ -219,6 +228,40 @@ def _depthwise_gradients(x: Array, kernel: Array, g: Array, strides: int) -> tup
 
 
 _depthwise_with_gradient.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 5))
+def _normalised(
+    x: Array,
+    kernel: Array,
+    strides: int,
+    norm: Normalisation,
+    skip: Array | None,
+    activation: str,
+) -> Array:
+    return native.convolution.depthwise_conv(x, kernel, strides, None, skip, activation, norm)
+
+
+def _normalised_forward(
+    x: Array,
+    kernel: Array,
+    strides: int,
+    norm: Normalisation,
+    skip: Array | None,
+    activation: str,
+) -> tuple[Array, Any]:
+    return _normalised(x, kernel, strides, norm, skip, activation), (x, kernel, norm, skip)
+
+
+def _normalised_backward(strides: int, activation: str, saved: Any, g: Array) -> Any:
+    def separate(x: Array, kernel: Array, norm: Normalisation, skip: Array | None) -> Array:
+        kernel, bias = folded(kernel, None, norm, x)
+        return _depthwise_with_gradient(x, kernel, strides, bias, skip, activation)
+
+    return jax.vjp(separate, *saved)[1](g)
+
+
+_normalised.defvjp(_normalised_forward, _normalised_backward)
 
 
 def _windows(x: Array, kernel: Array, strides: int) -> list[Array]:

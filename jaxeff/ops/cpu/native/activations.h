@@ -19,7 +19,7 @@ inline Vector Activated(Activation kind, const Vector& x) {
   switch (kind) {
     case kRelu: return x < 0 ? Vector{} : x;
     case kRelu6: return Clamp(x, 0.0f, 6.0f);
-    case kSwish: return x * Logistic(x);
+    case kSwish: return x / (1.0f + Exp(-x));
     case kHardSwish: return x * Clamp(x + 3.0f, 0.0f, 6.0f) * (1.0f / 6.0f);
     default: return x;
   }

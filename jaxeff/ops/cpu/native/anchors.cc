@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "arrays.h"
 #include "parallel.h"
 #include "planes.h"
 #include "vectors.h"
@@ -12,10 +13,6 @@
 
 namespace jaxeff {
 namespace {
-
-namespace ffi = xla::ffi;
-using Array = ffi::Buffer<ffi::F32>;
-using Result = ffi::Result<ffi::Buffer<ffi::F32>>;
 
 // The values between `here` and `ahead`, `offset` of `stride` pixels after the first.
 Vector Between(const Vector& here, const Vector& ahead, int64_t offset, int64_t stride) {
@@ -41,10 +38,9 @@ void FillRow(const float* anchors, const Image& shape, int64_t width, int64_t ro
   }
 }
 
-// `affine` are biases and shares, [2, channels].
-ffi::Error MixedAnchors(ffi::ThreadPool pool, Array anchors, Array x, Array kernel, Array affine,
-                        Array skip, Result y, int64_t stride, bool blend, bool relu,
-                        int64_t threads) {
+ffi::Error MixedAnchors(ffi::ThreadPool pool, Array anchors, Array x, Array kernel, Array share,
+                        Array scale, Array offset, Array mean, Array variance, Array skip, Result y,
+                        int64_t stride, bool blend, bool relu, float epsilon, int64_t threads) {
   auto coarse = anchors.dimensions(), fine = x.dimensions(), k = kernel.dimensions();
   Image from{coarse[1], coarse[2], coarse[3]}, to{fine[1], fine[2], fine[3]};
   int64_t side = k[0], across = k[1], channels = to.channels, columns = to.columns;
@@ -52,6 +48,7 @@ ffi::Error MixedAnchors(ffi::ThreadPool pool, Array anchors, Array x, Array kern
   int64_t rows = RowsOfPiece(fine[0] * blocks, to.rows, threads, seen_row,
                              columns * side * across * kLanes);
   int64_t pieces = (to.rows + rows - 1) / rows;
+  Affine affine(scale, offset, mean, variance, epsilon);
   ForEachPiece(pool, threads, fine[0] * blocks * pieces, [&](int64_t piece) {
     int64_t n = piece / (blocks * pieces), c0 = piece / pieces % blocks * kLanes;
     int64_t start = piece % pieces * rows, count = std::min(rows, to.rows - start);
@@ -59,17 +56,17 @@ ffi::Error MixedAnchors(ffi::ThreadPool pool, Array anchors, Array x, Array kern
     float* padded = Scratch((rows + side) * seen_row + (side * across + from.columns + columns) * kLanes);
     float* weights = padded + (rows + side) * seen_row;
     float *line = weights + side * across * kLanes, *filled = line + from.columns * kLanes;
-    CopyKernels(kernel.typed_data(), side * across, 1, channels, c0, width, weights);
+    CopyScaledKernel(kernel.typed_data(), side * across, channels, c0, affine.Factor(), weights);
     CopyPlaneRows(x.typed_data() + n * to.size() + c0, to, width, start - side / 2, count + side - 1,
                   -(across / 2), columns + across - 1, padded);
-    Vector shift = LoadPart(affine.typed_data() + c0, width);
-    Vector part = LoadPart(affine.typed_data() + channels + c0, width), rest = 1.0f - part;
+    Vector shift = affine.Bias() ? LoadPart(affine.Bias() + c0, width) : Vector{};
+    Vector part = LoadPart(share.typed_data() + c0, width), rest = 1.0f - part;
     for (int64_t r = 0; r < count; ++r) {
       FillRow(anchors.typed_data() + n * from.size() + c0, from, width, start + r, columns, stride,
               line, filled);
       int64_t place = ((n * to.rows + start + r) * columns) * channels + c0;
       float* out = y->typed_data() + place;
-      const float* added = skip.element_count() ? skip.typed_data() + place : nullptr;
+      const float* added = IfAny(skip) ? IfAny(skip) + place : nullptr;
       int64_t first = 0;
       auto write = [&](int64_t p, int, const Vector& value) JAXEFF_INLINE {
         int64_t c = first + p;
@@ -124,10 +121,15 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_mixed_anchors, MixedAnchors,
                                   .Arg<Array>()
                                   .Arg<Array>()
                                   .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
                                   .Ret<Array>()
                                   .Attr<int64_t>("stride")
                                   .Attr<bool>("blend")
                                   .Attr<bool>("relu")
+                                  .Attr<float>("epsilon")
                                   .Attr<int64_t>("threads"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_sampled_anchors, SampledAnchors,

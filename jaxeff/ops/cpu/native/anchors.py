@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
 
+from jaxeff.ops.cpu.native.convolution import around
 from jaxeff.ops.cpu.native.library import call
+from jaxeff.ops.normalisation import Normalisation
 from jaxeff.typing import Array
 
 
@@ -20,15 +21,16 @@ def mixed(
     anchors: Array,
     x: Array,
     kernel: Array,
-    bias: Array,
+    bias: Array | None,
     share: Array,
     stride: int,
     blend: bool,
     skip: Array | None,
     relu: bool,
+    norm: Normalisation | None,
 ) -> Array:
     """See `jaxeff.ops.anchors.mixed`."""
-    added = jnp.zeros((0,), x.dtype) if skip is None else skip
-    args = (anchors, x, kernel, jnp.stack([bias, share]), added)
-    options = {"stride": np.int64(stride), "blend": blend, "relu": relu}
+    args = (anchors, x, kernel, share, *around(x, kernel, 1, bias, skip, norm))
+    epsilon = np.float32(0.0 if norm is None else norm.epsilon)
+    options = {"stride": np.int64(stride), "blend": blend, "relu": relu, "epsilon": epsilon}
     return call("jaxeff_mixed_anchors", (x.shape,), args, **options)[0]

@@ -45,6 +45,8 @@ constexpr void (*kTiles[])(const Run&) = {Tile<1, V>, Tile<2, V>, Tile<3, V>, Ti
 // Output channels are computed in groups of two vectors; the last of them may be one.
 constexpr int64_t kGroup = 2 * kLanes;
 
+constexpr int64_t kWritten = 1 << 15;  // floats of output rows that stay in a core's cache
+
 int64_t GroupsOf(int64_t channels) { return (channels + kGroup - 1) / kGroup; }
 
 int64_t LanesOf(int64_t channels, int64_t group) {
@@ -82,17 +84,17 @@ void Multiply(const float* from, int64_t pixels, int64_t channels, const float* 
     for (int64_t c = 0; c < channels; ++c) to[c] = from[c] * gate[c];
 }
 
-ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array affine, Array skip, Array gate,
-                    Result y, int64_t strides, int64_t activation, int64_t threads) {
+ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array scale, Array offset, Array mean,
+                    Array variance, Array skip, Array gate, Result y, int64_t strides,
+                    int64_t activation, float epsilon, int64_t threads) {
   auto in = x.dimensions(), k = kernel.dimensions(), out = y->dimensions();
   Image seen{in[1], in[2], in[3]}, made{out[1], out[2], out[3]};
   int64_t rows = k[0], columns = k[1], inputs = k[2], outputs = k[3];
   int64_t kernel_rows = rows * columns * inputs, groups = GroupsOf(outputs);
   int64_t group_size = kernel_rows * kGroup, width = (made.columns - 1) * strides + columns;
+  // Columns of a kernel's row are next to each other, as are the pixels that they see.
   std::vector<Tap> taps;
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < columns; ++c)
-      taps.push_back({(r * width + c) * inputs, static_cast<int64_t>(taps.size()) * inputs});
+  for (int64_t r = 0; r < rows; ++r) taps.push_back({r * width * inputs, r * columns * inputs});
   const float *gates = IfAny(gate), *images = x.typed_data();
   bool is_pixelwise = rows == 1 && columns == 1;
   // Where nothing lies beside the image it is read in place, but for the gate.
@@ -123,7 +125,9 @@ ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array affine, A
     packed.reset(new float[groups * group_size]);
     for (int64_t group = 0; group < groups; ++group) pack(group, &packed[group * group_size]);
   }
+  Affine affine(scale, offset, mean, variance, epsilon);
   Epilogue epilogue = EpilogueOf(affine, skip, activation);
+  epilogue.is_streamed = IsStreamed(y->typed_data(), y->element_count(), made.channels);
   bool in_place = is_pixelwise && !gates, is_one_row = is_pixelwise && strides == 1;
   ForEachPiece(pool, threads, in[0] * pieces * splits, [&](int64_t piece) {
     int64_t split = piece % splits, image = piece / splits / pieces;
@@ -142,19 +146,28 @@ ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array affine, A
       if (gates) Multiply(memory, needed * width, inputs, gates + image * inputs, memory);
     }
     int64_t output_row = made.columns * outputs, place = image * made.size() + first * output_row;
-    Run run{copied, strides * inputs, taps.data(), static_cast<int64_t>(taps.size()), inputs,
+    Run run{copied, strides * inputs, taps.data(), rows, columns * inputs,
             weights, outputs, y->typed_data() + place, outputs, outputs, epilogue.From(0, place)};
-    for (int64_t group = groups * split / splits; group < groups * (split + 1) / splits; ++group) {
-      if (in_kernel) {
-        run.kernel = weights + group * kGroup;
-      } else {
-        run.kernel_row = LanesOf(outputs, group);
-        run.kernel = splits == 1 ? packed.get() + group * group_size : memory + copied_size;
-        if (splits > 1) pack(group, memory + copied_size);
+    // All groups of a few rows after each other: what they write stays in cache meanwhile.
+    int64_t together = splits > 1 ? count : std::clamp<int64_t>(kWritten / output_row, 1, count);
+    for (int64_t row = 0; row < count; row += together) {
+      int64_t height = std::min(together, count - row);
+      for (int64_t group = groups * split / splits; group < groups * (split + 1) / splits; ++group) {
+        if (in_kernel) {
+          run.kernel = weights + group * kGroup;
+        } else {
+          run.kernel_row = LanesOf(outputs, group);
+          run.kernel = splits == 1 ? packed.get() + group * group_size : memory + copied_size;
+          if (splits > 1) pack(group, memory + copied_size);
+        }
+        ConvolveGroup(run, group, is_one_row ? 1 : height, strides * input_row, output_row,
+                      is_one_row ? height * made.columns : made.columns);
       }
-      ConvolveGroup(run, group, is_one_row ? 1 : count, strides * input_row, output_row,
-                    is_one_row ? count * made.columns : made.columns);
+      run.input += height * strides * input_row;
+      run.output += height * output_row;
+      run.epilogue = run.epilogue.From(0, height * output_row);
     }
+    if (epilogue.is_streamed) EndStream();
   });
   return ffi::Error::Success();
 }
@@ -332,9 +345,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_conv, Convolve,
                                   .Arg<Array>()
                                   .Arg<Array>()
                                   .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
                                   .Ret<Array>()
                                   .Attr<int64_t>("strides")
                                   .Attr<int64_t>("activation")
+                                  .Attr<float>("epsilon")
                                   .Attr<int64_t>("threads"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_conv_input_gradient, InputGradient,

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxeff.ops.activations import ACTIVATIONS as FUNCTIONS
-from jaxeff.ops.convolution import gated
+from jaxeff.ops.convolution import folded, gated
 from jaxeff.ops.cpu.native.library import call
-from jaxeff.ops.normalisation import check_skip
+from jaxeff.ops.normalisation import Normalisation, check_skip
 from jaxeff.typing import Array
 
 Pair = tuple[Array, Array]
@@ -37,19 +37,19 @@ def conv(
     bias: Array | None,
     skip: Array | None,
     activation: str,
-    factor: Array | None = None,
+    norm: Normalisation | None = None,
     gate: Array | None = None,
 ) -> Array:
     """See `jaxeff.ops.convolution.conv`; what is around the convolution is done in its pass."""
     if has_fewer_products(x.shape, kernel.shape, strides):
-        options = {"turned": False, "activation": np.int64(ACTIVATIONS[activation])}
-        args = (gated(x, gate), kernel, *_around(x, kernel, 1, bias, skip, factor))
+        args = (gated(x, gate), kernel, *around(x, kernel, 1, bias, skip, norm))
+        options = {"turned": False, **_options(activation, norm)}
         return call("jaxeff_winograd", (_shape(x, kernel, 1),), args, **options)[0]
     if gate is not None and gate.shape != (x.shape[0], x.shape[3]):
         raise ValueError(f"gates must be [batch, channels] of {x.shape}, not {gate.shape}")
-    around = (*_around(x, kernel, strides, bias, skip, factor), _or_none(gate, x))
-    options = {"strides": np.int64(strides), "activation": np.int64(ACTIVATIONS[activation])}
-    return call("jaxeff_conv", (_shape(x, kernel, strides),), (x, kernel, *around), **options)[0]
+    args = (x, kernel, *around(x, kernel, strides, bias, skip, norm), _or_none(gate, x))
+    options = {"strides": np.int64(strides), **_options(activation, norm)}
+    return call("jaxeff_conv", (_shape(x, kernel, strides),), args, **options)[0]
 
 
 def has_fewer_products(x: tuple[int, ...], kernel: tuple[int, ...], strides: int) -> bool:
@@ -66,10 +66,11 @@ def depthwise_conv(
     bias: Array | None,
     skip: Array | None,
     activation: str,
+    norm: Normalisation | None,
 ) -> Array:
     """See `jaxeff.ops.convolution.depthwise_conv`; it has no derivative of its own."""
-    options = {"strides": np.int64(strides), "activation": np.int64(ACTIVATIONS[activation])}
-    args = (x, kernel, *_around(x, kernel, strides, bias, skip, None))
+    options = {"strides": np.int64(strides), **_options(activation, norm)}
+    args = (x, kernel, *around(x, kernel, strides, bias, skip, norm))
     return call("jaxeff_depthwise_conv", (_shape(x, kernel, strides),), args, **options)[0]
 
 
@@ -83,38 +84,43 @@ def _or_none(array: Array | None, like: Array) -> Array:
     return jnp.zeros((0,), like.dtype) if array is None else array
 
 
-def _around(
+def _options(activation: str, norm: Normalisation | None) -> dict[str, Any]:
+    epsilon = 0.0 if norm is None else norm.epsilon
+    return {"activation": np.int64(ACTIVATIONS[activation]), "epsilon": np.float32(epsilon)}
+
+
+def around(
     x: Array,
     kernel: Array,
     strides: int,
     bias: Array | None,
     skip: Array | None,
-    factor: Array | None,
-) -> tuple[Array, Array]:
-    """Returns factor and bias, ``[2, channels]`` or nothing, and the skip.
+    norm: Normalisation | None,
+) -> tuple[Array, ...]:
+    """Returns scale, bias, mean and variance of the normalisation, or a bias alone, and the skip.
 
-    As one array they are one operation of the compiler, which takes longer to call than to do.
+    They are arguments as they are: an operation of the compiler takes longer to call than to do.
     """
     shape = _shape(x, kernel, strides)
     check_skip(shape, skip)
-    for title, vector in (("bias", bias), ("factor", factor)):
+    vectors: tuple[Array | None, ...] = (None, bias, None, None)
+    if norm is not None:
+        vectors = (norm.scale, norm.bias, norm.mean, norm.variance)
+    for vector in vectors:
         if vector is not None and vector.shape != shape[-1:]:
             raise ValueError(
-                f"a {title} must be {shape[-1:]}, one value per channel, not {vector.shape}"
+                f"bias and normalisation must be {shape[-1:]}, one value per channel, not "
+                f"{vector.shape}"
             )
-    if bias is None and factor is None:
-        return _or_none(None, x), _or_none(skip, x)
-    factor = jnp.ones(shape[-1:], x.dtype) if factor is None else factor
-    bias = jnp.zeros(shape[-1:], x.dtype) if bias is None else bias
-    return jnp.stack([factor, bias]), _or_none(skip, x)
+    return (*(_or_none(vector, x) for vector in vectors), _or_none(skip, x))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def input_gradient(g: Array, kernel: Array, shape: tuple[int, ...], strides: int) -> Array:
     """Returns the transpose of `conv` with regard to an input of a shape."""
     if has_fewer_products(shape, kernel.shape, strides):
-        args = (g, kernel, *(_or_none(None, g),) * 2)
-        options = {"turned": True, "activation": np.int64(ACTIVATIONS["identity"])}
+        args = (g, kernel, *(_or_none(None, g),) * 5)
+        options = {"turned": True, **_options("identity", None)}
         return call("jaxeff_winograd", (shape,), args, **options)[0]
     name = "jaxeff_conv_input_gradient"
     return call(name, (shape,), (g, kernel), strides=np.int64(strides))[0]
@@ -134,28 +140,30 @@ def _conv_forward(
     bias: Array | None,
     skip: Array | None,
     activation: str,
-    factor: Array | None,
+    norm: Normalisation | None,
     gate: Array | None,
 ) -> tuple[Array, Any]:
-    y = conv(x, kernel, strides, bias, skip, activation, factor, gate)
-    return y, (x, kernel, bias, skip, factor, gate, y if activation == "relu" else None)
+    y = conv(x, kernel, strides, bias, skip, activation, norm, gate)
+    return y, (x, kernel, bias, skip, norm, gate, y if activation == "relu" else None)
 
 
 def _conv_backward(strides: int, activation: str, saved: Any, g: Array) -> tuple[Array | None, ...]:
-    x, kernel, bias, skip, factor, gate, y = saved
+    x, kernel, bias, skip, norm, gate, y = saved
     if activation == "relu":
         g = jnp.where(y > 0, g, 0)
     elif activation != "identity":
-        before = conv(x, kernel, strides, bias, skip, "identity", factor, gate)
+        before = conv(x, kernel, strides, bias, skip, "identity", norm, gate)
         (g,) = jax.vjp(FUNCTIONS[activation], before)[1](g)
-    dx = input_gradient(g, kernel if factor is None else kernel * factor, x.shape, strides)
+    seen, pull = jax.vjp(lambda k, b, n: folded(k, b, n, x), kernel, bias, norm)
+    dx = input_gradient(g, seen[0], x.shape, strides)
     dkernel = kernel_gradient(gated(x, gate), g, kernel.shape, strides)
+    dkernel, dbias, dnorm = pull((dkernel, None if seen[1] is None else jnp.sum(g, (0, 1, 2))))
     return (
         gated(dx, gate),
-        dkernel if factor is None else dkernel * factor,
-        None if bias is None else jnp.sum(g, (0, 1, 2)),
+        dkernel,
+        dbias,
         None if skip is None else g,
-        None if factor is None else jnp.sum(dkernel * kernel, (0, 1, 2)),
+        dnorm,
         None if gate is None else jnp.sum(dx * x, (1, 2)),
     )
 

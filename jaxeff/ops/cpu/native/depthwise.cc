@@ -35,9 +35,9 @@ constexpr void (*kTiles[])(const Run&) = {
     DepthwiseTile<1>, DepthwiseTile<2>, DepthwiseTile<3>, DepthwiseTile<4>,
     DepthwiseTile<5>, DepthwiseTile<6>, DepthwiseTile<7>, DepthwiseTile<8>};
 
-ffi::Error DepthwiseConvolve(ffi::ThreadPool pool, Array x, Array kernel, Array affine, Array skip,
-                             Result y, int64_t strides, int64_t activation,
-                             int64_t threads) {
+ffi::Error DepthwiseConvolve(ffi::ThreadPool pool, Array x, Array kernel, Array scale, Array offset,
+                             Array mean, Array variance, Array skip, Result y, int64_t strides,
+                             int64_t activation, float epsilon, int64_t threads) {
   auto in = x.dimensions(), k = kernel.dimensions(), out = y->dimensions();
   Image seen{in[1], in[2], in[3]}, made{out[1], out[2], out[3]};
   int64_t side = k[0], across = k[1], channels = k[3], blocks = (channels + kLanes - 1) / kLanes;
@@ -50,7 +50,10 @@ ffi::Error DepthwiseConvolve(ffi::ThreadPool pool, Array x, Array kernel, Array 
   int64_t rows = RowsOfPiece(in[0] * parts, made.rows, threads, strides * width * pixel,
                              made.columns * side * across * pixel);
   int64_t pieces = (made.rows + rows - 1) / rows;
+  Affine affine(scale, offset, mean, variance, epsilon);
   Epilogue epilogue = EpilogueOf(affine, skip, activation);
+  epilogue.is_streamed = IsStreamed(y->typed_data(), y->element_count(), made.channels);
+  epilogue.factor = nullptr;  // it is taken into the kernel
   ForEachPiece(pool, threads, in[0] * parts * pieces, [&](int64_t piece) {
     int64_t image = piece / pieces / parts, part = piece / pieces % parts * kLanes;
     int64_t first = piece % pieces * rows, count = std::min(rows, made.rows - first);
@@ -59,8 +62,8 @@ ffi::Error DepthwiseConvolve(ffi::ThreadPool pool, Array x, Array kernel, Array 
     float* weights = Scratch(blocks / parts * size + needed * width * pixel + kLanes);
     float* copied = weights + blocks / parts * size;
     for (int64_t c = part; c < end; c += kLanes)
-      CopyKernels(kernel.typed_data(), side * across, 1, channels, c, std::min(kLanes, channels - c),
-                  weights + (c - part) / kLanes * size);
+      CopyScaledKernel(kernel.typed_data(), side * across, channels, c, affine.Factor(),
+                       weights + (c - part) / kLanes * size);
     const float* from = x.typed_data() + image * seen.size() + part;
     int64_t top = first * strides - side / 2, left = -(across / 2);
     if (is_whole)
@@ -76,6 +79,7 @@ ffi::Error DepthwiseConvolve(ffi::ThreadPool pool, Array x, Array kernel, Array 
                 epilogue.From(c, place)};
         InTiles(kTiles, run, made.columns);
       }
+    if (epilogue.is_streamed) EndStream();
   });
   return ffi::Error::Success();
 }
@@ -89,9 +93,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_depthwise_conv, DepthwiseConvolve,
                                   .Arg<Array>()
                                   .Arg<Array>()
                                   .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
                                   .Ret<Array>()
                                   .Attr<int64_t>("strides")
                                   .Attr<int64_t>("activation")
+                                  .Attr<float>("epsilon")
                                   .Attr<int64_t>("threads"));
 
 }  // namespace jaxeff

@@ -110,4 +110,14 @@ inline void CopyKernels(const float* kernel, int64_t taps, int64_t fields, int64
     Store(to, LoadPart(kernel + i * channels + first, width));
 }
 
+// The same of one kernel [taps, 1, channels], times factors [channels] if there are any.
+inline void CopyScaledKernel(const float* kernel, int64_t taps, int64_t channels, int64_t first,
+                             const float* factor, float* to) {
+  int64_t width = std::min(kLanes, channels - first);
+  CopyKernels(kernel, taps, 1, channels, first, width, to);
+  if (!factor) return;
+  Vector by = LoadPart(factor + first, width);
+  for (int64_t i = 0; i < taps; ++i) Store(to + i * kLanes, Load(to + i * kLanes) * by);
+}
+
 }  // namespace jaxeff

@@ -13,6 +13,7 @@ namespace jaxeff {
 constexpr int64_t kPixels = 8;           // of a tile: enough sums to hide the latency of an addition
 constexpr int64_t kCopied = 48 << 10;    // most floats of copied rows: they stay in a core's cache
 constexpr int64_t kSmallPiece = 1 << 19;  // multiply-adds below which another thread does not pay
+constexpr int64_t kStreamed = 1 << 23;    // floats of an output that no cache keeps until it is read
 
 struct Tap {
   int64_t input;   // from a pixel's place in the copied rows to what the tap sees
@@ -25,11 +26,12 @@ struct Epilogue {
   const float* bias = nullptr;    // [channels]
   const float* skip = nullptr;    // like the output
   Activation activation = kIdentity;
+  bool is_streamed = false;  // whether whole vectors go to memory past the caches
 
   // The same from a channel and a place of the output on.
   Epilogue From(int64_t channel, int64_t place) const {
     return {factor ? factor + channel : nullptr, bias ? bias + channel : nullptr,
-            skip ? skip + place : nullptr, activation};
+            skip ? skip + place : nullptr, activation, is_streamed};
   }
 
   Vector Factor(int64_t width) const {
@@ -69,28 +71,55 @@ inline void InTiles(void (*const* tiles)(const Run&), Run run, int64_t pixels) {
   }
 }
 
-// Writes the sums of a run's first P pixels, after what is left to do.
-template <int P, int V>
-void Finish(const Run& run, const Vector (&sums)[P][V]) {
+template <Activation kind, bool is_streamed, int P, int V>
+void Write(const Run& run, const Vector (&sums)[P][V]) {
+  Vector factor[V], bias[V];
+  int64_t width[V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) {
-    int64_t first = v * kLanes, width = std::min(kLanes, run.channels - first);
-    Epilogue after = run.epilogue.From(first, first);
-    Vector factor = after.Factor(width), bias = after.Bias(width);
-#pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) {
-      int64_t place = p * run.output_pixel + first;
-      Vector value = sums[p][v] * factor + bias;
-      if (after.skip) value += LoadPart(after.skip + p * run.output_pixel, width);
-      if (after.activation == kRelu) value = value < 0 ? Vector{} : value;
-      StorePart(run.output + place, value, width);
-    }
-    if (after.activation > kRelu)  // long ones in a loop of their own, out of the registers
-      for (int p = 0; p < P; ++p) {
-        float* place = run.output + p * run.output_pixel + first;
-        StorePart(place, Activated(after.activation, LoadPart(place, width)), width);
-      }
+    width[v] = std::min(kLanes, run.channels - v * kLanes);
+    Epilogue after = run.epilogue.From(v * kLanes, 0);
+    factor[v] = after.Factor(width[v]), bias[v] = after.Bias(width[v]);
   }
+  const float* skip = run.epilogue.skip;
+  float* output = run.output;
+  for (int p = 0; p < P; ++p, output += run.output_pixel) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      Vector value = sums[p][v] * factor[v] + bias[v];
+      if (skip) value += LoadPart(skip + v * kLanes, width[v]);
+      value = Activated(kind, value);
+      if constexpr (is_streamed)
+        Stream(output + v * kLanes, value);
+      else
+        StorePart(output + v * kLanes, value, width[v]);
+    }
+    if (skip) skip += run.output_pixel;
+  }
+}
+
+template <Activation kind, int P, int V>
+void FinishWith(const Run& run, const Vector (&sums)[P][V]) {
+  run.epilogue.is_streamed ? Write<kind, true>(run, sums) : Write<kind, false>(run, sums);
+}
+
+// Writes the sums of a run's first P pixels, after what is left to do. Not inlined: sums are in
+// memory then, and registers free for what activations compute with.
+template <int P, int V>
+__attribute__((noinline)) void Finish(const Run& run, const Vector (&sums)[P][V]) {
+  switch (run.epilogue.activation) {
+    case kRelu: return FinishWith<kRelu>(run, sums);
+    case kRelu6: return FinishWith<kRelu6>(run, sums);
+    case kSwish: return FinishWith<kSwish>(run, sums);
+    case kHardSwish: return FinishWith<kHardSwish>(run, sums);
+    default: return FinishWith<kIdentity>(run, sums);
+  }
+}
+
+// Whether an output of whole vectors is streamed: a cache would first read what is overwritten.
+inline bool IsStreamed(const float* output, int64_t size, int64_t channels) {
+  bool is_whole = channels % kLanes == 0 && reinterpret_cast<uintptr_t>(output) % sizeof(Vector) == 0;
+  return kCanStream && is_whole && size > kStreamed;
 }
 
 struct Image {

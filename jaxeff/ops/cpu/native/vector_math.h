@@ -20,6 +20,26 @@ inline Vector EachLane(Vector x, const Function& function) {
   return x;
 }
 
+// x between two numbers; NaN stays.
+inline Vector Clamp(Vector x, float low, float high) {
+#if defined(__AVX512F__)
+  __m512 above = _mm512_max_ps(_mm512_set1_ps(low), reinterpret_cast<__m512>(x));
+  return reinterpret_cast<Vector>(_mm512_min_ps(_mm512_set1_ps(high), above));
+#else
+  return x < low ? Fill(low) : x > high ? Fill(high) : x;
+#endif
+}
+
+// The nearest whole number, of at most 2^22.
+inline Vector Round(Vector x) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vector>(
+      _mm512_roundscale_ps(reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT));
+#else
+  return x + 12582912.0f - 12582912.0f;  // 3 * 2^22
+#endif
+}
+
 // Values times powers of two, whose exponents are whole numbers in [-151, 129].
 inline Vector TimesPower(Vector values, Vector exponents) {
 #if defined(__AVX512F__)
@@ -42,10 +62,8 @@ inline Vector TimesPower(Vector values, Vector exponents) {
 // Powers of two times a polynomial of the rest (Cephes, expf). Beyond the bounds the result is 0, or
 // infinite.
 inline Vector Exp(Vector x) {
-  Vector inside = x < -104.0f ? Fill(-104.0f) : x > 89.0f ? Fill(89.0f) : x;
-  // Adding 3 * 2^22 rounds to a whole number.
-  constexpr float kRound = 12582912.0f;
-  Vector whole = inside * 1.44269504088896341f + kRound - kRound;
+  Vector inside = Clamp(x, -104.0f, 89.0f);
+  Vector whole = Round(inside * 1.44269504088896341f);
   Vector r = inside - whole * 0.693359375f - whole * -2.12194440e-4f;
   Vector p = Fill(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
@@ -59,9 +77,7 @@ inline Vector Exp(Vector x) {
 
 // A quotient of polynomials on the range where the result is not yet 1 (Eigen, XLA).
 inline Vector Tanh(Vector x) {
-  Vector c = x < -7.90531110763549805f ? Fill(-7.90531110763549805f)
-             : x > 7.90531110763549805f ? Fill(7.90531110763549805f)
-                                        : x;
+  Vector c = Clamp(x, -7.90531110763549805f, 7.90531110763549805f);
   Vector s = c * c;
   Vector p = Fill(-2.76076847742355e-16f);
   p = p * s + 2.00018790482477e-13f;

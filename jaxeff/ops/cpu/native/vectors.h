@@ -49,6 +49,19 @@ inline void StorePart(float* to, const Vector& values, int64_t width) {
 #endif
 }
 
+// Writes a whole vector to an aligned place past the caches; EndStream() before others read it.
+#if defined(__AVX512F__)
+constexpr bool kCanStream = true;
+inline void Stream(float* to, const Vector& values) {
+  _mm512_stream_ps(to, reinterpret_cast<__m512>(values));
+}
+inline void EndStream() { _mm_sfence(); }
+#else
+constexpr bool kCanStream = false;
+inline void Stream(float* to, const Vector& values) { Store(to, values); }
+inline void EndStream() {}
+#endif
+
 inline int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 }  // namespace jaxeff

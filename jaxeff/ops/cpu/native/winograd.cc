@@ -125,8 +125,9 @@ void TransformOutputs(const float* from, int64_t apart, float* to, int64_t row, 
     }
 }
 
-ffi::Error Winograd(ffi::ThreadPool pool, Array x, Array kernel, Array affine, Array skip, Result y,
-                    bool turned, int64_t activation, int64_t threads) {
+ffi::Error Winograd(ffi::ThreadPool pool, Array x, Array kernel, Array scale, Array offset, Array mean,
+                    Array variance, Array skip, Result y, bool turned, int64_t activation,
+                    float epsilon, int64_t threads) {
   auto in = x.dimensions(), k = kernel.dimensions();
   Transformed weights(kernel.typed_data(), k[2], k[3], turned);
   Image seen{in[1], in[2], in[3]};
@@ -137,6 +138,7 @@ ffi::Error Winograd(ffi::ThreadPool pool, Array x, Array kernel, Array affine, A
   int64_t together = std::clamp<int64_t>(kStrip / across, 1, down);
   int64_t pieces = (down + together - 1) / together, tiles = together * across;
   int64_t vectors = weights.vectors, apart = tiles * lanes, product = tiles * weights.lanes;
+  Affine affine(scale, offset, mean, variance, epsilon);
   Epilogue epilogue = EpilogueOf(affine, skip, activation);
   ForEachPiece(pool, threads, in[0] * pieces, [&](int64_t piece) {
     int64_t image = piece / pieces, first = piece % pieces * together;
@@ -184,9 +186,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_winograd, Winograd,
                                   .Arg<Array>()
                                   .Arg<Array>()
                                   .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
                                   .Ret<Array>()
                                   .Attr<bool>("turned")
                                   .Attr<int64_t>("activation")
+                                  .Attr<float>("epsilon")
                                   .Attr<int64_t>("threads"));
 
 }  // namespace jaxeff
