@@ -10,11 +10,6 @@ namespace jaxeff {
 
 enum Activation : int64_t { kIdentity, kRelu, kRelu6, kSwish, kHardSwish };
 
-inline Vector Clamp(Vector x, float low, float high) {
-  x = x < low ? Vector{} + low : x;
-  return x > high ? Vector{} + high : x;
-}
-
 inline Vector Activated(Activation kind, const Vector& x) {
   switch (kind) {
     case kRelu: return x < 0 ? Vector{} : x;
