@@ -32,10 +32,32 @@ def mixed(
     relu: bool = False,
 ) -> Array:
     """Interpolates, convolves and mixes in one pass; the gradient takes the separate operations."""
-    arrays = [a for a in (anchors, x, kernel, bias, share, skip) if a is not None]
-    if x.ndim != 4 or is_forward_mode() or not native.is_computable(*arrays):
-        return separately_mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu)
-    return _mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu)
+    args = anchors, x, kernel, bias, share, stride, blend, skip, relu
+    arrays = [a for a in (*args[:5], skip) if a is not None]
+    if is_forward_mode() or not native.is_computable(*arrays) or not _fits(*args[:6], skip):
+        return separately_mixed(*args)
+    return _mixed(*args)
+
+
+def _fits(
+    anchors: Array,
+    x: Array,
+    kernel: Array,
+    bias: Array,
+    share: Array,
+    stride: int,
+    skip: Array | None,
+) -> bool:
+    """Returns whether shapes are those of one pass; others are broadcast or refused elsewhere."""
+    if x.ndim != 4 or kernel.ndim != 4 or kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
+        return False
+    batch, rows, columns, channels = x.shape
+    return (
+        anchors.shape == (batch, -(-rows // stride), -(-columns // stride), channels)
+        and kernel.shape[2:] == (1, channels)
+        and bias.shape == share.shape == (channels,)
+        and (skip is None or skip.shape == x.shape)
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

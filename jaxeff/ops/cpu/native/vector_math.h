@@ -57,11 +57,10 @@ inline Vector Exp(Vector x) {
   return TimesPower(p, whole);
 }
 
-// A quotient of polynomials on the range where the result is not yet 1 (Eigen, XLA).
+// A quotient of polynomials where the result is not yet 1 (Eigen, XLA).
 inline Vector Tanh(Vector x) {
-  Vector c = x < -7.90531110763549805f ? Fill(-7.90531110763549805f)
-             : x > 7.90531110763549805f ? Fill(7.90531110763549805f)
-                                        : x;
+  constexpr float kEnd = 7.90531110763549805f;
+  Vector c = x < -kEnd ? Fill(-kEnd) : x > kEnd ? Fill(kEnd) : x;
   Vector s = c * c;
   Vector p = Fill(-2.76076847742355e-16f);
   p = p * s + 2.00018790482477e-13f;
@@ -74,7 +73,8 @@ inline Vector Tanh(Vector x) {
   q = q * s + 1.18534705686654e-04f;
   q = q * s + 2.26843463243900e-03f;
   q = q * s + 4.89352518554385e-03f;
-  return c * p / q;
+  Vector y = c * p / q;
+  return x < -kEnd ? Fill(-1.0f) : x > kEnd ? Fill(1.0f) : y;
 }
 
 inline Vector Logistic(Vector x) { return 1.0f / (1.0f + Exp(-x)); }
