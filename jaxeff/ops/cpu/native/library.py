@@ -143,15 +143,30 @@ def build() -> Path:
       NativeError: there is no compiler, or it fails.
     """
     compiler = _compiler()
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxeff" / "native"
-    library = folder / f"{_key(compiler)}.so"
-    if library.exists():
+    folder, key = _cache() / "jaxeff" / "native", _key(compiler)
+    if library := _built(folder, key):
         return library
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder / "lock"):
-        if not library.exists():  # by a process that was first
-            _compile(compiler, library)
-    return library
+        # A process that was first may have compiled it.
+        return _built(folder, key) or _compile(compiler, folder, key)
+
+
+def _cache() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError as error:  # neither $HOME nor an entry of the user
+        raise NativeError("there is no home directory; set XDG_CACHE_HOME to a folder") from error
+
+
+def _built(folder: Path, key: str) -> Path | None:
+    """Returns a library whose content has the hash in its name: to load a part is a crash."""
+    files = folder.glob(f"{key}-*.so")
+    return next((f for f in files if f.stem == f"{key}-{_hash(f.read_bytes())}"), None)
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 @contextlib.contextmanager
@@ -164,15 +179,15 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _compile(compiler: list[str], library: Path) -> None:
-    """Compiles the sources side by side and puts the library in its place."""
+def _compile(compiler: list[str], folder: Path, key: str) -> Path:
+    """Compiles the sources side by side and puts the library in its place, which is returned."""
     logging.getLogger("jaxeff").warning(
         "compiling the C++ functions of jaxeff for this processor, once, some 20 seconds "
         f"({VARIABLE}=never does without them)"
     )
     # Moved to its place as a whole: processes that cannot lock files may compile it at once.
-    with tempfile.TemporaryDirectory(dir=library.parent) as name:
-        output = Path(name) / library.name
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        output = Path(name) / f"{key}.so"
         options = [*compiler, *OPTIONS, "-isystem", jax.ffi.include_dir()]
 
         def compiled(source: Path) -> str:
@@ -183,7 +198,7 @@ def _compile(compiler: list[str], library: Path) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compiled, sorted(HERE.glob("*.cc"))))
         _run([*compiler, *OPTIONS, "-shared", *objects, "-o", str(output)])
-        output.replace(library)
+        return output.replace(folder / f"{key}-{_hash(output.read_bytes())}.so")
 
 
 def _run(command: list[str]) -> None:
@@ -194,7 +209,12 @@ def _run(command: list[str]) -> None:
 
 
 def _compiler() -> list[str]:
-    if command := shlex.split(os.environ.get("CXX", "")):
+    named = os.environ.get("CXX", "")
+    try:
+        command = shlex.split(named)
+    except ValueError as error:
+        raise NativeError(f"$CXX is no command: {named!r} ({error})") from error
+    if command:
         return command
     for name in COMPILERS:
         if path := shutil.which(name):
@@ -214,7 +234,7 @@ def _key(compiler: list[str]) -> str:
         _processor(),
     ]
     sources = (path.read_text() for path in sorted(HERE.glob("*.cc")) + sorted(HERE.glob("*.h")))
-    return hashlib.sha256("\0".join((*parts, *sources)).encode()).hexdigest()[:16]
+    return _hash("\0".join((*parts, *sources)).encode())
 
 
 def _processor() -> str:
