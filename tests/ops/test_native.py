@@ -251,9 +251,15 @@ class TestWithoutACompiler:
             text = jax.jit(functools.partial(convolution.conv)).lower(x, kernel).as_text()
         assert "jaxeff_conv" not in text
 
-    def test_a_command_of_half_a_quotation_is_no_compiler(self, monkeypatch):
-        monkeypatch.setenv("CXX", "g++ '")
+    @pytest.mark.parametrize("command", ["g++ '", "no_such_compiler -O3"])
+    def test_what_is_no_command_is_no_compiler(self, monkeypatch, command):
+        monkeypatch.setenv("CXX", command)
         assert not library.is_available()
+
+    def test_a_folder_that_cannot_be_made_is_named(self, monkeypatch, tmp_path):
+        (tmp_path / "jaxeff").touch()
+        with pytest.raises(library.NativeError, match=r"kept in .*native .* XDG_CACHE_HOME"):
+            library.build()
 
     def test_a_user_without_a_home_has_no_library(self, monkeypatch):
         monkeypatch.delenv("XDG_CACHE_HOME")

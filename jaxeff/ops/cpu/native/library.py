@@ -84,10 +84,7 @@ def is_available() -> bool:
         _register(ctypes.CDLL(str(build())))
     except (NativeError, OSError) as error:
         if choice == "always":
-            raise NativeError(
-                f"{VARIABLE}=always, but {error}; install a C++ compiler, such as g++, or set "
-                f"{VARIABLE}=auto"
-            ) from error
+            raise NativeError(f"{VARIABLE}=always, but {error}; or set {VARIABLE}=auto") from error
         return False
     return True
 
@@ -144,19 +141,25 @@ def build() -> Path:
     """
     compiler = _compiler()
     folder, key = _cache() / "jaxeff" / "native", _key(compiler)
-    if library := _built(folder, key):
-        return library
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder / "lock"):
-        # A process that was first may have compiled it.
-        return _built(folder, key) or _compile(compiler, folder, key)
+    try:
+        if library := _built(folder, key):
+            return library
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder / "lock"):
+            # A process that was first may have compiled it.
+            return _built(folder, key) or _compile(compiler, folder, key)
+    except OSError as error:
+        raise NativeError(
+            f"the library cannot be kept in {folder} ({error.strerror}): set XDG_CACHE_HOME to "
+            "another folder"
+        ) from error
 
 
 def _cache() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     except RuntimeError as error:  # neither $HOME nor an entry of the user
-        raise NativeError("there is no home directory; set XDG_CACHE_HOME to a folder") from error
+        raise NativeError("there is no home directory: set XDG_CACHE_HOME to a folder") from error
 
 
 def _built(folder: Path, key: str) -> Path | None:
@@ -205,21 +208,26 @@ def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         first = next((line for line in done.stderr.splitlines() if "error" in line), "no words")
-        raise NativeError(f"{command[0]} could not compile the library ({first.strip()})")
+        raise NativeError(
+            f"{command[0]} could not compile the library ({first.strip()}): install a C++ "
+            "compiler, such as g++, or name one in CXX"
+        )
 
 
 def _compiler() -> list[str]:
     named = os.environ.get("CXX", "")
     try:
         command = shlex.split(named)
-    except ValueError as error:
-        raise NativeError(f"$CXX is no command: {named!r} ({error})") from error
+    except ValueError:  # half a quotation
+        command = [named]
+    if command and not shutil.which(command[0]):
+        raise NativeError(f"CXX is {named!r}, which is no command: correct it")
     if command:
         return command
     for name in COMPILERS:
         if path := shutil.which(name):
             return [path]
-    raise NativeError("no C++ compiler was found")
+    raise NativeError("no C++ compiler was found: install one, such as g++")
 
 
 def _key(compiler: list[str]) -> str:
