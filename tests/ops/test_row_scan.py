@@ -302,3 +302,17 @@ def test_large_states_are_trained_in_a_loop_where_a_device_has_one_core(
     monkeypatch.setattr(forms, "MOST_IN_TRAINING", 5 * 30)
     text = agree(dataclasses.replace(CASES["lstm"], features=features), 9, (5,))
     assert (CALL in text) == (threads == 2 or 5 * features <= 5 * 30)
+
+
+def test_states_that_no_step_reads():
+    def step(shared, indexed, carry, late):
+        x, _ = late
+        return (jnp.sin(x), 0.5 * carry[1] + x, x), (carry[1] + 1.0, None)
+
+    carry = arrays(0, 5, 7), arrays(1, 5, 7), arrays(2, 5, 7)
+    compared(4, step, None, None, carry, arrays(3, 4, 5, 7), NOTHING, NOTHING)
+
+
+@pytest.mark.usefixtures("x64")
+def test_single_precision_where_double_is_the_default():
+    assert CALL in agree(CASES["gru"], 5, (2,))
