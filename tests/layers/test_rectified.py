@@ -80,6 +80,14 @@ def test_values_gradients_and_statistics(case, train):
     close(*in_both(run, (variables, x, *([x[::-1]] if has_initial else []))))
 
 
+def test_nothing_becomes_a_number():
+    layer, variables, x = layer_of({}, 1)
+    x = x[:1].at[0, 2, 2, 0].set(jnp.nan)
+    ours, exact = in_both(layer.apply, (variables, x))
+    assert jnp.isnan(ours).any()
+    np.testing.assert_array_equal(np.isnan(ours), np.isnan(exact))
+
+
 @pytest.mark.slow
 def test_derivatives_of_derivatives():
     scheme = Rectified(2, 0.2, (1, 1), -1)

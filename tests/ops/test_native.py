@@ -3,6 +3,8 @@
 import contextlib
 import fcntl
 import functools
+import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from sweeps import swept
 
 from jaxeff.errors import ConfigError
-from jaxeff.ops import convolution, platform
+from jaxeff.ops import anchors, convolution, platform
 from jaxeff.ops.activations import ACTIVATIONS
 from jaxeff.ops.cpu import native
 from jaxeff.ops.cpu.native import library
@@ -93,6 +95,41 @@ def test_nothing_becomes_a_number_in_an_activation():
         assert jnp.isnan(y).all()
 
 
+def test_nothing_becomes_a_number_in_a_mixture_with_anchors():
+    x = arrays((1, 5, 6, 3))[0].at[0, 2, 2, 1].set(jnp.nan)
+    args = anchors.sample(x, 2), x, *arrays((3, 3, 1, 3), (3,), (3,))
+    for blend in (False, True):
+        y = anchors.mixed(*args, stride=2, blend=blend, relu=True)
+        with platform("reference"):
+            exact = anchors.mixed(*args, stride=2, blend=blend, relu=True)
+        np.testing.assert_array_equal(jnp.isnan(y), jnp.isnan(exact))
+
+
+@pytest.mark.parametrize(
+    ("place", "cut", "message"),
+    [
+        (0, np.s_[:, :2], "6 pixels at stride 2 have 3 anchors|5 pixels"),
+        (2, np.s_[..., :2], r"needs a kernel \[k, k, 1, channels\]"),
+        (5, np.s_[:, :4], "the skip"),
+    ],
+)
+def test_a_mixture_of_arrays_that_do_not_fit_is_refused(place, cut, message):
+    (x,) = arrays((1, 5, 6, 3))
+    args = [x[:, ::2, ::2], x, *arrays((3, 3, 1, 3), (3,), (3,)), x]
+    args[place] = args[place][cut]
+    with platform("cpu"), pytest.raises(ValueError, match=message):
+        anchors.mixed(*args[:5], 2, skip=args[5])
+
+
+def test_what_is_shared_by_a_mixture_is_broadcast():
+    (x,) = arrays((2, 5, 6, 3))
+    args = x[:1, ::2, ::2, :1], x, *arrays((3, 3, 1, 3), (3,)), jnp.asarray([0.3])
+    with platform("cpu"):
+        y = anchors.mixed(*args, 2)
+    with platform("reference"):
+        np.testing.assert_allclose(y, anchors.mixed(*args, 2), rtol=1e-5, atol=1e-5)
+
+
 def test_derivatives_of_derivatives():
     x, kernel, direction = arrays((2, 5, 6, 3), (3, 3, 3, 4), (2, 5, 6, 3))
 
@@ -149,9 +186,15 @@ def test_results_do_not_depend_on_threads_that_run_at_once():
     subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
 
 
+def library_in(cache, content):
+    """Where a library of such content is kept for this machine."""
+    name = f"{library._key(library._compiler())}-{hashlib.sha256(content).hexdigest()[:16]}.so"
+    return cache / "jaxeff" / "native" / name
+
+
 def test_one_process_compiles_for_all(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    target = tmp_path / "jaxeff" / "native" / f"{library._key(library._compiler())}.so"
+    target = library_in(tmp_path, b"")
     alone, compiled = library._alone, []
 
     @contextlib.contextmanager
@@ -166,6 +209,17 @@ def test_one_process_compiles_for_all(monkeypatch, tmp_path):
     monkeypatch.setattr(library, "_run", compiled.append)
     assert library.build() == target
     assert not compiled
+
+
+def test_a_part_of_a_library_is_not_loaded(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(library, "_compile", lambda *_: "compiled anew")
+    target = library_in(tmp_path, b"a whole library")
+    target.parent.mkdir(parents=True)
+    target.write_bytes(b"a whole")
+    assert library.build() == "compiled anew"
+    target.write_bytes(b"a whole library")
+    assert library.build() == target
 
 
 def test_a_skip_a_bias_or_a_gate_of_another_shape_is_refused():
@@ -198,6 +252,22 @@ class TestWithoutACompiler:
         with platform("cpu"):
             text = jax.jit(functools.partial(convolution.conv)).lower(x, kernel).as_text()
         assert "jaxeff_conv" not in text
+
+    @pytest.mark.parametrize("command", ["g++ '", "no_such_compiler -O3"])
+    def test_what_is_no_command_is_no_compiler(self, monkeypatch, command):
+        monkeypatch.setenv("CXX", command)
+        assert not library.is_available()
+
+    def test_a_folder_that_cannot_be_made_is_named(self, monkeypatch, tmp_path):
+        (tmp_path / "jaxeff").touch()
+        with pytest.raises(library.NativeError, match=r"kept in .*native .* XDG_CACHE_HOME"):
+            library.build()
+
+    def test_a_user_without_a_home_has_no_library(self, monkeypatch):
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # of no user
+        assert not library.is_available()
 
     def test_asking_for_it_is_an_error(self, monkeypatch):
         monkeypatch.setenv("JAXEFF_NATIVE", "always")

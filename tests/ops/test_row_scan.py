@@ -73,6 +73,7 @@ FUNCTIONS = {
     "join": lambda a, b, c: jnp.concatenate([c, a, b], -1)[:, 1 : a.shape[-1] + 1],
     "cut": lambda a, b, c: jnp.concatenate([b[:, 1:], a[:, :1]], -1),
     "clamp": lambda a, b, c: jnp.clip(a, -0.3, 0.4),
+    "no axes": lambda a, b, c: a.sum(()),
     "axes": lambda a, b, c: jnp.stack([a, b])[None, 1:].sum((0, 1)) + jnp.stack([a, b])[0],
 }
 
@@ -154,6 +155,14 @@ def test_elementary_functions_are_accurate():
         truth = np.where(truth > np.finfo(np.float32).max, np.inf, truth)
         # Below the least normal number there are zeros.
         np.testing.assert_allclose(ys[0], truth, rtol=6e-7, atol=1.2e-38)
+    ends = jnp.asarray([-jnp.inf, -1e30, -8, 8, 1e30, jnp.inf])[:, None]
+
+    def slopes(shared, indexed, carry, late):
+        t = jnp.tanh(late[0])
+        return carry, (1 - t * t, None)
+
+    # A slope that is not zero would be multiplied with the large number later.
+    assert not row_scan(1, slopes, None, None, ends, ends[None], NOTHING, NOTHING)[1].any()
     nan = jnp.full((1, 2, 16), jnp.nan)
     for function, _ in functions.values():
 
@@ -293,3 +302,17 @@ def test_large_states_are_trained_in_a_loop_where_a_device_has_one_core(
     monkeypatch.setattr(forms, "MOST_IN_TRAINING", 5 * 30)
     text = agree(dataclasses.replace(CASES["lstm"], features=features), 9, (5,))
     assert (CALL in text) == (threads == 2 or 5 * features <= 5 * 30)
+
+
+def test_states_that_no_step_reads():
+    def step(shared, indexed, carry, late):
+        x, _ = late
+        return (jnp.sin(x), 0.5 * carry[1] + x, x), (carry[1] + 1.0, None)
+
+    carry = arrays(0, 5, 7), arrays(1, 5, 7), arrays(2, 5, 7)
+    compared(4, step, None, None, carry, arrays(3, 4, 5, 7), NOTHING, NOTHING)
+
+
+@pytest.mark.usefixtures("x64")
+def test_single_precision_where_double_is_the_default():
+    assert CALL in agree(CASES["gru"], 5, (2,))

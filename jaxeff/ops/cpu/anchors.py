@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -34,12 +35,35 @@ def mixed(
     norm: Normalisation | None = None,
 ) -> Array:
     """Interpolates, convolves and mixes in one pass; the gradient takes the separate operations."""
-    arrays = jax.tree.leaves((anchors, x, kernel, bias, share, skip, norm))
-    if x.ndim != 4 or is_forward_mode() or not native.is_computable(*arrays):
-        return separately_mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu, norm)
+    args = anchors, x, kernel, bias, share, stride, blend, skip, relu
+    vectors = jax.tree.leaves((bias, share, norm))
+    arrays = [anchors, x, kernel, *vectors, *jax.tree.leaves(skip)]
+    fits = _fits(anchors, x, kernel, vectors, stride, skip)
+    if is_forward_mode() or not native.is_computable(*arrays) or not fits:
+        return separately_mixed(*args, norm)
     if norm is not None:
         norm, bias = norm.after_bias(bias), None
     return _mixed(anchors, x, kernel, bias, share, stride, blend, skip, relu, norm)
+
+
+def _fits(
+    anchors: Array,
+    x: Array,
+    kernel: Array,
+    vectors: Sequence[Array],
+    stride: int,
+    skip: Array | None,
+) -> bool:
+    """Returns whether shapes are those of one pass; others are broadcast or refused elsewhere."""
+    if x.ndim != 4 or kernel.ndim != 4 or kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
+        return False
+    batch, rows, columns, channels = x.shape
+    return (
+        anchors.shape == (batch, -(-rows // stride), -(-columns // stride), channels)
+        and kernel.shape[2:] == (1, channels)
+        and all(vector.shape == (channels,) for vector in vectors)
+        and (skip is None or skip.shape == x.shape)
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

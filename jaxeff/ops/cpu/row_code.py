@@ -206,7 +206,9 @@ def _with_few_registers(code: list[RowOperation], slots: list[Slot]) -> list[Row
 
 def _numbered(slots: list[Slot], code: list[RowOperation]) -> RowProgram:
     """Returns the program with only the slots that it uses, each kind numbered from 0."""
-    used = sorted({s for op in code for s in (op.out, *op.operands)})
+    states = {number for number, slot in enumerate(slots) if slot.kind == "state"}
+    # Next states are written where states lie, read or not.
+    used = sorted(states.union(*((op.out, *op.operands) for op in code)))
     # Arguments keep their numbers, used or not.
     numbers = {old: new for new, old in enumerate(used)}
     order: dict[str, list[Any]] = {

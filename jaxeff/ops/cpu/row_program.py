@@ -324,6 +324,8 @@ def _unstack(translation: _Translation, equation: Any, values: list[Value]) -> l
 def _sum(translation: _Translation, equation: Any, values: list[Value]) -> Value:
     (value,), axes = values, equation.params["axes"]
     shape = equation.outvars[0].aval.shape
+    if not axes:
+        return value
     if max(axes) >= len(value.shape) - 2:
         raise UnsupportedStep("a sum over rows or columns")
     slots = np.moveaxis(value.slots, axes, range(len(axes)))

@@ -174,7 +174,7 @@ def _run(
         jax.tree.leaves(room),
     )
     firsts = jnp.stack([jnp.asarray(w.first, jnp.int32) for w in (known, rooms)])
-    scalars = jnp.stack([constants[n] for n in program.scalars] or [jnp.zeros(())])
+    scalars = jnp.stack([constants[n] for n in program.scalars] or [jnp.zeros((), jnp.float32)])
     last, (y, _) = parts.result
     ys = jax.tree.map(lambda a: jax.ShapeDtypeStruct((loop.length, *a.shape), a.dtype), y)
     outputs = _call(loop, program, tables, firsts, scalars, (last, ys, room))

@@ -72,7 +72,7 @@ ffi::Error MixedAnchors(ffi::ThreadPool pool, Array anchors, Array x, Array kern
         int64_t c = first + p;
         Vector mixed = part * Load(filled + c * kLanes) + rest * (value + shift);
         if (added) mixed += LoadPart(added + c * channels, width);
-        if (relu) mixed = mixed > 0 ? mixed : Vector{};
+        if (relu) mixed = mixed < 0 ? Vector{} : mixed;
         StorePart(out + c * channels, mixed, width);
       };
       const float* seen = padded + r * seen_row;
@@ -84,7 +84,7 @@ ffi::Error MixedAnchors(ffi::ThreadPool pool, Array anchors, Array x, Array kern
       for (int64_t c = 0; c < columns; c += stride) {  // anchors keep their values
         Vector value = Load(filled + c * kLanes);
         if (added) value += LoadPart(added + c * channels, width);
-        if (relu) value = value > 0 ? value : Vector{};
+        if (relu) value = value < 0 ? Vector{} : value;
         StorePart(out + c * channels, value, width);
       }
     }

@@ -84,10 +84,7 @@ def is_available() -> bool:
         _register(ctypes.CDLL(str(build())))
     except (NativeError, OSError) as error:
         if choice == "always":
-            raise NativeError(
-                f"{VARIABLE}=always, but {error}; install a C++ compiler, such as g++, or set "
-                f"{VARIABLE}=auto"
-            ) from error
+            raise NativeError(f"{VARIABLE}=always, but {error}; or set {VARIABLE}=auto") from error
         return False
     return True
 
@@ -143,15 +140,36 @@ def build() -> Path:
       NativeError: there is no compiler, or it fails.
     """
     compiler = _compiler()
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxeff" / "native"
-    library = folder / f"{_key(compiler)}.so"
-    if library.exists():
-        return library
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder / "lock"):
-        if not library.exists():  # by a process that was first
-            _compile(compiler, library)
-    return library
+    folder, key = _cache() / "jaxeff" / "native", _key(compiler)
+    try:
+        if library := _built(folder, key):
+            return library
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder / "lock"):
+            # A process that was first may have compiled it.
+            return _built(folder, key) or _compile(compiler, folder, key)
+    except OSError as error:
+        raise NativeError(
+            f"the library cannot be kept in {folder} ({error.strerror}): set XDG_CACHE_HOME to "
+            "another folder"
+        ) from error
+
+
+def _cache() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError as error:  # neither $HOME nor an entry of the user
+        raise NativeError("there is no home directory: set XDG_CACHE_HOME to a folder") from error
+
+
+def _built(folder: Path, key: str) -> Path | None:
+    """Returns a library whose content has the hash in its name: to load a part is a crash."""
+    files = folder.glob(f"{key}-*.so")
+    return next((f for f in files if f.stem == f"{key}-{_hash(f.read_bytes())}"), None)
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 @contextlib.contextmanager
@@ -164,15 +182,15 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _compile(compiler: list[str], library: Path) -> None:
-    """Compiles the sources side by side and puts the library in its place."""
+def _compile(compiler: list[str], folder: Path, key: str) -> Path:
+    """Compiles the sources side by side and puts the library in its place, which is returned."""
     logging.getLogger("jaxeff").warning(
         "compiling the C++ functions of jaxeff for this processor, once, some 20 seconds "
         f"({VARIABLE}=never does without them)"
     )
     # Moved to its place as a whole: processes that cannot lock files may compile it at once.
-    with tempfile.TemporaryDirectory(dir=library.parent) as name:
-        output = Path(name) / library.name
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        output = Path(name) / f"{key}.so"
         options = [*compiler, *OPTIONS, "-isystem", jax.ffi.include_dir()]
 
         def compiled(source: Path) -> str:
@@ -183,23 +201,33 @@ def _compile(compiler: list[str], library: Path) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compiled, sorted(HERE.glob("*.cc"))))
         _run([*compiler, *OPTIONS, "-shared", *objects, "-o", str(output)])
-        output.replace(library)
+        return output.replace(folder / f"{key}-{_hash(output.read_bytes())}.so")
 
 
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         first = next((line for line in done.stderr.splitlines() if "error" in line), "no words")
-        raise NativeError(f"{command[0]} could not compile the library ({first.strip()})")
+        raise NativeError(
+            f"{command[0]} could not compile the library ({first.strip()}): install a C++ "
+            "compiler, such as g++, or name one in CXX"
+        )
 
 
 def _compiler() -> list[str]:
-    if command := shlex.split(os.environ.get("CXX", "")):
+    named = os.environ.get("CXX", "")
+    try:
+        command = shlex.split(named)
+    except ValueError:  # half a quotation
+        command = [named]
+    if command and not shutil.which(command[0]):
+        raise NativeError(f"CXX is {named!r}, which is no command: correct it")
+    if command:
         return command
     for name in COMPILERS:
         if path := shutil.which(name):
             return [path]
-    raise NativeError("no C++ compiler was found")
+    raise NativeError("no C++ compiler was found: install one, such as g++")
 
 
 def _key(compiler: list[str]) -> str:
@@ -214,7 +242,7 @@ def _key(compiler: list[str]) -> str:
         _processor(),
     ]
     sources = (path.read_text() for path in sorted(HERE.glob("*.cc")) + sorted(HERE.glob("*.h")))
-    return hashlib.sha256("\0".join((*parts, *sources)).encode()).hexdigest()[:16]
+    return _hash("\0".join((*parts, *sources)).encode())
 
 
 def _processor() -> str:

@@ -111,7 +111,7 @@ struct Problem {
     }
     auto write = [&](int64_t pixel, int64_t f, const Vector& value) JAXEFF_INLINE {
       Vector z = value * factors[f] + offsets[f];
-      Store(p[f] + pixel * kLanes, z > 0 ? scales[f] * z : Vector{});
+      Store(p[f] + pixel * kLanes, z < 0 ? Vector{} : scales[f] * z);
     };
     int64_t pixels = grid.rows * grid.columns;
     if (kernel) {
@@ -192,7 +192,7 @@ ffi::Error Transport(ffi::ThreadPool pool, Array h, Array x, Array predicted, Ar
          [&](int64_t place, Vector value) {
            if (finishes) {
              value = value * scale + shift;
-             value = value > 0 ? value : Vector{};
+             value = value < 0 ? Vector{} : value;
            }
            StorePart(to + place / kLanes * channels, value, width);
          });

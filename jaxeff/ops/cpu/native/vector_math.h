@@ -75,9 +75,10 @@ inline Vector Exp(Vector x) {
   return TimesPower(p, whole);
 }
 
-// A quotient of polynomials on the range where the result is not yet 1 (Eigen, XLA).
+// A quotient of polynomials where the result is not yet 1 (Eigen, XLA).
 inline Vector Tanh(Vector x) {
-  Vector c = Clamp(x, -7.90531110763549805f, 7.90531110763549805f);
+  constexpr float kEnd = 7.90531110763549805f;
+  Vector c = Clamp(x, -kEnd, kEnd);
   Vector s = c * c;
   Vector p = Fill(-2.76076847742355e-16f);
   p = p * s + 2.00018790482477e-13f;
@@ -90,7 +91,8 @@ inline Vector Tanh(Vector x) {
   q = q * s + 1.18534705686654e-04f;
   q = q * s + 2.26843463243900e-03f;
   q = q * s + 4.89352518554385e-03f;
-  return c * p / q;
+  Vector y = c * p / q;
+  return x < -kEnd ? Fill(-1.0f) : x > kEnd ? Fill(1.0f) : y;
 }
 
 inline Vector Logistic(Vector x) { return 1.0f / (1.0f + Exp(-x)); }
