@@ -24,8 +24,8 @@ from jaxeff.ops.row_scan import Window, is_compiled, row_scan, unwritten
 from jaxeff.typing import Array
 
 #: Least steps of a block, and bytes of the activated values of longer ones: so many that a cache
-#: holds them, in a quarter of the sequence at most, or so few that they do not count (of wide cells,
-#: as many as of their kernels).
+#: holds them, in a quarter of the sequence at most, or so few that they do not count, as those that
+#: the kernels have.
 BLOCK_LENGTH, CACHED_BYTES, FEW_BYTES = 16, 2 << 20, 1 << 14
 
 
