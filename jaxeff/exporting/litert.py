@@ -167,8 +167,7 @@ def _place_of_one(x: Array, *, axes: Any, index_dtype: Any, **others: Any) -> li
     return [jnp.zeros([n for axis, n in enumerate(x.shape) if axis not in axes], index_dtype)]
 
 
-#: Primitives that converter or runtime lack.
-def _known(*arrays: Array, **parameters: Any) -> list[Array] | None:
+def _of_anchors(*arrays: Array, **parameters: Any) -> list[Array] | None:
     """Writes the functions of `jaxeff.ops.anchors` in operations that LiteRT has fast code for."""
     name = str(parameters.get("name", ""))
     for start, write in ((anchors.INTERPOLATION, _resized), (anchors.MIXTURE, _weighted)):
@@ -225,9 +224,10 @@ def _sampled(
     return [sampled]
 
 
+#: Primitives that converter or runtime lack, or have faster operations for.
 _RULES: dict[str, Rule] = {
-    "jit": _known,
-    "pjit": _known,
+    "jit": _of_anchors,
+    "pjit": _of_anchors,
     "slice": _sampled,
     "argmax": _place_of_one,
     "argmin": _place_of_one,
