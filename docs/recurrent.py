@@ -67,7 +67,8 @@ def draw(path: Path) -> None:
                 for j, value in enumerate(line):
                     dark = not 1 / 3.5 < value < 3.5
                     style = {"color": "white" if dark else plots._INK, "fontsize": 8}
-                    axis.text(j, i, f"{value:.2g}", ha="center", va="center", **style)
+                    label = f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+                    axis.text(j, i, label, ha="center", va="center", **style)
         row[0].set_ylabel("batch × steps", color=plots._INK)
     label = "time of PyTorch over that of jaxeff"
     bar = figure.colorbar(image, ax=axes, label=label, shrink=0.6, ticks=[])
