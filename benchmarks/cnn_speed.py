@@ -269,10 +269,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two rounds, nothing is written")
     args = parser.parse_args()
     keep_freed_memory()
-    for part, measure in parts(args.quick).items():
-        if not all(word in part for word in args.words):
-            continue
-        lines = measure()
+    known = parts(args.quick)
+    chosen = [part for part in known if all(word in part for word in args.words)]
+    if not chosen:
+        parser.error(f"no part has the words {args.words}; the parts are {', '.join(known)}")
+    for part in chosen:
+        lines = known[part]()
         sys.stdout.write(f"{part}\n")
         for name, line in lines.items():
             sys.stdout.write(f"  {name:40s} {line['median_ms']:9.2f} ms\n")

@@ -223,7 +223,7 @@ void Rows::Gather(const Group& last, const float* sums) {
     const Instruction& op = loop_.code[group->begin];
     const Slot& slot = loop_.slots[op.out];
     CopyRows(sums + group->place, loop_.Padded(slot), places_[op.out].base, places_[op.out].row, count_, slot.width);
-  } while (group-- != loop_.groups.data() && loop_.IsProduct(*group) && !group->ends_run);
+  } while (group != loop_.groups.data() && loop_.IsProduct(*--group) && !group->ends_run);
 }
 
 void Rows::Compute(const Group& group) {
