@@ -6,6 +6,7 @@ The command line prints them without a traceback and leaves with exit status 2.
 from __future__ import annotations
 
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -31,6 +32,13 @@ class TrainingError(UserError):
 
 _PACKAGE = str(Path(__file__).parent)
 _LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an exception and those that it was raised from, the first one last."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def explained(error: BaseException) -> str:

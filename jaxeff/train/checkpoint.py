@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from jaxeff.errors import CheckpointError
+from jaxeff.errors import CheckpointError, causes
 from jaxeff.train import fingerprint, processes
 
 Report = Callable[[str], None]
@@ -38,17 +38,10 @@ _WRONG_CONTENT = re.compile(
 )
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an error and its causes; Orbax wraps all of them in one exception type."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def _proof_of_damage(error: Exception) -> str | None:
     """Returns why an error proves that files are damaged or missing, or None if it does not."""
     proof = None
-    for one in _chain(error):
+    for one in causes(error):  # Orbax wraps all of them in one exception type
         if isinstance(one, (MemoryError, OSError)) and not isinstance(one, FileNotFoundError):
             return None
         text = str(one)
@@ -69,7 +62,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _root(error: Exception) -> str:
-    last = list(_chain(error))[-1]
+    last = list(causes(error))[-1]
     system = re.search(r"([^:]+) \[os_error_code=", str(last))
     return system[1].strip() if system else f"{type(last).__name__}: {_first_line(last)}"
 

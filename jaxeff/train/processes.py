@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxeff.errors import ConfigError, TrainingError
+from jaxeff.errors import ConfigError, TrainingError, causes
 from jaxeff.train import ordered_sums
 from jaxeff.train.values import AUTO
 
@@ -132,11 +132,18 @@ def _leave_on_abort() -> None:
 
 @contextlib.contextmanager
 def lost_process_errors() -> Iterator[None]:
-    """Converts errors of collectives after the loss of a process to a `LostProcessError`."""
+    """Converts errors after the loss of a process to a `LostProcessError`.
+
+    A collective may fail anywhere, within a save too, so that what it raised may have been made
+    another error, such as that of a checkpoint.
+    """
     try:
         yield
-    except (RuntimeError, ValueError) as error:
-        if not jax.distributed.is_initialized() or not _SIGNS.search(str(error)):
+    except LostProcessError:
+        raise
+    except Exception as error:
+        texts = [str(one) for one in causes(error)]
+        if not jax.distributed.is_initialized() or not any(map(_SIGNS.search, texts)):
             raise
         raise LostProcessError(_LOST) from error
 

@@ -11,11 +11,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 from ports import free_port
 
+from jaxeff.errors import CheckpointError
 from jaxeff.eval import read_report
 from jaxeff.train.checkpoint import Checkpoints
-from jaxeff.train.processes import LOST_STATUS
+from jaxeff.train.processes import LOST_STATUS, LostProcessError, lost_process_errors
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5
@@ -219,3 +221,26 @@ def test_pair_is_refused_together_where_another_run_works(start_pair, start_trai
         assert program.wait(60) == 2, program.output
         last = program.output.strip().splitlines()[-1]
         assert f"is in use by process {first.process.pid} on " in last
+
+
+SAVING = "Gloo all-reduce failed: Read error [127.0.0.1]:64202: Connection reset by peer"
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_process_lost_within_a_save_is_no_fault_of_the_checkpoint(
+    monkeypatch, tmp_path, connected
+):
+    def saving(*_, **__):
+        raise RuntimeError(SAVING)
+
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: connected)
+    monkeypatch.setattr(ocp, "save_checkpointables_async", saving)
+    error = LostProcessError if connected else CheckpointError
+    with pytest.raises(error), lost_process_errors():
+        Checkpoints(tmp_path / "checkpoints").save(3, {"a": np.ones(2)}, {})
+
+
+def test_other_errors_of_connected_processes_stay_what_they_are(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    with pytest.raises(CheckpointError, match="disk"), lost_process_errors():
+        raise CheckpointError("the disk is full") from OSError("No space left on device")
