@@ -93,3 +93,5 @@ def check_kernel(x: Array, kernel: Array) -> None:
             "a convolution of [batch, (depth,) rows, columns, channels] needs a kernel "
             f"[(k,) k, k, inputs, outputs], not {kernel.shape} for an input {x.shape}"
         )
+    if len(set(kernel.shape[:-2])) > 1:
+        raise ValueError(f"a kernel must be of one side along all axes, not {kernel.shape[:-2]}")

@@ -4,6 +4,7 @@ XLA's CPU compiler multiplies all zeros that a transposed convolution, or the gr
 one, inserts between its inputs; here the output pixels of each phase (remainder by the stride) are
 a small convolution instead. Volumes are convolved plane by plane, which is several times faster
 than XLA's convolution. Kernel gradients are sums of matrix products over the taps, image by image.
+Where there is a compiled library, it takes kernels that have a middle (``volumes.py``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jaxeff.ops.cpu import volumes
 from jaxeff.ops.cpu.windows import product, sum_over_images, windows
 from jaxeff.ops.platforms import is_forward_mode
 from jaxeff.ops.precision import wide
@@ -48,6 +50,9 @@ def transposed_conv(
 def _conv(x: Array, kernel: Array, strides: int, padding: int) -> Array:
     count, side = x.ndim - 2, kernel.shape[0]
     channels, outputs = kernel.shape[-2:]
+    is_compiled = volumes.is_computable(side, strides, padding, x, kernel)
+    if is_compiled and volumes.fits_one_channel(kernel, strides):
+        return volumes.conv_to_channel(x, kernel)
     if outputs == 1:
         taps = kernel.reshape(-1, channels)
         each = jnp.einsum("tc,...c->t...", taps, x, preferred_element_type=wide(x.dtype))
@@ -56,6 +61,8 @@ def _conv(x: Array, kernel: Array, strides: int, padding: int) -> Array:
             for tap, a in enumerate(each)
         ]
         return functools.reduce(jnp.add, shifted)[..., None].astype(x.dtype)
+    if is_compiled:
+        return volumes.conv(x, kernel, strides)
     if count == 2:
         return padded_conv(x, kernel, strides, padding)
     if channels == 1:
@@ -91,6 +98,12 @@ def _transposed_conv(
     sizes = tuple(
         (n - 1) * strides - 2 * padding + side + m for n, m in zip(x.shape[1:-1], more, strict=True)
     )
+    outputs = kernel.shape[-1]
+    # Of a single output channel most of a vector would be empty.
+    fits = outputs > 1 and max(more) < strides
+    if fits and volumes.is_computable(side, strides, padding, x, kernel):
+        shape = (x.shape[0], *sizes, outputs)
+        return volumes.input_gradient(x, jnp.swapaxes(kernel, -1, -2), shape, strides)
     return _phases(x, kernel, strides, padding, sizes)
 
 
@@ -162,6 +175,8 @@ def _kernel_gradient(x: Array, g: Array, side: int, strides: int, padding: int) 
         # Roles swapped: the input is the cotangent of a convolution of g.
         turned = _kernel_gradient(g, x, side, 1, side - 1 - padding)
         return jnp.swapaxes(jnp.flip(turned, tuple(range(count))), -1, -2)
+    if volumes.is_computable(side, strides, padding, x, g):
+        return volumes.kernel_gradient(x, g, (*(side,) * count, inputs, outputs), strides)
 
     def of_image(x: Array, g: Array) -> Array:
         seen = windows(x, (side,) * count, strides, (padding,) * count)

@@ -38,6 +38,7 @@ TARGETS = (
     "jaxeff_conv",
     "jaxeff_conv_input_gradient",
     "jaxeff_conv_kernel_gradient",
+    "jaxeff_conv_to_channel",
     "jaxeff_winograd",
     "jaxeff_depthwise_conv",
     "jaxeff_fields",
