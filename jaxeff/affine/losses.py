@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from jaxeff.affine.resampling import Transform, inverse, resample
+from jaxeff.ops.sums import per_example
 from jaxeff.typing import Array
 
 #: Mean and deviation by which the 2019 code normalised its targets, but not its outputs.
@@ -70,11 +71,6 @@ TARGETS: dict[str, Callable[[Array], Array]] = {
     "unit": unit_targets,
     "code2019": code2019_targets,
 }
-
-
-def per_example(values: Array) -> Array:
-    """Sums ``[batch, ...]`` to ``[batch]``."""
-    return values.reshape(values.shape[0], -1).sum(1)
 
 
 def output_floor(error: Callable[[Array, Array], Array], targets: Array) -> Array:

@@ -21,6 +21,7 @@ import optax
 
 from jaxeff.affine import losses
 from jaxeff.errors import ConfigError
+from jaxeff.ops import sums
 from jaxeff.registry import Registry, closest
 from jaxeff.typing import Array, Batch
 
@@ -173,8 +174,8 @@ def elbo(
 
     def objective(outputs: Any, batch: Batch) -> dict[str, Array]:
         target = losses.TARGETS[targets](batch["inputs"])
-        error = losses.per_example(errors(outputs.reconstruction, target))
-        code = losses.per_example(losses.KL[kl](outputs.mean, outputs.log_variance))
+        error = sums.per_example(errors(outputs.reconstruction, target))
+        code = sums.per_example(losses.KL[kl](outputs.mean, outputs.log_variance))
         loss = error + code
         reducible = loss - floor(batch["inputs"])
         return {"loss": loss, "reconstruction": error, "kl": code, "reducible": reducible}

@@ -11,7 +11,7 @@ import pytest
 
 from jaxeff.affine import Problem, Search
 from jaxeff.affine import search as run_search
-from jaxeff.affine.losses import per_example
+from jaxeff.ops.sums import per_example
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "pose_schedules.py"
 SETTINGS = Search(starts=12, steps=8, learning_rate=0.1)

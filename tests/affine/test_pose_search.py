@@ -11,8 +11,8 @@ from sweeps import swept
 
 from jaxeff.affine import POSES, Problem, Search, adam, align, gauss_newton, inverse, resample
 from jaxeff.affine import search as run_search
-from jaxeff.affine.losses import per_example
 from jaxeff.affine.poses import build
+from jaxeff.ops.sums import per_example
 
 ROTATION = build({"name": "rotation"})
 

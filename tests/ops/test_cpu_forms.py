@@ -9,7 +9,7 @@ import pytest
 from sweeps import swept
 
 from jaxeff.affine import pose_search
-from jaxeff.ops import anchors, convolution, forward_mode, normalisation, platform, strided
+from jaxeff.ops import anchors, convolution, forward_mode, normalisation, platform, strided, sums
 from jaxeff.ops.cpu import rows
 from jaxeff.ops.neighbours import neighbours
 from jaxeff.ops.platforms import CPU_FORMS, reverse_mode
@@ -176,6 +176,7 @@ CASES = {
         (normalised(False), (2, 3, 4, 5), (5,), (5,), (5,)),
         (normalised(True), (30, 5, 7, 20), (20,), (20,), (20,)),
     ],
+    "sums.per_example": [(sums.per_example, (3, 5, 7, 1)), (sums.per_example, (4,))],
     "strided.conv": [
         (strided_conv(2, 1), (2, 7, 7, 3), (3, 3, 3, 2)),
         (strided_conv(2, 2), (2, 4, 4, 4, 3), (5, 5, 5, 3, 2)),

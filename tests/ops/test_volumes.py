@@ -14,19 +14,27 @@ pytestmark = pytest.mark.skipif(
     not native.is_available(), reason="no C++ compiler, or JAXEFF_NATIVE=never"
 )
 
-#: Shape of the input, side of the kernel, outputs, strides.
+#: Shape of the input, side of the kernel, outputs, strides, padding.
 CONVS = (
-    ((2, 5, 6, 9, 3), 3, 5, 1),
-    ((3, 7, 6, 5, 16), 5, 17, 2),
-    ((2, 8, 9, 10, 1), 3, 16, 3),
-    ((2, 9, 4, 7, 8), 5, 16, 3),
-    ((2, 6, 5, 4, 4), 1, 3, 1),
-    ((2, 9, 12, 3), 5, 20, 2),
-    ((3, 8, 7, 1), 3, 4, 1),
-    ((2, 9, 6, 7, 16), 3, 1, 1),
-    ((2, 3, 4, 19, 32), 5, 1, 1),
-    ((3, 21, 18, 16), 3, 1, 1),
-    ((1, 2, 3, 3, 48), 5, 1, 1),
+    ((2, 5, 6, 9, 3), 3, 5, 1, 1),
+    ((3, 7, 6, 5, 16), 5, 17, 2, 2),
+    ((2, 8, 9, 10, 1), 3, 16, 3, 1),
+    ((2, 9, 4, 7, 8), 5, 16, 3, 2),
+    ((2, 6, 5, 4, 4), 1, 3, 1, 0),
+    ((2, 6, 5, 7, 4), 1, 3, 2, 1),
+    ((2, 7, 8, 6, 5), 4, 9, 2, 1),
+    ((2, 7, 5, 6, 3), 2, 4, 3, 0),
+    ((2, 9, 12, 3), 5, 20, 2, 2),
+    ((3, 8, 7, 1), 3, 4, 1, 1),
+    ((3, 8, 11, 32), 4, 32, 2, 1),
+    ((2, 6, 7, 3), 3, 5, 1, 3),
+    ((2, 9, 8, 3), 2, 5, 1, 0),
+    ((2, 5, 4, 9), 1, 33, 1, 1),
+    ((2, 9, 6, 7, 16), 3, 1, 1, 1),
+    ((2, 3, 4, 19, 32), 5, 1, 1, 2),
+    ((3, 21, 18, 16), 3, 1, 1, 1),
+    ((1, 2, 3, 3, 48), 5, 1, 1, 2),
+    ((2, 5, 6, 16), 3, 1, 1, 0),
 )
 
 
@@ -65,12 +73,12 @@ def second(total):
     return jax.grad(length, (0, 1))
 
 
-@pytest.mark.parametrize(("shape", "side", "outputs", "strides"), CONVS)
-def test_values_and_derivatives_of_convolutions(shape, side, outputs, strides):
+@pytest.mark.parametrize(("shape", "side", "outputs", "strides", "padding"), CONVS)
+def test_values_and_derivatives_of_convolutions(shape, side, outputs, strides, padding):
     kernel = (side,) * (len(shape) - 2) + (shape[-1], outputs)
     args = arrays(shape, kernel)
-    assert volumes.is_computable(side, strides, side // 2, *args)
-    conv = functools.partial(strided.conv, strides=strides, padding=side // 2)
+    assert volumes.is_computable(*args)
+    conv = functools.partial(strided.conv, strides=strides, padding=padding)
     expected = in_double_precision(conv, args)
     close(jax.jit(conv)(*args), expected, 2e-6)
     total = squares(conv, np.random.default_rng(1).normal(size=expected.shape))
@@ -79,21 +87,27 @@ def test_values_and_derivatives_of_convolutions(shape, side, outputs, strides):
 
 
 @pytest.mark.parametrize(
-    ("shape", "side", "outputs", "strides", "more"),
+    ("shape", "side", "outputs", "strides", "padding", "more"),
     [
-        ((2, 3, 4, 5, 8), 5, 16, 2, (1, 0, 1)),
-        ((2, 4, 3, 2, 3), 3, 6, 2, (0, 1, 1)),
-        ((2, 3, 3, 2, 4), 3, 5, 3, (1, 2, 0)),
-        ((2, 4, 4, 3, 5), 3, 7, 1, (0, 0, 0)),
-        ((3, 5, 6, 4), 5, 20, 2, (1, 0)),
-        ((2, 3, 4, 2, 8), 3, 1, 2, (1, 1, 1)),
-        ((2, 4, 3, 3, 1), 3, 16, 1, (0, 0, 0)),
+        ((2, 3, 4, 5, 8), 5, 16, 2, 2, (1, 0, 1)),
+        ((2, 4, 3, 2, 3), 3, 6, 2, 1, (0, 1, 1)),
+        ((2, 3, 3, 2, 4), 3, 5, 3, 1, (1, 2, 0)),
+        ((2, 4, 4, 3, 5), 3, 7, 1, 1, (0, 0, 0)),
+        ((2, 4, 3, 3, 5), 4, 7, 2, 1, (0, 1, 0)),
+        ((2, 2, 3, 2, 5), 2, 7, 3, 0, (0, 1, 2)),
+        ((3, 5, 6, 4), 5, 20, 2, 2, (1, 0)),
+        ((3, 5, 6, 4), 5, 16, 2, 1, (1, 1)),
+        ((3, 7, 6, 16), 4, 32, 1, 2, (0, 0)),
+        ((2, 3, 4, 2, 8), 3, 1, 2, 1, (1, 1, 1)),
+        ((2, 4, 3, 3, 1), 3, 16, 1, 1, (0, 0, 0)),
     ],
 )
-def test_values_and_derivatives_of_transposed_convolutions(shape, side, outputs, strides, more):
+def test_values_and_derivatives_of_transposed_convolutions(
+    shape, side, outputs, strides, padding, more
+):
     kernel = (side,) * (len(shape) - 2) + (shape[-1], outputs)
     args = arrays(shape, kernel)
-    options = {"strides": strides, "padding": side // 2, "output_padding": more}
+    options = {"strides": strides, "padding": padding, "output_padding": more}
     conv = functools.partial(strided.transposed_conv, **options)
     expected = in_double_precision(conv, args)
     close(jax.jit(conv)(*args), expected, 2e-6)

@@ -4,7 +4,7 @@ XLA's CPU compiler multiplies all zeros that a transposed convolution, or the gr
 one, inserts between its inputs; here the output pixels of each phase (remainder by the stride) are
 a small convolution instead. Volumes are convolved plane by plane, which is several times faster
 than XLA's convolution. Kernel gradients are sums of matrix products over the taps, image by image.
-Where there is a compiled library, it takes kernels that have a middle (``volumes.py``).
+Where there is a compiled library, it computes them in single precision (``volumes.py``).
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def transposed_conv(
 def _conv(x: Array, kernel: Array, strides: int, padding: int) -> Array:
     count, side = x.ndim - 2, kernel.shape[0]
     channels, outputs = kernel.shape[-2:]
-    is_compiled = volumes.is_computable(side, strides, padding, x, kernel)
-    if is_compiled and volumes.fits_one_channel(kernel, strides):
+    is_compiled = volumes.is_computable(x, kernel)
+    if is_compiled and volumes.is_to_channel(kernel, strides, padding):
         return volumes.conv_to_channel(x, kernel)
     if outputs == 1:
         taps = kernel.reshape(-1, channels)
@@ -62,7 +62,7 @@ def _conv(x: Array, kernel: Array, strides: int, padding: int) -> Array:
         ]
         return functools.reduce(jnp.add, shifted)[..., None].astype(x.dtype)
     if is_compiled:
-        return volumes.conv(x, kernel, strides)
+        return volumes.conv(x, kernel, strides, padding)
     if count == 2:
         return padded_conv(x, kernel, strides, padding)
     if channels == 1:
@@ -100,10 +100,9 @@ def _transposed_conv(
     )
     outputs = kernel.shape[-1]
     # Of a single output channel most of a vector would be empty.
-    fits = outputs > 1 and max(more) < strides
-    if fits and volumes.is_computable(side, strides, padding, x, kernel):
+    if outputs > 1 and max(more) < strides and volumes.is_computable(x, kernel):
         shape = (x.shape[0], *sizes, outputs)
-        return volumes.input_gradient(x, jnp.swapaxes(kernel, -1, -2), shape, strides)
+        return volumes.input_gradient(x, jnp.swapaxes(kernel, -1, -2), shape, strides, padding)
     return _phases(x, kernel, strides, padding, sizes)
 
 
@@ -175,8 +174,9 @@ def _kernel_gradient(x: Array, g: Array, side: int, strides: int, padding: int) 
         # Roles swapped: the input is the cotangent of a convolution of g.
         turned = _kernel_gradient(g, x, side, 1, side - 1 - padding)
         return jnp.swapaxes(jnp.flip(turned, tuple(range(count))), -1, -2)
-    if volumes.is_computable(side, strides, padding, x, g):
-        return volumes.kernel_gradient(x, g, (*(side,) * count, inputs, outputs), strides)
+    if volumes.is_computable(x, g):
+        shape = (*(side,) * count, inputs, outputs)
+        return volumes.kernel_gradient(x, g, shape, strides, padding)
 
     def of_image(x: Array, g: Array) -> Array:
         seen = windows(x, (side,) * count, strides, (padding,) * count)

@@ -30,7 +30,8 @@ def mixed(
     norm: Normalisation | None,
 ) -> Array:
     """See `jaxeff.ops.anchors.mixed`."""
-    args = (anchors, x, kernel, share, *around(x, kernel, 1, bias, skip, norm))
+    shape = (*x.shape[:3], kernel.shape[3])
+    args = (anchors, x, kernel, share, *around(x, kernel, shape, bias, skip, norm))
     epsilon = np.float32(0.0 if norm is None else norm.epsilon)
     options = {"stride": np.int64(stride), "blend": blend, "relu": relu, "epsilon": epsilon}
     return call("jaxeff_mixed_anchors", (x.shape,), args, **options)[0]

@@ -2,7 +2,8 @@
 //
 // A tile is a few neighbouring pixels of an output row times one or two vectors of output channels;
 // its sums stay in registers while all taps and input channels are added. The inputs are first
-// copied, a few rows at a time, between zeros, so that no tap needs a check.
+// copied, a few rows at a time, between zeros, so that no tap needs a check. All three functions
+// take the zeros before the first row and column, or a negative number for half of the kernel.
 
 #include <algorithm>
 #include <cstdint>
@@ -47,6 +48,8 @@ constexpr int64_t kGroup = 2 * kLanes;
 
 constexpr int64_t kWritten = 1 << 15;  // floats of output rows that stay in a core's cache
 
+int64_t ZerosBefore(int64_t padding, int64_t side) { return padding < 0 ? side / 2 : padding; }
+
 int64_t GroupsOf(int64_t channels) { return (channels + kGroup - 1) / kGroup; }
 
 int64_t LanesOf(int64_t channels, int64_t group) {
@@ -86,7 +89,7 @@ void Multiply(const float* from, int64_t pixels, int64_t channels, const float* 
 
 ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array scale, Array offset, Array mean,
                     Array variance, Array skip, Array gate, Result y, int64_t strides,
-                    int64_t activation, float epsilon, int64_t threads) {
+                    int64_t padding, int64_t activation, float epsilon, int64_t threads) {
   auto in = x.dimensions(), k = kernel.dimensions(), out = y->dimensions();
   Image seen{in[1], in[2], in[3]}, made{out[1], out[2], out[3]};
   int64_t rows = k[0], columns = k[1], inputs = k[2], outputs = k[3];
@@ -96,7 +99,8 @@ ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array scale, Ar
   std::vector<Tap> taps;
   for (int64_t r = 0; r < rows; ++r) taps.push_back({r * width * inputs, r * columns * inputs});
   const float *gates = IfAny(gate), *images = x.typed_data();
-  bool is_pixelwise = rows == 1 && columns == 1;
+  int64_t above = ZerosBefore(padding, rows), left = ZerosBefore(padding, columns);
+  bool is_pixelwise = rows == 1 && columns == 1 && above == 0;
   // Where nothing lies beside the image it is read in place, but for the gate.
   int64_t copied_row = is_pixelwise ? (gates ? width * inputs / 2 : 1) : strides * width * inputs;
   Division division(in[0], made.rows, groups, threads, copied_row,
@@ -142,7 +146,7 @@ ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array scale, Ar
       copied = whole + first * strides * seen.columns * inputs;
       input_row = seen.columns * inputs;
     } else {
-      CopyRows(whole, seen, first * strides - rows / 2, needed, -(columns / 2), width, memory);
+      CopyRows(whole, seen, first * strides - above, needed, -left, width, memory);
       if (gates) Multiply(memory, needed * width, inputs, gates + image * inputs, memory);
     }
     int64_t output_row = made.columns * outputs, place = image * made.size() + first * output_row;
@@ -175,7 +179,7 @@ ffi::Error Convolve(ffi::ThreadPool pool, Array x, Array kernel, Array scale, Ar
 // The transpose with regard to the inputs. Pixels of one remainder by the strides see the same taps,
 // and are a convolution of the cotangent by themselves.
 ffi::Error InputGradient(ffi::ThreadPool pool, Array g, Array kernel, Result dx, int64_t strides,
-                         int64_t threads) {
+                         int64_t padding, int64_t threads) {
   auto in = g.dimensions(), k = kernel.dimensions(), out = dx->dimensions();
   Image seen{in[1], in[2], in[3]}, made{out[1], out[2], out[3]};
   int64_t rows = k[0], columns = k[1], inputs = k[2], outputs = k[3];
@@ -188,12 +192,12 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Array g, Array kernel, Result dx,
       const float* from = weights + (row / outputs * inputs + first) * outputs + row % outputs;
       for (int64_t i = 0; i < kLanes; ++i) to[i] = i < count ? from[i * outputs] : 0.0f;
     }, &packed[group * group_size]);
-  // Tap t sees input i from output (i + side / 2 - t) / strides, where that is whole.
+  // Tap t sees input i from output (i + zeros before - t) / strides, where that is whole.
   auto phase = [=](int64_t tap, int64_t side) {
-    return ((tap - side / 2) % strides + strides) % strides;
+    return ((tap - ZerosBefore(padding, side)) % strides + strides) % strides;
   };
   auto ahead = [=](int64_t tap, int64_t side) {
-    return (phase(tap, side) + side / 2 - tap) / strides;
+    return (phase(tap, side) + ZerosBefore(padding, side) - tap) / strides;
   };
   int64_t phase_columns = (made.columns + strides - 1) / strides;
   int64_t phase_rows = (made.rows + strides - 1) / strides;
@@ -283,7 +287,7 @@ constexpr void (*kGradientTiles[])(const float*, int64_t, int64_t, const float*,
 // The transpose with regard to the kernel. Batch and input channels are divided into parts whose
 // numbers do not depend on the threads, and sums over parts of the batch are added in order.
 ffi::Error KernelGradient(ffi::ThreadPool pool, Array x, Array g, Result dkernel, int64_t strides,
-                          int64_t threads) {
+                          int64_t padding, int64_t threads) {
   auto in = x.dimensions(), k = dkernel->dimensions(), out = g.dimensions();
   Image seen{in[1], in[2], in[3]}, slopes{out[1], out[2], out[3]};
   int64_t rows = k[0], columns = k[1], inputs = k[2], outputs = k[3];
@@ -307,8 +311,8 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Array x, Array g, Result dkernel
     for (int64_t n = in[0] * part / parts; n < in[0] * (part + 1) / parts; ++n)
       for (int64_t first = 0; first < slopes.rows; first += block) {
         int64_t count = std::min(block, slopes.rows - first);
-        CopyRows(x.typed_data() + n * seen.size(), seen, first * strides - rows / 2,
-                 (count - 1) * strides + rows, -(columns / 2), width, copied);
+        CopyRows(x.typed_data() + n * seen.size(), seen, first * strides - ZerosBefore(padding, rows),
+                 (count - 1) * strides + rows, -ZerosBefore(padding, columns), width, copied);
         const float* slope = g.typed_data() + n * slopes.size() + first * slopes.columns * outputs;
         if (lanes != outputs) {
           for (int64_t p = 0; p < count * slopes.columns; ++p) {
@@ -350,6 +354,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_conv, Convolve,
                                   .Arg<Array>()
                                   .Ret<Array>()
                                   .Attr<int64_t>("strides")
+                                  .Attr<int64_t>("padding")
                                   .Attr<int64_t>("activation")
                                   .Attr<float>("epsilon")
                                   .Attr<int64_t>("threads"));
@@ -361,6 +366,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_conv_input_gradient, InputGradient,
                                   .Arg<Array>()
                                   .Ret<Array>()
                                   .Attr<int64_t>("strides")
+                                  .Attr<int64_t>("padding")
                                   .Attr<int64_t>("threads"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_conv_kernel_gradient, KernelGradient,
@@ -370,6 +376,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_conv_kernel_gradient, KernelGradient,
                                   .Arg<Array>()
                                   .Ret<Array>()
                                   .Attr<int64_t>("strides")
+                                  .Attr<int64_t>("padding")
                                   .Attr<int64_t>("threads"));
 
 }  // namespace jaxeff

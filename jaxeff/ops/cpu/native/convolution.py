@@ -29,7 +29,7 @@ CHANNELS, PIXELS = 32, 4096
 ACTIVATIONS = {"identity": 0, "relu": 1, "relu6": 2, "swish": 3, "hard_swish": 4}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 5, 8))
 def conv(
     x: Array,
     kernel: Array,
@@ -39,22 +39,30 @@ def conv(
     activation: str,
     norm: Normalisation | None = None,
     gate: Array | None = None,
+    padding: int | None = None,
 ) -> Array:
-    """See `jaxeff.ops.convolution.conv`; what is around the convolution is done in its pass."""
-    if has_fewer_products(x.shape, kernel.shape, strides):
-        args = (gated(x, gate), kernel, *around(x, kernel, 1, bias, skip, norm))
+    """See `jaxeff.ops.convolution.conv`; what is around the convolution is done in its pass.
+
+    ``padding`` are the zeros on either side of both axes, None for half of the kernel on each.
+    """
+    if has_fewer_products(x.shape, kernel.shape, strides, padding):
+        shape = _shape(x, kernel, 1)
+        args = (gated(x, gate), kernel, *around(x, kernel, shape, bias, skip, norm))
         options = {"turned": False, **_options(activation, norm)}
-        return call("jaxeff_winograd", (_shape(x, kernel, 1),), args, **options)[0]
+        return call("jaxeff_winograd", (shape,), args, **options)[0]
     if gate is not None and gate.shape != (x.shape[0], x.shape[3]):
         raise ValueError(f"gates must be [batch, channels] of {x.shape}, not {gate.shape}")
-    args = (x, kernel, *around(x, kernel, strides, bias, skip, norm), _or_none(gate, x))
-    options = {"strides": np.int64(strides), **_options(activation, norm)}
-    return call("jaxeff_conv", (_shape(x, kernel, strides),), args, **options)[0]
+    shape = _shape(x, kernel, strides, padding)
+    args = (x, kernel, *around(x, kernel, shape, bias, skip, norm), _or_none(gate, x))
+    options = _placed(strides, padding) | _options(activation, norm)
+    return call("jaxeff_conv", (shape,), args, **options)[0]
 
 
-def has_fewer_products(x: tuple[int, ...], kernel: tuple[int, ...], strides: int) -> bool:
+def has_fewer_products(
+    x: tuple[int, ...], kernel: tuple[int, ...], strides: int, padding: int | None = None
+) -> bool:
     """Returns whether ``winograd.cc`` is the faster one for images and a kernel of these shapes."""
-    fits = kernel[:2] == (3, 3) and strides == 1 and min(x[1:3]) >= 4
+    fits = kernel[:2] == (3, 3) and strides == 1 and padding in (None, 1) and min(x[1:3]) >= 4
     # Transforms of inputs and outputs must pay, and that of the kernel, which all pixels share.
     return fits and min(kernel[2:]) >= CHANNELS and x[0] * x[1] * x[2] >= PIXELS
 
@@ -70,13 +78,21 @@ def depthwise_conv(
 ) -> Array:
     """See `jaxeff.ops.convolution.depthwise_conv`; it has no derivative of its own."""
     options = {"strides": np.int64(strides), **_options(activation, norm)}
-    args = (x, kernel, *around(x, kernel, strides, bias, skip, norm))
-    return call("jaxeff_depthwise_conv", (_shape(x, kernel, strides),), args, **options)[0]
+    shape = _shape(x, kernel, strides)
+    args = (x, kernel, *around(x, kernel, shape, bias, skip, norm))
+    return call("jaxeff_depthwise_conv", (shape,), args, **options)[0]
 
 
-def _shape(x: Array, kernel: Array, strides: int) -> tuple[int, ...]:
+def _shape(x: Array, kernel: Array, strides: int, padding: int | None = None) -> tuple[int, ...]:
     rows, columns = (-(-size // strides) for size in x.shape[1:3])
+    if padding is not None:
+        sizes = zip(x.shape[1:3], kernel.shape[:2], strict=True)
+        rows, columns = ((n + 2 * padding - side) // strides + 1 for n, side in sizes)
     return x.shape[0], rows, columns, kernel.shape[3]
+
+
+def _placed(strides: int, padding: int | None) -> dict[str, Any]:
+    return {"strides": np.int64(strides), "padding": np.int64(-1 if padding is None else padding)}
 
 
 def _or_none(array: Array | None, like: Array) -> Array:
@@ -92,7 +108,7 @@ def _options(activation: str, norm: Normalisation | None) -> dict[str, Any]:
 def around(
     x: Array,
     kernel: Array,
-    strides: int,
+    shape: tuple[int, ...],
     bias: Array | None,
     skip: Array | None,
     norm: Normalisation | None,
@@ -100,8 +116,8 @@ def around(
     """Returns scale, bias, mean and variance of the normalisation, or a bias alone, and the skip.
 
     They are arguments as they are: an operation of the compiler takes longer to call than to do.
+    ``shape`` is that of the output.
     """
-    shape = _shape(x, kernel, strides)
     check_skip(shape, skip)
     vectors: tuple[Array | None, ...] = (None, bias, None, None)
     if norm is not None:
@@ -115,22 +131,26 @@ def around(
     return (*(_or_none(vector, x) for vector in vectors), _or_none(skip, x))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def input_gradient(g: Array, kernel: Array, shape: tuple[int, ...], strides: int) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def input_gradient(
+    g: Array, kernel: Array, shape: tuple[int, ...], strides: int, padding: int | None = None
+) -> Array:
     """Returns the transpose of `conv` with regard to an input of a shape."""
-    if has_fewer_products(shape, kernel.shape, strides):
+    if has_fewer_products(shape, kernel.shape, strides, padding):
         args = (g, kernel, *(_or_none(None, g),) * 5)
         options = {"turned": True, **_options("identity", None)}
         return call("jaxeff_winograd", (shape,), args, **options)[0]
     name = "jaxeff_conv_input_gradient"
-    return call(name, (shape,), (g, kernel), strides=np.int64(strides))[0]
+    return call(name, (shape,), (g, kernel), **_placed(strides, padding))[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def kernel_gradient(x: Array, g: Array, shape: tuple[int, ...], strides: int) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def kernel_gradient(
+    x: Array, g: Array, shape: tuple[int, ...], strides: int, padding: int | None = None
+) -> Array:
     """Returns the transpose of `conv` with regard to a kernel of a shape."""
     name = "jaxeff_conv_kernel_gradient"
-    return call(name, (shape,), (x, g), strides=np.int64(strides))[0]
+    return call(name, (shape,), (x, g), **_placed(strides, padding))[0]
 
 
 def _conv_forward(
@@ -142,21 +162,24 @@ def _conv_forward(
     activation: str,
     norm: Normalisation | None,
     gate: Array | None,
+    padding: int | None,
 ) -> tuple[Array, Any]:
-    y = conv(x, kernel, strides, bias, skip, activation, norm, gate)
+    y = conv(x, kernel, strides, bias, skip, activation, norm, gate, padding)
     return y, (x, kernel, bias, skip, norm, gate, y if activation == "relu" else None)
 
 
-def _conv_backward(strides: int, activation: str, saved: Any, g: Array) -> tuple[Array | None, ...]:
+def _conv_backward(
+    strides: int, activation: str, padding: int | None, saved: Any, g: Array
+) -> tuple[Array | None, ...]:
     x, kernel, bias, skip, norm, gate, y = saved
     if activation == "relu":
         g = jnp.where(y > 0, g, 0)
     elif activation != "identity":
-        before = conv(x, kernel, strides, bias, skip, "identity", norm, gate)
+        before = conv(x, kernel, strides, bias, skip, "identity", norm, gate, padding)
         (g,) = jax.vjp(FUNCTIONS[activation], before)[1](g)
     seen, pull = jax.vjp(lambda k, b, n: folded(k, b, n, x), kernel, bias, norm)
-    dx = input_gradient(g, seen[0], x.shape, strides)
-    dkernel = kernel_gradient(gated(x, gate), g, kernel.shape, strides)
+    dx = input_gradient(g, seen[0], x.shape, strides, padding)
+    dkernel = kernel_gradient(gated(x, gate), g, kernel.shape, strides, padding)
     dkernel, dbias, dnorm = pull((dkernel, None if seen[1] is None else jnp.sum(g, (0, 1, 2))))
     return (
         gated(dx, gate),
@@ -169,33 +192,39 @@ def _conv_backward(strides: int, activation: str, saved: Any, g: Array) -> tuple
 
 
 def _input_gradient_forward(
-    g: Array, kernel: Array, shape: tuple[int, ...], strides: int
+    g: Array, kernel: Array, shape: tuple[int, ...], strides: int, padding: int | None
 ) -> tuple[Array, Pair]:
-    return input_gradient(g, kernel, shape, strides), (g, kernel)
+    return input_gradient(g, kernel, shape, strides, padding), (g, kernel)
 
 
-def _input_gradient_backward(shape: tuple[int, ...], strides: int, saved: Pair, x: Array) -> Pair:
+def _input_gradient_backward(
+    shape: tuple[int, ...], strides: int, padding: int | None, saved: Pair, x: Array
+) -> Pair:
     g, kernel = saved
     return (
-        conv(x, kernel, strides, None, None, "identity"),
-        kernel_gradient(x, g, kernel.shape, strides),
+        _linear(x, kernel, strides, padding),
+        kernel_gradient(x, g, kernel.shape, strides, padding),
     )
 
 
 def _kernel_gradient_forward(
-    x: Array, g: Array, shape: tuple[int, ...], strides: int
+    x: Array, g: Array, shape: tuple[int, ...], strides: int, padding: int | None
 ) -> tuple[Array, Pair]:
-    return kernel_gradient(x, g, shape, strides), (x, g)
+    return kernel_gradient(x, g, shape, strides, padding), (x, g)
 
 
 def _kernel_gradient_backward(
-    shape: tuple[int, ...], strides: int, saved: Pair, kernel: Array
+    shape: tuple[int, ...], strides: int, padding: int | None, saved: Pair, kernel: Array
 ) -> Pair:
     x, g = saved
     return (
-        input_gradient(g, kernel, x.shape, strides),
-        conv(x, kernel, strides, None, None, "identity"),
+        input_gradient(g, kernel, x.shape, strides, padding),
+        _linear(x, kernel, strides, padding),
     )
+
+
+def _linear(x: Array, kernel: Array, strides: int, padding: int | None) -> Array:
+    return conv(x, kernel, strides, None, None, "identity", None, None, padding)
 
 
 conv.defvjp(_conv_forward, _conv_backward)
