@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 CONV, DEPTHWISE = "tfl.conv_2d", "tfl.depthwise_conv_2d"
 #: Scope of a program's bilinear resizings whose first output is at the first input.
 ANCHORS = "resized_from_anchors"
@@ -73,4 +71,6 @@ def _is_all(value: Any, number: float) -> bool:
     """Returns whether a constant has one number throughout."""
     constant = getattr(value.owner, "operation", None)
     content: Any = None if constant is None else constant.attributes["value"]
-    return getattr(content, "is_splat", False) and np.all(content.get_splat_value().value == number)
+    if not getattr(content, "is_splat", False):
+        return False
+    return bool(content.get_splat_value().value == number)
