@@ -68,9 +68,9 @@ def _kernel_shape(conv: Any) -> list[int]:
 
 
 def _is_all(value: Any, number: float) -> bool:
-    """Returns whether a constant has one number throughout."""
+    """Returns whether a value is a constant that has one number throughout."""
     constant = getattr(value.owner, "operation", None)
-    content: Any = None if constant is None else constant.attributes["value"]
-    if not getattr(content, "is_splat", False):
+    if constant is None or constant.name != "arith.constant":
         return False
-    return bool(content.get_splat_value().value == number)
+    content: Any = constant.attributes["value"]
+    return bool(getattr(content, "is_splat", False) and content.get_splat_value().value == number)
