@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from jaxeff.exporting import litert_integers
+from jaxeff.exporting import litert_graph, litert_integers
 from jaxeff.exporting.entry import Artifact, Entry
 from jaxeff.exporting.formats import FORMATS, ExportError, Runtime, refused, require_package
 from jaxeff.ops import anchors
@@ -124,6 +124,8 @@ def converted(entry: Entry, sizes: dict[str, int]) -> bytes:
             if left.group(1) == "tfl.while":
                 reason = f"it has no loops (tfl.while) but those of at most {UNROLLED} steps"
             raise refused(entry, "LiteRT", reason, ValueError(reason))
+        litert_graph.resize_from_anchors(module.operation)
+        litert_graph.join_samples(module.operation)
         converter_api_ext.set_signature(
             module.operation,
             signature_name=SIGNATURE,
@@ -180,9 +182,14 @@ def _of_anchors(*arrays: Array, **parameters: Any) -> list[Array] | None:
 def _resized(x: Array, *, stride: int, shape: tuple[int, ...]) -> list[Array] | None:
     """Interpolates by a bilinear resizing.
 
-    That one keeps the corners: an axis of k anchors becomes one of ``(k - 1) stride + 1`` pixels.
-    Where there are more, the last anchor is repeated, and what is too much is cut off.
+    One has an output at every ``i / stride``, and so ``k stride`` pixels of k anchors. For other
+    sizes there is one that keeps the corners: an axis of k anchors becomes one of
+    ``(k - 1) stride + 1`` pixels; where there are more, the last anchor is repeated, and what is
+    too much is cut off.
     """
+    if x.ndim == 4 and shape[1:3] == (x.shape[1] * stride, x.shape[2] * stride):
+        with jax.named_scope(litert_graph.ANCHORS):
+            return [_bilinear(x, shape[1:3], stride, align_corners=False)]
     for axis in (-3, -2):
         if shape[axis] > (x.shape[axis] - 1) * stride + 1:
             last = jax.lax.slice_in_dim(x, x.shape[axis] - 1, x.shape[axis], axis=axis)
@@ -190,11 +197,18 @@ def _resized(x: Array, *, stride: int, shape: tuple[int, ...]) -> list[Array] | 
     if x.ndim != 4 or 1 in x.shape[1:3]:
         return None
     size = (x.shape[1] - 1) * stride + 1, (x.shape[2] - 1) * stride + 1
+    return [_bilinear(x, size, stride, align_corners=True)[:, : shape[1], : shape[2]]]
+
+
+def _bilinear(x: Array, size: tuple[int, ...], stride: int, align_corners: bool) -> Array:
+    """Returns an interpolation that the converter writes as a bilinear resizing."""
+    rows, columns = size
     resize = jax.lax.composite(
-        lambda x, **_: anchors.interpolate(x, size, stride), "odml.upsample_bilinear2d"
+        lambda x, **_: anchors.interpolate(x, (rows, columns), stride), "odml.upsample_bilinear2d"
     )
-    options = {"size": np.asarray(size, np.int32), "align_corners": True, "is_nchw_op": False}
-    return [resize(x, **options)[:, : shape[1], : shape[2]]]
+    options = {"size": np.asarray(size, np.int32), "is_nchw_op": False}
+    resized: Array = resize(x, align_corners=align_corners, **options)
+    return resized
 
 
 def _weighted(

@@ -8,6 +8,7 @@ import pytest
 from jaxeff.exporting import FORMATS, Entry, Input, write_entries
 from jaxeff.layers import Interpolated
 from jaxeff.layers.conv import Conv
+from jaxeff.ops import convolution
 
 #: Operations for which LiteRT has no fast code.
 SLOW = {"SELECT", "SELECT_V2", "STRIDED_SLICE", "GATHER", "GATHER_ND"}
@@ -26,7 +27,7 @@ def entry_of(stride, rows, columns, **fields):
 
 @pytest.mark.parametrize(
     ("stride", "rows", "columns"),
-    [(2, 8, 8), (2, 7, 9), (2, 7, 8), (3, 8, 7), (3, 9, 9), (4, 5, 6), (2, 2, 3)],
+    [(2, 8, 8), (2, 7, 9), (2, 7, 8), (3, 8, 7), (3, 9, 9), (4, 5, 6), (2, 2, 3), (2, 2, 2)],
 )
 def test_interpolated_bodies(stride, rows, columns, options, tmp_path):
     entry = entry_of(stride, rows, columns)
@@ -42,11 +43,62 @@ def test_other_bodies_are_as_they_were(fields, options, tmp_path):
     assert report.rows[0].difference <= 1e-5 * max(1.0, report.rows[0].scale)
 
 
+def operations_of(entry, folder):
+    litert = FORMATS["litert"]()
+    runtime = litert.open(litert.write(entry, folder, batch=1), entry, 1)
+    return [operation["op_name"] for operation in runtime.interpreter._get_ops_details()]
+
+
 def test_there_are_fast_operations_alone(options, tmp_path):
     options("litert")
-    litert = FORMATS["litert"]()
-    entry = entry_of(2, 8, 8)
-    runtime = litert.open(litert.write(entry, tmp_path, batch=1), entry, 1)
-    names = {operation["op_name"] for operation in runtime.interpreter._get_ops_details()}
+    names = operations_of(entry_of(2, 8, 8), tmp_path)
     assert "RESIZE_BILINEAR" in names
-    assert not names & SLOW
+    assert not SLOW & set(names)
+
+
+def test_sampling_and_interpolation_are_one_operation_each(options, tmp_path):
+    options("litert")
+    names = operations_of(entry_of(2, 8, 6), tmp_path)
+    assert names.count("CONV_2D") == 3
+    assert names.count("DEPTHWISE_CONV_2D") == 1  # the cheap branch
+    assert not {"SLICE", "CONCATENATION"} & set(names)
+
+
+def test_resizings_of_half_pixel_centres_stay(options, tmp_path):
+    x = np.random.default_rng(0).normal(size=(1, 3, 4, 2)).astype(np.float32)
+
+    def doubled(x):
+        resize = jax.lax.composite(
+            lambda x, **_: jax.image.resize(x, (1, 6, 8, 2), "bilinear"),
+            "odml.upsample_bilinear2d",
+        )
+        size = np.asarray((6, 8), np.int32)
+        return (resize(x, size=size, align_corners=False, is_nchw_op=False),)
+
+    entry = Entry("e", doubled, {"x": Input(("batch", 3, 4, 2))}, ("y",), {"x": x})
+    report = write_entries([entry], tmp_path, options("litert"))
+    assert not report.failures
+    assert report.rows[0].difference <= 1e-5
+    assert "RESIZE_BILINEAR" in operations_of(entry, tmp_path)
+
+
+def test_only_samplings_before_pixelwise_convolutions_of_stride_1_are_joined(options, tmp_path):
+    x, kernel = np.ones((1, 6, 6, 3), np.float32), np.full((1, 1, 3, 3), 0.5, np.float32)
+
+    def sampled(x):
+        small = x[:, ::2, ::2]
+        doubled = convolution.depthwise_conv(x, np.full((1, 1, 1, 3), 2, np.float32), 2)
+        shifted = convolution.depthwise_conv(
+            x, np.ones((1, 1, 1, 3), np.float32), 2, np.ones(3, np.float32)
+        )
+        return (
+            convolution.conv(small, kernel) + 2 * small,
+            convolution.conv(small, kernel, 3),
+            convolution.conv(doubled, kernel),
+            convolution.conv(shifted, kernel),
+        )
+
+    entry = Entry("e", sampled, {"x": Input(("batch", 6, 6, 3))}, tuple("abcd"), {"x": x})
+    report = write_entries([entry], tmp_path, options("litert"))
+    assert not report.failures
+    assert report.rows[0].difference <= 1e-5
