@@ -19,7 +19,7 @@ from jaxeff.models.encoder_plan import EncoderPlan
 from jaxeff.search.latency import LatencyTable, Shape, monotone, needed
 from jaxeff.typing import Array, Dtype
 
-#: Layers of one timed program: a call costs little beside them, and weights come from memory.
+#: Layers of one timed program: a call costs little beside them.
 STACK = 3
 
 #: Which time of repeated calls counts. The median adds up better than the fastest call, which is
@@ -142,7 +142,7 @@ def time_parts(
 def table(
     times: Times, batch: int, length: int, statistic: str = STATISTIC, runtime: str = "jax"
 ) -> LatencyTable:
-    """Makes a table of what `time_parts` found; its constant fits the whole networks.
+    """Makes a table of what `time_parts` found, fitted to the whole networks.
 
     Args:
       times: the times.
@@ -162,7 +162,7 @@ def table(
 
     environment = {**bench.environment(), "runtime": runtime}
     fresh = LatencyTable(
-        batch, length, 0.0, monotone(part("layer", STACK)), part("cut", 1), environment
+        batch, length, 0.0, monotone(part("layer", STACK)), part("cut", 1), environment, STACK
     )
     whole = {k: getattr(t, statistic) for k, t in times.items() if isinstance(k, EncoderPlan)}
     return fresh.fitted(whole) if whole else fresh
