@@ -14,7 +14,7 @@ current are kept:
 each training, ``rotten_tomatoes`` with three and two, ``verses`` the small task. ``--lines`` names
 some of the networks, and ``--quick`` is a trial in minutes, whose record goes to ``runs``. All
 networks of a seed start from the same supernet and are trained alike, the full one too. Needs
-``make text``.
+``make text``, and the networks for single texts in integers ``make onnx``.
 """
 
 from __future__ import annotations
@@ -75,7 +75,14 @@ SEARCHED: dict[str, tuple[str, list[str]]] = {
     for share in (0.8, 0.6, 0.5, 0.4)
     for name in ("evolution", "gradient", "retention", "random")
 }
-LINES = {**FIXED, **SEARCHED}
+#: Of networks that answer single short texts in 8-bit integers, in the time of three layers.
+SINGLE: dict[str, tuple[str, list[str]]] = {
+    "evolution, single texts in integers": (
+        "search=evolution,runtime=onnx",
+        ["search.max_latency_share=0.45", "search.length=16"],
+    )
+}
+LINES = {**FIXED, **SEARCHED, **SINGLE}
 BATCHES, LENGTHS = (1, 32), (32, 128, 512)
 PADDED = 128  # to which texts are padded that are not brought together by length
 

@@ -2,7 +2,8 @@
 
 MiniLM is written as ONNX Runtime's optimiser would write it (`onnx_encoder.py`) and quantised by
 ONNX Runtime. The package's networks, full, of three layers, and as the search found them, are
-exported to ONNX and quantised by the same function, and exported to LiteRT with integer weights.
+exported to ONNX and quantised by the same function, and exported to LiteRT with integer weights;
+so are those that were searched for single texts in integers, where the record has them.
 Weights are random: the time does not depend on them. All take turns, on one thread and on two;
 writes ``results/encoder_integers.json``. Run it with nothing else on the machine:
 
@@ -35,15 +36,21 @@ SHAPE = {"vocabulary": 30522, "width": 384, "layers": 6, "heads": 12, "hidden": 
 FULL, OPPONENT = "full", "MiniLM in ONNX Runtime"
 LENGTHS, BATCHES, THREADS = (8, 16, 32, 64, 128), (1, 32), (1, 2)
 RUNTIMES = ("onnxruntime", "ai-edge-litert", "litert-quantizer", "jax2onnx")
-SEARCH = "evolution, 0.4 of the time"
+#: Lines of the record by what their networks are called here.
+SEARCHES = {
+    "searched": "evolution, 0.4 of the time",
+    "searched for single texts": "evolution, single texts in integers",
+}
 
 
 def networks() -> dict[str, dict[str, Any]]:
-    """Returns depth and cuts of the networks to compare; those of every seed of the search."""
-    setting = read(RESULTS / "bottleneck_results.json")["rotten_tomatoes_short"]
-    models = setting["accuracy"][SEARCH]["models"]
-    plans = [{"depth": m["depth"], "cuts": tuple(map(tuple, m["cuts"]))} for m in models]
-    searched = {f"searched, seed {seed}": plan for seed, plan in enumerate(plans)}
+    """Returns depth and cuts of the networks to compare; those of every seed of the searches."""
+    lines = read(RESULTS / "bottleneck_results.json")["rotten_tomatoes_short"]["accuracy"]
+    searched = {
+        f"{name}, seed {seed}": {"depth": m["depth"], "cuts": tuple(map(tuple, m["cuts"]))}
+        for name, line in SEARCHES.items()
+        for seed, m in enumerate(lines.get(line, {}).get("models", ()))
+    }
     return {FULL: {}, "depth 3": {"depth": 3}, **searched}
 
 

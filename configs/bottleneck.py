@@ -9,12 +9,15 @@ A reconstruction: the text of Bidart, 2023, is public as an abstract only.
     python -m jaxeff.main --config=configs/bottleneck.py:rotten_tomatoes_short  # an epoch each
     python -m jaxeff.main --config=configs/bottleneck.py:rotten_tomatoes,search=random
     python -m jaxeff.main --config=configs/bottleneck.py:rotten_tomatoes,data=sst2,length=128
+    python -m jaxeff.main --config=configs/bottleneck.py:rotten_tomatoes,runtime=onnx
 
 The argument is a setting; ``data`` and ``length`` (tokens) of other texts, such as those of
 `jaxeff.data.prepared_texts`; ``search`` (a name in `jaxeff.search.searches.SEARCHES`, or ``none``
-for the network that ``config.model`` describes); ``kind`` of the bottlenecks; ``supernet`` to train
-the supernet alone; and ``quick``. Without a requirement the network may take 0.6 times as long as
-the full one. ``--mode=bench`` measures the network that the run has found.
+for the network that ``config.model`` describes); ``runtime``, an export format in whose files of
+8-bit integers the search measures single texts, of ``config.search.length`` tokens; ``kind`` of the
+bottlenecks; ``supernet`` to train the supernet alone; and ``quick``. Without a requirement the
+network may take 0.6 times as long as the full one. ``--mode=bench`` measures the network that the
+run has found.
 
 The folder ``model`` of the run answers strings: ``jaxeff.serving.TextModel.load(folder).predict``.
 
@@ -72,6 +75,8 @@ SETTINGS["rotten_tomatoes_short"] = {
     "steps": (323, 323),  # one epoch of each
     "search": {"budget": 40, "examples": 500, "batch": 32},
 }
+#: A search for a network that answers single texts in another runtime.
+DEPLOYED = {"precision": "int8_dynamic", "threads": 1, "batch": 1, "length": 0}
 SEARCH = {"name": "evolution", "max_latency_ms": 0.0, "min_accuracy": 0.0, "batch": 1}
 
 
@@ -96,7 +101,7 @@ def _config(setting: str, steps: int, options: dict[str, str]) -> Config:
 
 def get_config(arg: str = "") -> Config:
     """Returns the config of a setting; see the file's docstring for the argument."""
-    names = ["quick", "supernet", "search", "kind", "data", "length"]
+    names = ["quick", "supernet", "search", "kind", "data", "length", "runtime"]
     setting, options = split_argument(
         arg, list(SETTINGS), "verses", names, switches=("quick", "supernet")
     )
@@ -135,6 +140,8 @@ def get_config(arg: str = "") -> Config:
     config.search = {**SEARCH, **chosen["search"]}
     name = options.get("search") or SEARCH["name"]
     config.search.name = "" if name == "none" else name
+    if "runtime" in options:
+        config.search.update({**DEPLOYED, "runtime": options["runtime"]})
     if "quick" in options:
         config.search.update({"budget": 3, "examples": 100, "rounds": 1})
     with config.prerequisites.unlocked():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from statistics import mean
 
@@ -152,25 +153,34 @@ def integers() -> str:
     return table(["ms", *names], rows)
 
 
+def _fastest(line: dict[str, float], network: str) -> tuple[float, str]:
+    """Returns the least time of a network in integers and in what; NaN where there is none."""
+    start = f"{network}, "
+    known = [
+        (ms, name.removeprefix(start))
+        for name, ms in line.items()
+        if name.startswith(start) and "int8" in name
+    ]
+    return min(known, default=(math.nan, "–"))
+
+
 def integer_ratios() -> str:
     """Returns how many times faster the searched networks are than MiniLM and than 3 layers."""
     rows = []
     for shape, line in _integer_lines().items():
-        ours = {
-            name: ms for name, ms in line.items() if name.startswith("searched") and "int8" in name
-        }
-        best = min(ours, key=lambda name: ours[name])
-        shallow = min(
-            ms for name, ms in line.items() if name.startswith("depth 3") and "int8" in name
+        (ours, best), (single, _), (shallow, _) = (
+            _fastest(line, network)
+            for network in ("searched", "searched for single texts", "depth 3")
         )
-        ratios = [line[f"{OPPONENT}, int8"], line[f"{OPPONENT}, float32"], shallow]
-        told = [f"{ms / ours[best]:.2f}" for ms in ratios]
-        rows.append([shape, best.removeprefix("searched, "), *told])
+        others = [line[f"{OPPONENT}, int8"], line[f"{OPPONENT}, float32"], shallow]
+        ratios = [*(ms / ours for ms in others), shallow / single]
+        rows.append([shape, best, *("–" if math.isnan(r) else f"{r:.2f}" for r in ratios)])
     header = [
         "shape",
         "searched, best in",
         f"{OPPONENT}, int8",
         "float32",
         "depth 3, int8, its best",
+        "depth 3 over searched for single texts",
     ]
     return table(header, rows)

@@ -21,7 +21,7 @@ FLOORS = (
     "models",
     "programs",
     "quantize",
-    "search serving streaming exporting",
+    "serving streaming exporting search",
     "analyses",
     "train",
     "main stream citations",

@@ -22,6 +22,7 @@ from jax.extend import core
 
 from jaxeff.exporting.entry import Artifact, Entry
 from jaxeff.exporting.formats import FORMATS, Runtime, refused, require_package
+from jaxeff.exporting.onnx_integers import quantised
 from jaxeff.programs.rewriting import Rule, largest_so_far, rewritten, zeros_between
 from jaxeff.typing import Array
 
@@ -35,7 +36,7 @@ REPEATED = 4096
 class ONNX:
     """See `jaxeff.exporting.formats.Format`."""
 
-    name, precisions = "onnx", ("float32",)
+    name, precisions = "onnx", ("float32", "int8_dynamic")
 
     def require(self) -> None:
         """Raises `UserError` where converter or runtime is missing."""
@@ -45,7 +46,10 @@ class ONNX:
     def write(
         self, entry: Entry, folder: Path, *, batch: int, precision: str = "float32"
     ) -> Artifact:
-        """Writes ``NAME.onnx`` for any size, or ``NAME_batchN.onnx`` for a batch of N."""
+        """Writes ``NAME.onnx`` for any size, or ``NAME_batchN.onnx`` for a batch of N.
+
+        With integers the precision ends the name.
+        """
         sizes: dict[str, int] = {}
         with quiet():
             try:
@@ -56,7 +60,10 @@ class ONNX:
                     content = converted(entry, sizes)
                 except Exception as error:
                     raise refused(entry, "ONNX", missing_operation(str(error)), error) from error
-        path = folder / f"{entry.name}{f'_batch{batch}' if sizes else ''}.onnx"
+        kind = "" if precision == "float32" else f"_{precision}"
+        if kind:
+            content = quantised(content)
+        path = folder / f"{entry.name}{f'_batch{batch}' if sizes else ''}{kind}.onnx"
         path.write_bytes(content)
         return Artifact((path,), sizes)
 
@@ -114,7 +121,10 @@ class Session:
 
 def converted(entry: Entry, sizes: Mapping[str, int]) -> bytes:
     """Returns the model of an entry; named axes without a size stay open."""
+    import onnx_ir as ir
     from jax2onnx import to_onnx
+
+    from jaxeff.exporting.onnx_graph import simplified
 
     def function(*arrays: Array) -> tuple[Array, ...]:
         inputs = {id(a) for a in arrays}
@@ -136,8 +146,10 @@ def converted(entry: Entry, sizes: Mapping[str, int]) -> bytes:
             model_name=entry.name,
             input_names=list(entry.inputs),
             output_names=list(entry.outputs),
+            normalization_mode="prefer_native",
+            return_mode="ir",
         )
-    content: bytes = model.SerializeToString()
+    content: bytes = ir.to_proto(simplified(model)).SerializeToString()
     return content
 
 

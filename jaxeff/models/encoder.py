@@ -26,8 +26,9 @@ from jaxeff.typing import Array, Dtype
 #: Units that the backward pass may recompute (rematerialise).
 REMAT = ("none", "layer")
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_new": jax.nn.gelu,
+    # Looked up when called: the converter to ONNX has another function in its place.
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x),
     "relu": jax.nn.relu,
 }
 

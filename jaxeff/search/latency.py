@@ -1,12 +1,14 @@
 """Times of shortened encoders, predicted from a table of measured parts.
 
 A network takes the sum of its layers' and its cuts' times, by shape, plus a constant for what all
-networks have: embeddings, classifier, and the call itself.
+networks have: embeddings, classifier, and the call itself. Layers are timed a few at a time, whose
+weights a cache may hold; in a deeper network each further layer takes a little longer.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -69,6 +71,8 @@ class LatencyTable:
       layers: milliseconds of a layer by queries and keys.
       cuts: milliseconds of a cut by the tokens before it and its factor.
       environment: where they were measured, see `jaxeff.bench.environment`.
+      stack: layers that were timed together.
+      uncached: milliseconds more of each layer of a network beyond so many.
     """
 
     batch: int
@@ -77,6 +81,8 @@ class LatencyTable:
     layers: Mapping[Shape, float]
     cuts: Mapping[Shape, float]
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    stack: int = 3
+    uncached: float = 0.0
 
     def __call__(self, plan: EncoderPlan) -> float:
         """Returns the predicted milliseconds of a plan's network.
@@ -84,22 +90,37 @@ class LatencyTable:
         Raises:
           DataError: the plan has a shape that was not measured.
         """
+        return self.constant + self.uncached * self._further(plan) + self._sum(plan)
+
+    def _further(self, plan: EncoderPlan) -> int:
+        """Returns how many layers a plan has beyond those that were timed together."""
+        return max(plan.depth - self.stack, 0)
+
+    def _sum(self, plan: EncoderPlan) -> float:
         layers, cuts = parts(plan, self.length)
         try:
-            return (
-                self.constant
-                + sum(self.layers[s] for s in layers)
-                + sum(self.cuts[s] for s in cuts)
-            )
+            return sum(self.layers[s] for s in layers) + sum(self.cuts[s] for s in cuts)
         except KeyError as error:
             raise DataError(
                 f"the table of latencies has no part of shape {error}; measure it for {plan}"
             ) from None
 
     def fitted(self, measured: Mapping[EncoderPlan, float]) -> LatencyTable:
-        """Returns the table with the constant that fits whole networks (median of what is left)."""
-        rest = [time - (self(plan) - self.constant) for plan, time in measured.items()]
-        return dataclasses.replace(self, constant=max(float(np.median(rest)), 0.0))
+        """Returns the table with what the sums of parts lack of whole networks' times.
+
+        That is a constant and a time of each layer beyond the stack, neither below 0: the medians
+        of what is left, and of its slope between any two networks (Theil and Sen), which a few
+        disturbed measurements do not move.
+        """
+        rest = [(self._further(plan), time - self._sum(plan)) for plan, time in measured.items()]
+        slopes = [
+            (one - other) / (more - fewer)
+            for (more, one), (fewer, other) in itertools.combinations(rest, 2)
+            if more != fewer
+        ]
+        uncached = max(float(np.median(slopes)), 0.0) if slopes else 0.0
+        constant = float(np.median([time - uncached * further for further, time in rest]))
+        return dataclasses.replace(self, constant=max(constant, 0.0), uncached=uncached)
 
     def save(self, path: Path) -> None:
         """Writes the table as JSON, in one piece.
@@ -126,6 +147,8 @@ class LatencyTable:
             for field in ("batch", "length"):
                 require_whole(field, fields[field], 1)
             require("constant", fields["constant"], "[0, inf)")
+            require("uncached", fields.setdefault("uncached", 0.0), "[0, inf)")
+            require_whole("stack", fields.setdefault("stack", 3), 1)
             if not isinstance(fields.setdefault("environment", {}), dict):
                 raise ValueError("its environment is no object")
             return cls(**{**fields, **{n: _times(n, fields[n]) for n in ("layers", "cuts")}})

@@ -1,4 +1,4 @@
-"""Measures the parts of encoders, and whole ones, on this machine."""
+"""Measures the parts of encoders, and whole ones, on this machine: in JAX or another runtime."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxeff.models.encoder_plan import EncoderPlan
 from jaxeff.search.latency import LatencyTable, Shape, monotone, needed
 from jaxeff.typing import Array, Dtype
 
-#: Layers of one timed program: a call costs little beside them, and weights come from memory.
+#: Layers of one timed program: a call costs little beside them.
 STACK = 3
 
 #: Which time of repeated calls counts. The median adds up better than the fastest call, which is
@@ -54,18 +54,36 @@ def random_variables(module: nn.Module, *inputs: Any, seed: int = 0) -> Any:
     return jax.device_put(variables, jax.local_devices()[0])
 
 
-def _bound(module: nn.Module, *inputs: Any) -> Callable[[], Any]:
-    variables, inputs = random_variables(module, *inputs), jax.device_put(inputs)
-    jitted: Any = jax.jit(module.apply)
-    return lambda: jitted(variables, *inputs)
-
-
 def network_call(network: nn.Module, batch: int, length: int) -> Callable[[], Any]:
-    """Returns a call of a whole network on sequences without padding."""
+    """Returns a call of a whole network in JAX on sequences without padding."""
     jitted: Any = jax.jit(lambda v, x, mask: network.apply(v, x, mask=mask))
     inputs = jax.device_put((jnp.zeros((batch, length), jnp.int32), jnp.ones((batch, length))))
     variables = random_variables(network, inputs[0])
     return lambda: jitted(variables, *inputs)
+
+
+class Programs:
+    """What is timed, as programs of JAX on its default device or, by subclasses, of others."""
+
+    @property
+    def description(self) -> str:
+        """What computes them."""
+        return "jax"
+
+    def function(self, function: Callable[..., Any], *inputs: Any) -> Callable[[], Any]:
+        """Returns a call of a function on arrays ``[batch, ...]``, without arguments."""
+        arrays, jitted = jax.device_put(inputs), jax.jit(function)
+        return lambda: jitted(*arrays)
+
+    def module(self, module: nn.Module, *inputs: Any) -> Callable[[], Any]:
+        """Returns a call of a module with random weights on arrays ``[batch, ...]``."""
+        variables, arrays = random_variables(module, *inputs), jax.device_put(inputs)
+        jitted: Any = jax.jit(module.apply)
+        return lambda: jitted(variables, *arrays)
+
+    def network(self, network: nn.Module, batch: int, length: int) -> Callable[[], Any]:
+        """Returns a call of a whole network on sequences without padding."""
+        return network_call(network, batch, length)
 
 
 def time_parts(
@@ -75,6 +93,7 @@ def time_parts(
     batch: int,
     length: int,
     rounds: int = 10,
+    programs: Programs | None = None,
 ) -> dict[Any, bench.Latency]:
     """Times all parts that plans are made of, and some whole networks, in turns.
 
@@ -85,6 +104,7 @@ def time_parts(
       batch: sequences in a call.
       length: tokens of a sequence.
       rounds: turns of every part; each has three calls.
+      programs: what computes; None is JAX.
 
     Raises:
       ConfigError: there are no plans, or a number is below 1.
@@ -101,31 +121,35 @@ def time_parts(
     def tokens(number: int) -> Any:
         return jnp.asarray(rng.standard_normal((batch, number, width)), dtype)
 
+    programs = programs or Programs()
     calls: dict[Any, Callable[[], Any]] = {}
-    nothing: Any = jax.jit(lambda x: x + 1)
-    calls["call", (0, 0)] = lambda: nothing(jnp.float32(0))
+    calls["call", (0, 0)] = programs.function(lambda x: x + 1, np.zeros(1, np.float32))
     for queries, keys in layers:
         longer = () if keys == queries else (tokens(keys),)
         inputs = (tokens(queries), jnp.ones((batch, queries)), *longer)
-        calls["layer", (queries, keys)] = _bound(_Stack(shape, dtype), *inputs)
+        calls["layer", (queries, keys)] = programs.module(_Stack(shape, dtype), *inputs)
     for number, factor in cuts:
         cut = Bottleneck(factor, encoder.plan.kind, encoder.plan.keep_first, dtype)
-        calls["cut", (number, factor)] = _bound(cut, tokens(number), jnp.ones((batch, number)))
+        inputs = (tokens(number), jnp.ones((batch, number)))
+        calls["cut", (number, factor)] = programs.module(cut, *inputs)
     for plan in whole:
-        calls[plan] = network_call(network_of(plan), batch, length)
+        calls[plan] = programs.network(network_of(plan), batch, length)
     named = {str(i): call for i, call in enumerate(calls.values())}
     times = bench.interleaved(named, rounds, 3, warmup=2)
     return dict(zip(calls, times.values(), strict=True))
 
 
-def table(times: Times, batch: int, length: int, statistic: str = STATISTIC) -> LatencyTable:
-    """Makes a table of what `time_parts` found; its constant fits the whole networks.
+def table(
+    times: Times, batch: int, length: int, statistic: str = STATISTIC, runtime: str = "jax"
+) -> LatencyTable:
+    """Makes a table of what `time_parts` found, fitted to the whole networks.
 
     Args:
       times: the times.
       batch: sequences in a call.
       length: tokens of a sequence.
       statistic: a field of `jaxeff.bench.Latency`.
+      runtime: what computed, for the table's environment.
     """
     call = getattr(times["call", (0, 0)], statistic)
 
@@ -136,8 +160,9 @@ def table(times: Times, batch: int, length: int, statistic: str = STATISTIC) -> 
             if isinstance(key, tuple) and key[0] == name
         }
 
+    environment = {**bench.environment(), "runtime": runtime}
     fresh = LatencyTable(
-        batch, length, 0.0, monotone(part("layer", STACK)), part("cut", 1), bench.environment()
+        batch, length, 0.0, monotone(part("layer", STACK)), part("cut", 1), environment, STACK
     )
     whole = {k: getattr(t, statistic) for k, t in times.items() if isinstance(k, EncoderPlan)}
     return fresh.fitted(whole) if whole else fresh

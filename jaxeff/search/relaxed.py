@@ -130,6 +130,7 @@ def expected_latency(table: LatencyTable, space: EncoderSpace, probabilities: Ch
     for number in range(space.depths[-1]):
         # The probability that the network has this layer.
         there = reaches[next(d for d in space.depths if d > number)]
+        total += there * (table.uncached if number >= table.stack else 0.0)
         if number:
             after: dict[int, Any] = {}
             for (length, chance_of_length), (k, factor) in itertools.product(

@@ -42,7 +42,7 @@ def check(config: ml_collections.ConfigDict, trained: Mapping[str, Trained]) -> 
     """Raises `ConfigError` if a config asks for a search that is not possible."""
     if not config.search.name:
         return
-    SEARCHES.build(config.search, "search")
+    SEARCHES.build(config.search, "search").programs()
     supernet: Any = trained[SUPERNET].model if SUPERNET in trained else None
     if getattr(supernet, "space", None) is None:
         raise ConfigError(
@@ -162,11 +162,15 @@ def run(
 ) -> dict[str, Any]:
     """Searches, and returns the record; the table of latencies goes into the folder."""
     network: Any = supernet.model
-    space, length, began = network.space, dataset.input_shape[0], time.monotonic()
+    space, began, programs = network.space, time.monotonic(), search.programs()
+    length = search.length or dataset.input_shape[0]
     shape = network.encoder.shape
     whole = [space.full, space.smallest]
     whole += stratified(space.plans, lambda plan: plan.macs(shape, length), 3, seed=1)
-    say(f"search   measures the parts of {len(space)} networks at batch {search.batch}")
+    say(
+        f"search   measures the parts of {len(space)} networks at batch {search.batch}, "
+        f"length {length}, in {programs.description}"
+    )
     times = measure.time_parts(
         network.subnetwork,
         space.plans,
@@ -174,8 +178,9 @@ def run(
         search.batch,
         length,
         search.rounds,
+        programs,
     )
-    table = measure.table(times, search.batch, length)
+    table = measure.table(times, search.batch, length, runtime=programs.description)
     table.save(folder / TABLE)
     full_ms = getattr(times[space.full], measure.STATISTIC)
     requirement = search.requirement(full_ms)
@@ -190,7 +195,7 @@ def run(
         fastest = evaluations.allowed[0]
         evaluations.scores[fastest] = score(fastest)
     candidates = [Candidate(plan, value, table(plan)) for plan, value in evaluations.scores.items()]
-    chosen = choose(candidates, requirement, _measurement(network, search, length))
+    chosen = choose(candidates, requirement, _measurement(network, search, length, programs))
     met = requirement.met_by(chosen)
     sentence = f"found {chosen}" if met else f"nothing meets {requirement}; the closest is {chosen}"
     say(f"search   {sentence}")
@@ -211,6 +216,7 @@ def run(
         },
         "batch": search.batch,
         "length": length,
+        "runtime": programs.description,
         "environment": bench.environment(),
     }
 
@@ -223,11 +229,11 @@ def described(candidate: Candidate) -> dict[str, Any]:
 
 
 def _measurement(
-    network: Any, search: SearchStrategy, length: int
+    network: Any, search: SearchStrategy, length: int, programs: measure.Programs
 ) -> Callable[[Sequence[Candidate]], list[Candidate]]:
     def measured(candidates: Sequence[Candidate]) -> list[Candidate]:
         calls = {
-            str(i): measure.network_call(network.subnetwork(c.plan), search.batch, length)
+            str(i): programs.network(network.subnetwork(c.plan), search.batch, length)
             for i, c in enumerate(candidates)
         }
         times = bench.interleaved(calls, search.rounds, 3, warmup=2).values()

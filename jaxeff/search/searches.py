@@ -20,7 +20,9 @@ from jaxeff.models.trained import Trained
 from jaxeff.registry import Registry
 from jaxeff.search import relaxed, retention, strategies
 from jaxeff.search.choice import Requirement
+from jaxeff.search.deployed import Deployed
 from jaxeff.search.latency import LatencyTable
+from jaxeff.search.measure import Programs
 from jaxeff.search.strategies import Evaluations
 from jaxeff.typing import Array, PRNGKey
 
@@ -56,6 +58,10 @@ class SearchStrategy:
       min_accuracy: requirement on the accuracy on those examples; 0 asks for nothing.
       max_latency_share: of the full network's latency, where neither of them is asked for.
       rounds: turns of the measurement of latencies.
+      length: tokens of a sequence, for the latency; 0 takes the data's.
+      runtime: an export format, in whose files latencies are measured; "" is JAX.
+      precision: of these files.
+      threads: of the format's runtime.
     """
 
     budget: int = 60
@@ -65,10 +71,15 @@ class SearchStrategy:
     min_accuracy: float = 0.0
     max_latency_share: float = 0.6
     rounds: int = 12
+    length: int = 0
+    runtime: str = ""
+    precision: str = "float32"
+    threads: int = 1
 
     def __post_init__(self) -> None:
-        for field in ("budget", "batch", "rounds"):
+        for field in ("budget", "batch", "rounds", "threads"):
             require_whole(field, getattr(self, field), 1)
+        require_whole("length", self.length, 0)
         require_whole("examples", self.examples, 0)
         require("max_latency_ms", self.max_latency_ms, "[0, inf)")
         require("min_accuracy", self.min_accuracy, "[0, 1]")
@@ -80,6 +91,16 @@ class SearchStrategy:
         if self.max_latency_ms or self.min_accuracy:
             return Requirement(self.max_latency_ms, self.min_accuracy)
         return Requirement(self.max_latency_share * full_ms)
+
+    def programs(self) -> Programs:
+        """Returns what latencies are measured of.
+
+        Raises:
+          UserError: the runtime is unknown or not installed, or lacks the precision.
+        """
+        if not self.runtime:
+            return Programs()
+        return Deployed(self.runtime, self.precision, self.threads)
 
     def explore(
         self, evaluations: Evaluations, rng: np.random.Generator, known: SearchContext
@@ -163,6 +184,8 @@ class ByGradients(SearchStrategy):
         super().__post_init__()
         for field in ("steps", "batch_size"):
             require_whole(field, getattr(self, field), 1)
+        if self.length:
+            raise ConfigError("config.search: a gradient needs the length of the data; leave it 0")
         require("learning_rate", self.learning_rate, "(0, inf)")
 
     def _refuse(self, space: EncoderSpace) -> None:

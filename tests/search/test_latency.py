@@ -1,5 +1,6 @@
 """Tables of latencies: sums of parts, the constant, repair, and files."""
 
+import dataclasses
 import json
 import math
 
@@ -49,7 +50,23 @@ def test_the_constant_fits_whole_networks():
     measured = {p: exact(p) + 1.25 for p in SPACE.plans[::5]}
     measured[SPACE.plans[0]] += 100.0  # one was disturbed
     assert exact.fitted(measured).constant == pytest.approx(1.75)
+    assert exact.fitted(measured).uncached == 0.0
     assert exact.fitted({SPACE.full: 0.0}).constant == 0.0
+
+
+def test_layers_beyond_those_timed_together_take_longer():
+    exact = dataclasses.replace(table(), stack=2)
+    measured = {p: exact(p) + 0.4 * (p.depth - 2) for p in SPACE.plans[::3]}
+    measured[SPACE.full] += 100.0  # one was disturbed
+    found = exact.fitted(measured)
+    assert found.uncached == pytest.approx(0.4)
+    assert found.constant == pytest.approx(0.5)
+    others = [p for p in SPACE.plans if p not in measured]
+    assert {p.depth for p in others} == {2, 3, 4}
+    for plan in others:
+        assert found(plan) == pytest.approx(exact(plan) + 0.4 * (plan.depth - 2))
+    faster = exact.fitted({p: exact(p) - 0.1 * p.depth for p in SPACE.plans})
+    assert faster.uncached == 0.0
 
 
 def test_repair_is_the_nearest_that_grows():
@@ -82,7 +99,7 @@ def test_shorter_or_shallower_is_never_slower():
 
 
 def test_files(tmp_path):
-    made = LatencyTable(2, 24, 0.5, {(3, 3): 0.1}, {(24, 2): 0.2}, {"cpu": "x"})
+    made = LatencyTable(2, 24, 0.5, {(3, 3): 0.1}, {(24, 2): 0.2}, {"cpu": "x"}, 4, 0.3)
     made.save(tmp_path / "latency.json")
     assert LatencyTable.load(tmp_path / "latency.json") == made
     (tmp_path / "other.json").write_text('{"batch": 1}')
@@ -109,6 +126,8 @@ FIELDS = {"batch": 2, "length": 24, "constant": 0.5, "layers": [[3, 3, 0.1]], "c
         {"layers": [[3.5, 3, 0.1]]},
         {"cuts": 7},
         {"cuts": [[24, 0, 1.0]]},
+        {"uncached": -0.1},
+        {"stack": 0},
         {"batch": 0},
         {"length": 2.5},
         {"environment": []},

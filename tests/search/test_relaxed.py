@@ -54,7 +54,11 @@ SPACE = EncoderSpace((1, 2, 3), (2, 3), 2)
 def table():
     layers, cuts = needed(SPACE.plans, 12)
     return LatencyTable(
-        *(1, 12, 0.7), {s: 0.1 * s[0] ** 1.5 for s in layers}, {c: 0.01 * c[0] + c[1] for c in cuts}
+        *(1, 12, 0.7),
+        {s: 0.1 * s[0] ** 1.5 for s in layers},
+        {c: 0.01 * c[0] + c[1] for c in cuts},
+        stack=1,
+        uncached=0.2,
     )
 
 
