@@ -134,6 +134,28 @@ def test_threads_share_the_columns_of_a_few_rows(rows, width):
         jax.tree.map(np.testing.assert_array_equal, again(*args), first)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize(("depth", "columns"), [(5, 3), (16, 48), (83, 37), (260, 300)])
+def test_products_with_transposed_kernels(rows, depth, columns):
+    """Alone, added to something, and with the product of a kernel that is not transposed."""
+    shapes = (columns, depth), (columns, depth), (columns, columns)
+    kernels = tuple(0.05 * arrays(seed, *shape) for seed, shape in enumerate(shapes))
+
+    def step(shared, indexed, carry, late):
+        (a, b, c), ((x, y), _) = shared, late
+        turned = functools.partial(jax.lax.dot_general, dimension_numbers=(((1,), (1,)), ((), ())))
+        return turned(x, a) + turned(y, b) + carry @ c, (turned(y, a), None)
+
+    xs = arrays(3, 2, rows, depth), arrays(4, 2, rows, depth)
+    carry = arrays(5, rows, columns)
+    args = kernels, None, carry, xs, NOTHING, NOTHING
+    last, ys, _ = compared(2, step, *args)
+    a, b, c, x, y, h = (np.asarray(v, np.float64) for v in (*kernels, *xs, carry))
+    for t in range(2):
+        h = x[t] @ a.T + y[t] @ b.T + h @ c
+    close((last, ys), (h, y @ a.T), rtol=0, atol=4e-6 * np.abs(h).max())
+
+
 def test_elementary_functions_are_accurate():
     values = np.concatenate([
         np.linspace(-100, 100, 4001), np.linspace(-1e-3, 1e-3, 101), [-np.inf, np.inf, -0.0],
