@@ -70,8 +70,8 @@ inline void TransposeSquare(const float* matrix, int64_t row, float* to, int64_t
 #endif
 
 // Copies the transpose of a matrix [columns, depth] to rows [first, last) of [depth, columns].
-inline void Transpose(const float* matrix, int64_t depth, int64_t columns, int64_t first, int64_t last,
-                      float* to) {
+inline void Transpose(const float* matrix, int64_t depth, int64_t columns, int64_t first,
+                      int64_t last, float* to) {
   for (int64_t k = first; k < last; k += kLanes) {
     int64_t c = 0, end = std::min(last, k + kLanes);
     if (end - k == kLanes)
@@ -125,8 +125,9 @@ void TurnedTile(const Sum& sum, int64_t column) {
       for (int c = 0; c < C; ++c) sums[c] += x * Load(weights + c * term.depth + k);
     }
     if (k == term.depth) continue;
-    Vector x = LoadPart(term.rows + k, term.depth - k);
-    for (int c = 0; c < C; ++c) sums[c] += x * LoadPart(weights + c * term.depth + k, term.depth - k);
+    int64_t width = term.depth - k;
+    Vector x = LoadPart(term.rows + k, width);
+    for (int c = 0; c < C; ++c) sums[c] += x * LoadPart(weights + c * term.depth + k, width);
   }
   for (int c = 0; c < C; ++c) {
     float lanes[kLanes];

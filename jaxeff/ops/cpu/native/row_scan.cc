@@ -205,11 +205,13 @@ void Rows::Multiply(const Group& group, float* sums) {
   for (int64_t i = group.begin; i < group.end; ++i) {
     int64_t rows = loop_.code[i].operands[0], matrix = loop_.slots[loop_.code[i].operands[1]].index;
     auto& terms = loop_.turned[matrix] ? turned_terms_ : terms_;
-    terms.push_back({places_[rows].base, places_[rows].row, loop_.arrays[kMatrix][matrix], loop_.slots[rows].width});
+    const float* kernel = loop_.arrays[kMatrix][matrix];
+    terms.push_back({places_[rows].base, places_[rows].row, kernel, loop_.slots[rows].width});
   }
   const Place& out = places_[first.out];
   int64_t columns = loop_.slots[first.out].width;
-  int64_t begin = share_.Begin(share_.member, columns), end = share_.Begin(share_.member + 1, columns);
+  int64_t begin = share_.Begin(share_.member, columns);
+  int64_t end = share_.Begin(share_.member + 1, columns);
   Sum sum{nullptr, 0, nullptr, 0, out.base, out.row, columns};
   if (sums) sum.y = sums + group.place, sum.y_stride = loop_.Padded(loop_.slots[first.out]);
   if (first.operands[2] >= 0) {
@@ -320,7 +322,8 @@ ffi::Error RowScan(ffi::ThreadPool pool, Numbers offsets, Array scalars, ffi::Re
   if (work * rows * steps < kSmallWork) threads = 1;
   int64_t share = std::min(kMostRows, RoundUp((rows + threads - 1) / threads, kTileRows));
   bool is_shared = rows <= share && work * rows >= kSharedStep && work * rows * steps >= kSharedWork;
-  loop.TransposeMatrices([&](int64_t pieces, const auto& body) { ForEachPiece(pool, threads, pieces, body); });
+  loop.TransposeMatrices(
+      [&](int64_t pieces, const auto& body) { ForEachPiece(pool, threads, pieces, body); });
   if (threads > 1 && is_shared) {
     std::vector<float> sums(2 * loop.sums);
     Team::Run(pool, threads, [&](int64_t member, Team& team) {
