@@ -18,7 +18,7 @@ from jaxeff.ode import activations
 from jaxeff.ode.activations import Blocks
 from jaxeff.ode.carry import CarryParts, after_step, parts_of
 from jaxeff.ode.cells import Cell
-from jaxeff.ops.products import products
+from jaxeff.ops.products import affine, products
 from jaxeff.typing import Array, Carry, Params
 
 Preactivation = Callable[[Any, Array, Blocks], Blocks]
@@ -115,8 +115,7 @@ class FusedCell(Cell):
           known: the parts of the carry other than the state.
         """
         del known
-        shares = products(x, kernels.input)
-        return tuple(share + b for share, b in zip(shares, kernels.bias, strict=True))
+        return affine(x, kernels.input, kernels.bias)
 
     def hidden(self, state: Any, start: Any) -> Array:
         """Returns the row vectors that multiply the recurrent kernels, ``[..., state]``."""

@@ -17,3 +17,15 @@ def products(x: Array, kernels: Sequence[Array]) -> tuple[Array, ...]:
       kernels: matrices ``[inputs, outputs]``, each of its own number of outputs.
     """
     return tuple(x @ kernel for kernel in kernels)
+
+
+@has_cpu_form("jaxeff.ops.cpu.products")
+def affine(x: Array, kernels: Sequence[Array], biases: Sequence[Array]) -> tuple[Array, ...]:
+    """Returns ``x @ kernel + bias`` for every kernel and its bias.
+
+    Args:
+      x: ``[..., inputs]``.
+      kernels: matrices ``[inputs, outputs]``, each of its own number of outputs.
+      biases: vectors ``[outputs]``.
+    """
+    return tuple(y + b for y, b in zip(products(x, kernels), biases, strict=True))

@@ -14,7 +14,7 @@ from jaxeff.ops.cpu import rows
 from jaxeff.ops.neighbours import neighbours
 from jaxeff.ops.platforms import CPU_FORMS, reverse_mode
 from jaxeff.ops.pooling import pixel_means
-from jaxeff.ops.products import products
+from jaxeff.ops.products import affine, products
 from jaxeff.ops.rows import rowwise
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -89,6 +89,12 @@ def fields(x, kernel):
 def multiplied(x, *kernels):
     with reverse_mode():
         return jnp.concatenate(products(x, kernels), -1)
+
+
+def affine_of(x, *kernels_and_biases):
+    kernels, biases = kernels_and_biases[::2], kernels_and_biases[1::2]
+    with reverse_mode():
+        return jnp.concatenate(affine(x, kernels, biases), -1)
 
 
 def mixed(stride, blend, relu):
@@ -171,6 +177,12 @@ CASES = {
         (multiplied, (1, 20), (20, 200)),
         (multiplied, (150, 40), (40, 33), (40, 8)),  # several blocks of rows
         (multiplied, (3, 4), (4, 5)),  # too small to be compiled
+    ],
+    "products.affine": [
+        (affine_of, (3, 4, 1), (1, 5), (5,), (1, 70), (70,)),
+        (affine_of, (600, 7), (7, 33), (33,)),  # two blocks of rows
+        (affine_of, (3, 9), (9, 11), (11,)),  # too many inputs
+        (affine_of, (3, 1), (1, 11), (11,)),  # too few rows
     ],
     "normalisation.channel_moments": [(moments, (3, 5, 7, 4)), (moments, (40, 5, 7, 20))],
     "normalisation.normalise": [
@@ -258,6 +270,7 @@ def run(function, name, args):
         ("anchors.mixed", 1, "float32"),
         ("anchors.mixed", 2, "float32"),
         *(("products.products", case, "float32") for case in range(4)),
+        *(("products.affine", case, "float32") for case in range(2)),
         ("normalisation.normalise", 0, "float32"),
         ("normalisation.normalise", 2, "float32"),
         ("normalisation.channel_moments", 1, "float32"),

@@ -14,6 +14,7 @@ from jaxeff.ode.carry import parts_of
 from jaxeff.ops.cpu import native
 from jaxeff.ops.cpu import row_scan as forms
 from jaxeff.ops.cpu.row_code import OPERATIONS
+from jaxeff.ops.cpu.row_program import translated
 from jaxeff.ops.platforms import current_platform, platform
 from jaxeff.ops.row_scan import Window, row_scan, scan_steps
 
@@ -68,6 +69,12 @@ FUNCTIONS = {
     "or": lambda a, b, c: jnp.where((a > 0) | (b > 0), a, b),
     "not": lambda a, b, c: jnp.where(~(a > 0), a, b),
     "select_n": lambda a, b, c: jnp.where(c > 0, a, 0.0),
+    "mul_add": lambda a, b, c: (3.0 * a) * b + c,
+    "mul_rest": lambda a, b, c: b * (1.0 - 1.5 * a),
+    "rest_of_square": lambda a, b, c: 1.0 - (2.0 * a) * (2.0 * a) + b,
+    "logistic_slope": lambda a, b, c: (0.7 * b) * ((0.4 * a) * (1.0 - 0.4 * a)),
+    "tanh_slope": lambda a, b, c: (0.6 * b) * (1.0 - (0.3 * a) * (0.3 * a)),
+    "add zero": lambda a, b, c: jnp.zeros_like(a) + a,
     "product": lambda a, b, c: a @ (0.2 * arrays(7, a.shape[-1], a.shape[-1])) + b,
     "product and number": lambda a, b, c: a @ (0.2 * arrays(8, a.shape[-1], a.shape[-1])) + 0.5,
     "join": lambda a, b, c: jnp.concatenate([c, a, b], -1)[:, 1 : a.shape[-1] + 1],
@@ -80,6 +87,33 @@ FUNCTIONS = {
 
 def test_every_operation_has_a_case():
     assert set(OPERATIONS) <= set(FUNCTIONS)
+
+
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (lambda a, b, c, k: c + a * b, ["mul_add"]),
+        (lambda a, b, c, k: b * (1 - a), ["mul_rest"]),
+        (lambda a, b, c, k: b * (a * (1 - a)), ["logistic_slope"]),
+        (lambda a, b, c, k: b * (1 - a * a), ["tanh_slope"]),
+        (lambda a, b, c, k: (1 - a * b) + jnp.zeros_like(a), ["mul", "not"]),
+        # What others read as well is not computed twice.
+        (lambda a, b, c, k: (c + a * b) * jnp.exp(a * b), ["mul", "add", "exp", "mul"]),
+        # A sum begins with a product's start, and no operand lives until after another product.
+        (lambda a, b, c, k: a * b + c @ k, ["mul", "product"]),
+        (
+            lambda a, b, c, k: a * b + jnp.tanh(c @ k),
+            ["mul", "product", "tanh", "add"],
+        ),
+    ],
+)
+def test_operations_are_combined_where_nothing_else_reads_what_is_between(function, names):
+    late = (jax.ShapeDtypeStruct((2, 4), jnp.float32),) * 3
+    kernel = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    program = translated(
+        lambda k, late: function(*late, *k), [kernel], late, ("input",) * 3, "room"
+    )
+    assert [op.name for op in program.code] == names
 
 
 def close(ours, exact, **tolerances):
@@ -132,6 +166,28 @@ def test_threads_share_the_columns_of_a_few_rows(rows, width):
     again = jax.jit(functools.partial(row_scan, 50, step))
     for _ in range(20):
         jax.tree.map(np.testing.assert_array_equal, again(*args), first)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize(("depth", "columns"), [(5, 3), (16, 48), (83, 37), (260, 300)])
+def test_products_with_transposed_kernels(rows, depth, columns):
+    """Alone, added to something, and with the product of a kernel that is not transposed."""
+    shapes = (columns, depth), (columns, depth), (columns, columns)
+    kernels = tuple(0.05 * arrays(seed, *shape) for seed, shape in enumerate(shapes))
+
+    def step(shared, indexed, carry, late):
+        (a, b, c), ((x, y), _) = shared, late
+        turned = functools.partial(jax.lax.dot_general, dimension_numbers=(((1,), (1,)), ((), ())))
+        return turned(x, a) + turned(y, b) + carry @ c, (turned(y, a), None)
+
+    xs = arrays(3, 2, rows, depth), arrays(4, 2, rows, depth)
+    carry = arrays(5, rows, columns)
+    args = kernels, None, carry, xs, NOTHING, NOTHING
+    last, ys, _ = compared(2, step, *args)
+    a, b, c, x, y, h = (np.asarray(v, np.float64) for v in (*kernels, *xs, carry))
+    for t in range(2):
+        h = x[t] @ a.T + y[t] @ b.T + h @ c
+    close((last, ys), (h, y @ a.T), rtol=0, atol=4e-6 * np.abs(h).max())
 
 
 def test_elementary_functions_are_accurate():

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxeff.ops.cpu import native
 from jaxeff.ops.platforms import is_reverse_mode
@@ -32,6 +33,18 @@ def products(x: Array, kernels: Sequence[Array]) -> tuple[Array, ...]:
     is_compiled = is_large and native.is_computable(rows, *kernels)
     multiply = native.products.products if is_compiled else _with_gradient
     return tuple(y.reshape(*x.shape[:-1], y.shape[-1]) for y in multiply(rows, kernels))
+
+
+def affine(x: Array, kernels: Sequence[Array], biases: Sequence[Array]) -> tuple[Array, ...]:
+    """Multiplies few inputs, whose gradients of kernels and biases are one product, or many."""
+    kernels, biases = tuple(kernels), tuple(biases)
+    is_known = all(isinstance(size, int) for size in x.shape)
+    is_narrow = is_known and x.shape[-1] < _FEWEST and x.size // x.shape[-1] >= _ROWS
+    is_compiled = is_reverse_mode() and is_narrow and native.is_computable(x, *kernels, *biases)
+    if not is_compiled:
+        return tuple(y + b for y, b in zip(products(x, kernels), biases, strict=True))
+    ys = _affine(x.reshape(-1, x.shape[-1]), kernels, biases)
+    return tuple(y.reshape(*x.shape[:-1], y.shape[-1]) for y in ys)
 
 
 def _plain(x: Array, kernels: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -56,3 +69,25 @@ def _backward(saved: Any, gradients: tuple[Array, ...]) -> tuple[Array, tuple[Ar
 
 
 _with_gradient.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def _affine(x: Array, kernels: tuple[Array, ...], biases: tuple[Array, ...]) -> tuple[Array, ...]:
+    return tuple(y + b for y, b in zip(_plain(x, kernels), biases, strict=True))
+
+
+def _affine_forward(
+    x: Array, kernels: tuple[Array, ...], biases: tuple[Array, ...]
+) -> tuple[tuple[Array, ...], Any]:
+    return _affine(x, kernels, biases), (x, kernels)
+
+
+def _affine_backward(saved: Any, gradients: tuple[Array, ...]) -> Any:
+    x, kernels = saved
+    (of_rows,) = jax.vjp(lambda x: _plain(x, kernels), x)[1](gradients)
+    with_one = jnp.concatenate([x, jnp.ones_like(x[:, :1])], 1)
+    sums = [native.products.outer_product(with_one, g) for g in gradients]
+    return of_rows, tuple(s[:-1] for s in sums), tuple(s[-1] for s in sums)
+
+
+_affine.defvjp(_affine_forward, _affine_backward)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxeff.ops.cpu.row_combined import combined
+
 #: Kinds of arrays, in the order of ``Kind`` in row_scan.cc.
 KINDS = (
     "register", "local", "literal", "scalar", "vector", "matrix",
@@ -18,6 +20,7 @@ OPERATIONS = (
     "copy", "column", "add", "sub", "mul", "div", "max", "min", "neg", "abs", "sign", "exp",
     "tanh", "logistic", "square", "integer_pow", "sqrt", "rsqrt", "log", "log1p", "expm1", "sin",
     "cos", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "select_n",
+    "mul_add", "mul_rest", "rest_of_square", "logistic_slope", "tanh_slope",
     "product", "join", "cut",
 )  # fmt: skip
 #: Those that act on each number by itself.
@@ -96,7 +99,8 @@ def finished(
       code: operations in their order.
       targets: slots of results, and the slots to which they go.
     """
-    code = _placed(_with_sums(code, targets, slots), targets, slots)
+    code = combined(_with_sums(code, targets, slots), targets, slots)
+    code = _placed(code, targets, slots)
     return _numbered(slots, _with_few_registers(code, slots))
 
 

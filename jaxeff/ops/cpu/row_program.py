@@ -13,6 +13,9 @@ import numpy as np
 from jaxeff.ops.cpu.row_code import ELEMENTWISE, RowOperation, RowProgram, Slot, finished
 from jaxeff.ops.evaluate import DIFFERENTIATED, evaluated
 
+#: Kinds of arrays to which a zero may be added by leaving them as they are.
+_PLAIN = frozenset(("register", "literal", "input", "known", "state"))
+
 
 class UnsupportedStep(Exception):
     """A step does something that is none of the operations."""
@@ -116,12 +119,19 @@ class _Translation:
             slots = [self.slots[n] for n in operands]
             if any(s.kind not in kinds and s.width != width for s in slots):
                 raise UnsupportedStep(f"{name} of arrays of other widths")
+        if name == "add":
+            for number, other in (operands, operands[::-1]):
+                if self._is_zero(number) and self.slots[other].kind in _PLAIN:
+                    return other
         key = (name, tuple(operands), width, extra)
         if key not in self._numbers:
             self._numbers[key] = len(self.slots)
             self.slots.append(Slot("register", len(self.slots), 0, width))
             self.code.append(RowOperation(name, self._numbers[key], tuple(operands), extra))
         return self._numbers[key]
+
+    def _is_zero(self, number: int) -> bool:
+        return self.slots[number][:2] == ("literal", 0)
 
     def operand(self, number: int) -> int:
         """Returns a slot that element-wise operations read."""

@@ -131,6 +131,11 @@ const Operation kOperations[] = {
     BINARY(Max(a, b)),
     UNARY(1.0f - a),
     TERNARY(a != 0 ? c : b),
+    TERNARY(a * b + c),
+    BINARY(a * (1.0f - b)),
+    UNARY(1.0f - a * a),
+    BINARY(a * (b * (1.0f - b))),
+    BINARY(a * (1.0f - b * b)),
 };
 constexpr int64_t kElementwise = sizeof(kOperations) / sizeof(kOperations[0]);
 

@@ -31,12 +31,53 @@ struct Sum {
   int64_t columns;  // of the kernels
 };
 
-// Copies the transpose of a matrix [columns, depth] to [depth, columns].
-inline void Transpose(const float* matrix, int64_t depth, int64_t columns, float* to) {
-  constexpr int64_t kSquare = 16;  // a line of a cache
-  for (int64_t k = 0; k < depth; k += kSquare) {
-    int64_t end = std::min(depth, k + kSquare);
-    for (int64_t c = 0; c < columns; ++c)
+#if defined(__AVX512F__)
+// Copies the transpose of a square of vectors: a row of the matrix is a column of the copy.
+inline void TransposeSquare(const float* matrix, int64_t row, float* to, int64_t to_row) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(matrix + i * row);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      __m512d low = _mm512_castps_pd(b[i + j]), high = _mm512_castps_pd(b[i + j + 2]);
+      a[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      a[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+    }
+  // Here quarter l of a[4 q + j] holds column 4 l + j of rows 4 q to 4 q + 3.
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    __m512 even[2], odd[2];
+    for (int h = 0; h < 2; ++h) {
+      even[h] = _mm512_shuffle_f32x4(a[8 * h + j], a[8 * h + 4 + j], 0x88);
+      odd[h] = _mm512_shuffle_f32x4(a[8 * h + j], a[8 * h + 4 + j], 0xdd);
+    }
+    _mm512_storeu_ps(to + j * to_row, _mm512_shuffle_f32x4(even[0], even[1], 0x88));
+    _mm512_storeu_ps(to + (4 + j) * to_row, _mm512_shuffle_f32x4(odd[0], odd[1], 0x88));
+    _mm512_storeu_ps(to + (8 + j) * to_row, _mm512_shuffle_f32x4(even[0], even[1], 0xdd));
+    _mm512_storeu_ps(to + (12 + j) * to_row, _mm512_shuffle_f32x4(odd[0], odd[1], 0xdd));
+  }
+}
+#else
+inline void TransposeSquare(const float* matrix, int64_t row, float* to, int64_t to_row) {
+  for (int64_t c = 0; c < kLanes; ++c)
+    for (int64_t k = 0; k < kLanes; ++k) to[k * to_row + c] = matrix[c * row + k];
+}
+#endif
+
+// Copies the transpose of a matrix [columns, depth] to rows [first, last) of [depth, columns].
+inline void Transpose(const float* matrix, int64_t depth, int64_t columns, int64_t first,
+                      int64_t last, float* to) {
+  for (int64_t k = first; k < last; k += kLanes) {
+    int64_t c = 0, end = std::min(last, k + kLanes);
+    if (end - k == kLanes)
+      for (; c + kLanes <= columns; c += kLanes)
+        TransposeSquare(matrix + c * depth + k, depth, to + k * columns + c, columns);
+    for (; c < columns; ++c)
       for (int64_t i = k; i < end; ++i) to[i * columns + c] = matrix[c * depth + i];
   }
 }
@@ -68,6 +109,40 @@ void AddLastProducts(const Term& term, int64_t first, int64_t column, int64_t co
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) sums[p] += w * rows[p * term.stride + k];
   }
+}
+
+// C columns of one row times kernels that lie transposed, [columns, depth].
+template <int C>
+void TurnedTile(const Sum& sum, int64_t column) {
+  Vector sums[C] = {};
+  for (int64_t i = 0; i < sum.count; ++i) {
+    const Term& term = sum.terms[i];
+    const float* weights = term.kernel + column * term.depth;
+    int64_t k = 0;
+    for (; k + kLanes <= term.depth; k += kLanes) {
+      Vector x = Load(term.rows + k);
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) sums[c] += x * Load(weights + c * term.depth + k);
+    }
+    if (k == term.depth) continue;
+    int64_t width = term.depth - k;
+    Vector x = LoadPart(term.rows + k, width);
+    for (int c = 0; c < C; ++c) sums[c] += x * LoadPart(weights + c * term.depth + k, width);
+  }
+  for (int c = 0; c < C; ++c) {
+    float lanes[kLanes];
+    Store(lanes, sums[c]);
+    for (int64_t half = kLanes / 2; half; half /= 2)
+      for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[half + i];
+    sum.y[column + c] = lanes[0] + (sum.start ? sum.start[column + c] : 0.0f);
+  }
+}
+
+// Columns [column, end) of one row times kernels that lie transposed, which takes no longer than to
+// read them, and less than to transpose them first.
+inline void PartOfTurnedRow(const Sum& sum, int64_t column, int64_t end) {
+  for (; column + 8 <= end; column += 8) TurnedTile<8>(sum, column);
+  for (; column < end; ++column) TurnedTile<1>(sum, column);
 }
 
 template <int P, int V>

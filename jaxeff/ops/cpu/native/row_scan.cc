@@ -63,7 +63,7 @@ class Rows {
   const Share share_;
   std::vector<Place> places_;      // of the slots
   std::vector<int64_t> state_of_;  // where the two versions of a state begin in memory
-  std::vector<Term> terms_;
+  std::vector<Term> terms_, turned_terms_;
   float* memory_;
   int64_t meetings_ = 0;
 
@@ -201,19 +201,31 @@ void Rows::End(int64_t t) {
 void Rows::Multiply(const Group& group, float* sums) {
   const Instruction& first = loop_.code[group.begin];
   terms_.clear();
+  turned_terms_.clear();
   for (int64_t i = group.begin; i < group.end; ++i) {
     int64_t rows = loop_.code[i].operands[0], matrix = loop_.slots[loop_.code[i].operands[1]].index;
-    terms_.push_back({places_[rows].base, places_[rows].row, loop_.arrays[kMatrix][matrix], loop_.slots[rows].width});
+    auto& terms = loop_.turned[matrix] ? turned_terms_ : terms_;
+    const float* kernel = loop_.arrays[kMatrix][matrix];
+    terms.push_back({places_[rows].base, places_[rows].row, kernel, loop_.slots[rows].width});
   }
   const Place& out = places_[first.out];
   int64_t columns = loop_.slots[first.out].width;
-  Sum sum{terms_.data(), group.end - group.begin, nullptr, 0, out.base, out.row, columns};
+  int64_t begin = share_.Begin(share_.member, columns);
+  int64_t end = share_.Begin(share_.member + 1, columns);
+  Sum sum{nullptr, 0, nullptr, 0, out.base, out.row, columns};
   if (sums) sum.y = sums + group.place, sum.y_stride = loop_.Padded(loop_.slots[first.out]);
   if (first.operands[2] >= 0) {
     sum.start = places_[first.operands[2]].base;
     sum.start_stride = places_[first.operands[2]].row;
   }
-  PartOfSum(sum, 0, count_, share_.Begin(share_.member, columns), share_.Begin(share_.member + 1, columns));
+  if (!terms_.empty()) {
+    sum.terms = terms_.data(), sum.count = terms_.size();
+    PartOfSum(sum, 0, count_, begin, end);
+    sum.start = sum.y, sum.start_stride = sum.y_stride;
+  }
+  if (turned_terms_.empty()) return;
+  sum.terms = turned_terms_.data(), sum.count = turned_terms_.size();
+  PartOfTurnedRow(sum, begin, end);
 }
 
 // Copies the sums of a run, of which all members have computed their columns, to where they go.
@@ -294,7 +306,6 @@ ffi::Error RowScan(ffi::ThreadPool pool, Numbers offsets, Array scalars, ffi::Re
       loop.depths.push_back(array->dimensions()[turned[i] ? 1 : 0]);
       loop.columns.push_back(array->dimensions()[turned[i] ? 0 : 1]);
     }
-  loop.TransposeMatrices();
   size_t states = loop.arrays[kState].size();
   for (size_t i = 0; i < results.size(); ++i) {
     auto array = results.get<Array>(i);
@@ -311,6 +322,8 @@ ffi::Error RowScan(ffi::ThreadPool pool, Numbers offsets, Array scalars, ffi::Re
   if (work * rows * steps < kSmallWork) threads = 1;
   int64_t share = std::min(kMostRows, RoundUp((rows + threads - 1) / threads, kTileRows));
   bool is_shared = rows <= share && work * rows >= kSharedStep && work * rows * steps >= kSharedWork;
+  loop.TransposeMatrices(
+      [&](int64_t pieces, const auto& body) { ForEachPiece(pool, threads, pieces, body); });
   if (threads > 1 && is_shared) {
     std::vector<float> sums(2 * loop.sums);
     Team::Run(pool, threads, [&](int64_t member, Team& team) {
