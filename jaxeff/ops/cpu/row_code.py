@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxeff.ops.cpu.row_combined import combined
+from jaxeff.ops.cpu.row_operations import RowOperation, Slot
 
 #: Kinds of arrays, in the order of ``Kind`` in row_scan.cc.
 KINDS = (
@@ -25,27 +26,6 @@ OPERATIONS = (
 )  # fmt: skip
 #: Those that act on each number by itself.
 ELEMENTWISE = frozenset(OPERATIONS[: OPERATIONS.index("product")])
-
-
-class Slot(NamedTuple):
-    """Where an array ``[rows, width]`` or a vector ``[width]`` lives; see row_scan.cc."""
-
-    kind: str
-    number: int
-    inner: int
-    width: int
-
-
-class RowOperation(NamedTuple):
-    """An operation: the slots of its result and operands, and a number that some need.
-
-    A product has pairs of rows and matrices, and may have a slot to which their products are added.
-    """
-
-    name: str
-    out: int
-    operands: tuple[int, ...]
-    extra: int = 0
 
 
 class RowProgram(NamedTuple):

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import collections
 import struct
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from jaxeff.ops.cpu.row_code import RowOperation, Slot
+from jaxeff.ops.cpu.row_operations import RowOperation, Slot
 
 (_ONE,) = struct.unpack("<i", struct.pack("<f", 1.0))
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxeff.ops.cpu.row_code import ELEMENTWISE, RowOperation, RowProgram, Slot, finished
+from jaxeff.ops.cpu.row_code import ELEMENTWISE, RowProgram, finished
+from jaxeff.ops.cpu.row_operations import RowOperation, Slot
 from jaxeff.ops.evaluate import DIFFERENTIATED, evaluated
 
 #: Kinds of arrays to which a zero may be added by leaving them as they are.
