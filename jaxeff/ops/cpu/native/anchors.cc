@@ -51,8 +51,8 @@ struct Pattern {
 
   Pattern(const float* kernel, int64_t taps, int64_t channels, int64_t stride, int64_t row_size,
           const float* shares, const Affine& affine)
-      : size(std::min(std::lcm(channels * stride, kLanes), RoundUp(row_size, kLanes))), weights(taps * size), bias(size), share(size),
-        is_anchor(size) {
+      : size(std::min(std::lcm(channels * stride, kLanes), RoundUp(row_size, kLanes))),
+        weights(taps * size), bias(size), share(size), is_anchor(size) {
     std::copy_n(shares, channels, share.data());
     for (int64_t c = 0; c < channels; ++c) {
       float rest = 1.0f - shares[c];
