@@ -200,9 +200,10 @@ def series_rows(where: str, inputs: Any) -> list[np.ndarray]:
     dtype, shape = form
     symbols = dtype.kind in "iu" and len(shape) == 2
     if not symbols and (dtype.kind not in "fiub" or len(shape) != 3):
+        hint = "; one feature is values[..., None]" if dtype.kind == "f" and len(shape) == 2 else ""
         raise DataError(
             f"{where} has inputs of {dtype}, shape {shape}; give uint8 [examples, height, width, "
-            "channels], floats [examples, time, features] or integers [examples, time]"
+            f"channels], floats [examples, time, features] or integers [examples, time]{hint}"
         )
     if any(not len(row) for row in rows):
         raise DataError(f"{where} has a series without steps")

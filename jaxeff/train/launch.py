@@ -93,8 +93,8 @@ def with_arrays(
     objects = [name for name, array in held.items() if array.dtype == object]
     if objects:
         raise DataError(
-            f"arrays: {objects[0]} is no array of numbers; fill series of different lengths up at "
-            "the end, and give their lengths as lengths_train and lengths_test"
+            f"arrays: {objects[0]} is no array of numbers; number classes by numpy.unique; fill "
+            "series of different lengths up at the end, and give lengths_train and lengths_test"
         )
     with folders.file_errors():
         workdir.mkdir(parents=True, exist_ok=True)
