@@ -69,12 +69,13 @@ class SeriesPreprocessing(Preprocessing):
 
     def __call__(self, inputs: Any) -> dict[str, np.ndarray]:
         """See `Preprocessing`: series as `series_rows` takes them, not longer than ``length``."""
-        series = series_rows("the inputs", inputs)
+        series = series_rows("the array of inputs", inputs)
         longest = max(map(len, series))
         if series[0].shape[1:] != tuple(self.features) or longest > self.length:
             raise DataError(
                 f"the model takes series of {tuple(self.features)} features and at most "
-                f"{self.length} steps, not {series[0].shape[1:]} and {longest}"
+                f"{self.length} steps, not {series[0].shape[1:]} and {longest}; give series of "
+                "different lengths as a list, each without padding"
             )
         batch = {"inputs": pad([scaled(one, self._scaling) for one in series], self.length)}
         lengths = np.array([len(one) for one in series])

@@ -96,6 +96,10 @@ def test_raw_inputs_become_what_the_model_was_trained_on(extra):
         np.testing.assert_allclose(value, batch[name], rtol=1e-6)
     with pytest.raises(DataError, match=r"takes series of \(2,\) features and at most 6 steps"):
         split.preprocess(SERIES[:, :, :1])
+    with pytest.raises(DataError, match=r"not \(2,\) and 9; give .* a list, each without padding"):
+        split.preprocess(np.zeros((1, 9, 2)))
+    with pytest.raises(DataError, match="the array of inputs has NaN or infinite inputs, first in"):
+        split.preprocess(np.full((1, 6, 2), np.nan))
 
 
 @pytest.mark.parametrize("values", [IMAGES, GREY])
