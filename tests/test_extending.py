@@ -81,7 +81,5 @@ def test_arrays_are_trained_on_without_a_file(monkeypatch):
         dataset.splits["test"].take(np.arange(100))["labels"], names["y"][200:]
     )
     ragged = [np.ones((n, 3)) for n in (2, 3)]
-    with pytest.raises(
-        DataError, match=r"x_train is no array .*; number classes by numpy\.unique"
-    ):
+    with pytest.raises(DataError, match=r"x_train is no array .*; number classes by numpy\.unique"):
         launch.with_arrays(config, Path(workdir), {"x_train": np.array(ragged, object)})
