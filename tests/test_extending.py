@@ -69,6 +69,18 @@ def test_a_file_of_arrays_is_trained_on_by_a_shipped_config():
     assert (dataset.input_shape, dataset.num_classes) == ((20, 3), 4)
 
 
+def test_prerequisites_on_the_same_data_train_on_the_arrays_too(tmp_path):
+    config = config_files.load("configs/disk.py")
+    config.prerequisites.student.data.name = "fashion_mnist"
+    changed = launch.with_arrays(config, tmp_path, {"x_train": np.zeros(3)})
+    path = str(tmp_path / "arrays.npz")
+    assert (changed.data.name, changed.data.dir) == ("arrays", path)
+    teacher, student = changed.prerequisites.teacher.data, changed.prerequisites.student.data
+    assert (teacher.name, teacher.dir) == ("arrays", path)
+    assert (student.name, student.dir) == ("fashion_mnist", "")
+    assert config.data.name == config.prerequisites.teacher.data.name == "digits"
+
+
 def test_arrays_are_trained_on_without_a_file(monkeypatch):
     exec(ARRAYS, names := {})
     monkeypatch.setattr(train, "run", lambda *args, **options: names.update(options, args=args))

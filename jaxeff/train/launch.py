@@ -99,8 +99,16 @@ def with_arrays(
     with folders.file_errors():
         workdir.mkdir(parents=True, exist_ok=True)
         np.savez(path, **held)
-    config.data.update({"name": "arrays", "dir": str(path), "view": config.data.view or ""})
+    _use_file(config, path)
     return config
+
+
+def _use_file(config: ml_collections.ConfigDict, path: Path) -> None:
+    """Makes a file of arrays the data of a config, and of its prerequisites on the same data."""
+    for required in config.prerequisites.values():
+        if (required.data.name, required.data.dir) == (config.data.name, config.data.dir):
+            _use_file(required, path)
+    config.data.update({"name": "arrays", "dir": str(path), "view": config.data.view or ""})
 
 
 def train(
