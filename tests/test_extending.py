@@ -81,6 +81,17 @@ def test_prerequisites_on_the_same_data_train_on_the_arrays_too(tmp_path):
     assert config.data.name == config.prerequisites.teacher.data.name == "digits"
 
 
+def test_a_data_set_of_turned_images_turns_those_of_the_arrays(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8)).astype(np.uint8)
+    labels = np.arange(30) % 3
+    arrays = {"x_train": images, "y_train": labels, "x_test": images[:6], "y_test": labels[:6]}
+    config = config_files.load("configs/avae.py")
+    config.train.batch_size = 9
+    config = launch.with_arrays(config, tmp_path, arrays)
+    dataset = train.build(config).dataset
+    assert (dataset.task, len(dataset.splits["train"])) == ("reconstruction", 27)
+
+
 def test_arrays_are_trained_on_without_a_file(monkeypatch):
     exec(ARRAYS, names := {})
     monkeypatch.setattr(train, "run", lambda *args, **options: names.update(options, args=args))

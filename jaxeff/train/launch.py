@@ -104,11 +104,15 @@ def with_arrays(
 
 
 def _use_file(config: ml_collections.ConfigDict, path: Path) -> None:
-    """Makes a file of arrays the data of a config, and of its prerequisites on the same data."""
+    """Makes a file of arrays the data of a config, and of its prerequisites on the same data.
+
+    A data set that turns the images of another one, its `base`, turns those of the arrays.
+    """
     for required in config.prerequisites.values():
         if (required.data.name, required.data.dir) == (config.data.name, config.data.dir):
             _use_file(required, path)
-    config.data.update({"name": "arrays", "dir": str(path), "view": config.data.view or ""})
+    name = "base" if "base" in config.data else "name"
+    config.data.update({name: "arrays", "dir": str(path), "view": config.data.view or ""})
 
 
 def train(
