@@ -106,10 +106,12 @@ def cite(target: Any) -> str:
     known = entries()
     cited = {known.get(key, key) for key in _keys(target, {})}
     if not cited:
-        raise UserError(
-            f"nothing in {_shown(target)} has a source to cite; give its class an attribute "
-            "`references`, a tuple of BibTeX entries"
+        way = (
+            "give the model itself, jaxeff.create_model(NAME, num_classes=N) or jaxeff.load(NAME)"
+            if isinstance(target, str)
+            else "give its class an attribute `references`, a tuple of BibTeX entries"
         )
+        raise UserError(f"nothing in {_shown(target)} has a source to cite; {way}")
     unknown = sorted(entry for entry in cited if not entry.startswith("@"))
     if unknown:
         raise UserError(

@@ -40,7 +40,11 @@ LATER_SECTIONS: dict[str, tuple[str, ...]] = {"quantize": ("activation_bits",)}
 
 
 class Config(ml_collections.ConfigDict):  # type: ignore[misc]  # ml_collections has no types
-    """A ``ConfigDict`` that takes NumPy's scalars for the numbers that they are."""
+    """A ``ConfigDict`` that takes NumPy's scalars for the numbers that they are.
+
+    A locked section with a ``name`` still takes new fields, since what is registered under that
+    name may take more than the config file sets; its registry refuses the others.
+    """
 
     def __init__(self, initial: Mapping[str, Any] | None = None, *args: Any, **options: Any):
         super().__init__(None, *args, **options)
@@ -55,7 +59,16 @@ class Config(ml_collections.ConfigDict):  # type: ignore[misc]  # ml_collections
         value = native(value)
         if type(value) in (dict, ml_collections.ConfigDict):
             value = Config(value)
-        super().__setitem__(key, value)
+        if self.is_locked and key not in self and self.takes_new_fields:
+            with self.unlocked():
+                super().__setitem__(key, value)
+        else:
+            super().__setitem__(key, value)
+
+    @property
+    def takes_new_fields(self) -> bool:
+        """Whether this is a section that a registered factory builds, and no whole config."""
+        return bool(self.get("name")) and "prerequisites" not in self
 
 
 def base_config() -> Config:

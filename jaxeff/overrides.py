@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -70,9 +71,10 @@ def apply(config: ml_collections.ConfigDict, override: Override) -> None:
         parent = _member(parent, step, where)
         where += f"[{step}]" if isinstance(step, int) else f".{step}"
     last = steps[-1]
-    old = _member(parent, last, where)
+    new = _is_new(parent, last)
+    old = None if new else _member(parent, last, where)
     where += f"[{last}]" if isinstance(last, int) else f".{last}"
-    value = _value(where, old, override)
+    value = _new_value(where, override) if new else _value(where, old, override)
     try:
         parent[last] = value
     except (TypeError, ValueError, KeyError) as error:
@@ -103,6 +105,29 @@ def _member(parent: Any, step: str | int, where: str) -> Any:
         hint = closest(step, list(parent)) if len(parent) else ""
         raise ConfigError(f"{where} has no field '{step}'{hint}")
     return parent[step]
+
+
+def _is_new(parent: Any, step: str | int) -> bool:
+    """Whether a section takes a field that it lacks; one that resembles its own is a misspelling.
+
+    A registry compares new fields with those of the factory, which needs JAX.
+    """
+    if not isinstance(parent, Config) or isinstance(step, int) or step in parent:
+        return False
+    return parent.takes_new_fields and not difflib.get_close_matches(step, list(parent), 1, 0.8)
+
+
+def _new_value(where: str, override: Override) -> Any:
+    """Returns the value of a field that has no old one, as the Python literal that it may be."""
+    if not override.texts:
+        return not override.negated
+    if override.negated:
+        raise ConfigError(f"{where} needs a value: --{where}=VALUE")
+    text = override.texts[-1]
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    values = [_literal(one) for one in override.texts]
+    return values[0] if len(values) == 1 else tuple(values)
 
 
 def _value(where: str, old: Any, override: Override) -> Any:

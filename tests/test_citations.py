@@ -99,7 +99,8 @@ def test_a_mistyped_key_is_refused():
 
 @pytest.mark.parametrize("target", [3, "tarnn", None, {}])
 def test_what_has_no_source_is_refused(target):
-    with pytest.raises(UserError, match="source to cite"):
+    way = "give the model itself" if isinstance(target, str) else "give its class"
+    with pytest.raises(UserError, match=f"source to cite; {way}"):
         jaxeff.cite(target)
 
 

@@ -234,6 +234,7 @@ def config():
     config = base_config()
     config.model = {"name": "x", "widths": (1, 2), "dropout": 0.0, "cell": {"name": "y"}}
     config.analyses = [{"name": "z", "images": 8}]
+    config.data.name = "w"
     return config.lock()
 
 
@@ -258,6 +259,11 @@ def config():
         ("model.widths=[3]", "model.widths", (3,)),
         ("model.widths=3", "model.widths", (3,)),
         ("model.widths=()", "model.widths", ()),
+        ("data.normalize=standard", "data.normalize", "standard"),
+        ("model.depth=3", "model.depth", 3),
+        ("model.cell.scales=1,2", "model.cell.scales", (1, 2)),
+        ("model.residual", "model.residual", True),
+        ("model.residual=false", "model.residual", False),
         ("model.cell={'name': 'w', 'n': 3}", "model.cell.n", 3),
         ("analyses=[]", "analyses", []),
     ],
@@ -268,6 +274,28 @@ def test_fields_are_set_in_their_type(config, text, field, value):
     for name in field.split("."):
         found = found[name]
     assert (found, type(found)) == (value, type(value))
+
+
+def test_sections_of_factories_take_fields_that_the_file_does_not_set(config):
+    config.data.normalize = "standard"
+    config.model.cell.update(depth=np.int64(2))
+    assert (config.data.normalize, config.model.cell.depth, config.is_locked) == (
+        "standard",
+        2,
+        True,
+    )
+    with pytest.raises(AttributeError):
+        config.train.steps = 2
+    with pytest.raises(AttributeError):
+        config.models = {}
+
+
+@pytest.mark.parametrize(
+    "text", ["model.width=3", "train.steps=2", "optim.learning_rte=1", "search.x=1", "x=1"]
+)
+def test_fields_that_no_section_takes_are_refused(config, text):
+    with pytest.raises(ConfigError, match="has no field"):
+        set_field(config, text)
 
 
 def test_members_of_lists_are_set(config):

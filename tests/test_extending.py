@@ -69,6 +69,29 @@ def test_a_file_of_arrays_is_trained_on_by_a_shipped_config():
     assert (dataset.input_shape, dataset.num_classes) == ((20, 3), 4)
 
 
+def test_prerequisites_on_the_same_data_train_on_the_arrays_too(tmp_path):
+    config = config_files.load("configs/disk.py")
+    config.prerequisites.student.data.name = "fashion_mnist"
+    changed = launch.with_arrays(config, tmp_path, {"x_train": np.zeros(3)})
+    path = str(tmp_path / "arrays.npz")
+    assert (changed.data.name, changed.data.dir) == ("arrays", path)
+    teacher, student = changed.prerequisites.teacher.data, changed.prerequisites.student.data
+    assert (teacher.name, teacher.dir) == ("arrays", path)
+    assert (student.name, student.dir) == ("fashion_mnist", "")
+    assert config.data.name == config.prerequisites.teacher.data.name == "digits"
+
+
+def test_a_data_set_of_turned_images_turns_those_of_the_arrays(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8)).astype(np.uint8)
+    labels = np.arange(30) % 3
+    arrays = {"x_train": images, "y_train": labels, "x_test": images[:6], "y_test": labels[:6]}
+    config = config_files.load("configs/avae.py")
+    config.train.batch_size = 9
+    config = launch.with_arrays(config, tmp_path, arrays)
+    dataset = train.build(config).dataset
+    assert (dataset.task, len(dataset.splits["train"])) == ("reconstruction", 27)
+
+
 def test_arrays_are_trained_on_without_a_file(monkeypatch):
     exec(ARRAYS, names := {})
     monkeypatch.setattr(train, "run", lambda *args, **options: names.update(options, args=args))
@@ -81,5 +104,5 @@ def test_arrays_are_trained_on_without_a_file(monkeypatch):
         dataset.splits["test"].take(np.arange(100))["labels"], names["y"][200:]
     )
     ragged = [np.ones((n, 3)) for n in (2, 3)]
-    with pytest.raises(DataError, match="x_train is no array of numbers"):
+    with pytest.raises(DataError, match=r"x_train is no array .*; number classes by numpy\.unique"):
         launch.with_arrays(config, Path(workdir), {"x_train": np.array(ragged, object)})

@@ -61,7 +61,10 @@ FIELDS = {
     "misspelt_field": (field("train.num_step=3"), ["config.train", "did you mean 'num_steps'"]),
     "misspelt_section": (field("trian.num_steps=3"), ["config", "did you mean 'train'"]),
     "misspelt_deep_field": (field("model.cell.feature=3"), ["did you mean 'features'"]),
-    "field_of_another_model": (field("model.blocks=3"), ["config.model has no field 'blocks'"]),
+    "field_of_another_model": (
+        field("model.blocks=3"),
+        ["config.model.blocks: model 'sequence' has no such field"],
+    ),
     "field_below_a_number": (field("seed.x=3"), ["config.seed is no section"]),
     "field_below_text": (field("model.name.x=3"), ["config.model.name is no section"]),
     "no_field": (field("=3"), ["names no field"]),

@@ -8,13 +8,15 @@ def mine(request):
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxeff.arguments import require_choice
-from jaxeff.data.base import DATASETS, STREAMS, Dataset, Request, Split, sizes
+from jaxeff.data.base import DATASETS, STREAMS, Dataset, Request, Split, absent_classes, sizes
 from jaxeff.data.images import NORMALIZERS, ImageArrays, check_labels, image_dataset
 from jaxeff.data.series import (
     SeriesSplit,
@@ -28,6 +30,9 @@ from jaxeff.errors import ConfigError, DataError
 from jaxeff.files import paths, reading
 
 TASKS = ("classification", "regression")
+
+#: Arrays that a file may have beside inputs and labels.
+OPTIONAL = ("lengths_train", "lengths_test", "mask_train", "mask_test", "class_names")
 
 #: Classes that labels without names may number; more are identifiers, not labels.
 MAX_CLASSES = 1 << 20
@@ -211,7 +216,7 @@ def _class_names(name: str, parts: dict[str, _Part], class_names: Sequence[str])
         if len(wrong):
             raise DataError(
                 f"{part.where} has label {part.labels[wrong[0]]} in row {wrong[0]}, outside "
-                f"0..{len(names) - 1}"
+                f"0..{len(names) - 1} of {'class_names' if len(class_names) else 'the train part'}"
             )
     return names
 
@@ -266,6 +271,7 @@ def _series_dataset(
     kind, outputs = (
         ("numbers to predict", labels.shape[1]) if regression else ("classes", len(names))
     )
+    absent = "" if regression else absent_classes(train_targets, len(names))
     padded = "" if real is None else f", {lengths.min()} to {lengths.max()} steps and padding"
     return Dataset(
         name,
@@ -274,11 +280,20 @@ def _series_dataset(
         outputs,
         values.shape[1:],
         splits,
-        f"{name} from arrays: {sizes(splits)}; {outputs} {kind}; inputs {values.shape[1:]}{padded}",
+        f"{name} from arrays: {sizes(splits)}; {outputs} {kind}{absent}; inputs "
+        f"{values.shape[1:]}{padded}",
         names,
         input_dtype=values.dtype.name,
         vocabulary=int(values.max()) + 1 if symbols else 0,
     )
+
+
+def _refuse_misspelt(path: Path, names: list[str]) -> None:
+    """Raises DataError for an array whose name resembles an optional one, which would be unused."""
+    for name in set(names) - set(OPTIONAL):
+        near = difflib.get_close_matches(name, OPTIONAL, n=1, cutoff=0.8)
+        if near:
+            raise DataError(f"{path}: has an array {name}; did you mean '{near[0]}'?")
 
 
 @DATASETS.register("arrays")
@@ -317,6 +332,7 @@ def arrays(
         raise DataError(
             f"{path}: has no array {missing[0]}, but {', '.join(sorted(held)) or 'none at all'}"
         )
+    _refuse_misspelt(path, list(held))
     parts = []
     for part in ("train", "test"):
         padding = [held[n] for n in (f"lengths_{part}", f"mask_{part}") if n in held]

@@ -365,3 +365,17 @@ def require_examples(name: str, counts: Mapping[str, int]) -> None:
 def sizes(splits: dict[str, Any]) -> str:
     """Returns ``"1350 train, 150 validation, 297 test"`` for a description."""
     return ", ".join(f"{len(split)} {name}" for name, split in splits.items())
+
+
+def absent_classes(labels: np.ndarray, num_classes: int) -> str:
+    """Returns ``", none of class 0 in the train part"`` for a description, or "" if none is absent.
+
+    Args:
+      labels: of the train part, integers ``[examples]``.
+      num_classes: how many there are, of which the first absent ones are named.
+    """
+    absent = np.setdiff1d(np.arange(num_classes), labels)
+    if not len(absent):
+        return ""
+    more = ", ..." if len(absent) > 3 else ""
+    return f", none of class {', '.join(map(str, absent[:3]))}{more} in the train part"

@@ -168,8 +168,9 @@ def _parts(request: Request, subfolder: str) -> tuple[Path, Path]:
         if (root / "train").is_dir() and tests:
             return root / "train", tests[0]
     raise DataError(
-        f"{' and '.join(map(str, roots))} has no folders 'train' and 'val' with a folder of images "
-        "per class; put them there, or set --config.data.dir and --config.data.subfolder"
+        f"there are no folders 'train' and 'val' in {' or '.join(map(str, roots))}, each with a "
+        "folder of images per class; put them there, or set --config.data.dir and "
+        "--config.data.subfolder"
     )
 
 

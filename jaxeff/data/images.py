@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxeff.data.base import STREAMS, ArraySplit, Dataset, Request, Split, sizes
+from jaxeff.data.base import STREAMS, ArraySplit, Dataset, Request, Split, absent_classes, sizes
 from jaxeff.errors import ConfigError, DataError
 
 NORMALIZERS = ("unit", "standard")
@@ -102,8 +102,18 @@ def check_labels(where: str, labels: np.ndarray, examples: int) -> None:
     if getattr(kind, "kind", "") not in ("i", "u") or labels.shape != (examples,):
         raise DataError(
             f"{where} has labels of {kind}, shape {np.shape(labels)}, for {examples} examples; "
-            "give integers, one for each, such as labels.astype(np.int32)"
+            f"give integers, one for each{_label_hint(labels)}"
         )
+
+
+def _label_hint(labels: np.ndarray) -> str:
+    """Returns how labels of another form become integers, after a comma, if it is known."""
+    shape, kind = np.shape(labels), getattr(getattr(labels, "dtype", None), "kind", "")
+    if kind in ("U", "S"):
+        return ", such as np.searchsorted(class_names, labels) with class_names = np.unique(labels)"
+    if len(shape) == 2:
+        return ", such as labels.ravel()" if shape[1] == 1 else ", such as labels.argmax(-1)"
+    return ", such as labels.astype(np.int32)" if kind in ("b", "f") else ""
 
 
 def check_images(where: str, images: np.ndarray) -> None:
@@ -197,8 +207,9 @@ def image_dataset(
         )
         for part, (data, indices) in rows.items()
     }
+    absent = absent_classes(arrays.train_labels, num_classes)
     description = (
-        f"{name} from {arrays.origin}: {sizes(splits)}; {num_classes} classes;"
+        f"{name} from {arrays.origin}: {sizes(splits)}; {num_classes} classes{absent};"
         f" inputs {'x'.join(map(str, input_shape))} ({request.view_label}, {normalize})"
     )
     return Dataset(

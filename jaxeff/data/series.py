@@ -69,12 +69,13 @@ class SeriesPreprocessing(Preprocessing):
 
     def __call__(self, inputs: Any) -> dict[str, np.ndarray]:
         """See `Preprocessing`: series as `series_rows` takes them, not longer than ``length``."""
-        series = series_rows("the inputs", inputs)
+        series = series_rows("the array of inputs", inputs)
         longest = max(map(len, series))
         if series[0].shape[1:] != tuple(self.features) or longest > self.length:
             raise DataError(
                 f"the model takes series of {tuple(self.features)} features and at most "
-                f"{self.length} steps, not {series[0].shape[1:]} and {longest}"
+                f"{self.length} steps, not {series[0].shape[1:]} and {longest}; give series of "
+                "different lengths as a list, each without padding"
             )
         batch = {"inputs": pad([scaled(one, self._scaling) for one in series], self.length)}
         lengths = np.array([len(one) for one in series])
@@ -200,9 +201,10 @@ def series_rows(where: str, inputs: Any) -> list[np.ndarray]:
     dtype, shape = form
     symbols = dtype.kind in "iu" and len(shape) == 2
     if not symbols and (dtype.kind not in "fiub" or len(shape) != 3):
+        hint = "; one feature is values[..., None]" if dtype.kind == "f" and len(shape) == 2 else ""
         raise DataError(
             f"{where} has inputs of {dtype}, shape {shape}; give uint8 [examples, height, width, "
-            "channels], floats [examples, time, features] or integers [examples, time]"
+            f"channels], floats [examples, time, features] or integers [examples, time]{hint}"
         )
     if any(not len(row) for row in rows):
         raise DataError(f"{where} has a series without steps")

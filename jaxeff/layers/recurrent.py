@@ -251,8 +251,8 @@ class RNN(nn.RNN):
           time_major: see the class.
           reverse: see the class.
           keep_order: see the class.
-          mask: ``[*batch, time]``, non-zero where a step is real, instead of lengths; the package's
-            cells only.
+          mask: ``[*batch, time]``, or ``[time, *batch]`` as the inputs, non-zero where a step is
+            real, instead of lengths; the package's cells only.
 
         Returns:
           outputs ``[*batch, time, features]`` or ``[*batch, features]``; see ``return_carry``.
@@ -266,8 +266,10 @@ class RNN(nn.RNN):
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
         time = 0 if time_major else inputs.ndim - 1 - self.cell.num_feature_axes
-        batch = inputs.shape[: inputs.ndim - self.cell.num_feature_axes]
-        batch = batch[:time] + batch[time + 1 :]
+        steps = inputs.shape[: inputs.ndim - self.cell.num_feature_axes]
+        batch = steps[:time] + steps[time + 1 :]
+        if mask is not None and jnp.shape(mask) != steps:
+            raise ValueError(f"mask must be an array {steps}, as the inputs, not {jnp.shape(mask)}")
         if seq_lengths is not None:
             if mask is not None:
                 raise ValueError("give either mask or seq_lengths, not both")

@@ -171,7 +171,7 @@ class ConvNet(nn.Module):
         if inputs.ndim != 4:
             raise ValueError(
                 f"a convolutional model takes [batch, rows, columns, channels], not "
-                f"{inputs.shape}; leave config.data.view empty"
+                f"{inputs.shape}; leave config.data.view empty, and give images as bytes (uint8)"
             )
         x = self.stem(jnp.asarray(inputs, self.dtype), train=train)
         for number in range(len(self.stages)):

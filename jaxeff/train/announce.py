@@ -41,5 +41,6 @@ def results(report: dict[str, Any], workdir: Path) -> None:
     """Prints the metrics and the path of a report."""
     for split in ("validation", "test"):
         values = report["metrics"].get(split, {})
-        say(f"{split:10s} " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+        text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        say(f"{split:10s} {text or 'no examples'}")
     say(f"report     {workdir / 'report.md'}")

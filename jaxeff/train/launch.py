@@ -93,14 +93,26 @@ def with_arrays(
     objects = [name for name, array in held.items() if array.dtype == object]
     if objects:
         raise DataError(
-            f"arrays: {objects[0]} is no array of numbers; fill series of different lengths up at "
-            "the end, and give their lengths as lengths_train and lengths_test"
+            f"arrays: {objects[0]} is no array of numbers; number classes by numpy.unique; fill "
+            "series of different lengths up at the end, and give lengths_train and lengths_test"
         )
     with folders.file_errors():
         workdir.mkdir(parents=True, exist_ok=True)
         np.savez(path, **held)
-    config.data.update({"name": "arrays", "dir": str(path), "view": config.data.view or ""})
+    _use_file(config, path)
     return config
+
+
+def _use_file(config: ml_collections.ConfigDict, path: Path) -> None:
+    """Makes a file of arrays the data of a config, and of its prerequisites on the same data.
+
+    A data set that turns the images of another one, its `base`, turns those of the arrays.
+    """
+    for required in config.prerequisites.values():
+        if (required.data.name, required.data.dir) == (config.data.name, config.data.dir):
+            _use_file(required, path)
+    name = "base" if "base" in config.data else "name"
+    config.data.update({name: "arrays", "dir": str(path), "view": config.data.view or ""})
 
 
 def train(

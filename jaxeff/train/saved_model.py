@@ -23,7 +23,7 @@ import optax
 from jaxeff.config import base_config, plain
 from jaxeff.data import Dataset, Split, preprocessing
 from jaxeff.data.base import NoExamples
-from jaxeff.errors import DataError, UserError
+from jaxeff.errors import ConfigError, DataError, UserError
 from jaxeff.eval.report import JSON_NAME, read_report
 from jaxeff.hub import saved_folder
 from jaxeff.hub.model_folder import CONFIG, WEIGHTS
@@ -114,7 +114,12 @@ def read(folder: Path) -> SavedModel:
         task = Task(**stored.get("task", {"kind": dataset.task}))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{folder / CONFIG}: is no config of a saved model ({error})") from None
-    model = MODELS.build(fields, "model", num_outputs=width)
+    try:
+        model = MODELS.build(fields, "model", num_outputs=width)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{folder}: {error}; if a module of your own registers it, import that module first"
+        ) from error
     variables = _fitting(model, dataset, saved_folder.read_tensors(folder), folder)
     report = read_report(folder) if (folder / JSON_NAME).exists() else None
     return SavedModel(

@@ -96,6 +96,10 @@ def test_raw_inputs_become_what_the_model_was_trained_on(extra):
         np.testing.assert_allclose(value, batch[name], rtol=1e-6)
     with pytest.raises(DataError, match=r"takes series of \(2,\) features and at most 6 steps"):
         split.preprocess(SERIES[:, :, :1])
+    with pytest.raises(DataError, match=r"not \(2,\) and 9; give .* a list, each without padding"):
+        split.preprocess(np.zeros((1, 9, 2)))
+    with pytest.raises(DataError, match="the array of inputs has NaN or infinite inputs, first in"):
+        split.preprocess(np.full((1, 6, 2), np.nan))
 
 
 @pytest.mark.parametrize("values", [IMAGES, GREY])
@@ -134,6 +138,9 @@ def test_a_file_of_arrays_is_a_data_set(tmp_path):
         data.load("arrays", dir=str(path))
     np.savez(path, **named, y_test=TEST_LABELS, x_train_of="", **lengths, lengths_test=LENGTHS)
     with pytest.raises(DataError, match="has lengths and a mask of the test part"):
+        data.load("arrays", dir=str(path))
+    np.savez(path, **named, y_test=TEST_LABELS, length_train=LENGTHS[:20])
+    with pytest.raises(DataError, match="array length_train; did you mean 'lengths_train'"):
         data.load("arrays", dir=str(path))
     with pytest.raises(DataError, match="there is no such file"):
         data.load("arrays", dir=str(tmp_path / "other.npz"))
@@ -187,23 +194,31 @@ def spoilt(value):
         (spoilt(np.nan), {}, "train part has NaN or infinite inputs, first in row 7"),
         (spoilt(1e300), {}, "NaN or infinite inputs, first in row 7"),
         (SERIES.astype(object), {}, "inputs of object"),
-        (SERIES[..., 0], {}, r"inputs of float64, shape \(20, 6\)"),
+        (SERIES[..., 0], {}, r"inputs of float64, shape \(20, 6\).*\[\.\.\., None\]"),
         (-1 - SYMBOLS, {}, "symbols from -9"),
         (SERIES, {"labels": LABELS.astype(float)}, r"labels of float64, shape \(20,\), for 20"),
-        (SERIES, {"labels": LABELS[:, None]}, r"labels of int64, shape \(20, 1\), for 20"),
-        (SERIES, {"labels": LABELS[1:]}, r"labels of int64, shape \(19,\), for 20"),
+        (SERIES, {"labels": LABELS[:, None]}, r"labels of int64, shape \(20, 1\).* labels.ravel"),
+        (SERIES, {"labels": np.eye(3)[LABELS]}, r"shape \(20, 3\), .* labels.argmax\(-1\)"),
+        (SERIES, {"labels": LABELS[1:]}, r"shape \(19,\), .*, one for each$"),
         (SERIES, {"labels": list(LABELS)}, "labels of list, not a numpy array"),
-        (SERIES, {"labels": LABELS.astype(str)}, "labels of <U"),
+        (SERIES, {"labels": LABELS.astype(str)}, "labels of <U.* class_names = np.unique"),
         (SERIES, {"labels": LABELS - 1}, "train part has label -1 in row 0, outside"),
         (SERIES, {"test_labels": TEST_LABELS + 1}, "test part has label 3 in row 2, outside 0..2"),
         (SERIES[:20], {"test_labels": TEST_LABELS[:0]}, "test part has no examples"),
-        (SERIES, {"class_names": "ab"}, "train part has label 2 in row 2, outside 0..1"),
+        (SERIES, {"class_names": "ab"}, "label 2 in row 2, outside 0..1 of class_names"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(values, options, words):
     with pytest.raises(DataError, match=f"^mine: .*{words}") as caught:
         made(values, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [IMAGES, SERIES])
+def test_classes_without_examples_are_told(values):
+    assert "none of class" not in made(values).description
+    described = made(values, labels=LABELS + 1, test_labels=TEST_LABELS + 1).description
+    assert "4 classes, none of class 0 in the train part; inputs" in described
 
 
 @pytest.mark.parametrize("values", [IMAGES, SERIES])

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import pydoc
+import re
 
 import chex
 import flax.linen as nn
@@ -355,6 +356,16 @@ def test_block_size_reaches_the_driver(wrapped):
 
 
 # Flax's own cells in the wrapper.
+
+
+@pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.parametrize("shape", [(BATCH + 1, TIME), (TIME,), (BATCH, TIME, 1), ()])
+def test_a_mask_of_another_shape_is_refused_with_the_shapes_of_the_caller(time_major, shape):
+    xs = inputs().swapaxes(0, 1) if time_major else inputs()
+    steps, shape = xs.shape[:2], shape[::-1] if time_major else shape
+    sentence = re.escape(f"mask must be an array {steps}, as the inputs, not {shape}")
+    with pytest.raises(ValueError, match=sentence):
+        RNN(IRNNCell(5), time_major=time_major).init(jax.random.key(0), xs, mask=jnp.ones(shape))
 
 
 def test_a_flax_cell_takes_no_mask():

@@ -9,7 +9,7 @@ import types
 import pytest
 
 from jaxeff.eval import console
-from jaxeff.train import noise
+from jaxeff.train import announce, noise
 
 
 class Broken(io.StringIO):
@@ -77,3 +77,9 @@ def test_threads_of_a_failed_save_do_not_repeat_its_error(monkeypatch, caplog):
     logger.error("Task exception was never retrieved")
     logger.error("something else")
     assert [record.message for record in caplog.records] == ["something else"]
+
+
+def test_a_part_without_examples_is_told(tmp_path, capsys):
+    announce.results({"metrics": {"validation": {}, "test": {"loss": 1.0}}}, tmp_path)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:2] == ["validation no examples", "test       loss 1.0000"]

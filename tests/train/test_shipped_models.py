@@ -1,12 +1,14 @@
 """The trained models that come with the package: what they are said to reach, and their size."""
 
+import shutil
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
 import jaxeff
 from jaxeff.data.digits import SHUFFLE_SEED
-from jaxeff.errors import CheckpointError
+from jaxeff.errors import CheckpointError, UserError
 from jaxeff.hub import shipped
 
 TEST_EXAMPLES = 297  # the last ones of the data set's permutation of scikit-learn's file
@@ -46,6 +48,14 @@ def test_models_are_small():
     sizes = {n: sum(f.stat().st_size for f in (shipped.FOLDER / n).iterdir()) for n in NAMES}
     assert all(size < 1e6 for size in sizes.values()), sizes
     assert sum(sizes.values()) < 5e6
+
+
+def test_a_model_of_an_unregistered_cell_says_what_to_import(tmp_path):
+    folder = shutil.copytree(shipped.FOLDER / "digits-irnn", tmp_path / "model")
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"irnn"', '"leaky"'))
+    with pytest.raises(UserError, match=r"unknown cell 'leaky'.*import that module first"):
+        jaxeff.load(folder)
 
 
 def test_a_name_that_is_not_known_is_one_sentence():
