@@ -56,7 +56,7 @@ class Options:
             if not isinstance(values, (list, tuple)) or not values or not _all(values, kind):
                 said = {
                     "to": f"names of formats ({', '.join(FORMATS)})",
-                    "batch_sizes": "whole numbers",
+                    "batch_sizes": "whole numbers, such as (1, 8)",
                 }
                 raise ConfigError(f"config.export.{name} must be {said[name]}, not {values!r}")
         for size in self.batch_sizes:

@@ -61,7 +61,7 @@ def file_errors() -> Iterator[None]:
         }.get(error.errno, "mend that")
         raise CheckpointError(
             f"{error.strerror or type(error).__name__}{where}; {hint}, and run the same command "
-            "again: it goes on from the last checkpoint"
+            "again: it goes on from the last checkpoint, if there is one"
         ) from error
 
 

@@ -27,6 +27,8 @@ def test_a_step_in_c_is_compared_with_the_model(cell, tmp_path):
         whole, step = report.rows
         assert "it has only steps of recurrent models; use 'step'" in whole.failure
         assert step.files == ["step.c", "step.h"]
+        assert {path.suffix for path in folder.iterdir()} <= {".c", ".h", ".json", ".md"}
+        assert len(list(folder.glob("*.c"))) == 1  # nothing of the comparison is left
         assert step.batch_sizes == [1, 3]
         assert least <= step.difference < most
         assert step.extras["constant_bytes"] > 0

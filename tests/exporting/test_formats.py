@@ -232,8 +232,8 @@ def test_a_repeated_constant_is_not_in_the_file(options, tmp_path):
     [
         ({"to": 5}, "config.export.to must be names of formats .*, not 5"),
         ({"to": []}, "config.export.to must be names of formats"),
-        ({"batch_sizes": 5}, "config.export.batch_sizes must be whole numbers, not 5"),
-        ({"batch_sizes": "a"}, "config.export.batch_sizes must be whole numbers, not 'a'"),
+        ({"batch_sizes": 5}, r"export.batch_sizes must be whole numbers, such as \(1, 8\), not 5"),
+        ({"batch_sizes": "a"}, r"must be whole numbers, such as \(1, 8\), not 'a'"),
         ({"batch_sizes": (0,)}, "batch_sizes: each must be a whole number of at least 1, not 0"),
         ({"threads": 0}, "config.export.threads must be a whole number of at least 1, not 0"),
         ({"rounds": "a"}, "config.export.rounds must be a whole number of at least 0, not 'a'"),

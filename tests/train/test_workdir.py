@@ -125,7 +125,7 @@ def test_error_of_the_file_system_is_a_sentence(number, hint):
 
     assert complaint(fails) == (
         f"{os.strerror(number)} (/some/file); {hint}, and run the same command again: it goes on "
-        "from the last checkpoint"
+        "from the last checkpoint, if there is one"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,13 @@ class HostModel:
 
     def __init__(self, written: CSource, compiler: str = "cc", options: Sequence[str] = ("-O3",)):
         path = require_tool(compiler, "install a C compiler such as gcc or clang")
-        library = written.source.with_suffix(f".{Path(compiler).name}.so")
-        probe = written.source.with_suffix(".probe.c")
-        probe.write_text(_probe(written))
-        shared = ("-shared", "-fPIC", *STRICT, *options)
-        compile_with([path, *shared, written.source, probe, "-o", library, "-lm"])
-        self._library = ctypes.CDLL(str(library.resolve()))
+        shared = ("-shared", "-fPIC", *STRICT, f"-I{written.header.parent}", *options)
+        # Nothing of this is the user's: it leaves no file beside the generated ones.
+        with tempfile.TemporaryDirectory() as name:
+            probe, library = Path(name) / "probe.c", Path(name) / f"{written.name}.so"
+            probe.write_text(_probe(written))
+            compile_with([path, *shared, written.source, probe, "-o", library, "-lm"])
+            self._library = ctypes.CDLL(str(library))
         self._written = written
         self._library.model_bytes.restype = ctypes.c_ulong
         self.model_bytes = int(self._library.model_bytes())
