@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from record_files import RESULTS, locked_record, read, stamp
+from record_files import RESULTS, locked_record, read, stamp, words
 
 import jaxeff
 from jaxeff import bench
@@ -175,15 +175,15 @@ def speed(host: str, side: int, folder: Path, rounds: int) -> dict[str, float]:
     return {name: time.median_ms for name, time in times.items()}
 
 
-def chosen(words: list[str]) -> list[tuple[str, str]]:
+def chosen() -> list[tuple[str, str]]:
     """Returns parts of the record and names of their lines, as the command line asks for."""
-    names = [word for word in words if not word.startswith("--")]
+    names = words("--quick", "--missing")
     if unknown := [name for name in names if name not in (*SYSTEMS, *HOSTS)]:
         raise SystemExit(f"there is no line {unknown[0]!r}; choose {', '.join((*SYSTEMS, *HOSTS))}")
-    names = names or list(QUICK if "--quick" in words else (*SYSTEMS, *HOSTS))
+    names = names or list(QUICK if "--quick" in sys.argv else (*SYSTEMS, *HOSTS))
     lines = [("lines", name) for name in names if name in SYSTEMS]
     lines += [("speed", name) for name in HOSTS if name in names]
-    known = read(OUT) if "--missing" in words else {}
+    known = read(OUT) if "--missing" in sys.argv else {}
     return [(part, name) for part, name in lines if name not in known.get(part, {})]
 
 
@@ -197,7 +197,7 @@ def measured(part: str, name: str, folder: Path, quick: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Measures lines of the record, and writes each as it is done."""
-    quick, lines = "--quick" in sys.argv, chosen(sys.argv[1:])
+    quick, lines = "--quick" in sys.argv, chosen()
     for number, (part, name) in enumerate(lines, 1):
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:

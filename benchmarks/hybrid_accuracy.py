@@ -12,11 +12,10 @@ is a ResNet of depth 8. Narrower ones are trained on the same examples as base a
 from __future__ import annotations
 
 import shlex
-import sys
 from statistics import mean, stdev
 from typing import Any
 
-from record_files import locked_record, read, stamp
+from record_files import locked_record, read, stamp, words
 from recorded import (
     HERE,
     SEEDS,
@@ -118,8 +117,8 @@ def line(name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Runs the lines that the command line asks for and that are not in the record yet."""
-    words = [word for word in sys.argv[1:] if not word.startswith("--")]
-    if words == ["times"]:
+    chosen = words("--again")
+    if chosen == ["times"]:
         timings = times()
         with locked_record(OUT) as record:
             record["times"] = timings
@@ -128,7 +127,7 @@ def main() -> None:
             )
         return
     for name in (*PARTS, *WIDTHS, EXITS, *HYBRID):
-        if not all(word in name for word in words):
+        if not all(word in name for word in chosen):
             continue
         timings = read(OUT).get("lines", {}).get(name, {})
         if not is_current(timings, command(name), lambda name=name: key_of_line(name)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,26 @@ def stamp(command: str) -> dict[str, Any]:
     from jaxeff import bench
 
     return {"command": command, "environment": bench.environment()}
+
+
+def words(*options: str) -> list[str]:
+    """Returns the command line's words without its options; ``--help`` shows the script's own text.
+
+    Args:
+      options: that the script has; one that ends with "=" takes a value.
+
+    Raises:
+      SystemExit: there is another option, so that nothing is measured by mistake.
+    """
+    given = [word for word in sys.argv[1:] if word.startswith("-")]
+    if {"-h", "--help"} & set(given):
+        sys.stdout.write(sys.modules["__main__"].__doc__ or "")
+        raise SystemExit(0)
+    for option in given:
+        name, equals, _ = option.partition("=")
+        if name + equals not in options:
+            raise SystemExit(f"there is no option {option}; there are {', '.join(options)}")
+    return [word for word in sys.argv[1:] if not word.startswith("-")]
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from record_files import RESULTS, locked_record, read
+from record_files import RESULTS, locked_record, read, words
 from record_keys import key
 
 HERE = Path(__file__).parent
@@ -207,9 +207,9 @@ def is_current(known: dict[str, Any], command: str, key: Callable[[], str]) -> b
 def asked(all_lines: dict[str, Any]) -> list[str]:
     """Returns the names that have the command line's words, or its shard of them."""
     shards = [a.partition("=")[2] for a in sys.argv[1:] if a.startswith("--shard=")]
-    words = [a for a in sys.argv[1:] if not a.startswith("--")]
+    asked_words = words("--shard=", "--again", "--quick", "--times")
     number, count = map(int, (shards or ["0/1"])[0].split("/"))
-    chosen = [n for n in all_lines if all(word in n.split(", ") for word in words)]
+    chosen = [n for n in all_lines if all(word in n.split(", ") for word in asked_words)]
     return chosen[number::count]
 
 

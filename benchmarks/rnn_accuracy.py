@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from record_files import locked_record, read
+from record_files import locked_record, read, words
 from recorded import config_of, folder_of, is_current, key_of, known_report
 
 from jaxeff.eval import read_report
@@ -111,9 +111,9 @@ def line(name: str, arguments: str) -> dict:
 
 
 def main():
-    words = [word for word in sys.argv[1:] if not word.startswith("--")]
+    chosen = words("--again")
     for name, arguments in LINES.items():
-        if not all(word in name for word in words):
+        if not all(word in name for word in chosen):
             continue
         shown = read(OUT).get("lines", {}).get(name, {})
         if not is_current(shown, command_of(arguments), lambda a=arguments: key_of_line(a)):

@@ -222,6 +222,21 @@ def test_a_damaged_report_is_made_again(recorded, tmp_path):
     assert recorded.train(config, base)["metrics"]["test"]["accuracy"] == 0.02
 
 
+def test_a_command_line_with_another_option_measures_nothing(modules, monkeypatch, capsys):
+    words = modules["record_files"].words
+    monkeypatch.setattr(sys, "argv", ["table.py", "digits", "--shard=0/2", "avae", "--again"])
+    assert words("--shard=", "--again") == ["digits", "avae"]
+    for option in ("--agian", "--again=1", "--shard"):
+        monkeypatch.setattr(sys, "argv", ["table.py", option])
+        with pytest.raises(SystemExit, match=f"no option {option}; there are --shard=, --again"):
+            words("--shard=", "--again")
+    monkeypatch.setattr(sys, "argv", ["table.py", "--help"])
+    monkeypatch.setattr(sys.modules["__main__"], "__doc__", "What it measures.")
+    with pytest.raises(SystemExit) as left:
+        words("--again")
+    assert left.value.code == 0 and capsys.readouterr().out == "What it measures."
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"lines": {}} and more'])
 def test_a_damaged_record_is_named_and_stays(modules, tmp_path, text):
     files, path = modules["record_files"], tmp_path / "table.json"
