@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jaxeff.ops.platforms import has_cpu_form
+from jaxeff.ops.precision import plus_bias
 from jaxeff.typing import Array
 
 
@@ -28,4 +29,4 @@ def affine(x: Array, kernels: Sequence[Array], biases: Sequence[Array]) -> tuple
       kernels: matrices ``[inputs, outputs]``, each of its own number of outputs.
       biases: vectors ``[outputs]``.
     """
-    return tuple(y + b for y, b in zip(products(x, kernels), biases, strict=True))
+    return tuple(map(plus_bias, products(x, kernels), biases))

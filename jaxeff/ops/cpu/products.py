@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxeff.ops.cpu import native
 from jaxeff.ops.platforms import is_reverse_mode
+from jaxeff.ops.precision import plus_bias
 from jaxeff.typing import Array
 
 #: Fewest inputs and outputs, and rows, of a product that is compiled: others are no faster so.
@@ -42,7 +43,7 @@ def affine(x: Array, kernels: Sequence[Array], biases: Sequence[Array]) -> tuple
     is_narrow = is_known and x.shape[-1] < _FEWEST and x.size // x.shape[-1] >= _ROWS
     is_compiled = is_reverse_mode() and is_narrow and native.is_computable(x, *kernels, *biases)
     if not is_compiled:
-        return tuple(y + b for y, b in zip(products(x, kernels), biases, strict=True))
+        return tuple(map(plus_bias, products(x, kernels), biases))
     ys = _affine(x.reshape(-1, x.shape[-1]), kernels, biases)
     return tuple(y.reshape(*x.shape[:-1], y.shape[-1]) for y in ys)
 
