@@ -234,7 +234,8 @@ def test_a_command_line_with_another_option_measures_nothing(modules, monkeypatc
     monkeypatch.setattr(sys.modules["__main__"], "__doc__", "What it measures.")
     with pytest.raises(SystemExit) as left:
         words("--again")
-    assert left.value.code == 0 and capsys.readouterr().out == "What it measures."
+    assert left.value.code == 0
+    assert capsys.readouterr().out == "What it measures."
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"lines": {}} and more'])

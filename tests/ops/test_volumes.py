@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sweeps import swept
 
 from jaxeff.ops import platform, strided
 from jaxeff.ops.cpu import native, volumes
@@ -35,6 +36,21 @@ CONVS = (
     ((3, 21, 18, 16), 3, 1, 1, 1),
     ((1, 2, 3, 3, 48), 5, 1, 1, 2),
     ((2, 5, 6, 16), 3, 1, 1, 0),
+)
+
+#: The same of transposed ones, and the output padding.
+TRANSPOSED = (
+    ((2, 3, 4, 5, 8), 5, 16, 2, 2, (1, 0, 1)),
+    ((2, 4, 3, 2, 3), 3, 6, 2, 1, (0, 1, 1)),
+    ((2, 3, 3, 2, 4), 3, 5, 3, 1, (1, 2, 0)),
+    ((2, 4, 4, 3, 5), 3, 7, 1, 1, (0, 0, 0)),
+    ((2, 4, 3, 3, 5), 4, 7, 2, 1, (0, 1, 0)),
+    ((2, 2, 3, 2, 5), 2, 7, 3, 0, (0, 1, 2)),
+    ((3, 5, 6, 4), 5, 20, 2, 2, (1, 0)),
+    ((3, 5, 6, 4), 5, 16, 2, 1, (1, 1)),
+    ((3, 7, 6, 16), 4, 32, 1, 2, (0, 0)),
+    ((2, 3, 4, 2, 8), 3, 1, 2, 1, (1, 1, 1)),
+    ((2, 4, 3, 3, 1), 3, 16, 1, 1, (0, 0, 0)),
 )
 
 
@@ -73,7 +89,10 @@ def second(total):
     return jax.grad(length, (0, 1))
 
 
-@pytest.mark.parametrize(("shape", "side", "outputs", "strides", "padding"), CONVS)
+@pytest.mark.parametrize(
+    ("shape", "side", "outputs", "strides", "padding"),
+    swept(CONVS, CONVS[2], CONVS[6], CONVS[10], CONVS[14], CONVS[18]),
+)
 def test_values_and_derivatives_of_convolutions(shape, side, outputs, strides, padding):
     kernel = (side,) * (len(shape) - 2) + (shape[-1], outputs)
     args = arrays(shape, kernel)
@@ -88,19 +107,7 @@ def test_values_and_derivatives_of_convolutions(shape, side, outputs, strides, p
 
 @pytest.mark.parametrize(
     ("shape", "side", "outputs", "strides", "padding", "more"),
-    [
-        ((2, 3, 4, 5, 8), 5, 16, 2, 2, (1, 0, 1)),
-        ((2, 4, 3, 2, 3), 3, 6, 2, 1, (0, 1, 1)),
-        ((2, 3, 3, 2, 4), 3, 5, 3, 1, (1, 2, 0)),
-        ((2, 4, 4, 3, 5), 3, 7, 1, 1, (0, 0, 0)),
-        ((2, 4, 3, 3, 5), 4, 7, 2, 1, (0, 1, 0)),
-        ((2, 2, 3, 2, 5), 2, 7, 3, 0, (0, 1, 2)),
-        ((3, 5, 6, 4), 5, 20, 2, 2, (1, 0)),
-        ((3, 5, 6, 4), 5, 16, 2, 1, (1, 1)),
-        ((3, 7, 6, 16), 4, 32, 1, 2, (0, 0)),
-        ((2, 3, 4, 2, 8), 3, 1, 2, 1, (1, 1, 1)),
-        ((2, 4, 3, 3, 1), 3, 16, 1, 1, (0, 0, 0)),
-    ],
+    swept(TRANSPOSED, *TRANSPOSED[1:3], TRANSPOSED[4], TRANSPOSED[10]),
 )
 def test_values_and_derivatives_of_transposed_convolutions(
     shape, side, outputs, strides, padding, more
