@@ -135,3 +135,9 @@ def test_not_a_number_stays_where_it_is():
 def test_kernels_that_are_no_cubes_are_refused():
     with pytest.raises(ValueError, match="of one side"):
         strided.conv(*arrays((1, 4, 4, 3), (3, 5, 3, 2)), 1, 1)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_an_input_smaller_than_the_kernel_has_no_output(count):
+    x, kernel = arrays((1, *(2,) * count, 16), (*(3,) * count, 16, 4))
+    assert strided.conv(x, kernel).shape == (1, *(0,) * count, 4)

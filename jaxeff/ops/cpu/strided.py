@@ -50,7 +50,8 @@ def transposed_conv(
 def _conv(x: Array, kernel: Array, strides: int, padding: int) -> Array:
     count, side = x.ndim - 2, kernel.shape[0]
     channels, outputs = kernel.shape[-2:]
-    is_compiled = volumes.is_computable(x, kernel)
+    # An output may be empty.
+    is_compiled = volumes.is_computable(x, kernel) and min(x.shape[1:-1]) + 2 * padding >= side
     if is_compiled and volumes.is_to_channel(kernel, strides, padding):
         return volumes.conv_to_channel(x, kernel)
     if outputs == 1:
