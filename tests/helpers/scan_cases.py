@@ -107,14 +107,19 @@ def weighted(tree):
     )
 
 
-def results(cell, arguments, **options):
-    """Value, carry, outputs, and the gradients in params, xs and the first carry."""
+def with_gradients(cell, **options):
+    """A compiled function of what `results` takes."""
 
     def loss(params, xs, carry):
         out = unroll(cell, params, xs, carry, **options)
         return weighted(out), out
 
-    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*arguments)
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+
+
+def results(cell, arguments, **options):
+    """Value, carry, outputs, and the gradients in params, xs and the first carry."""
+    return with_gradients(cell, **options)(*arguments)
 
 
 def assert_backward_agrees(mode, cell, arguments, **options):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
-from scan_cases import CASES, in_double, random_mask, results
+from scan_cases import CASES, in_double, random, random_mask, results, with_gradients
 from sweeps import swept
 
 from jaxeff import ode
@@ -106,13 +106,21 @@ def errors(actual, exact):
 @fused_cells(["irnn_three"])
 def test_half_precision_is_as_near_as_that_of_the_scan(name, chip, example):
     cell = CASES[name]
-    half = example(cell, time=20, batch=(8,), dtype=jnp.bfloat16)
-    single = jax.tree.map(lambda a: a.astype(jnp.float32), half)
-    exact = results(cell, single)[1:]
-    scanned, kernel = results(cell, half)[1:], in_kernel(chip, cell, half)[1:]
-    chex.assert_trees_all_equal_shapes_and_dtypes(kernel, scanned)
-    # Up to chance: roundings of so few numbers differ by some tenths.
-    assert 0 < errors(kernel, exact) <= 1.3 * errors(scanned, exact) < 0.07
+    params, xs, carry = example(cell, time=20, batch=(8,), dtype=jnp.bfloat16)
+    scan, kernel = with_gradients(cell), with_gradients(cell, driver="interpreted")
+    distances = []
+    for seed in range(9):
+        half = params, random(seed, *xs.shape, dtype=xs.dtype), carry
+        exact = scan(*jax.tree.map(lambda a: a.astype(jnp.float32), half))[1:]
+        scanned = scan(*half)[1:]
+        with platform(chip):
+            in_kernel = kernel(*half)[1:]
+        chex.assert_trees_all_equal_shapes_and_dtypes(in_kernel, scanned)
+        distances.append((errors(in_kernel, exact), errors(scanned, exact)))
+    # A single draw can be far off in either, as where a rounded sum crosses the kink of a ReLU.
+    of_kernel, of_scan = np.transpose(distances)
+    assert 0 < np.median(of_kernel) < 0.07
+    assert np.median(of_kernel / of_scan) <= 1.2
 
 
 class Sorted(ode.Elman):
