@@ -80,8 +80,7 @@ def parse(
     if sum(bool(re.match("--?config(=|$)", argument)) for argument in rest) > 1:
         raise UserError("--config is given twice; name one config file")
     config = config_files.load(values.config)
-    for field in fields:
-        overrides.apply(config, field)
+    overrides.apply_all(config, fields)
     if values.workdir == "":
         raise UserError("--workdir is empty; name a folder, or leave the option out")
     if values.workdir and not values.workdir.isprintable():

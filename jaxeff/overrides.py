@@ -59,6 +59,27 @@ def take(arguments: Sequence[str]) -> tuple[list[Override], list[str]]:
     return list(overrides.values()), rest
 
 
+def apply_all(config: ml_collections.ConfigDict, overrides: Sequence[Override]) -> None:
+    """Sets fields of a config; new ones of its data are those of prerequisites on the same data.
+
+    Raises:
+      ConfigError: see `apply`.
+    """
+    before = set(config.get("data", ()))
+    for override in overrides:
+        apply(config, override)
+    _share(config, sorted(set(config.get("data", ())) - before))
+
+
+def _share(config: ml_collections.ConfigDict, fields: Sequence[str]) -> None:
+    for required in config.get("prerequisites", {}).values() if fields else ():
+        if (required.data.name, required.data.dir) == (config.data.name, config.data.dir):
+            for field in fields:
+                if field not in required.data:
+                    required.data[field] = config.data[field]
+            _share(required, fields)
+
+
 def apply(config: ml_collections.ConfigDict, override: Override) -> None:
     """Sets a field of a config.
 

@@ -290,6 +290,22 @@ def test_sections_of_factories_take_fields_that_the_file_does_not_set(config):
         config.models = {}
 
 
+def test_new_fields_of_the_data_are_those_of_prerequisites_on_the_same_data():
+    config = base_config()
+    config.data.name = "w"
+    same, other = base_config(), base_config()
+    same.data.name, same.data.normalize = "w", "unit"
+    other.data.name = "v"
+    same.prerequisites = {"first": copy.deepcopy(same)}
+    config.prerequisites = {"same": same, "other": other}
+    fields = ["--config.data.columns=('a', 'b')", "--config.data.normalize=none"]
+    overrides.apply_all(config.lock(), overrides.take(fields)[0])
+    changed = config.prerequisites.same
+    assert changed.data.columns == changed.prerequisites.first.data.columns == ("a", "b")
+    assert (config.data.normalize, changed.data.normalize) == ("none", "unit")
+    assert "columns" not in config.prerequisites.other.data
+
+
 @pytest.mark.parametrize(
     "text", ["model.width=3", "train.steps=2", "optim.learning_rte=1", "search.x=1", "x=1"]
 )

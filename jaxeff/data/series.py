@@ -202,6 +202,8 @@ def series_rows(where: str, inputs: Any) -> list[np.ndarray]:
     symbols = dtype.kind in "iu" and len(shape) == 2
     if not symbols and (dtype.kind not in "fiub" or len(shape) != 3):
         hint = "; one feature is values[..., None]" if dtype.kind == "f" and len(shape) == 2 else ""
+        if dtype.kind == "U":
+            hint = "; texts are read from a CSV or JSON Lines file by data set 'texts'"
         raise DataError(
             f"{where} has inputs of {dtype}, shape {shape}; give uint8 [examples, height, width, "
             f"channels], floats [examples, time, features] or integers [examples, time]{hint}"

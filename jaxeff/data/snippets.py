@@ -119,17 +119,32 @@ class TokenSplit(SeriesSplit):
         return TextPreprocessing(self.tokenizer, self.values.shape[1], self.values.ndim == 3)
 
 
-def _dataset(
+def split_at_random(
     name: str,
     request: Request,
-    texts: Sequence[str],
+    texts: Sequence[tokens.Texts],
     labels: np.ndarray,
     class_names: tuple[str, ...],
     origin: str,
     test_fraction: float,
     *options: Any,
 ) -> Dataset:
-    """Splits texts at random, each class alike and equal texts together, and makes them tokens."""
+    """Splits texts at random, each class alike and equal texts together, and makes them tokens.
+
+    Args:
+      name: see `tokenised`, as are the next five.
+      request: see ``Request``.
+      texts: of all examples.
+      labels: int32 of all examples.
+      class_names: of the labels.
+      origin: where they come from, a phrase.
+      test_fraction: share of the test part.
+      *options: length, tokenizer and vocabulary.
+
+    Raises:
+      ConfigError: an impossible field.
+      DataError: see `tokenised`.
+    """
     if not 0 < test_fraction < 1:
         raise ConfigError(f"config.data.test_fraction must be in (0, 1), not {test_fraction}")
     require_examples(f"{name} from {origin}", {"whole": len(texts)})
@@ -264,7 +279,7 @@ def verses(
     texts, labels = read_verses(find_bible(request))
     origin = "the King James Version"
     options = (test_fraction, length, tokenizer, vocabulary)
-    return _dataset("verses", request, texts, labels, tuple(PARTS), origin, *options)
+    return split_at_random("verses", request, texts, labels, tuple(PARTS), origin, *options)
 
 
 def read_verses(path: Path) -> tuple[list[str], np.ndarray]:
@@ -323,7 +338,7 @@ def rotten_tomatoes(
     texts, labels = read_reviews(find_reviews(request))
     options = (test_fraction, length, tokenizer, vocabulary)
     names = ("rotten", "fresh")
-    return _dataset("rotten_tomatoes", request, texts, labels, names, REQUIREMENT, *options)
+    return split_at_random("rotten_tomatoes", request, texts, labels, names, REQUIREMENT, *options)
 
 
 def find_reviews(request: Request) -> Path:

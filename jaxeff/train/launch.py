@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 
 from jaxeff import analyses
+from jaxeff.data import labelled_texts
 from jaxeff.errors import DataError
 from jaxeff.eval.console import say
 from jaxeff.search import run as searching
@@ -88,6 +89,13 @@ def with_arrays(
 ) -> ml_collections.ConfigDict:
     """Returns a config whose data are some arrays, which are written into the run's folder."""
     config = config.copy_and_resolve_references()
+    if labelled_texts.are_texts(arrays):
+        path = workdir / "texts.jsonl"
+        with folders.file_errors():
+            workdir.mkdir(parents=True, exist_ok=True)
+            fields = labelled_texts.write(path, arrays)
+        _use_file(config, "texts", path, fields)
+        return config
     path = workdir / "arrays.npz"
     held: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
     objects = [name for name, array in held.items() if array.dtype == object]
@@ -99,20 +107,24 @@ def with_arrays(
     with folders.file_errors():
         workdir.mkdir(parents=True, exist_ok=True)
         np.savez(path, **held)
-    _use_file(config, path)
+    _use_file(config, "arrays", path, {})
     return config
 
 
-def _use_file(config: ml_collections.ConfigDict, path: Path) -> None:
-    """Makes a file of arrays the data of a config, and of its prerequisites on the same data.
+def _use_file(
+    config: ml_collections.ConfigDict, dataset: str, path: Path, fields: Mapping[str, Any]
+) -> None:
+    """Makes a file the data of a config, and of its prerequisites on the same data.
 
     A data set that turns the images of another one, its `base`, turns those of the arrays.
     """
     for required in config.prerequisites.values():
         if (required.data.name, required.data.dir) == (config.data.name, config.data.dir):
-            _use_file(required, path)
+            _use_file(required, dataset, path, fields)
     name = "base" if "base" in config.data else "name"
-    config.data.update({name: "arrays", "dir": str(path), "view": config.data.view or ""})
+    with config.data.unlocked():
+        config.data.update({name: dataset, "dir": str(path), "view": config.data.view or ""})
+        config.data.update(fields)
 
 
 def train(

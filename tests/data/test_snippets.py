@@ -172,7 +172,9 @@ def test_equal_texts_stay_on_one_side():
     labels = (numbers % 3).astype(np.int32)
     options = (0.2, 4, "", 400)
     request = Request(validation_fraction=0.25)
-    dataset = snippets._dataset("copies", request, texts, labels, tuple("abc"), "memory", *options)
+    dataset = snippets.split_at_random(
+        "copies", request, texts, labels, tuple("abc"), "memory", *options
+    )
     sides = [{texts[i] for i in split.indices} for split in dataset.splits.values()]
     assert sum(map(len, sides)) == len(set.union(*sides)) == 300
     assert [len(side) for side in sides] == [180, 60, 60]
@@ -216,4 +218,4 @@ def test_tokenisers_that_fit_no_encoder_are_refused():
 
 def test_a_set_without_texts_is_refused():
     with pytest.raises(DataError, match="the whole part has no examples"):
-        snippets._dataset("none", Request(), [], np.zeros(0, np.int32), ("a",), "x", 0.1)
+        snippets.split_at_random("none", Request(), [], np.zeros(0, np.int32), ("a",), "x", 0.1)
