@@ -31,7 +31,7 @@ ARRAYS = ("x_train", "y_train", "x_test", "y_test", "class_names")
 def texts(
     request: Request,
     *,
-    text_columns: Sequence[str] = ("text",),
+    text_columns: str | Sequence[str] = "text",
     label_column: str = "label",
     class_names: Sequence[str] = (),
     test_fraction: float = 0.1,
@@ -47,7 +47,7 @@ def texts(
 
     Args:
       request: see ``Request``; its ``dir`` is the file.
-      text_columns: the column of the text, or two for pairs of texts.
+      text_columns: the column of the text, or two for pairs of texts, "premise,claim".
       label_column: the column of the class, its name or number.
       class_names: order of the classes; () sorts the names, and where all of them are whole numbers
         has a class for each number from 0 to the largest.
@@ -68,6 +68,8 @@ def texts(
         raise ConfigError(
             f"config.data.dir must be the file of data set 'texts' ({known}), not '{request.dir}'"
         )
+    if isinstance(text_columns, str):
+        text_columns = text_columns.split(",")
     if not 1 <= len(text_columns) <= 2:
         raise ConfigError(
             f"config.data.text_columns must name one column or two, not {len(text_columns)}"

@@ -83,6 +83,8 @@ def test_columns_have_any_name_and_texts_any_length(tmp_path):
     dataset = read(path, text_columns=("premise", "claim"), label_column="kind", length=8)
     assert csv.field_size_limit() == limit
     assert dataset.input_shape == (8,)  # plain words do not tell the two texts apart
+    same = read(path, text_columns="premise,claim", label_column="kind", length=8)
+    np.testing.assert_equal(numbers(same), numbers(dataset))
     assert dataset.splits["train"].texts[3] == (TEXTS[3], "word " * 40_000)
 
 
