@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jaxeff.arguments import one_size, require, require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.layers.normalisation import BatchNorm
-from jaxeff.ops import convolution
+from jaxeff.ops import convolution, expanded
 from jaxeff.ops.activations import ACTIVATIONS
 from jaxeff.ops.normalisation import Normalisation
 from jaxeff.registry import closest
@@ -40,6 +41,26 @@ def activation(name: str) -> Callable[[Array], Array]:
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ConfigError(f"unknown activation '{name}'{closest(str(name), ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+# Part of `jax.jit`'s cache key, so a model is traced again for another value.
+_apart = jax.make_user_context(default_value=False)
+
+
+@contextlib.contextmanager
+def layers_apart() -> Iterator[None]:
+    """Context in which every layer is called by itself, so that `nn.intercept_methods` sees it.
+
+    Elsewhere layers that follow each other may be one operation.
+    """
+    with _apart(True):
+        yield
+
+
+def are_apart() -> bool:
+    """Returns whether tracing is within `layers_apart`."""
+    is_set: bool = _apart.value
+    return is_set
 
 
 class Conv(nn.Module):
@@ -196,6 +217,11 @@ class ConvNorm(nn.Module):
     strides: int = 1
 
     @nn.compact
+    def parts(self, *, train: bool) -> tuple[nn.Module, BatchNorm]:
+        """Returns the convolution and the normalisation."""
+        conv = self.ops.conv(self.features, self.kernel_size, self.strides, name="conv")
+        return conv, self.ops.norm(train=train, name="norm")
+
     def __call__(
         self,
         x: Array,
@@ -214,8 +240,7 @@ class ConvNorm(nn.Module):
           activation: of the sum, a name in `ACTIVATIONS`.
           gate: ``[..., channels]``, by which every pixel is multiplied first.
         """
-        conv = self.ops.conv(self.features, self.kernel_size, self.strides, name="conv")
-        norm = self.ops.norm(train=train, name="norm")
+        conv, norm = self.parts(train=train)
         return normalised(conv, norm, x, skip, activation, gate)
 
 
@@ -239,3 +264,28 @@ def normalised(
     relu = activation == "relu"
     y = norm(conv(x) if gate is None else conv(x, gate=gate), skip, relu=relu)
     return y if relu else ACTIVATIONS[activation](y)
+
+
+def expanded_depthwise(
+    expand: nn.Module, depthwise: nn.Module, x: Array, *, train: bool, activation: str
+) -> Array:
+    """Returns ``depthwise(expand(x))`` of two modules called like a `ConvNorm`.
+
+    Outside training two plain `ConvNorm` are one operation.
+    """
+    are_known = isinstance(expand, ConvNorm) and isinstance(depthwise, ConvNorm)
+    if train or not are_known or are_apart():
+        x = expand(x, train=train, activation=activation)
+        return depthwise(x, train=train, activation=activation)
+    first, inner_norm = expand.parts(train=False)
+    second, norm = depthwise.parts(train=False)
+    is_plain = isinstance(first, Conv) and isinstance(second, Conv)
+    if not is_plain or x.ndim != 4 or expand.ops.dtype not in (None, x.dtype):
+        x = normalised(first, inner_norm, x, activation=activation)
+        return normalised(second, norm, x, activation=activation)
+    channels, strides = first.features, one_size("Conv.strides", second.strides)
+    expansion, kernel = first.weights(x.shape[-1])[0], second.weights(channels)[0]
+    norms = inner_norm.running(channels), norm.running(channels)
+    return expanded.expanded_depthwise(
+        x, expansion, norms[0], kernel, norms[1], strides, activation
+    )

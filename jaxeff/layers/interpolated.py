@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxeff.arguments import require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.layers.checks import called, require_linen
-from jaxeff.layers.conv import Conv, normalised
+from jaxeff.layers.conv import Conv, are_apart, normalised
 from jaxeff.layers.normalisation import BatchNorm
 from jaxeff.ops import anchors, tiles
 from jaxeff.ops.activations import ACTIVATIONS
@@ -125,7 +125,7 @@ class Interpolated(nn.Module):
 
     def _is_one_pass(self, x: Array) -> bool:
         """Returns whether `jaxeff.ops.anchors.mixed` computes the layer, outside training."""
-        is_plain = self.interpolation == "linear" and not self.dense_share
+        is_plain = self.interpolation == "linear" and not (self.dense_share or are_apart())
         return (
             self.cheap == "depthwise" and is_plain and x.ndim == 4 and self.dtype in (None, x.dtype)
         )

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxeff.layers.conv import Ops, activation, he_fan_out
+from jaxeff.layers.conv import Ops, activation, expanded_depthwise, he_fan_out
 from jaxeff.layers.interpolated import Interpolated
 from jaxeff.ops.pooling import pixel_means
 from jaxeff.typing import Array
@@ -142,11 +142,12 @@ class InvertedBody(nn.Module):
     ) -> Array:
         """See the module."""
         act = self.ops.activation
+        depthwise = self.ops.conv_norm(0, self.kernel_size, self.strides, name="depthwise")
         if self.expand:
             expand = self.ops.conv_norm(self.hidden, 1, name="expand")
-            x = expand(x, train=train, activation=act)
-        depthwise = self.ops.conv_norm(0, self.kernel_size, self.strides, name="depthwise")
-        x = depthwise(x, train=train, activation=act)
+            x = expanded_depthwise(expand, depthwise, x, train=train, activation=act)
+        else:
+            x = depthwise(x, train=train, activation=act)
         gate = None
         if self.squeeze:
             inner = "relu" if self.hard_gate else self.ops.activation

@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxeff.arguments import require, require_whole
 from jaxeff.errors import ConfigError
 from jaxeff.layers import Conv, SharedConv
+from jaxeff.layers.conv import layers_apart
 from jaxeff.layers.strided import StridedConv, TransposedConv
 from jaxeff.ode import CarryParts, Cell, FusedCell, InnerStep
 from jaxeff.ode.activations import Blocks
@@ -179,11 +180,14 @@ class FakeQuantization:
             )
         return model.clone(cell=self.cell(model.cell))
 
-    def activations(self) -> contextlib.AbstractContextManager[Any]:
-        """Returns a context in which a model's layers read rounded inputs."""
+    @contextlib.contextmanager
+    def activations(self) -> Iterator[None]:
+        """Context in which a model's layers read rounded inputs."""
         if not self.activation_bits:
-            return contextlib.nullcontext()
-        return nn.intercept_methods(self._with_rounded_input)
+            yield
+            return
+        with layers_apart(), nn.intercept_methods(self._with_rounded_input):
+            yield
 
     def _with_rounded_input(
         self, call: Callable[..., Any], args: Any, kwargs: Any, context: Any

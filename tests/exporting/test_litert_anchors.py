@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxeff.exporting import FORMATS, Entry, Input, write_entries
+from jaxeff.exporting import FORMATS, Entry, Input, litert_graph, write_entries
 from jaxeff.layers import Interpolated
 from jaxeff.layers.conv import Conv
 from jaxeff.ops import convolution
@@ -88,17 +88,59 @@ def test_only_samplings_before_pixelwise_convolutions_of_stride_1_are_joined(opt
     def sampled(x):
         small = x[:, ::2, ::2]
         doubled = convolution.depthwise_conv(x, np.full((1, 1, 1, 3), 2, np.float32), 2)
-        shifted = convolution.depthwise_conv(
-            x, np.ones((1, 1, 1, 3), np.float32), 2, np.ones(3, np.float32)
-        )
         return (
             convolution.conv(small, kernel) + 2 * small,
             convolution.conv(small, kernel, 3),
             convolution.conv(doubled, kernel),
-            convolution.conv(shifted, kernel),
         )
 
-    entry = Entry("e", sampled, {"x": Input(("batch", 6, 6, 3))}, tuple("abcd"), {"x": x})
+    entry = Entry("e", sampled, {"x": Input(("batch", 6, 6, 3))}, tuple("abc"), {"x": x})
     report = write_entries([entry], tmp_path, options("litert"))
     assert not report.failures
     assert report.rows[0].difference <= 1e-5
+
+
+#: A copy of every second pixel, plus a bias, and a pixelwise convolution. It is written down here,
+#: since the converter moves a bias into the convolution that follows.
+SAMPLED = """
+module {
+  func.func @main(%x: tensor<1x6x6x3xf32>) -> tensor<1x3x3x3xf32> {
+    %ones = arith.constant dense<1.0> : tensor<1x1x1x3xf32>
+    %bias = arith.constant dense<BIAS> : tensor<3xf32>
+    %kernel = arith.constant dense<0.5> : tensor<3x1x1x3xf32>
+    %zeros = arith.constant dense<0.0> : tensor<3xf32>
+    %small = "tfl.depthwise_conv_2d"(%x, %ones, %bias) {
+      depth_multiplier = 1 : i32, dilation_h_factor = 1 : i32, dilation_w_factor = 1 : i32,
+      fused_activation_function = "NONE", padding = "VALID", stride_h = 2 : i32, stride_w = 2 : i32
+    } : (tensor<1x6x6x3xf32>, tensor<1x1x1x3xf32>, tensor<3xf32>) -> tensor<1x3x3x3xf32>
+    %y = "tfl.conv_2d"(%small, %kernel, %zeros) {
+      dilation_h_factor = 1 : i32, dilation_w_factor = 1 : i32,
+      fused_activation_function = "NONE", padding = "VALID", stride_h = 1 : i32, stride_w = 1 : i32
+    } : (tensor<1x3x3x3xf32>, tensor<3x1x1x3xf32>, tensor<3xf32>) -> tensor<1x3x3x3xf32>
+    return %y : tensor<1x3x3x3xf32>
+  }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("bias", "joined"),
+    [("0.0", True), ("1.0", False), ("[0.0, 1.0, 0.0]", False)],
+)
+def test_samplings_with_a_bias_stay(bias, joined, options):
+    options("litert")
+    from litert_converter.mlir import ir
+    from litert_converter.mlir._mlir_libs import converter_api_ext
+
+    context = ir.Context()
+    converter_api_ext.prepare_mlir_context(context)
+    with context:
+        module = ir.Module.parse(SAMPLED.replace("BIAS", bias))
+        litert_graph.join_samples(module.operation)
+        strides = {
+            operation.name: operation.attributes["stride_h"].value
+            for operation in litert_graph.operations(module.operation)
+            if operation.name in (litert_graph.CONV, litert_graph.DEPTHWISE)
+        }
+    one = {litert_graph.CONV: 2}
+    assert strides == (one if joined else {litert_graph.DEPTHWISE: 2, litert_graph.CONV: 1})

@@ -10,8 +10,10 @@ from compiled import apply, init
 from jaxeff.bench import cost_per_example
 from jaxeff.errors import ConfigError
 from jaxeff.layers import Interpolated, Ops
+from jaxeff.layers.conv import layers_apart
 from jaxeff.layers.residual import InvertedBody
 from jaxeff.ops import anchors, tiles
+from jaxeff.ops.cpu import expanded
 
 
 class Body(nn.Module):
@@ -255,6 +257,25 @@ def test_tiles_join_to_the_map_that_they_were_cut_from():
 def test_impossible_tiles_are_refused_in_a_sentence(fields, message):
     with pytest.raises(ConfigError, match=message):
         Interpolated(Pointwise(), **fields).init(jax.random.key(0), jnp.zeros((1, 8, 8, 2)))
+
+
+@pytest.mark.parametrize(
+    ("strides", "activation"),
+    [(1, "swish"), (2, "relu6"), (1, "tanh")],  # the last is none of the compiled ones
+)
+def test_joined_layers_compute_what_layers_apart_do(monkeypatch, strides, activation):
+    monkeypatch.setattr(expanded, "LARGE", 0)
+    body = InvertedBody(Ops(activation), 4, strides, hidden=24, kernel_size=5, squeeze=2)
+    x = jax.random.normal(jax.random.key(1), (2, 9, 8, 4))
+    variables = body.init(jax.random.key(0), x)
+    numbers = iter(range(100))
+    variables = jax.tree.map(  # normalisations that differ, of positive variance
+        lambda v: v + 0.5 * jax.random.uniform(jax.random.key(next(numbers)), v.shape), variables
+    )
+    joined = jax.jit(lambda x: body.apply(variables, x))(x)
+    with layers_apart():
+        apart = jax.jit(lambda x: body.apply(variables, x))(x)
+    np.testing.assert_allclose(joined, apart, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

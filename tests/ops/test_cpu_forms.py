@@ -10,7 +10,8 @@ from sweeps import swept
 
 from jaxeff.affine import pose_search
 from jaxeff.ops import anchors, convolution, forward_mode, normalisation, platform, strided, sums
-from jaxeff.ops.cpu import rows
+from jaxeff.ops.cpu import expanded, rows
+from jaxeff.ops.expanded import expanded_depthwise
 from jaxeff.ops.neighbours import neighbours
 from jaxeff.ops.platforms import CPU_FORMS, reverse_mode
 from jaxeff.ops.pooling import pixel_means
@@ -105,6 +106,14 @@ def mixed(stride, blend, relu):
     return function
 
 
+def expansion(strides):
+    def function(x, first, kernel, inner_rows, rows):
+        norms = normalisation_of(inner_rows), normalisation_of(rows)
+        return expanded_depthwise(x, first / 4, norms[0], kernel / 4, norms[1], strides, "swish")
+
+    return function
+
+
 #: By form: a function of arrays, and their shapes.
 CASES = {
     "convolution.conv": [
@@ -141,6 +150,12 @@ CASES = {
         (fields, (2, 5, 6, 3), (5, 3, 1, 6)),
         (fields, (2, 5, 6, 3), (3, 3, 1, 9)),  # a number that is not compiled
         (fields, (2, 5, 9, 3), (3, 3, 1, 3)),
+    ],
+    "expanded.expanded_depthwise": [
+        (expansion(2), (2, 13, 11, 5), (1, 1, 5, 40), (5, 5, 1, 40), (4, 40), (4, 40)),
+        (expansion(1), (17, 4, 4, 3), (1, 1, 3, 50), (5, 5, 1, 50), (4, 50), (4, 50)),  # narrow
+        (expansion(3), (1, 7, 6, 2), (1, 1, 2, 33), (1, 1, 1, 33), (4, 33), (4, 33)),
+        (expansion(2), (1, 18, 202, 2), (1, 1, 2, 20), (5, 3, 1, 20), (4, 20), (4, 20)),  # large
     ],
     "anchors.sample": [
         (functools.partial(anchors.sample, stride=2), (2, 5, 6, 3)),
@@ -265,6 +280,7 @@ def run(function, name, args):
         ("convolution.depthwise_fields", 0, "float32"),
         ("convolution.depthwise_fields", 1, "float32"),
         ("anchors.sample", 0, "float32"),
+        *(("expanded.expanded_depthwise", case, "float32") for case in range(4)),
         ("pooling.pixel_means", 0, "float32"),
         ("anchors.mixed", 0, "float32"),
         ("anchors.mixed", 1, "float32"),
@@ -278,6 +294,7 @@ def run(function, name, args):
 )
 def test_is_the_reference(monkeypatch, form, case, dtype):
     monkeypatch.setattr(rows, "BLOCK", 3 * 6 * jnp.dtype(dtype).itemsize)
+    monkeypatch.setattr(expanded, "LARGE", 0)
     function, *shapes = CASES[form][case]
     rng = np.random.default_rng(0)
     args = [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]

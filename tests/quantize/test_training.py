@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import jaxeff
 from jaxeff import layers, ode
 from jaxeff.config import base_config, distinctive, plain
 from jaxeff.errors import ConfigError
+from jaxeff.layers.residual import InvertedBody
 from jaxeff.models import SequenceModel
 from jaxeff.ops import convolution as ops
 from jaxeff.quantize import FakeQuantization, Grid, quantize_network
@@ -124,6 +126,23 @@ def test_layers_read_rounded_inputs_and_nothing_else_changes():
     expected = rounded_activation(y, 8) @ second["kernel"] + second["bias"]
     np.testing.assert_allclose(outputs, expected, atol=1e-6)
     assert np.abs(outputs - Model().apply(variables, x)).max() > 1e-4
+
+
+def test_every_convolution_of_a_block_reads_rounded_inputs():
+    block = layers.Interpolated(InvertedBody(layers.Ops(), 4, hidden=8))
+    x = jnp.asarray(RNG.normal(size=(1, 6, 6, 4)), jnp.float32)
+    variables = block.init(jax.random.key(0), x)
+    called = []
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, layers.Conv) and context.method_name == "__call__":
+            called.append((*context.module.path, "kernel"))
+        return call(*args, **kwargs)
+
+    with FakeQuantization(activation_bits=8).activations(), nn.intercept_methods(note):
+        block.apply(variables, x)
+    kernels = [path for path in flatten_dict(variables["params"]) if path[-1] == "kernel"]
+    assert sorted(called) == sorted(kernels)
 
 
 @pytest.mark.slow

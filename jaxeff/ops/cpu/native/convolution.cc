@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "dense.h"
 #include "parallel.h"
 #include "tiles.h"
 #include "vectors.h"
@@ -19,52 +20,9 @@
 namespace jaxeff {
 namespace {
 
-template <int P, int V>
-void Tile(const Run& run) {
-  Vector sums[P][V] = {};
-  for (int64_t t = 0; t < run.num_taps; ++t) {
-    const float* seen = run.input + run.taps[t].input;
-    const float* weights = run.kernel + run.taps[t].kernel * run.kernel_row;
-    const int64_t pixel = run.input_pixel, row = run.kernel_row;
-    for (int64_t c = 0; c < run.input_channels; ++c, weights += row) {
-      Vector w[V];
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) w[v] = Load(weights + v * kLanes);
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sums[p][v] += w[v] * seen[p * pixel + c];
-    }
-  }
-  Finish<P, V>(run, sums);
-}
-
-template <int V>
-constexpr void (*kTiles[])(const Run&) = {Tile<1, V>, Tile<2, V>, Tile<3, V>, Tile<4, V>,
-                                          Tile<5, V>, Tile<6, V>, Tile<7, V>, Tile<8, V>};
-
-// Output channels are computed in groups of two vectors; the last of them may be one.
-constexpr int64_t kGroup = 2 * kLanes;
-
 constexpr int64_t kWritten = 1 << 15;  // floats of output rows that stay in a core's cache
 
 int64_t ZerosBefore(int64_t padding, int64_t side) { return padding < 0 ? side / 2 : padding; }
-
-int64_t GroupsOf(int64_t channels) { return (channels + kGroup - 1) / kGroup; }
-
-int64_t LanesOf(int64_t channels, int64_t group) {
-  return channels - group * kGroup > kLanes ? kGroup : kLanes;
-}
-
-// Copies a group of a kernel [rows, channels] as tiles read it: [rows, lanes], filled with zeros.
-// copy(row, first channel, how many, to) copies weights.
-template <typename Copy>
-void Pack(int64_t rows, int64_t channels, int64_t group, const Copy& copy, float* to) {
-  int64_t lanes = LanesOf(channels, group), first = group * kGroup;
-  for (int64_t row = 0; row < rows; ++row, to += lanes)
-    for (int64_t v = 0; v < lanes; v += kLanes)
-      copy(row, first + v, std::min(kLanes, channels - first - v), to + v);
-}
 
 // Computes a group of output channels of rows of runs, given the first row with all channels, but
 // with the weights of the group.
@@ -75,7 +33,7 @@ void ConvolveGroup(Run run, int64_t group, int64_t rows, int64_t input_row, int6
   run.output += first;
   run.epilogue = run.epilogue.From(first, first);
   for (int64_t r = 0; r < rows; ++r) {
-    InTiles(lanes == kGroup ? kTiles<2> : kTiles<1>, run, pixels);
+    InTiles(lanes == kGroup ? kDenseTiles<2> : kDenseTiles<1>, run, pixels);
     run.input += input_row;
     run.output += output_row;
     run.epilogue = run.epilogue.From(0, output_row);

@@ -83,6 +83,27 @@ def depthwise_conv(
     return call("jaxeff_depthwise_conv", (shape,), args, **options)[0]
 
 
+def expanded_depthwise(
+    x: Array,
+    expansion: Array,
+    inner_norm: Normalisation,
+    kernel: Array,
+    norm: Normalisation,
+    strides: int,
+    activation: str,
+) -> Array:
+    """See `jaxeff.ops.expanded.expanded_depthwise`; it has no derivative of its own."""
+    norms = inner_norm, norm
+    vectors = (v for n in norms for v in (n.scale, n.bias, n.mean, n.variance))
+    options = {
+        "strides": np.int64(strides),
+        "inner_epsilon": np.float32(inner_norm.epsilon),
+        **_options(activation, norm),
+    }
+    args = (x, expansion, kernel, *vectors)
+    return call("jaxeff_expanded_depthwise", (_shape(x, kernel, strides),), args, **options)[0]
+
+
 def _shape(x: Array, kernel: Array, strides: int, padding: int | None = None) -> tuple[int, ...]:
     rows, columns = (-(-size // strides) for size in x.shape[1:3])
     if padding is not None:

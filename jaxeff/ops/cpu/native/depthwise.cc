@@ -19,22 +19,6 @@ namespace {
 // read from memory, where whole lines of pixels follow each other, and not from a cache.
 constexpr int64_t kCached = 1 << 18;
 
-template <int P>
-void DepthwiseTile(const Run& run) {
-  Vector sums[P][1] = {};
-  for (int64_t t = 0; t < run.num_taps; ++t) {
-    const float* seen = run.input + run.taps[t].input;
-    Vector weight = Load(run.kernel + run.taps[t].kernel * kLanes);
-#pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) sums[p][0] += weight * Load(seen + p * run.input_pixel);
-  }
-  Finish<P, 1>(run, sums);
-}
-
-constexpr void (*kTiles[])(const Run&) = {
-    DepthwiseTile<1>, DepthwiseTile<2>, DepthwiseTile<3>, DepthwiseTile<4>,
-    DepthwiseTile<5>, DepthwiseTile<6>, DepthwiseTile<7>, DepthwiseTile<8>};
-
 ffi::Error DepthwiseConvolve(ffi::ThreadPool pool, Array x, Array kernel, Array scale, Array offset,
                              Array mean, Array variance, Array skip, Result y, int64_t strides,
                              int64_t activation, float epsilon, int64_t threads) {
@@ -77,7 +61,7 @@ ffi::Error DepthwiseConvolve(ffi::ThreadPool pool, Array x, Array kernel, Array 
                 static_cast<int64_t>(taps.size()), 1, weights + (c - part) / kLanes * size, kLanes,
                 y->typed_data() + place, channels, std::min(kLanes, channels - c),
                 epilogue.From(c, place)};
-        InTiles(kTiles, run, made.columns);
+        InTiles(kDepthwiseTiles, run, made.columns);
       }
     if (epilogue.is_streamed) EndStream();
   });

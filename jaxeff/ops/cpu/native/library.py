@@ -41,6 +41,7 @@ TARGETS = (
     "jaxeff_conv_to_channel",
     "jaxeff_winograd",
     "jaxeff_depthwise_conv",
+    "jaxeff_expanded_depthwise",
     "jaxeff_fields",
     "jaxeff_mixed_anchors",
     "jaxeff_sampled_anchors",

@@ -102,6 +102,23 @@ void Fields(const float* padded, int64_t rows, int64_t columns, int64_t side, in
   }
 }
 
+// Convolves a vector of channels of P neighbouring pixels, every channel by itself.
+template <int P>
+void DepthwiseTile(const Run& run) {
+  Vector sums[P][1] = {};
+  for (int64_t t = 0; t < run.num_taps; ++t) {
+    const float* seen = run.input + run.taps[t].input;
+    Vector weight = Load(run.kernel + run.taps[t].kernel * kLanes);
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) sums[p][0] += weight * Load(seen + p * run.input_pixel);
+  }
+  Finish<P, 1>(run, sums);
+}
+
+constexpr void (*kDepthwiseTiles[])(const Run&) = {
+    DepthwiseTile<1>, DepthwiseTile<2>, DepthwiseTile<3>, DepthwiseTile<4>,
+    DepthwiseTile<5>, DepthwiseTile<6>, DepthwiseTile<7>, DepthwiseTile<8>};
+
 // Copies kernels [taps, 1, fields * channels] to [taps, fields, lanes], for `width` channels from
 // `first` on.
 inline void CopyKernels(const float* kernel, int64_t taps, int64_t fields, int64_t channels,
