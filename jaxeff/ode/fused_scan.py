@@ -24,8 +24,8 @@ from jaxeff.ops.row_scan import Window, is_compiled, row_scan, unwritten
 from jaxeff.typing import Array
 
 #: Least steps of a block, and bytes of the activated values of longer ones: so many that a cache
-#: holds them, in a quarter of the sequence at most, or so few that they do not count: such are some
-#: times those of the kernels, of which training has gradients and moments too.
+#: holds them, in a quarter of the sequence at most, or so few that they do not count, as those that
+#: the kernels have, or some times these where no gradients of coefficients read the block again.
 BLOCK_LENGTH, CACHED_BYTES, FEW_BYTES, FEW_KERNELS = 16, 2 << 20, 1 << 14, 4
 
 
@@ -74,7 +74,8 @@ def block_length(cell: FusedCell, kernels: Kernels, state: Any, inputs: Inputs) 
     shapes = jax.eval_shape(functools.partial(_shapes, options), kernels, state, blocks)
     bytes_per_step = _bytes(shapes.activated)
     cached = min(CACHED_BYTES // bytes_per_step, length // 4)
-    few = max(FEW_BYTES, FEW_KERNELS * _bytes(kernels)) // bytes_per_step
+    times = 1 if jax.tree.leaves(kernels.coefficients) else FEW_KERNELS
+    few = max(FEW_BYTES, times * _bytes(kernels)) // bytes_per_step
     most = min(length, max(BLOCK_LENGTH, cached, few))
     divisors = (size for size in range(most, most // 2, -1) if length % size == 0)
     return next(divisors, most)
