@@ -25,8 +25,8 @@ from jaxeff.typing import Array
 
 #: Least steps of a block, and bytes of the activated values of longer ones: so many that a cache
 #: holds them, in a quarter of the sequence at most, or so few that they do not count, as those that
-#: the kernels have.
-BLOCK_LENGTH, CACHED_BYTES, FEW_BYTES = 16, 2 << 20, 1 << 14
+#: the kernels have, or some times these where no gradients of coefficients read the block again.
+BLOCK_LENGTH, CACHED_BYTES, FEW_BYTES, FEW_KERNELS = 16, 2 << 20, 1 << 14, 4
 
 
 class FusedOptions(NamedTuple):
@@ -74,7 +74,8 @@ def block_length(cell: FusedCell, kernels: Kernels, state: Any, inputs: Inputs) 
     shapes = jax.eval_shape(functools.partial(_shapes, options), kernels, state, blocks)
     bytes_per_step = _bytes(shapes.activated)
     cached = min(CACHED_BYTES // bytes_per_step, length // 4)
-    few = max(FEW_BYTES, _bytes(kernels)) // bytes_per_step
+    times = 1 if jax.tree.leaves(kernels.coefficients) else FEW_KERNELS
+    few = max(FEW_BYTES, times * _bytes(kernels)) // bytes_per_step
     most = min(length, max(BLOCK_LENGTH, cached, few))
     divisors = (size for size in range(most, most // 2, -1) if length % size == 0)
     return next(divisors, most)
@@ -125,7 +126,9 @@ def _forward(
     options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs
 ) -> tuple[tuple[Any, Array | None], Any]:
     blocks, length = inputs.x.shape[:2]
-    activated = _shapes(options, kernels, state, inputs).activated if options.store else None
+    shapes = _shapes(options, kernels, state, inputs)
+    states = shapes.states if _keeps_states(options, kernels, state, inputs) else None
+    values = Values(shapes.activated, states) if options.store else None
 
     def block(carry: tuple[Any, Any], step: Any) -> tuple[tuple[Any, Any], Any]:
         state, t = carry
@@ -133,7 +136,7 @@ def _forward(
         new, ys, t = _block_forward(options, kernels, state, inputs, t, number * length)
         return (new, t), (ys, state)
 
-    start = state, unwritten(blocks * length, activated)
+    start = state, unwritten(blocks * length, values)
     (state, t), (ys, starts) = jax.lax.scan(block, start, (jnp.arange(blocks), inputs))
     return (state, ys), (kernels, inputs, starts, t)
 
@@ -160,7 +163,9 @@ def _backward(
         return (d_state, add(total, widened(d_kernels)), rooms, again), d_x
 
     zeros = jax.tree.map(jnp.zeros_like, widened(kernels))
-    again = None if options.store else unwritten(length, shapes.activated)
+    again = None if options.store else unwritten(length, Values(shapes.activated, None))
+    if _keeps_states(options, kernels, d_state, inputs):
+        shapes = shapes._replace(states=None)
     carry = d_state, zeros, unwritten(length, shapes), again
     (d_state, d_kernels, _, _), (d_x, d_known) = jax.lax.scan(
         block, carry, (jnp.arange(blocks), starts, inputs, d_ys), reverse=True
@@ -171,6 +176,24 @@ def _backward(
 scan_blocks.defvjp(_forward, _backward)
 
 
+class Values(NamedTuple):
+    """What the forward pass keeps of the steps.
+
+    Attributes:
+      activated: the activated values.
+      states: the states before each inner step, or None where they are rebuilt.
+    """
+
+    activated: Any
+    states: Any
+
+
+def _keeps_states(options: FusedOptions, kernels: Kernels, state: Any, inputs: Inputs) -> bool:
+    """Returns whether the forward pass keeps the states: of one block, memory is needed anyway."""
+    one_block = options.store and len(inputs.x) == 1 and options.cell.inner_steps == 1
+    return one_block and _form(options, kernels, state, inputs.x)[0]
+
+
 class Rooms(NamedTuple):
     """Arrays of the steps of a block, written step by step in every block anew.
 
@@ -178,7 +201,7 @@ class Rooms(NamedTuple):
 
     Attributes:
       activated: like the activated values; for the cotangents of the pre-activations.
-      states: the states before each inner step; and
+      states: the states before each inner step, or None where they are known; and
       d_states: the cotangents of the states after it, or None where nothing needs them.
     """
 
@@ -213,7 +236,7 @@ def _block_forward(
       kernels: what ``cell.prepare`` returned.
       state: before the block.
       inputs: of the block.
-      t: room for activated values, or None to keep none.
+      t: room for `Values`, or None to keep none.
       first: where the block's values begin in it.
     """
     cell, store = options.cell, t is not None
@@ -228,10 +251,11 @@ def _block_forward(
         if projected is None:
             projected = cell.project(kernels, x, known._replace(steps=steps))
         new, activated = fused_step(cell, kernels, state, projected, steps, form)
+        before = jax.tree.map(lambda a: a[None], state) if store and t.states is not None else None
         state = keep(mask, new, state)
         return state, (
             cell.output(state) if options.sequence else None,
-            activated if store else None,
+            Values(activated, before) if store else None,
         )
 
     known = inputs.known
@@ -260,15 +284,19 @@ def _block_backward(
     pulls = transposes(cell, kernels, start, projected, Form(cell.preactivation))
     outside = None if compiled else pulls  # a compiled step has no arrays but its arguments
 
+    length = inputs.x.shape[0]
+    activated = Window(t.values.activated, t.first)
+
     # First pass, no products: the states again, from the activated values.
     def again(coefficients: Any, steps: Any, start: Any, late: Any) -> tuple[Any, Any]:
         mask, t = late
         new, states = rebuild(cell, coefficients, start, t, steps, form)
         return keep(mask, new, start), (None, states)
 
-    length = inputs.x.shape[0]
-    forward = again, kernels.coefficients, steps, start, mask
-    _, _, states = row_scan(length, *forward, t, Window(rooms.states, 0))
+    states = t.values.states
+    if states is None:
+        forward = again, kernels.coefficients, steps, start, mask
+        _, _, states = row_scan(length, *forward, activated, Window(rooms.states, 0))
 
     # Second pass, backward in time.
     def back(kernels: Kernels, steps: Any, d_state: Any, late: Any) -> tuple[Any, Any]:
@@ -289,11 +317,12 @@ def _block_backward(
     has_coefficients = rooms.d_states is not None
     backward = back, kernels, steps, d_state, (mask, d_ys, states)
     to = Window((rooms.activated, rooms.d_states), 0)
-    d_state, _, (d_a, d_new) = row_scan(length, *backward, t, to, reverse=True)
+    d_state, _, (d_a, d_new) = row_scan(length, *backward, activated, to, reverse=True)
     of_block = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=t.first)
-    values = jax.tree.map(lambda a: of_block(a, slice_size=length), t.values)
+    values = jax.tree.map(lambda a: of_block(a, slice_size=length), activated.values)
     shared = cell, kernels, pulls, states, values, inputs.x, inputs.known, d_a, d_new
-    return d_state, *shared_backward(*shared), Rooms(d_a, states, d_new)
+    rooms = Rooms(d_a, None if rooms.states is None else states, d_new)
+    return d_state, *shared_backward(*shared), rooms
 
 
 def _form(options: FusedOptions, kernels: Kernels, state: Any, x: Array) -> tuple[bool, Form]:

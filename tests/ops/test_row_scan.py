@@ -298,6 +298,24 @@ def test_batches_and_blocks(batch, time, options):
     assert CALL in agree(dataclasses.replace(CASES["lstm"], features=17), time, batch, **options)
 
 
+@pytest.mark.parametrize(("block_size", "calls"), [(6, 2), (2, 3)])
+def test_states_of_one_block_are_kept_and_those_of_more_rebuilt(block_size, calls):
+    text = agree(CASES["lstm"], 6, (3,), block_size=block_size)
+    assert text.count(f"@{CALL}") == calls
+
+
+def test_kernels_are_transposed_once_for_all_blocks():
+    cell = CASES["lstm"]
+    xs, params = arrays(0, 6, 3, 3), cell.init(jax.random.key(0), 3)
+
+    def loss(params):
+        return weighted(unroll(cell, params, xs, block_size=2))
+
+    text = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
+    assert text.count('target="jaxeff_transposed"') == cell.gates
+    assert text.split("ENTRY")[1].count('target="jaxeff_transposed"') == cell.gates
+
+
 def test_a_batch_of_scans_is_one_call_and_a_batch_of_cells_a_loop():
     cell = CASES["gru"]
     params = cell.init(jax.random.key(0), 3)

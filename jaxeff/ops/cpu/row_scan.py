@@ -165,9 +165,10 @@ def _run(
     constants, moving = _before(parts, shared, indexed)
     program = _translated(parts, late)
     inputs = [*moving, *jax.tree.leaves(xs)]
+    matrices, turned = _matrices(program, constants, jax.tree.leaves(carry)[0].shape[0])
     tables = (
         [constants[number].reshape(-1) for number in program.vectors],
-        [constants[number] for number, _ in program.matrices],
+        matrices,
         list(map(_as_numbers, inputs)),
         list(map(_as_numbers, jax.tree.leaves(past))),
         jax.tree.leaves(carry),
@@ -177,7 +178,7 @@ def _run(
     scalars = jnp.stack([constants[n] for n in program.scalars] or [jnp.zeros((), jnp.float32)])
     last, (y, _) = parts.result
     ys = jax.tree.map(lambda a: jax.ShapeDtypeStruct((loop.length, *a.shape), a.dtype), y)
-    outputs = _call(loop, program, tables, firsts, scalars, (last, ys, room))
+    outputs = _call(loop, program, turned, tables, firsts, scalars, (last, ys, room))
 
     def batch_axes(a: Any) -> Any:
         return a.reshape(*a.shape[:-2], *batch, a.shape[-1])
@@ -219,6 +220,26 @@ def _translated(parts: SplitFunction, late: Any) -> RowProgram:
     return translated(inside, constants, (moving, late), (kinds("input", moving), of_late), goals)
 
 
+def _matrices(
+    program: RowProgram, constants: Sequence[Array], rows: int
+) -> tuple[list[Array], list[bool]]:
+    """Returns the matrices, and whether products read each transposed, as one row may.
+
+    Others are transposed here, which XLA does once for all blocks of steps.
+    """
+    turned = [is_turned for _, is_turned in program.matrices]
+    matrices = [constants[number] for number, _ in program.matrices]
+    if rows == 1:  # reads each number of a kernel once, wherever it lies
+        return matrices, turned
+    pairs = zip(matrices, turned, strict=True)
+    return [_transposed(m) if is_turned else m for m, is_turned in pairs], [False] * len(matrices)
+
+
+def _transposed(matrix: Array) -> Array:
+    transpose: Array = native.call("jaxeff_transposed", (matrix.shape[::-1],), (matrix,))[0]
+    return transpose
+
+
 def _as_numbers(a: Array) -> Array:
     return a.astype(jnp.float32)
 
@@ -226,6 +247,7 @@ def _as_numbers(a: Array) -> Array:
 def _call(
     loop: _Loop,
     program: RowProgram,
+    turned: Sequence[bool],
     tables: Sequence[Sequence[Array]],
     firsts: Array,
     scalars: Array,
@@ -246,7 +268,7 @@ def _call(
         slots=slots,
         code=code,
         counts=np.asarray(counts, np.int64),
-        turned=np.asarray([is_turned for _, is_turned in program.matrices], np.int64),
+        turned=np.asarray(turned, np.int64),
         rows=np.int64(states[0].shape[0]),
         steps=np.int64(loop.length),
         work=np.int64(program.work),

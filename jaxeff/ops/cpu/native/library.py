@@ -57,6 +57,7 @@ TARGETS = (
     "jaxeff_outer_product",
     "jaxeff_row_scan",
     "jaxeff_memory",
+    "jaxeff_transposed",
 )
 COMPILERS = ("c++", "g++", "clang++")
 OPTIONS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-pthread")

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "elementwise.h"
@@ -43,9 +42,7 @@ struct Loop {
   std::vector<float*> arrays[kRoom + 1];
   std::vector<int64_t> inner[kRoom + 1];
   std::vector<float*> lasts;             // states after the loop
-  std::vector<int64_t> depths, columns;  // of the matrices
   std::vector<bool> turned;              // whether products read them transposed
-  std::unique_ptr<float[]> transposes;   // of those that lie so, unless products read them as they lie
   const float* scalars;
   int64_t rows, steps, known_first, room_first;
   int64_t sums = 0;  // floats of the sums of a step
@@ -55,8 +52,6 @@ struct Loop {
   bool IsProduct(const Group& group) const { return code[group.begin].code == kProduct; }
 
   void MakeGroups();
-  template <typename ForEach>
-  void TransposeMatrices(const ForEach& for_each);
 };
 
 inline void Loop::MakeGroups() {
@@ -78,29 +73,6 @@ inline void Loop::MakeGroups() {
   };
   for (size_t g = 0; g < groups.size(); ++g)
     groups[g].ends_run = g + 1 == groups.size() || !IsProduct(groups[g + 1]) || reads_sum(groups[g + 1]);
-}
-
-// Calls for_each(pieces, body) to do the work. The product of a single row reads each number of a
-// kernel once, wherever it lies.
-template <typename ForEach>
-void Loop::TransposeMatrices(const ForEach& for_each) {
-  if (rows == 1) return;
-  int64_t total = 0;
-  for (size_t i = 0; i < turned.size(); ++i) total += turned[i] * depths[i] * columns[i];
-  transposes.reset(new float[total]);  // not cleared
-  float* to = transposes.get();
-  for (size_t i = 0; i < turned.size(); ++i) {
-    if (!turned[i]) continue;
-    const float* from = arrays[kMatrix][i];
-    constexpr int64_t kPieceRows = 4 * kLanes;
-    for_each((depths[i] + kPieceRows - 1) / kPieceRows, [&](int64_t piece) {
-      int64_t first = piece * kPieceRows;
-      Transpose(from, depths[i], columns[i], first, std::min(depths[i], first + kPieceRows), to);
-    });
-    arrays[kMatrix][i] = to;
-    turned[i] = false;
-    to += depths[i] * columns[i];
-  }
 }
 
 }  // namespace jaxeff

@@ -303,8 +303,6 @@ ffi::Error RowScan(ffi::ThreadPool pool, Numbers offsets, Array scalars, ffi::Re
       loop.inner[kinds[k]].push_back(inner_arrays(array->dimensions()));
       if (kinds[k] != kMatrix) continue;
       loop.turned.push_back(turned[i]);
-      loop.depths.push_back(array->dimensions()[turned[i] ? 1 : 0]);
-      loop.columns.push_back(array->dimensions()[turned[i] ? 0 : 1]);
     }
   size_t states = loop.arrays[kState].size();
   for (size_t i = 0; i < results.size(); ++i) {
@@ -322,8 +320,6 @@ ffi::Error RowScan(ffi::ThreadPool pool, Numbers offsets, Array scalars, ffi::Re
   if (work * rows * steps < kSmallWork) threads = 1;
   int64_t share = std::min(kMostRows, RoundUp((rows + threads - 1) / threads, kTileRows));
   bool is_shared = rows <= share && work * rows >= kSharedStep && work * rows * steps >= kSharedWork;
-  loop.TransposeMatrices(
-      [&](int64_t pieces, const auto& body) { ForEachPiece(pool, threads, pieces, body); });
   if (threads > 1 && is_shared) {
     std::vector<float> sums(2 * loop.sums);
     Team::Run(pool, threads, [&](int64_t member, Team& team) {
@@ -337,6 +333,17 @@ ffi::Error RowScan(ffi::ThreadPool pool, Numbers offsets, Array scalars, ffi::Re
   return ffi::Error::Success();
 }
 
+// The transpose of a matrix [columns, depth].
+ffi::Error Transposed(ffi::ThreadPool pool, Array matrix, ffi::Result<Array> result, int64_t threads) {
+  int64_t columns = matrix.dimensions()[0], depth = matrix.dimensions()[1];
+  constexpr int64_t kPieceRows = 4 * kLanes;
+  ForEachPiece(pool, threads, (depth + kPieceRows - 1) / kPieceRows, [&](int64_t piece) {
+    int64_t first = piece * kPieceRows, last = std::min(depth, first + kPieceRows);
+    Transpose(matrix.typed_data(), depth, columns, first, last, result->typed_data());
+  });
+  return ffi::Error::Success();
+}
+
 // Results that nobody has written.
 ffi::Error Memory(ffi::RemainingRets, int64_t) { return ffi::Error::Success(); }
 
@@ -344,6 +351,13 @@ ffi::Error Memory(ffi::RemainingRets, int64_t) { return ffi::Error::Success(); }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_memory, Memory,
                               ffi::Ffi::Bind().RemainingRets().Attr<int64_t>("threads"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_transposed, Transposed,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
+                                  .Ret<Array>()
+                                  .Attr<int64_t>("threads"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_row_scan, RowScan,
                               ffi::Ffi::Bind()
