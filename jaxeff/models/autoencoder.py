@@ -151,26 +151,34 @@ class Decoder(nn.Module):
 class PoseHead(nn.Module):
     """Proposes poses for an image, most likely first.
 
+    Its layers are normalised over the batch. While the drawing of a young model looks the same in
+    every pose, all images have about the same best pose; learning it moves what all images have in
+    common in the layers, which would drive every unit to where ELU is flat before the images
+    differ in their poses.
+
     Attributes:
       family: the poses.
       proposals: number of proposals.
       features: channels of its three convolutions.
       hidden: width of the layer after them.
+      axis_name: see `Autoencoder`.
     """
 
     family: poses.Poses
     proposals: int
     features: tuple[int, ...] = (16, 32, 32)
     hidden: int = 64
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[Array, Array]:
         """Returns poses ``[batch, proposals, size]`` and their scores ``[batch, proposals]``."""
         x = images
         for i, features in enumerate(self.features):
-            conv = StridedConv(features, 3, 2, 1, use_bias=True, name=f"conv{i}")
-            x = elu(conv(x))
-        x = elu(TorchDense(self.hidden, name="hidden")(x.reshape(x.shape[0], -1)))
+            x = StridedConv(features, 3, 2, 1, name=f"conv{i}")(x)
+            x = elu(_norm(train, f"norm{i}", self.axis_name)(x))
+        x = TorchDense(self.hidden, name="hidden")(x.reshape(x.shape[0], -1))
+        x = elu(_norm(train, f"norm{len(self.features)}", self.axis_name)(x))
         spread = self.family.to_raw(self.family.spread(self.proposals))
         raw = nn.Dense(
             spread.size,
@@ -219,7 +227,7 @@ class Autoencoder(nn.Module):
         else:
             self.canonical = Decoder(self.shape, self.channels, self.axis_name)
         if self.proposals:
-            self.head = PoseHead(self.family, self.proposals)
+            self.head = PoseHead(self.family, self.proposals, axis_name=self.axis_name)
 
     @property
     def code_length(self) -> int:

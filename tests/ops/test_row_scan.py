@@ -322,6 +322,7 @@ def test_a_batch_of_scans_is_one_call_and_a_batch_of_cells_a_loop():
     many = jax.tree.map(lambda a: jnp.stack([a, 1.1 * a, 0.9 * a]), params)
     xs = arrays(1, 3, 5, 2, 3)
 
+    @jax.jit
     def gradient(params, xs):
         return jax.grad(lambda p: weighted(unroll(cell, p, xs)))(params)
 

@@ -211,6 +211,9 @@ def test_the_head_learns_the_poses_that_are_found(amortised):
         state, metrics = update(state, batch_of(blobs(4)))
         head.append(float(metrics["head"]))
     assert np.mean(head[-5:]) < 0.6 * np.mean(head[:5])
+    moved = jax.tree.map(lambda a: np.abs(np.asarray(a)).max(), state.model_state["batch_stats"])
+    assert moved["head"]["norm0"]["mean"] > 0
+    assert moved["encoder"]["norm0"]["mean"] > 0
     variables = {"params": state.params, **state.model_state}
     proposed, _ = jax.jit(lambda v: algorithm.model.apply(v, blobs(4), method="propose"))(variables)
     starts = algorithm.starts(variables, jnp.asarray(blobs(4)), algorithm.evaluation, None)
@@ -269,13 +272,51 @@ def test_the_nearest_proposal_is_drawn_to_the_pose_and_its_score_raised():
     algorithm = build()
     proposed = np.tile(np.float32([[0.0], [1.0], [2.0]]), (2, 1, 1))
     scores = np.float32([[0.1, 0.7, -0.4], [0.3, 0.0, 0.5]])
-    algorithm.model = types.SimpleNamespace(apply=lambda *_, **__: (proposed, scores))
-    loss = jax.jit(lambda pose: algorithm._head_loss({}, jnp.zeros((2, 1)), pose))(
+    algorithm.model = types.SimpleNamespace(apply=lambda *_, **__: ((proposed, scores), {}))
+    loss, _ = jax.jit(lambda pose: algorithm._head_loss({}, jnp.zeros((2, 1)), pose))(
         np.float32([[1.1], [-0.2]])
     )
     far = 4 - 4 * np.cos([0.1, 0.2])  # of rotations by so much
     shares = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     np.testing.assert_allclose(loss, far - np.log(shares[[0, 1], [1, 0]]), rtol=1e-4)
+
+
+def test_the_head_learns_as_well_where_all_images_push_its_units_down():
+    # As after steps in which all images had one best pose: no unit is left where ELU is flat.
+    algorithm = build(model={"proposals": 3})
+    images = blobs(4)
+    variables = dict(jax.jit(algorithm.model.init)(KEY, images))
+    params = variables.pop("params")
+    scores = params["head"]["scores"]
+    scores["kernel"] = jax.random.normal(KEY, scores["kernel"].shape)
+
+    @jax.jit
+    def slopes(bias):
+        linear = {**params["head"]["hidden"]["linear"], "bias": bias}
+        head = {**params["head"], "hidden": {"linear": linear}}
+
+        def loss(head):
+            every = {**variables, "params": {**params, "head": head}}
+            losses, collected = algorithm._head_loss(every, images, jnp.ones((4, 1)))
+            return losses.mean(), collected["batch_stats"]
+
+        grads, statistics = jax.grad(loss, has_aux=True)(head)
+        return grads["conv0"]["kernel"], statistics
+
+    bias = params["head"]["hidden"]["linear"]["bias"]
+    plain, pushed = slopes(bias), slopes(bias - 10)
+    largest = np.abs(plain[0]).max()
+    assert largest > 0.1
+    np.testing.assert_allclose(pushed[0] / largest, plain[0] / largest, atol=2e-3)
+    # The statistics of evaluation follow, those of the other parts stay.
+    means = [statistics["head"]["norm3"]["mean"] for _, statistics in (plain, pushed)]
+    np.testing.assert_allclose(means[1] - means[0], -1.0, rtol=1e-4)
+    for one, other in zip(
+        jax.tree.leaves(plain[1]["encoder"]),
+        jax.tree.leaves(variables["batch_stats"]["encoder"]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_distance_of_poses_does_not_see_whole_turns():

@@ -211,7 +211,8 @@ class AffineVAE(Algorithm):
             values = self.objective(outputs, batch)
             loss = values["loss"]
             if self.model.proposals:
-                values["head"] = self._head_loss(variables, inputs, pose)
+                variables = {"params": params, **collected}
+                values["head"], collected = self._head_loss(variables, inputs, pose)
                 loss = loss + values["head"]
             return jnp.sum(loss * weight) / total, (values, collected)
 
@@ -231,14 +232,19 @@ class AffineVAE(Algorithm):
             index, pose = jax.lax.all_gather((index, pose), axis_name, tiled=True)
         return {**algo_state, "poses": algo_state["poses"].at[index].set(pose)}
 
-    def _head_loss(self, variables: Any, inputs: Array, pose: Array) -> Array:
-        """Returns the nearest proposal's distance from the pose, and the log-loss of its score."""
-        proposed, scores = self.model.apply(variables, inputs, train=True, method="propose")
+    def _head_loss(self, variables: Any, inputs: Array, pose: Array) -> tuple[Array, Any]:
+        """Returns the nearest proposal's distance from the pose plus the log-loss of its score.
+
+        Beside these losses ``[batch]`` it returns the collections after the head's pass.
+        """
+        collections = [name for name in variables if name != "params"]
+        (proposed, scores), collected = self.model.apply(
+            variables, inputs, train=True, method="propose", mutable=collections
+        )
         far = distance(self.family.transform(proposed), self.family.transform(pose[:, None]))
         nearest = jnp.argmin(far, 1)
         log_loss = optax.softmax_cross_entropy_with_integer_labels(scores, nearest)
-        losses: Array = jnp.min(far, 1) + log_loss
-        return losses
+        return jnp.min(far, 1) + log_loss, collected
 
 
 def distance(one: Transform, other: Transform) -> Array:
