@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -24,6 +25,8 @@ from jaxeff import bench, data
 from jaxeff.config import first_difference, plain
 from jaxeff.errors import CheckpointError, ConfigError, DataError
 from jaxeff.eval.console import say
+from jaxeff.layers.bottleneck import Bottleneck
+from jaxeff.models.encoder import TransformerLayer
 from jaxeff.models.encoder_plan import EncoderPlan
 from jaxeff.models.encoder_space import stratified
 from jaxeff.models.trained import Trained
@@ -33,7 +36,6 @@ from jaxeff.search.front import pareto
 from jaxeff.search.record import TABLE
 from jaxeff.search.searches import SEARCHES, SearchContext, SearchStrategy
 from jaxeff.search.strategies import Evaluations
-from jaxeff.typing import Array
 
 SUPERNET = "teacher"
 
@@ -245,13 +247,33 @@ def _measurement(
     return measured
 
 
+@functools.cache
+def _program(module: nn.Module) -> Callable[..., Any]:
+    """Returns a module without a place in a network as a function of its variables and inputs."""
+    program: Callable[..., Any] = jax.jit(module.apply)
+    return program
+
+
+def _in_parts(call: Callable[..., Any], args: Any, options: Any, context: Any) -> Any:
+    """Calls a network's parts as programs that all parts of the same sizes share."""
+    module = context.module
+    is_part = isinstance(module, (TransformerLayer, Bottleneck, nn.LayerNorm))
+    if not is_part or not module.path:  # without a path it is the program of a part
+        return call(*args, **options)
+    inputs = {name: value for name, value in options.items() if name != "train"}
+    return _program(module.clone(parent=None, name=None))(module.variables, *args, **inputs)
+
+
 class Scorer:
-    """Accuracy of plans with the parameters of a supernet; one program each, and not kept.
+    """Accuracy of plans with the parameters of a supernet.
+
+    A program per part and its sizes, which few networks need new ones of: a program per network
+    takes many times as long to compile as to run.
 
     Args:
       supernet: the trained supernet.
       dataset: whose validation split to use.
-      batch_size: examples of a call.
+      batch_size: examples of a call, at most.
       examples: of the split, drawn at random; 0 takes all.
     """
 
@@ -267,22 +289,19 @@ class Scorer:
         # Drawn from all of it: a split may be sorted by class.
         number = min(examples or len(split), len(split))
         rows = np.random.default_rng(0).permutation(len(split))[:number]
-        size = min(batch_size, number)
-        self._batches = [split.take(rows[first : first + size]) for first in range(0, number, size)]
+        parts = np.array_split(rows, -(-number // batch_size))
+        # All of one size, for which programs are compiled.
+        self._batches = [(split.take(np.resize(part, len(parts[0]))), len(part)) for part in parts]
 
     def __call__(self, plan: EncoderPlan) -> float:
         """Returns the accuracy of a plan's network."""
         network = self._network.subnetwork(plan)
-
-        @jax.jit
-        def answers(variables: Any, inputs: Array, options: Mapping[str, Any]) -> Array:
-            logits = network.apply(variables, inputs, **options)
-            # An answer of NaN is none, and never the label.
-            return jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), -1)
-
-        right, seen = 0, 0
-        for batch in self._batches:
+        right = 0
+        for batch, number in self._batches:
             options = {"mask": batch["mask"]} if "mask" in batch else {}
-            predicted = np.asarray(answers(self._variables, batch["inputs"], options))
-            right, seen = right + int((predicted == batch["labels"]).sum()), seen + len(predicted)
-        return right / seen
+            with nn.intercept_methods(_in_parts):
+                logits = np.asarray(network.apply(self._variables, batch["inputs"], **options))
+            # An answer of NaN is none, and never the label.
+            answers = np.where(np.isfinite(logits).all(-1), logits.argmax(-1), -1)
+            right += int((answers == batch["labels"])[:number].sum())
+        return right / sum(number for _, number in self._batches)

@@ -5,6 +5,7 @@ import functools
 import json
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,13 @@ from jaxeff import bench
 from jaxeff.errors import ConfigError, DataError
 from jaxeff.files import packaged
 from jaxeff.models import MODELS, pretrained
-from jaxeff.models.encoder import Encoder, EncoderPlan, EncoderShape, masked_mean
+from jaxeff.models.encoder import (
+    Encoder,
+    EncoderPlan,
+    EncoderShape,
+    TransformerLayer,
+    masked_mean,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECORDED = np.load(GOLDEN / "encoders.npz")
@@ -298,3 +305,22 @@ def test_types_beside_the_tokens_are_those_given_apart(types):
     )(params)
     np.testing.assert_allclose(beside, apart, rtol=1e-6, atol=1e-6)
     assert bool(np.abs(apart[0] - apart[1]).max() > 1e-3) == (types == 2)
+
+
+def test_gradients_in_training_are_those_of_products_over_all_axes():
+    shape = dataclasses.replace(SMALL, dropout=0.0)
+    layer = TransformerLayer(shape)
+    rng = np.random.default_rng(0)
+    tokens, direction = (rng.normal(size=(3, 5, 8)).astype(np.float32) for _ in range(2))
+    weight = np.ones((3, 5), np.float32)
+    variables = layer.init(jax.random.key(0), tokens, weight)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def gradients(variables, tokens, train):
+        def loss(variables, tokens):
+            return jnp.sum(layer.apply(variables, tokens, weight, train=train)[0] * direction)
+
+        return jax.value_and_grad(loss, (0, 1))(variables, tokens)
+
+    in_training, plain = (gradients(variables, tokens, train) for train in (True, False))
+    chex.assert_trees_all_close(in_training, plain, rtol=1e-5, atol=1e-5)

@@ -3,6 +3,7 @@
 import json
 import math
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -114,9 +115,22 @@ def test_scores_are_accuracies_of_a_part_of_all(supernet, dataset):
     found = network.apply(supernet.variables, batch["inputs"], mask=batch["mask"]).argmax(-1)
     assert whole == np.mean(found == batch["labels"])
     part = searching.Scorer(supernet, dataset, 16, 20)
-    labels = np.concatenate([b["labels"] for b in part._batches])
+    labels = np.concatenate([b["labels"][:number] for b, number in part._batches])
     assert len(labels) == 20
     assert 0.2 < labels.mean() < 0.8  # though the split is sorted
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_networks_in_parts_are_the_networks(supernet, dataset, pooled):
+    batch = dataset.splits["validation"].take(np.arange(5))
+    mask = np.arange(8) < np.arange(3, 8)[:, None]
+    rng = np.random.default_rng(0)
+    drawn = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(a.dtype), supernet.variables)
+    network = supernet.model.subnetwork(EncoderPlan(2, ((1, 2),), pooled_queries=pooled))
+    whole = jax.jit(network.apply)(drawn, batch["inputs"], mask=mask)
+    with nn.intercept_methods(searching._in_parts):
+        in_parts = network.apply(drawn, batch["inputs"], mask=mask)
+    np.testing.assert_allclose(in_parts, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_a_search_is_made_once(supernet, dataset, tmp_path, monkeypatch):
