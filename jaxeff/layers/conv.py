@@ -280,6 +280,8 @@ def expanded_depthwise(
     first, inner_norm = expand.parts(train=False)
     second, norm = depthwise.parts(train=False)
     is_plain = isinstance(first, Conv) and isinstance(second, Conv)
+    is_plain = is_plain and first.features > 0 and not second.features  # 0 is depthwise
+    is_plain = is_plain and not (first.use_bias or second.use_bias)
     if not is_plain or x.ndim != 4 or expand.ops.dtype not in (None, x.dtype):
         x = normalised(first, inner_norm, x, activation=activation)
         return normalised(second, norm, x, activation=activation)

@@ -240,6 +240,7 @@ def _block_forward(
       first: where the block's values begin in it.
     """
     cell, store = options.cell, t is not None
+    keeps = store and t.states is not None  # the step itself has no arrays but its arguments
     compiled, form = _form(options, kernels, state, inputs.x)
     # Inputs are projected a block at a time. Inputs of few features are projected inside the loop:
     # the product costs less than the memory traffic of its result.
@@ -251,7 +252,7 @@ def _block_forward(
         if projected is None:
             projected = cell.project(kernels, x, known._replace(steps=steps))
         new, activated = fused_step(cell, kernels, state, projected, steps, form)
-        before = jax.tree.map(lambda a: a[None], state) if store and t.states is not None else None
+        before = jax.tree.map(lambda a: a[None], state) if keeps else None
         state = keep(mask, new, state)
         return state, (
             cell.output(state) if options.sequence else None,

@@ -41,6 +41,7 @@ LAYERS = {
     },
     "bottleneck": (bodies.BottleneckBody(OPS, 4), MAP),
     "inverted": (bodies.InvertedBody(OPS, 4), MAP),
+    "inverted_expanded": (bodies.InvertedBody(OPS, 4, hidden=8), MAP),
     "separable": (bodies.SeparableBody(OPS, 4), MAP),
     "dense": (bodies.DenseBody(OPS, 4, 4), MAP),
     "slim_router": (SlimRouter(), (2, 5), (2, 8)),
