@@ -120,6 +120,10 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             strict=True,
         )
         try:
+            names = list(lines.fieldnames or ())
+            repeated = next((name for name in names if names.count(name) > 1), None)
+            if repeated is not None:
+                raise DataError(f"{path}: line 1 names two columns '{repeated}'")
             for row in lines:
                 place = f"{path}: line {lines.line_num}"
                 if None in row:
@@ -169,6 +173,12 @@ def _classes(
     names, labels = tuple(map(str, class_names)), [str(value) for value in values]
     if not names:
         names = tuple(sorted(set(labels)))
+        negative = next((row for row, label in enumerate(labels) if _is_negative(label)), None)
+        if negative is not None:
+            raise DataError(
+                f"{places[negative]} has label {labels[negative]}, which is no number of a class; "
+                "leave rows without a class out, and number the classes from 0 on"
+            )
         if all(name.isascii() and name.isdecimal() and str(int(name)) == name for name in names):
             largest = max(map(int, names), default=0)
             if largest >= MAX_CLASSES:
@@ -179,6 +189,8 @@ def _classes(
                 )
             names = tuple(map(str, range(largest + 1)))
     numbers = {name: number for number, name in enumerate(names)}
+    if len(numbers) < len(names):
+        raise ConfigError("config.data.class_names must be different names")
     for place, label in zip(places, labels, strict=True):
         if label not in numbers:
             raise DataError(
@@ -186,6 +198,10 @@ def _classes(
                 f"{closest(label, list(names))}"
             )
     return np.array([numbers[label] for label in labels], np.int32), names
+
+
+def _is_negative(label: str) -> bool:
+    return label.startswith("-") and label[1:].isdecimal()
 
 
 def are_texts(arrays: Mapping[str, Any]) -> bool:

@@ -143,7 +143,7 @@ class TransformerLayer(nn.Module):
 def _product_of_rows(x: Array, kernel: Array, *_: Any, **options: Any) -> Array:
     """`jax.lax.dot_general` of ``[..., inputs]`` and a kernel, by a matrix of all rows.
 
-    XLA's gradient of a kernel takes a CPU three times as long with several axes of rows.
+    XLA's gradient of a kernel takes a CPU longer with several axes of rows.
     """
     rows = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, **options)
     return rows.reshape(*x.shape[:-1], kernel.shape[-1])

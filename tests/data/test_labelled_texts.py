@@ -128,7 +128,7 @@ def test_impossible_arrays_are_refused(tmp_path, changes, words):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.csv", "text,class\na,b\n", "line 2 has no column 'label'.*did you mean 'class'|choose"),
+        ("a.csv", "text,class\na,b\n", "line 2 has no column 'label' .*choose one of: class, text"),
         ("a.csv", "text,label\na,\n", "line 2 has nothing in column 'label'"),
         ("a.csv", "text,label\na\n", "line 2 has nothing in column 'label'"),
         ("a.csv", "text,label\na,b,c\n", "line 2 has more columns than the first line"),
@@ -136,8 +136,10 @@ def test_impossible_arrays_are_refused(tmp_path, changes, words):
         ("a.csv", "text,label,part\na,b,train\na,b,dev\n", "line 3 is of part 'dev'"),
         ("a.csv", "text,label,part\na,b,train\na,b,\n", "line 3 is of part ''"),
         ("a.csv", "text,label\na,99999999999\n", "line 2 has label 99999999999, too large"),
-        ("a.csv", "text,label\n", "has no examples|no examples"),
-        ("a.csv", "", "no examples"),
+        ("a.csv", "text,label\n", "the whole part has no examples"),
+        ("a.csv", "", "the whole part has no examples"),
+        ("a.csv", "text,label,text\na,b,c\n", "line 1 names two columns 'text'"),
+        ("a.csv", "text,label\na,0\nb,-1\n", "line 3 has label -1, which is no number of a class"),
         ("a.jsonl", "{\n", "line 1 is not JSON"),
         ("a.jsonl", "\n[1]\n", "line 2 is no JSON object"),
         ("a.jsonl", '{"text": 3, "label": 1}', "line 1 has 3 in column 'text'; give a string"),
@@ -155,6 +157,8 @@ def test_impossible_fields_are_refused(tmp_path):
     path = write(tmp_path / "mine.csv", rows())
     with pytest.raises(DataError, match=r"line 3 has label 'even', which is not in .*class_names"):
         read(path, class_names=("odd", "evil"))
+    with pytest.raises(ConfigError, match="class_names must be different names"):
+        read(path, class_names=("odd", "even", "odd"))
     with pytest.raises(ConfigError, match="text_columns must name one column or two"):
         read(path, text_columns=())
     with pytest.raises(ConfigError, match="must be the file of data set 'texts'"):
