@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxeff import bench, config_files, data
+from jaxeff.ops.platforms import platform
 from jaxeff.train import DeviceMap, base_config, build, compile_ahead
 from jaxeff.train.algorithms import BPTT, FPTT, AffineVAE, Constrained
 from jaxeff.train.checkpoint import Checkpoints
@@ -193,7 +194,8 @@ def train(experiment, devices, batches, with_program=False):
         if devices.how == "shard_map" and not facts:
             facts["program"] = ""
             if with_program:
-                facts["program"] = optimised_text(mapped.lower(state, sharded))
+                with platform("reference"):  # with loops, where a compiled function has none
+                    facts["program"] = optimised_text(mapped.lower(state, sharded))
                 chex.clear_trace_counter()
         state, metrics = mapped(state, sharded)
         losses.append(float(metrics["loss"]))

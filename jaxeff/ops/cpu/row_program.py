@@ -241,6 +241,18 @@ def _same(translation: _Translation, equation: Any, values: list[Value]) -> list
     return [v._replace(dtype=a.dtype) for v, a in zip(values, avals, strict=True)]
 
 
+def _one_minus_square(translation: _Translation, equation: Any, values: list[Value]) -> Value:
+    """Translates the slope of a hyperbolic tangent, which newer versions of JAX write like this."""
+    (value,), width = values, equation.outvars[0].aval.shape[-1]
+    one = translation.literal(1.0).slots[()]
+    slots = np.empty(value.slots.shape, object)
+    for index in np.ndindex(*slots.shape):
+        x = translation.part(value, index, width)
+        square = translation.emit("mul", (x, x), width)
+        slots[index] = translation.emit("sub", (one, square), width)
+    return value._replace(slots=slots)
+
+
 def _clamp(translation: _Translation, equation: Any, values: list[Value]) -> Value:
     aval = equation.outvars[0].aval
     slots = np.empty(aval.shape[:-2], object)
@@ -289,13 +301,33 @@ def _slice(translation: _Translation, equation: Any, values: list[Value]) -> Val
     if params["strides"] or len(shape) < 2 or bounds[-2] != (0, value.shape[-2]):
         raise UnsupportedStep("slice")
     slots = value.slots[(*(slice(*window) for window in bounds[:-2]), ...)]
-    if shape[-1] != value.shape[-1]:
-        cut = np.empty(slots.shape, object)
-        for index in np.ndindex(*slots.shape):
-            whole = translation.whole(slots[index], value.shape[-1])
-            cut[index] = translation.emit("cut", (whole,), shape[-1], bounds[-1][0])
-        slots = cut
-    return Value(shape, value.dtype, slots)
+    whole = value._replace(slots=slots, shape=(*shape[:-1], value.shape[-1]))
+    return _columns(translation, whole, bounds[-1][0], shape[-1])
+
+
+def _split(translation: _Translation, equation: Any, values: list[Value]) -> list[Value]:
+    (value,), axis, sizes = values, equation.params["axis"], equation.params["sizes"]
+    last = len(value.shape) - 1
+    if last < 1 or axis == last - 1:
+        raise UnsupportedStep("split")
+    starts = np.cumsum([0, *sizes[:-1]])
+    if axis == last:
+        pairs = zip(starts, sizes, strict=True)
+        return [_columns(translation, value, int(start), int(size)) for start, size in pairs]
+    parts = np.split(value.slots, starts[1:], axis)
+    shapes = [v.aval.shape for v in equation.outvars]
+    return [value._replace(shape=s, slots=p) for s, p in zip(shapes, parts, strict=True)]
+
+
+def _columns(translation: _Translation, value: Value, first: int, width: int) -> Value:
+    """Returns some columns of each array of rows."""
+    if width == value.shape[-1]:
+        return value
+    slots = np.empty(value.slots.shape, object)
+    for index in np.ndindex(*slots.shape):
+        whole = translation.whole(value.slots[index], value.shape[-1])
+        slots[index] = translation.emit("cut", (whole,), width, first)
+    return value._replace(shape=(*value.shape[:-1], width), slots=slots)
 
 
 def _concatenate(translation: _Translation, equation: Any, values: list[Value]) -> Value:
@@ -371,9 +403,11 @@ def _product(translation: _Translation, equation: Any, values: list[Value]) -> V
 _RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("stop_gradient", "optimization_barrier", "convert_element_type"), _same),
     **dict.fromkeys(("reshape", "squeeze", "expand_dims"), _reshape),
+    "one_minus_square": _one_minus_square,
     "clamp": _clamp,
     "broadcast_in_dim": _broadcast,
     "slice": _slice,
+    "split": _split,
     "concatenate": _concatenate,
     "stack": _stack,
     "unstack": _unstack,
