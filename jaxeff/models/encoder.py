@@ -287,6 +287,7 @@ class Encoder(nn.Module):
         return x
 
 
+@jax.jit  # one program where a network is run in parts
 def masked_mean(tokens: Array, weight: Array) -> Array:
     """Returns the weighted mean ``[batch, width]`` of tokens ``[batch, length, width]``."""
     w = weight.astype(tokens.dtype)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxeff.errors import ConfigError
@@ -69,6 +71,19 @@ class TextClassifier(nn.Module):
             return dict(variables)
         loaded = {"encoder": pretrained.load(self.pretrained).params}
         return {**variables, "params": pretrained.overlaid(variables["params"], loaded)}
+
+
+@functools.cache
+def inference_program(network: TextClassifier) -> Callable[[Any, Any, Any], Array]:
+    """Returns a network as a compiled function of variables, inputs and mask.
+
+    It is the same one for equal networks, so that what trains, measures, writes and reads a network
+    compiles it once for every size of its inputs.
+    """
+    jitted: Callable[[Any, Any, Any], Array] = jax.jit(
+        lambda variables, inputs, mask: network.apply(variables, inputs, mask=mask)
+    )
+    return jitted
 
 
 class TextSupernet(TextClassifier):

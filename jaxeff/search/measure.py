@@ -16,6 +16,7 @@ from jaxeff.errors import ConfigError
 from jaxeff.layers.bottleneck import Bottleneck
 from jaxeff.models.encoder import EncoderShape, TransformerLayer
 from jaxeff.models.encoder_plan import EncoderPlan
+from jaxeff.models.text import TextClassifier, inference_program
 from jaxeff.search.latency import LatencyTable, Shape, monotone, needed
 from jaxeff.typing import Array, Dtype
 
@@ -54,12 +55,11 @@ def random_variables(module: nn.Module, *inputs: Any, seed: int = 0) -> Any:
     return jax.device_put(variables, jax.local_devices()[0])
 
 
-def network_call(network: nn.Module, batch: int, length: int) -> Callable[[], Any]:
+def network_call(network: TextClassifier, batch: int, length: int) -> Callable[[], Any]:
     """Returns a call of a whole network in JAX on sequences without padding."""
-    jitted: Any = jax.jit(lambda v, x, mask: network.apply(v, x, mask=mask))
     inputs = jax.device_put((jnp.zeros((batch, length), jnp.int32), jnp.ones((batch, length))))
-    variables = random_variables(network, inputs[0])
-    return lambda: jitted(variables, *inputs)
+    variables, program = random_variables(network, inputs[0]), inference_program(network)
+    return lambda: program(variables, *inputs)
 
 
 class Programs:
@@ -81,13 +81,13 @@ class Programs:
         jitted: Any = jax.jit(module.apply)
         return lambda: jitted(variables, *arrays)
 
-    def network(self, network: nn.Module, batch: int, length: int) -> Callable[[], Any]:
+    def network(self, network: TextClassifier, batch: int, length: int) -> Callable[[], Any]:
         """Returns a call of a whole network on sequences without padding."""
         return network_call(network, batch, length)
 
 
 def time_parts(
-    network_of: Callable[[EncoderPlan], nn.Module],
+    network_of: Callable[[EncoderPlan], TextClassifier],
     plans: Sequence[EncoderPlan],
     whole: Sequence[EncoderPlan],
     batch: int,
@@ -98,7 +98,7 @@ def time_parts(
     """Times all parts that plans are made of, and some whole networks, in turns.
 
     Args:
-      network_of: the network of a plan, with an attribute ``encoder``.
+      network_of: the network of a plan.
       plans: what the table is for.
       whole: plans whose networks are timed as they are.
       batch: sequences in a call.

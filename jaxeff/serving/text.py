@@ -26,7 +26,7 @@ from jaxeff.errors import DataError, UserError
 from jaxeff.hub import saved_folder
 from jaxeff.hub.model_folder import CONFIG, WEIGHTS
 from jaxeff.models import MODELS
-from jaxeff.models.text import TextClassifier
+from jaxeff.models.text import TextClassifier, inference_program
 from jaxeff.version import __version__
 
 BATCHES = (1, 8, 32)
@@ -74,7 +74,7 @@ class TextModel:
         self._check_sizes()
         self.params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
         self.lengths = lengths_up_to(length)
-        self._programs: dict[tuple[int, ...], Any] = {}
+        self._shapes: set[tuple[int, ...]] = set()
 
     def _check_sizes(self) -> None:
         shape = self.network.encoder.shape
@@ -100,8 +100,8 @@ class TextModel:
 
     @property
     def compilations(self) -> int:
-        """Programs compiled so far, at most one for each batch size and length, and for pairs."""
-        return len(self._programs)
+        """Programs used so far, at most one for each batch size and length, and for pairs."""
+        return len(self._shapes)
 
     def logits(self, texts: Sequence[Texts]) -> np.ndarray:
         """Returns the outputs ``[texts, classes]``.
@@ -157,11 +157,8 @@ class TextModel:
         inputs = np.pad(inputs, ((0, rows), *[(0, 0)] * (inputs.ndim - 1)))
         lengths = np.pad(lengths, (0, rows))
         mask = (np.arange(length) < lengths[:, None]).astype(np.float32)
-        if inputs.shape not in self._programs:
-            jitted: Any = jax.jit(lambda p, x, m: self.network.apply({"params": p}, x, mask=m))
-            program = jitted.lower(self.params, inputs, mask).compile()
-            self._programs[inputs.shape] = program
-        outputs = self._programs[inputs.shape](self.params, inputs, mask)
+        self._shapes.add(inputs.shape)
+        outputs = inference_program(self.network)({"params": self.params}, inputs, mask)
         return np.asarray(outputs.astype(jnp.float32))[: len(codes)]
 
     def save(self, folder: str | Path) -> None:

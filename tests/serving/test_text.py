@@ -13,6 +13,7 @@ from jaxeff.files import reading
 from jaxeff.hub import saved_folder
 from jaxeff.hub.model_folder import WEIGHTS
 from jaxeff.models import MODELS
+from jaxeff.models.text import inference_program
 from jaxeff.serving import TextModel
 
 WORDS = tokens.Words((tokens.PADDING, tokens.UNKNOWN, *"abcdefgh"))
@@ -74,7 +75,17 @@ def test_few_programs_for_many_calls():
     assert own.compilations == 4
     own.logits(["a b"] * 40)
     assert own.compilations == 4
-    assert set(own._programs) == {(1, 8), (8, 8), (1, 16), (32, 8)}
+    assert set(own._shapes) == {(1, 8), (8, 8), (1, 16), (32, 8)}
+
+
+def test_equal_networks_share_their_programs():
+    shape = {**SHAPE, "layers": 1, "hidden": 12}  # of no other test
+    networks = [MODELS.build({"name": "encoder", "shape": shape}, num_outputs=2) for _ in range(2)]
+    for network in networks:
+        params = network.init(jax.random.key(0), np.zeros((1, 20), np.int32))["params"]
+        TextModel(network, params, WORDS, ("no", "yes"), 20).logits(["a b"])
+    assert inference_program(networks[0])._cache_size() == 1
+    assert inference_program(networks[1]) is inference_program(networks[0])
 
 
 def test_a_folder_is_the_whole_model(model, tmp_path):
