@@ -57,7 +57,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "depths": (1, 2, 3, 4, 6),
         "batch": 64,
         "rate": 1e-3,
-        "steps": (500, 250),  # of the supernet, and of the network found
+        "steps": (400, 200),  # of the supernet, and of the network found
+        "full_share": (3, 8),  # of the supernet's steps; the full network starts from nothing
         "devices": 1,  # whose steps take as long as those of one per core, and compile faster
         "search": {"budget": 40, "examples": 1000, "batch": 32},  # alone it is too small to time
     },
@@ -121,7 +122,9 @@ def get_config(arg: str = "") -> Config:
         "max_cuts": 3,
         "kind": kind,
     }
-    supernet.algorithm = {"name": "sandwich", "pool": 12, "draws": 2}
+    supernet.algorithm = {"name": "sandwich", "pool": 12, "draws": 2, "full_steps": 0}
+    if "full_share" in chosen:
+        supernet.algorithm.full_steps = share_of_steps(supernet, *chosen["full_share"])
     if "supernet" in options:
         if "search" in options:
             raise ConfigError("the config's argument has supernet alone, or a search, not both")

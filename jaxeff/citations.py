@@ -51,7 +51,7 @@ OF_MODULES: Mapping[str, tuple[str, ...]] = {
     "jaxeff.train.algorithms.distill": ("hinton2015distilling",),
     "jaxeff.train.algorithms.constrained": ("kag2023thesis",),
     "jaxeff.train.algorithms.affine": ("bidart2019avae",),
-    "jaxeff.train.algorithms.sandwich": ("yu2019sandwich",),
+    "jaxeff.train.algorithms.sandwich": ("yu2019sandwich", "cai2020once"),
     "jaxeff.train.fptt_optimizer": ("acar2021feddyn", "kag2021fptt"),
 }
 #: Keys of the entries by class or function, where a module has several of different sources.

@@ -165,7 +165,7 @@ def build(
         model=model,
         objective=objective,
         optimizer=optimizer,
-        task=_task(dataset, config.train.batch_size),
+        task=_task(dataset, config.train),
     )
     rounding.model(model)  # complains of a model without a state
     algorithm.fake_quantization = rounding
@@ -217,14 +217,15 @@ def _trained(
     return {}
 
 
-def _task(dataset: data.Dataset, batch_size: int) -> Task:
+def _task(dataset: data.Dataset, train: ml_collections.ConfigDict) -> Task:
     """Returns the facts of a data set for algorithms."""
     sequence = len(dataset.input_shape) < 3
     return Task(
         kind=dataset.task,
         num_classes=dataset.num_classes,
         length=dataset.input_shape[0] if sequence else 0,
-        steps_per_epoch=max(1, len(dataset.splits["train"]) // batch_size),
+        steps_per_epoch=max(1, len(dataset.splits["train"]) // train.batch_size),
         num_examples=len(dataset.splits["train"]),
         num_versions=dataset.splits["train"].versions,
+        num_steps=train.num_steps,
     )

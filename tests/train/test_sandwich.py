@@ -1,5 +1,6 @@
 """The sandwich rule: what one step does, against the gradients of each network by itself."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ from encoder_cases import SHAPE
 from jaxeff.errors import ConfigError
 from jaxeff.models import MODELS
 from jaxeff.train import objectives
-from jaxeff.train.algorithms import Sandwich, Task
+from jaxeff.train.algorithms import BPTT, Sandwich, Task
 
 SPEC = {"name": "encoder_supernet", "shape": SHAPE, "depths": (2, 3), "factors": (2,)}
 RNG = np.random.default_rng(0)
@@ -22,10 +23,13 @@ BATCH = {
 }
 
 
-def algorithm(model=None, **fields):
+TASK = Task(num_classes=3, length=10)
+
+
+def algorithm(model=None, task=TASK, **fields):
     model = model or MODELS.build(SPEC, num_outputs=3)
     objective = objectives.build({"name": "auto"}, "classification")
-    return Sandwich(model, objective, optax.sgd(1.0), Task(num_classes=3, length=10), **fields)
+    return Sandwich(model, objective, optax.sgd(1.0), task, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,23 @@ def test_one_step_is_the_mean_of_four_gradients(started):
 
 
 @pytest.mark.slow
+def test_first_steps_train_the_full_network_alone(started):
+    _, state = started
+    later = algorithm(pool=1, draws=2, full_steps=1)
+    full = BPTT(*(later.model, later.objective, later.optimizer, later.task))
+    state = state.replace(opt_state=full.init_state(state.key, BATCH["inputs"]).opt_state)
+    update = jax.jit(later.update)
+    first, metrics = update(state, BATCH)
+    alone, _ = jax.jit(full.update)(state, BATCH)
+    assert float(metrics["distillation"]) == 0
+    chex.assert_trees_all_close(first.params, alone.params, rtol=1e-5, atol=1e-6)
+    second, metrics = update(first, BATCH)
+    usual, expected = jax.jit(algorithm(pool=1, draws=2).update)(first, BATCH)
+    assert float(metrics["distillation"]) == pytest.approx(float(expected["distillation"]))
+    chex.assert_trees_all_close(second.params, usual.params, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_devices_together_make_the_step_of_one(started):
     own, state = started
     halves = jax.tree.map(lambda a: a.reshape(2, 3, *a.shape[1:]), BATCH)
@@ -113,6 +134,8 @@ def test_the_pool_is_spread_over_the_costs():
     ("fields", "message"),
     [
         ({"pool": 0}, "pool must be at least 1"),
+        ({"full_steps": -1}, "full_steps not negative"),
+        ({"full_steps": 5, "task": Task(num_classes=3, length=10, num_steps=5)}, "below the 5"),
         ({"temperature": 0.0}, "temperature must be positive"),
         (
             {"model": MODELS.build({"name": "encoder", "shape": SHAPE}, num_outputs=3)},

@@ -45,6 +45,7 @@ class Task:
       num_examples: size of the training split; 0 if unknown.
       num_versions: number of versions of each training example, see `jaxeff.data.Split`; 0 if every
         epoch draws new ones.
+      num_steps: batches in the training; 0 if unknown.
     """
 
     kind: str = "classification"
@@ -53,6 +54,7 @@ class Task:
     steps_per_epoch: int = 0
     num_examples: int = 0
     num_versions: int = 0
+    num_steps: int = 0
 
 
 class Algorithm:

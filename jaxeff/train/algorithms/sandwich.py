@@ -29,11 +29,15 @@ class Sandwich(Algorithm):
     learn its answers, which are constants to them. The gradients are averaged. The others come from
     a pool that is drawn once, evenly over the multiply-adds, so that a step is one program.
 
+    The full network may be trained alone at first, as in Cai et al., "Once-for-All", ICLR 2020:
+    answers that still change from step to step teach little, and disturb what it learns itself.
+
     Args:
       *shared: model, objective, optimizer and task, see `Algorithm`. The model has
         ``space`` and ``subnetwork(plan)``, as `jaxeff.models.text.TextSupernet`.
       pool: number of plans to draw from.
       draws: of them in a step.
+      full_steps: first steps, which train the full network alone.
       temperature: of the distillation.
       **options: of `Algorithm`.
 
@@ -46,6 +50,7 @@ class Sandwich(Algorithm):
         *shared: Any,
         pool: int = 12,
         draws: int = 2,
+        full_steps: int = 0,
         temperature: float = 1.0,
         **options: Any,
     ):
@@ -56,11 +61,16 @@ class Sandwich(Algorithm):
                 "algorithm 'sandwich' needs a supernet, such as config.model.name="
                 "'encoder_supernet'"
             )
-        if pool < 1 or draws < 0:
-            raise ConfigError("pool must be at least 1, and draws not negative")
+        if pool < 1 or draws < 0 or full_steps < 0:
+            raise ConfigError("pool must be at least 1, and draws and full_steps not negative")
+        if 0 < self.task.num_steps <= full_steps:
+            raise ConfigError(
+                f"full_steps {full_steps} must be below the {self.task.num_steps} steps of the "
+                "training, or no other network learns"
+            )
         if temperature <= 0:
             raise ConfigError(f"temperature must be positive, not {temperature}")
-        self.draws, self.temperature = draws, temperature
+        self.draws, self.full_steps, self.temperature = draws, full_steps, temperature
         network: Any = self.model
         shape, length = network.encoder.shape, self.task.length
         self.smallest = space.smallest
@@ -108,22 +118,35 @@ class Sandwich(Algorithm):
             return step
 
         branches = [followed(plan) for plan in self.pool]
-        losses, more = followed(self.smallest)(keys[0])
-        grads = jax.tree.map(jnp.add, grads, more)
-        if self.draws:
-            # The same plans on every device, so that they stay in step.
-            plan_key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
-            chosen = jax.random.randint(plan_key, (self.draws,), 0, len(self.pool))
 
-            def draw(carry: Any, drawn: tuple[Array, PRNGKey]) -> tuple[Any, None]:
-                losses, more = jax.lax.switch(drawn[0], branches, drawn[1])
-                return jax.tree.map(jnp.add, carry, (losses, more)), None
+        def averaged(grads: Params) -> tuple[Array, Params]:
+            """Returns the distillation losses, and the mean gradient of all networks."""
+            losses, more = followed(self.smallest)(keys[0])
+            grads = jax.tree.map(jnp.add, grads, more)
+            if self.draws:
+                # The same plans on every device, so that they stay in step.
+                plan_key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+                chosen = jax.random.randint(plan_key, (self.draws,), 0, len(self.pool))
 
-            rest = (chosen, jnp.stack(keys[1:]))
-            (losses, grads), _ = jax.lax.scan(draw, (losses, grads), rest)
-        grads = jax.tree.map(lambda g: g / (2 + self.draws), grads)
+                def draw(carry: Any, drawn: tuple[Array, PRNGKey]) -> tuple[Any, None]:
+                    losses, more = jax.lax.switch(drawn[0], branches, drawn[1])
+                    return jax.tree.map(jnp.add, carry, (losses, more)), None
+
+                rest = (chosen, jnp.stack(keys[1:]))
+                (losses, grads), _ = jax.lax.scan(draw, (losses, grads), rest)
+            grads = jax.tree.map(lambda g: g / (2 + self.draws), grads)
+            return losses / (1 + self.draws), grads
+
+        if self.full_steps:
+
+            def alone(grads: Params) -> tuple[Array, Params]:
+                return jnp.zeros_like(values["loss"], jnp.float32), grads
+
+            losses, grads = jax.lax.cond(state.step < self.full_steps, alone, averaged, grads)
+        else:
+            losses, grads = averaged(grads)
         new = self.apply_gradients(state, grads, state.model_state, axis_name)
-        shown = {**values, "distillation": losses / (1 + self.draws)}
+        shown = {**values, "distillation": losses}
         return new.replace(step=state.step + 1), weighted_means(shown, weight, axis_name)
 
     def evaluate_window(
