@@ -1,14 +1,17 @@
 """Forward plus backward of recurrent layers: jaxeff, Flax's own, and PyTorch, taking turns.
 
-Writes ``results/rnn_speed.json``. PyTorch runs in an environment of its own, made on first use,
-once with the default allocator and once with one that keeps its pages. Run it on an idle machine:
+Writes ``results/rnn_speed.json``. PyTorch runs in an environment of its own, made on first use
+unless ``TORCH_PYTHON`` names an interpreter, once with the default allocator and once with one that
+keeps its pages. Run it on an idle machine, the second line with a newer JAX:
 
     python benchmarks/rnn_speed.py
+    python benchmarks/rnn_speed.py --out=benchmarks/results/rnn_speed_newer.json
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -137,7 +140,7 @@ def main():
     parser.add_argument("--out", type=Path, default=HERE / "results" / "rnn_speed.json")
     args = parser.parse_args()
 
-    python = torch_python(args.torch_env)
+    python = os.environ.get("TORCH_PYTHON") or torch_python(args.torch_env)
     sizes = (args.batch, args.time, args.inputs, args.features)
     results = measure(sizes, args.rounds, args.calls, python)
     ratios = ratios_of(results)

@@ -225,8 +225,11 @@ def speed() -> str:
 
 
 def ratios() -> str:
-    rows = [[name, f"{value:.2f}"] for name, value in read("rnn_speed")["ratios"].items()]
-    return table(["time of the first over time of the second", "ratio"], rows)
+    records = [read("rnn_speed"), read("rnn_speed_newer")]
+    columns = [record["ratios"] for record in records]
+    rows = [[name, *(f"{column[name]:.2f}" for column in columns)] for name in columns[0]]
+    jax = (f"jax {record['environment']['jax']}" for record in records)
+    return table(["time of the first over time of the second", *jax], rows)
 
 
 def conditions(name: str, *parts: str) -> str:
@@ -325,6 +328,7 @@ TABLES = {
     "recurrent heat": recurrent.heat,
     "recurrent heat conditions": lambda: conditions("rnn_heat"),
     "speed conditions": lambda: conditions("rnn_speed"),
+    "newer speed conditions": lambda: conditions("rnn_speed_newer"),
 }
 
 

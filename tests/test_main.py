@@ -138,6 +138,7 @@ def test_evaluation_reproduces_the_test_metrics(run, trained):
     assert f"accuracy {report['metrics']['test']['accuracy']:.4f}" in result.stdout
 
 
+@pytest.mark.slow
 def test_benchmark_writes_a_report_without_training(run, tmp_path):
     result = run(
         f"--config={CONFIG}:quick", f"--workdir={tmp_path / 'work'}", *SMALL, "--mode=bench"

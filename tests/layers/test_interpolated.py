@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiled import apply, init
+from sweeps import swept
 
 from jaxeff.bench import cost_per_example
 from jaxeff.errors import ConfigError
@@ -261,7 +262,8 @@ def test_impossible_tiles_are_refused_in_a_sentence(fields, message):
 
 @pytest.mark.parametrize(
     ("strides", "activation"),
-    [(1, "swish"), (2, "relu6"), (1, "tanh")],  # the last is none of the compiled ones
+    # The last is none of the compiled ones.
+    swept([(1, "swish"), (2, "relu6"), (1, "tanh")], (2, "relu6")),
 )
 def test_joined_layers_compute_what_layers_apart_do(monkeypatch, strides, activation):
     monkeypatch.setattr(expanded, "LARGE", 0)

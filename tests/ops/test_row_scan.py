@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scan_cases import CASES, FEW, weighted
+from sweeps import swept
 
 from jaxeff.ode import Elman, unroll
 from jaxeff.ode.carry import parts_of
@@ -295,7 +296,7 @@ def test_every_cell_agrees_with_plain_jax(name, monkeypatch):
     [
         ((), 5, {}),
         ((2, 3), 5, {"reverse": True}),
-        ((41,), 19, {"backward": "remat", "block_size": 4}),
+        pytest.param((41,), 19, {"backward": "remat", "block_size": 4}, marks=pytest.mark.slow),
         pytest.param((70,), 33, {"block_size": 8}, marks=pytest.mark.slow),
     ],
 )
@@ -374,7 +375,7 @@ def test_a_step_of_other_operations_runs_in_a_loop():
     assert CALL not in agree(Sorted(6), 5, (2,), backward="remat")
 
 
-@pytest.mark.parametrize(("threads", "features"), [(1, 24), (1, 40), (2, 40)])
+@pytest.mark.parametrize(("threads", "features"), swept([(1, 24), (1, 40), (2, 40)], (1, 40)))
 def test_large_states_are_trained_in_a_loop_where_a_device_has_one_core(
     threads, features, monkeypatch
 ):

@@ -83,6 +83,7 @@ def test_eight_bits_of_state():
     assert program.state_bytes == 6
 
 
+@pytest.mark.slow
 def test_layers_symbols_and_masks():
     x = np.random.default_rng(0).integers(0, 4, (3, 9))
     model, variables, x = prepared(ode.GRU(5), num_layers=2, x=x)

@@ -281,6 +281,7 @@ def test_the_nearest_proposal_is_drawn_to_the_pose_and_its_score_raised():
     np.testing.assert_allclose(loss, far - np.log(shares[[0, 1], [1, 0]]), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_head_learns_as_well_where_all_images_push_its_units_down():
     # As after steps in which all images had one best pose: no unit is left where ELU is flat.
     algorithm = build(model={"proposals": 3})
