@@ -73,7 +73,7 @@ class TextClassifier(nn.Module):
         return {**variables, "params": pretrained.overlaid(variables["params"], loaded)}
 
 
-@functools.cache
+@functools.lru_cache(maxsize=32)  # whoever calls it often keeps it; many models may come and go
 def inference_program(network: TextClassifier) -> Callable[[Any, Any, Any], Array]:
     """Returns a network as a compiled function of variables, inputs and mask.
 

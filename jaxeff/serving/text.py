@@ -74,6 +74,7 @@ class TextModel:
         self._check_sizes()
         self.params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
         self.lengths = lengths_up_to(length)
+        self._program = inference_program(network)
         self._shapes: set[tuple[int, ...]] = set()
 
     def _check_sizes(self) -> None:
@@ -158,7 +159,7 @@ class TextModel:
         lengths = np.pad(lengths, (0, rows))
         mask = (np.arange(length) < lengths[:, None]).astype(np.float32)
         self._shapes.add(inputs.shape)
-        outputs = inference_program(self.network)({"params": self.params}, inputs, mask)
+        outputs = self._program({"params": self.params}, inputs, mask)
         return np.asarray(outputs.astype(jnp.float32))[: len(codes)]
 
     def save(self, folder: str | Path) -> None:
