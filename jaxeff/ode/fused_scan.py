@@ -136,7 +136,7 @@ def _forward(
         new, ys, t = _block_forward(options, kernels, state, inputs, t, number * length)
         return (new, t), (ys, state)
 
-    start = state, unwritten(blocks * length, values)
+    start = state, unwritten(blocks * length, values, (kernels, state, inputs))
     (state, t), (ys, starts) = jax.lax.scan(block, start, (jnp.arange(blocks), inputs))
     return (state, ys), (kernels, inputs, starts, t)
 
@@ -163,10 +163,11 @@ def _backward(
         return (d_state, add(total, widened(d_kernels)), rooms, again), d_x
 
     zeros = jax.tree.map(jnp.zeros_like, widened(kernels))
-    again = None if options.store else unwritten(length, Values(shapes.activated, None))
+    after = kernels, starts, inputs
+    again = None if options.store else unwritten(length, Values(shapes.activated, None), after)
     if _keeps_states(options, kernels, d_state, inputs):
         shapes = shapes._replace(states=None)
-    carry = d_state, zeros, unwritten(length, shapes), again
+    carry = d_state, zeros, unwritten(length, shapes, after), again
     (d_state, d_kernels, _, _), (d_x, d_known) = jax.lax.scan(
         block, carry, (jnp.arange(blocks), starts, inputs, d_ys), reverse=True
     )

@@ -42,8 +42,15 @@ def is_compiled(carry: Any, *arrays: Any) -> bool:
 
 
 @has_cpu_form("jaxeff.ops.cpu.row_scan")
-def unwritten(length: int, shapes: Any) -> Any:
-    """Returns arrays ``[length, ...]`` of such shapes, to be written before they are read."""
+def unwritten(length: int, shapes: Any, after: Any) -> Any:
+    """Returns arrays ``[length, ...]`` of such shapes, to be written before they are read.
+
+    Args:
+      length: of the arrays.
+      shapes: tree of the other axes and types.
+      after: arrays that differ in every turn of a loop around: memory that depends on none would be
+        taken once, before the loop, and copied in each turn.
+    """
     return zeros(length, shapes)
 
 

@@ -322,6 +322,29 @@ def test_kernels_are_transposed_once_for_all_blocks():
     assert text.split("ENTRY")[1].count('target="jaxeff_transposed"') == cell.gates
 
 
+def test_memory_is_taken_anew_in_each_turn_of_a_loop_over_parts():
+    cell = CASES["lstm"]
+
+    def part(carry, xs):
+        params, state = carry
+
+        def loss(params):
+            last, ys = unroll(cell, params, xs, state, block_size=2)
+            return weighted(ys), last
+
+        (_, state), slopes = jax.value_and_grad(loss, has_aux=True)(params)
+        return (jax.tree.map(lambda p, g: p - 0.1 * g, params, slopes), state), None
+
+    xs, params = arrays(0, 3, 4, 2, 3), cell.init(jax.random.key(0), 3)
+    carry = params, cell.initial_carry((2,), jnp.float32, 3)
+    trained = jax.jit(lambda carry, xs: jax.lax.scan(part, carry, xs)[0])
+    text = trained.lower(carry, xs).compile().as_text()
+    before, entry = text.split("ENTRY")
+    # Outside of the loop it would be copied in every turn.
+    assert 'target="jaxeff_memory"' in before
+    assert 'target="jaxeff_memory"' not in entry
+
+
 def test_a_batch_of_scans_is_one_call_and_a_batch_of_cells_a_loop():
     cell = CASES["gru"]
     params = cell.init(jax.random.key(0), 3)

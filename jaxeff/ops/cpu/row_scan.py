@@ -40,14 +40,30 @@ def is_compiled(carry: Any, *arrays: Any) -> bool:
     return not is_alone or max(a.size for a in leaves) <= MOST_IN_TRAINING
 
 
-def unwritten(length: int, shapes: Any) -> Any:
+def unwritten(length: int, shapes: Any, after: Any) -> Any:
     """Returns memory as it is: to clear the values of a long sequence takes a tenth of a step."""
     leaves, structure = jax.tree.flatten(shapes)
     arrays: list[Any] = [jax.ShapeDtypeStruct((length, *a.shape), a.dtype) for a in leaves]
     if not arrays or is_forward_mode() or not native.is_computable(*arrays):
         return zeros(length, shapes)
-    memory = native.call("jaxeff_memory", [a.shape for a in arrays], ())
+    memory = _memory(tuple(a.shape for a in arrays), jax.tree.leaves(after))
     return jax.tree.unflatten(structure, memory)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _memory(shapes: tuple[tuple[int, ...], ...], after: Sequence[Array]) -> Any:
+    take = custom_vmap(lambda *after: list(native.call("jaxeff_memory", shapes, after)))
+
+    def batch(size: int, _: Any, *after: Array) -> tuple[Any, Any]:
+        return _memory(tuple((size, *shape) for shape in shapes), after), [True] * len(shapes)
+
+    take.def_vmap(batch)
+    return take(*after)
+
+
+@_memory.defjvp
+def _memory_jvp(shapes: tuple[tuple[int, ...], ...], primals: Any, _: Any) -> tuple[Any, Any]:
+    return _memory(shapes, *primals), [jnp.zeros(shape, jnp.float32) for shape in shapes]
 
 
 def row_scan(

@@ -345,12 +345,15 @@ ffi::Error Transposed(ffi::ThreadPool pool, Array matrix, ffi::Result<Array> res
 }
 
 // Results that nobody has written.
-ffi::Error Memory(ffi::RemainingRets, int64_t) { return ffi::Error::Success(); }
+ffi::Error Memory(ffi::RemainingArgs, ffi::RemainingRets, int64_t) {
+  return ffi::Error::Success();
+}
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_memory, Memory,
-                              ffi::Ffi::Bind().RemainingRets().Attr<int64_t>("threads"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    jaxeff_memory, Memory,
+    ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<int64_t>("threads"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxeff_transposed, Transposed,
                               ffi::Ffi::Bind()
