@@ -206,7 +206,8 @@ def test_shares_follow_the_number_of_steps_until_they_are_set():
     ("file", "before", "steps", "after"),
     [
         ("selective.py:method=gamblers", "algorithm.pretrain_steps=200", 90, 30),
-        ("bottleneck.py", "optim.warmup_steps=30", 50, 5),
+        ("bottleneck.py", "optim.warmup_steps=20", 50, 5),
+        ("bottleneck.py:supernet", "algorithm.full_steps=150", 40, 15),
         ("hybrid.py:cifar10", "optim.warmup_steps=780", 1000, 50),
         ("images.py:imagenet", "optim.warmup_steps=6130", 180, 10),
         ("images.py:imagenet,model=mobilenet_v2", "optim.warmup_steps=3678", 200, 3),
