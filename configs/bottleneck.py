@@ -59,7 +59,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "rate": 1e-3,
         "steps": (400, 200),  # of the supernet, and of the network found
         "full_share": (3, 8),  # of the supernet's steps; the full network starts from nothing
-        "devices": 1,  # whose steps take as long as those of one per core, and compile faster
+        "devices": 1,  # programs for one per core compile longer than their steps save
         "search": {"budget": 40, "examples": 1000, "batch": 32},  # alone it is too small to time
     },
     "rotten_tomatoes": {
