@@ -117,10 +117,11 @@ def _fail(error: UserError, debug: bool) -> NoReturn:
 
 
 def _leave(status: int) -> NoReturn:
-    """Ends the process; one of several does not wait for the others, which wait for it."""
     if signals.several_processes():
+        from jaxeff.train import processes
+
         sys.stdout.flush()
-        os._exit(status)
+        processes.end(status)
     sys.exit(status)
 
 

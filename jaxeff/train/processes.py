@@ -8,7 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from jaxeff.train.values import AUTO
 
 HEARTBEAT_SECONDS = 30  # without a heartbeat, after which a process counts as lost
 CONNECT_SECONDS = 300  # that processes wait for each other at the start
+ENDING_SECONDS = 10  # that a process which fails gives the others to fail too
 LOST_STATUS = 75  # exit status after another process was lost: a retry can help
 _LOST = (
     "another process of this run has ended or cannot be reached; the same commands continue from "
@@ -115,9 +116,34 @@ def _exit_when_lost() -> Iterator[None]:
         runtime.get_distributed_runtime_client = real
 
 
+_own_status: int | None = None  # of an error that this process itself has reported
+
+
 def _leave(*_: Any) -> None:
-    os.write(2, f"error: {_LOST}\n".encode())
-    os._exit(LOST_STATUS)
+    if _own_status is None:
+        os.write(2, f"error: {_LOST}\n".encode())
+        os._exit(LOST_STATUS)
+    os._exit(_own_status)
+
+
+def end(status: int) -> NoReturn:
+    """Ends this process of several, after an error that it has reported.
+
+    What one process refuses, such as a config or a folder in use, the others mostly refuse too, and
+    each is to say so. The first process serves the connection, and the others take its end for a
+    loss. So all of them close the connection together. A process that fails alone does not wait
+    for those that go on: they lose it.
+    """
+    global _own_status
+    _own_status = status
+    if status != LOST_STATUS:
+        from jax._src import distributed  # no public function has the client
+
+        with contextlib.suppress(Exception):
+            client: Any = distributed.global_state.client
+            client.wait_at_barrier("jaxeff_end", ENDING_SECONDS * 1000)
+            jax.distributed.shutdown()
+    os._exit(status)
 
 
 _c_callback = ctypes.CFUNCTYPE(None, ctypes.c_int)(_leave)  # kept: C holds no reference

@@ -1,5 +1,6 @@
 """Two processes on one machine train as one; connected over the loopback."""
 
+import contextlib
 import csv
 import json
 import os
@@ -221,6 +222,45 @@ def test_pair_is_refused_together_where_another_run_works(start_pair, start_trai
         assert program.wait(60) == 2, program.output
         last = program.output.strip().splitlines()[-1]
         assert f"is in use by process {first.process.pid} on " in last
+
+
+LATE = """
+import sys
+from pathlib import Path
+from time import sleep
+from jaxeff import main
+plain, file = main.sentence, Path(sys.argv.pop(1))
+def sentence(error):
+    while not file.exists():
+        sleep(0.01)
+    return plain(error)
+main.sentence, sys.argv[0] = sentence, "jaxeff"
+main.cli()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("early", [0, 1])
+def test_each_process_says_what_all_refuse_however_late(start, tmp_path, early):
+    """The first to end must not look to the other as if it were lost."""
+    go_on, port = tmp_path / "go_on", free_port()
+    pair = [
+        start(
+            *(sys.executable, "-c", LATE, tmp_path if process == early else go_on),
+            *(f"--config={ROOT}/configs/irnn.py:quick", f"--workdir={tmp_path / 'run'}"),
+            *("--config.devices.cpu=1", f"--config.devices.coordinator=127.0.0.1:{port}"),
+            *("--config.devices.num_processes=2", f"--config.devices.process_id={process}"),
+            *("--config.data.name=arrays", f"--config.data.dir={tmp_path / 'missing.npz'}"),
+        )
+        for process in range(2)
+    ]
+    assert pair[early].wait_until(lambda: "error: " in pair[early].output), pair[early].output
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        pair[early].process.wait(2)
+    go_on.touch()
+    for program in pair:
+        assert program.wait(60) == 2, program.output
+        assert "missing.npz" in program.output.strip().splitlines()[-1]
 
 
 SAVING = "Gloo all-reduce failed: Read error [127.0.0.1]:64202: Connection reset by peer"
