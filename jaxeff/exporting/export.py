@@ -98,9 +98,15 @@ def write_entries(
       DataError: outputs of the model are not finite.
     """
     formats = options.formats()
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _written(entries, folder, formats, options, files or {})
+        try:
+            return _written(entries, folder, formats, options, files or {})
+        except ExportError:
+            if is_new and not any(folder.iterdir()):
+                folder.rmdir()
+            raise
     except OSError as error:
         if error.errno is None:
             raise

@@ -21,6 +21,9 @@ RECIPES = {
     "int16x8": "static_wi8_ai16",
 }
 
+#: Of the terms of a sum, what single precision leaves of their difference where it should be 0.
+ROUNDING = 2.0**-20
+
 
 def quantised(content: bytes, entry: Entry, batch: int, precision: str, signature: str) -> bytes:
     """Returns a flatbuffer with integers in place of floats.
@@ -45,8 +48,53 @@ def quantised(content: bytes, entry: Entry, batch: int, precision: str, signatur
     ranges = calibrator.Calibrator(content, num_threads=1, qsv_update_func=widest)
     ranges.calibrate({signature: list(trajectory(entry, batch))}, manager)
     extremes = ranges.get_model_qsvs()
+    _require_finite(extremes)
+    _widen_zeros(extremes, content)
     _share_state_ranges(extremes, content, entry, signature)
     return bytes(integers.quantize(extremes, enable_progress_report=False).quantized_model)
+
+
+def _require_finite(extremes: Mapping[str, Any]) -> None:
+    """Raises `ValueError` where a tensor has values that no integers can stand for."""
+    for name, found in extremes.items():
+        if not all(np.isfinite(found[end]).all() for end in ("min", "max") if end in found):
+            raise ValueError(f"'{name}' is not finite within the model")
+
+
+def _widen_zeros(extremes: dict[str, Any], content: bytes) -> None:
+    """Gives tensors that are zero on all examples the range of what they are computed from.
+
+    Zeros are exact in every range, but in one of no width the runtimes would have to multiply by
+    numbers for which their integers are too small, and end the process. So are differences of
+    nearly equal numbers, `ROUNDING` of these or less.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter: Any = Interpreter(model_content=content)
+    names = {
+        each["index"]: each["name"]
+        for each in interpreter.get_tensor_details()
+        if each["dtype"] is np.float32
+    }
+    for operation in interpreter._get_ops_details():  # in the order of execution
+        inputs, outputs = (
+            [names[i] for i in operation[end] if names.get(i) in extremes]
+            for end in ("inputs", "outputs")
+        )
+        if not inputs:
+            continue
+        source = max(inputs, key=lambda name: _extent(extremes[name]))
+        is_difference = operation["op_name"] in ("ADD", "SUB")
+        least = ROUNDING * _extent(extremes[source]) if is_difference else 0
+        for name in outputs:
+            if _extent(extremes[name]) <= least:
+                extremes[name] = dict(extremes[source])  # the quantizer changes them in place
+
+
+def _extent(found: Mapping[str, Any]) -> float:
+    """Returns the largest magnitude within a range; 0 where it is unknown."""
+    ends = [float(np.abs(found[end]).max()) for end in ("min", "max") if end in found]
+    return max(ends, default=0.0)
 
 
 def _share_state_ranges(

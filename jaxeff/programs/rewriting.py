@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,12 +15,18 @@ from jaxeff.typing import Array
 #: Maps arguments and parameters of a primitive to its results, or to None to leave it as it is.
 Rule = Callable[..., list[Any] | None]
 
+#: A function of one array whose operations are looked for in programs, and what is put in place.
+Pattern = tuple[Callable[[Array], Array], Callable[[Array], Array]]
+
 #: Primitives that call a program, which is written in their place.
 _CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint")
 
 
 def rewritten(
-    function: Callable[..., Any], rules: Mapping[str, Rule], unrolled: int = 0
+    function: Callable[..., Any],
+    rules: Mapping[str, Rule],
+    unrolled: int = 0,
+    patterns: Sequence[Pattern] = (),
 ) -> Callable[..., Any]:
     """Returns a function whose program has other operations in place of some.
 
@@ -29,11 +36,13 @@ def rewritten(
       function: maps arrays to a tree of arrays.
       rules: by the name of the primitive.
       unrolled: loops of at most so many steps are written out.
+      patterns: functions that JAX writes out in several operations, and what replaces them.
     """
 
     def call(*arrays: Any) -> Any:
         program, shapes = jax.make_jaxpr(function, return_shape=True)(*arrays)
-        results = _evaluate(program, arrays, {**rules, **_loops(rules, unrolled)})
+        known = {**rules, **_loops(rules, unrolled, patterns)}
+        results = _evaluate(program, arrays, known, patterns)
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
     return call
@@ -82,7 +91,9 @@ def _unchanged(*arrays: Any, **parameters: Any) -> None:
     """Leaves a primitive as it is."""
 
 
-def _loops(rules: Mapping[str, Rule], unrolled: int) -> dict[str, Rule]:
+def _loops(
+    rules: Mapping[str, Rule], unrolled: int, patterns: Sequence[Pattern]
+) -> dict[str, Rule]:
     """Returns the rule that writes short loops out."""
 
     def scan(*arrays: Any, jaxpr: Any, length: int, reverse: bool, **counts: Any) -> Any:
@@ -97,7 +108,7 @@ def _loops(rules: Mapping[str, Rule], unrolled: int) -> dict[str, Rule]:
         outputs = []
         for step in range(length)[:: -1 if reverse else 1]:
             values = [*constants, *carry, *(row[step] for row in rows)]
-            results = _evaluate(_closed(jaxpr), values, {**rules, "scan": scan})
+            results = _evaluate(_closed(jaxpr), values, {**rules, "scan": scan}, patterns)
             carry = results[: len(carry)]
             outputs.append(results[len(carry) :])
         ordered = outputs[:: -1 if reverse else 1]
@@ -115,7 +126,9 @@ def _closed(program: Any) -> Any:
     return program if hasattr(program, "consts") else core.ClosedJaxpr(program, ())
 
 
-def _evaluate(program: Any, arrays: Any, rules: Mapping[str, Rule]) -> list[Any]:
+def _evaluate(
+    program: Any, arrays: Any, rules: Mapping[str, Rule], patterns: Sequence[Pattern]
+) -> list[Any]:
     """Returns what a closed program makes of arrays."""
     jaxpr = program.jaxpr
     known: dict[Any, Any] = {}
@@ -125,16 +138,71 @@ def _evaluate(program: Any, arrays: Any, rules: Mapping[str, Rule]) -> list[Any]
 
     variables = (*jaxpr.constvars, *jaxpr.invars)
     known.update(zip(variables, (*program.consts, *arrays), strict=True))
+    found = _found(jaxpr, patterns) if patterns else {}
     for equation in jaxpr.eqns:
+        if equation.outvars[0] in found:
+            argument, replacement = found[equation.outvars[0]]
+            known[equation.outvars[0]] = replacement(read(argument))
+            continue
         primitive, parameters = equation.primitive, equation.params
         values = [read(v) for v in equation.invars]
         rule = rules.get(primitive.name, _unchanged)
         results = rule(*values, **parameters)
         if results is None and primitive.name in _CALLS:
             inner = parameters.get("jaxpr") or parameters["call_jaxpr"]
-            results = _evaluate(_closed(inner), values, rules)
+            results = _evaluate(_closed(inner), values, rules, patterns)
         elif results is None:
             bound = primitive.bind(*values, **primitive.get_bind_params(parameters))
             results = bound if primitive.multiple_results else [bound]
         known.update(zip(equation.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def _found(jaxpr: Any, patterns: Sequence[Pattern]) -> dict[Any, tuple[Any, Any]]:
+    """Returns the argument and the replacement of every pattern, by the variable of its result."""
+    makers = _makers(jaxpr)
+    found = {}
+    for variable in makers:
+        shape, kind = getattr(variable.aval, "shape", None), getattr(variable.aval, "dtype", None)
+        if kind is None or not jnp.issubdtype(kind, jnp.floating):
+            continue
+        for function, replacement in patterns:
+            argument = _argument(_program(function, shape, kind), variable, makers)
+            if argument is not None:
+                found[variable] = argument, replacement
+    return found
+
+
+@functools.cache
+def _program(function: Callable[[Array], Array], shape: Any, kind: Any) -> Any:
+    return jax.make_jaxpr(function)(jax.ShapeDtypeStruct(shape, kind)).jaxpr
+
+
+def _makers(jaxpr: Any) -> dict[Any, Any]:
+    return {variable: equation for equation in jaxpr.eqns for variable in equation.outvars}
+
+
+def _argument(pattern: Any, variable: Any, makers: Mapping[Any, Any]) -> Any:
+    """Returns the variable from which operations as in the pattern make another; None if not."""
+    (argument,), (result,) = pattern.invars, pattern.outvars
+    steps = _makers(pattern)
+    bound: dict[Any, Any] = {}
+
+    def agree(expected: Any, given: Any) -> bool:
+        if isinstance(expected, core.Literal) or isinstance(given, core.Literal):
+            return (
+                isinstance(expected, core.Literal)
+                and isinstance(given, core.Literal)
+                and bool(expected.val == given.val)
+            )
+        if expected is argument:
+            return bound.setdefault(argument, given) is given
+        step, equation = steps[expected], makers.get(given)
+        return (
+            equation is not None
+            and step.primitive is equation.primitive
+            and step.params == equation.params
+            and all(map(agree, step.invars, equation.invars))
+        )
+
+    return bound.get(argument) if agree(result, variable) else None

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxeff.exporting.litert import _RULES
+from jaxeff.exporting.litert_rules import PATTERNS, RULES
 from jaxeff.exporting.onnx import _RULES as OF_ONNX
 from jaxeff.exporting.onnx import _plane_by_plane
 from jaxeff.ops import platform, strided
@@ -28,10 +28,10 @@ def test_transposed_convolutions(dimensions, strides, padding):
             return strided.transposed_conv(x, kernel, strides, padding, strides - 1)
 
     expected = jax.jit(function)(x)
-    for rule in (_RULES["conv_general_dilated"], _plane_by_plane):
+    for rule in (RULES["conv_general_dilated"], _plane_by_plane):
         other = rewritten(function, {"conv_general_dilated": rule})
         np.testing.assert_allclose(jax.jit(other)(x), expected, atol=2e-5)
-    plain = rewritten(function, _RULES)
+    plain = rewritten(function, RULES)
     assert "lhs_dilation=(2" not in primitives(plain, x)
     planes = rewritten(function, {"conv_general_dilated": _plane_by_plane})
     assert "lhs_dilation=(2, 2, 2)" not in primitives(planes, x)
@@ -39,7 +39,7 @@ def test_transposed_convolutions(dimensions, strides, padding):
 
 def test_largest_values_and_their_places():
     x = jax.random.normal(KEY, (3, 7)).at[1, 2].set(5.0).at[1, 4].set(5.0)
-    values, places = rewritten(lambda x: jax.lax.top_k(x, 4), _RULES)(x)
+    values, places = rewritten(lambda x: jax.lax.top_k(x, 4), RULES)(x)
     expected = jax.lax.top_k(x, 4)
     np.testing.assert_array_equal(values, expected[0])
     np.testing.assert_array_equal(places, expected[1])
@@ -52,7 +52,7 @@ def test_the_only_entry_of_an_axis_needs_no_search():
         lambda x: (jnp.argmax(x, 1),),
         lambda x: jax.lax.top_k(x, 1),
     ):
-        other = rewritten(function, _RULES)
+        other = rewritten(function, RULES)
         jax.tree.map(np.testing.assert_array_equal, tuple(other(x)), tuple(function(x)))
         assert "arg" not in primitives(other, x)
 
@@ -64,10 +64,49 @@ def test_running_maxima(axis, reverse):
     def function(x):
         return jax.lax.cummax(x, axis, reverse=reverse)
 
-    for rules in (_RULES, OF_ONNX):
+    for rules in (RULES, OF_ONNX):
         other = rewritten(function, rules)
         np.testing.assert_array_equal(other(x), function(x))
         assert "cummax" not in primitives(other, x)
+
+
+@pytest.mark.parametrize("approximate", [False, True])
+@pytest.mark.parametrize("kind", ["once", "in a jit", "in a loop", "in half precision"])
+def test_gelu_is_found_where_jax_writes_it_out(approximate, kind):
+    def activation(x):
+        return jax.nn.gelu(2 * x, approximate=approximate) + 1
+
+    functions = {
+        "once": activation,
+        "in a jit": jax.jit(activation),
+        "in a loop": lambda x: jax.lax.scan(lambda c, _: (activation(c), None), x, None, 3)[0],
+        "in half precision": lambda x: activation(x.astype(jnp.bfloat16)).astype(x.dtype),
+    }
+    function = functions[kind]
+    other = rewritten(function, RULES, 8, PATTERNS)
+    x = jax.random.normal(KEY, (3, 7))
+    program = jax.make_jaxpr(other)(x)
+    names = [equation.primitive.name for equation in program.eqns]
+    assert names.count("composite") == (3 if kind == "in a loop" else 1)
+    said = [e.params["attributes"] for e in program.eqns if e.primitive.name == "composite"]
+    assert all("tanh" in str(each) if approximate else "none" in str(each) for each in said)
+    np.testing.assert_allclose(jax.jit(other)(x), jax.jit(function)(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: 0.4 * x * jax.lax.erfc(-x * np.float32(0.5**0.5)),  # another factor
+        lambda x: 0.5 * (x + 1) * jax.lax.erfc(-x * np.float32(0.5**0.5)),  # of two arguments
+        lambda x: jax.lax.erfc(-x * np.float32(0.5**0.5)),  # a part of it
+        lambda x: jax.nn.silu(x),
+    ],
+)
+def test_what_is_nearly_gelu_stays(function):
+    x = jax.random.normal(KEY, (3, 7))
+    other = rewritten(function, {}, 0, PATTERNS)
+    assert "composite" not in primitives(other, x)
+    np.testing.assert_array_equal(other(x), function(x))
 
 
 @pytest.mark.parametrize(
