@@ -34,8 +34,9 @@ def by_size(shape: str) -> list[int]:
 
 
 def milliseconds(name: str, shape: str) -> float:
-    """Returns the median time of a network, the mean over the seeds' networks."""
-    return mean(part("latency")[shape][name]["median_ms"])
+    """Returns the median time of a network, the mean over the seeds' networks; NaN if unknown."""
+    line = part("latency")[shape].get(name)
+    return mean(line["median_ms"]) if line else math.nan
 
 
 def accuracy() -> str:
@@ -46,7 +47,9 @@ def accuracy() -> str:
         million = mean(line["macs_per_example"]) / 1e6
         cells = [name, found_networks(line), spread(line["test"], 100), f"{million:.0f}"]
         alone, padded = milliseconds(name, ALONE), milliseconds(name, PADDED)
-        rows.append((padded, [*cells, f"{alone:.1f}", f"{padded:.1f}", f"{padded / whole:.2f}"]))
+        times = [f"{alone:.1f}", f"{padded:.1f}", f"{padded / whole:.2f}"]
+        known = not math.isnan(padded)
+        rows.append((padded if known else 0.0, [*cells, *(times if known else "–––")]))
     header = ["network", "layers: cut after layer/factor", "test accuracy, %", "million MACs"]
     header += [f"ms, {ALONE}", f"ms, {PADDED}", "over full"]
     return table(header, [cells for _, cells in sorted(rows, reverse=True)])
