@@ -28,9 +28,9 @@ def found_networks(line: dict) -> str:
     return "; ".join(dict.fromkeys(plan.removesuffix(": ") for plan in plans))
 
 
-def by_size(shape: str) -> list[int]:
+def by_size(shape: str) -> tuple[int, ...]:
     """Returns the numbers of "batch 1, length 32", to sort by."""
-    return [int(number) for number in re.findall(r"\d+", shape)]
+    return tuple(int(number) for number in re.findall(r"\d+", shape))
 
 
 def milliseconds(name: str, shape: str) -> float:
@@ -145,15 +145,24 @@ def _integer_lines() -> dict[str, dict[str, float]]:
     return found
 
 
-def integers() -> str:
-    """Returns the times of networks in 32-bit floats and 8-bit integers, a row per shape."""
-    lines = _integer_lines()
+def integers(batch: int) -> str:
+    """Returns the times of networks in 32-bit floats and 8-bit integers, a row per network."""
+    lines = {
+        by_size(shape)[1:]: line
+        for shape, line in _integer_lines().items()
+        if by_size(shape)[0] == batch
+    }
     names = list(dict.fromkeys(name for line in lines.values() for name in line))
+    digits = 2 if batch == 1 else 1
     rows = [
-        [shape, *(f"{line[name]:.1f}" if name in line else "–" for name in names)]
-        for shape, line in lines.items()
+        [name, *(f"{line[name]:.{digits}f}" if name in line else "–" for line in lines.values())]
+        for name in sorted(names, key=lambda name: name.rpartition(" ")[2])
     ]
-    return table(["ms", *names], rows)
+    header = [f"ms, batch {batch}"]
+    header += [
+        f"{length} tokens, {threads} thread{'s'[: threads - 1]}" for length, threads in lines
+    ]
+    return table(header, rows)
 
 
 def _fastest(line: dict[str, float], network: str) -> tuple[float, str]:
