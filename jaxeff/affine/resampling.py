@@ -25,6 +25,9 @@ from jaxeff.errors import ConfigError
 #: Smallest absolute determinant of an invertible matrix.
 SMALLEST_DETERMINANT = 1e-6
 
+#: Scope of the operations of `resample` in programs.
+SCOPE = "affine_resample"
+
 
 class Transform(NamedTuple):
     """Affine maps of points.
@@ -183,5 +186,6 @@ def resample(images: Any, transform: Transform, xp: Any = jnp) -> Any:
             f"a transform of {dimensions} dimensions takes images {axes}, not {images.shape}"
         )
     points = grid(shape).reshape(1, -1, dimensions)
-    points = apply(transform, xp.asarray(points, transform.matrix.dtype))
-    return sample(images, points, xp).reshape(images.shape)
+    with jax.named_scope(SCOPE):
+        points = apply(transform, xp.asarray(points, transform.matrix.dtype))
+        return sample(images, points, xp).reshape(images.shape)

@@ -33,7 +33,7 @@ def _(model: Autoencoder, source: Exportable) -> list[Entry]:
 
     poses: dict[str, np.ndarray] = {}
     if model.family is not None:
-        poses["pose"] = np.tile(np.asarray(model.family.identity()), (len(images), 1))
+        poses["pose"] = np.asarray(model.family.spread(len(images)))
     of_pose = {name: Input((BATCH, a.shape[1]), str(a.dtype)) for name, a in poses.items()}
     codes = np.asarray(jax.jit(encode)(images, *poses.values())[0])
     built = [

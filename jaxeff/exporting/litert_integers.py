@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxeff.affine import resampling
 from jaxeff.exporting.entry import Entry
 
 #: The quantizer's recipes: integers of weights and, with ``ai``, of activations.
@@ -40,6 +41,8 @@ def quantised(content: bytes, entry: Entry, batch: int, precision: str, signatur
     from litert_quantizer import calibrator, quantizer, recipe, recipe_manager
 
     steps = getattr(recipe, RECIPES[precision])()
+    if precision != "int8_dynamic":
+        steps = _without_resampling(steps)
     integers = quantizer.Quantizer(content, steps)
     if precision == "int8_dynamic":
         return bytes(integers.quantize(enable_progress_report=False).quantized_model)
@@ -52,6 +55,20 @@ def quantised(content: bytes, entry: Entry, batch: int, precision: str, signatur
     _widen_zeros(extremes, content)
     _share_state_ranges(extremes, content, entry, signature)
     return bytes(integers.quantize(extremes, enable_progress_report=False).quantized_model)
+
+
+def _without_resampling(steps: Any) -> Any:
+    """Returns a recipe that leaves the resampling of images in floats.
+
+    In integers, the place of a point and the pixels around it come from different roundings.
+    """
+    from litert_quantizer import algorithm_manager, recipe_manager
+
+    manager = recipe_manager.RecipeManager()
+    manager.load_quantization_recipe(steps)
+    kept = algorithm_manager.AlgorithmName.NO_QUANTIZE
+    manager.add_quantization_config(resampling.SCOPE, "*", algorithm_key=kept)
+    return manager.get_quantization_recipe()
 
 
 def _require_finite(extremes: Mapping[str, Any]) -> None:

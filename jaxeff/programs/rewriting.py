@@ -144,18 +144,26 @@ def _evaluate(
             argument, replacement = found[equation.outvars[0]]
             known[equation.outvars[0]] = replacement(read(argument))
             continue
-        primitive, parameters = equation.primitive, equation.params
         values = [read(v) for v in equation.invars]
-        rule = rules.get(primitive.name, _unchanged)
-        results = rule(*values, **parameters)
-        if results is None and primitive.name in _CALLS:
-            inner = parameters.get("jaxpr") or parameters["call_jaxpr"]
-            results = _evaluate(_closed(inner), values, rules, patterns)
-        elif results is None:
-            bound = primitive.bind(*values, **primitive.get_bind_params(parameters))
-            results = bound if primitive.multiple_results else [bound]
+        with jax.named_scope(str(equation.source_info.name_stack)):
+            results = _results(equation, values, rules, patterns)
         known.update(zip(equation.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def _results(
+    equation: Any, values: list[Any], rules: Mapping[str, Rule], patterns: Sequence[Pattern]
+) -> list[Any]:
+    """Returns what one operation, or what is in its place, makes of values."""
+    primitive, parameters = equation.primitive, equation.params
+    results = rules.get(primitive.name, _unchanged)(*values, **parameters)
+    if results is None and primitive.name in _CALLS:
+        inner = parameters.get("jaxpr") or parameters["call_jaxpr"]
+        results = _evaluate(_closed(inner), values, rules, patterns)
+    elif results is None:
+        bound = primitive.bind(*values, **primitive.get_bind_params(parameters))
+        results = bound if primitive.multiple_results else [bound]
+    return results
 
 
 def _found(jaxpr: Any, patterns: Sequence[Pattern]) -> dict[Any, tuple[Any, Any]]:

@@ -8,6 +8,7 @@ import pytest
 
 import jaxeff
 from jaxeff import ode
+from jaxeff.affine import poses, resampling
 from jaxeff.exporting import FORMATS, Entry, Input, entries, litert, write_entries
 from jaxeff.exporting.formats import ExportError
 from jaxeff.models import MODELS
@@ -88,6 +89,24 @@ def test_texts(precision, exportable, options, tmp_path):
         [part], tmp_path, options("litert", precision=precision, batch_sizes=(2,))
     )
     assert relative(report) < {"int8": 0.15, "int16x8": 0.05}[precision]
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("int8", 0.06), ("int16x8", 0.002)])
+def test_images_are_turned_in_floats(precision, limit, options, tmp_path):
+    """Integers of a point's place would take another pixel's value."""
+    images = np.random.default_rng(0).uniform(size=(32, 9, 9, 1)).astype(np.float32)
+    angles = np.linspace(0, 6, 32).astype(np.float32)
+
+    def turned(x, angle):
+        matrix = poses.rotation_matrix(angle)
+        return (resampling.resample(x, resampling.Transform(matrix, jnp.zeros((len(x), 2)))),)
+
+    inputs = {"x": Input(("batch", 9, 9, 1)), "angle": Input(("batch",))}
+    entry = Entry("turned", turned, inputs, ("y",), {"x": images, "angle": angles})
+    report = write_entries(
+        [entry], tmp_path, options("litert", precision=precision, batch_sizes=(4,))
+    )
+    assert relative(report) < limit
 
 
 @pytest.mark.slow
