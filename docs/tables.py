@@ -298,6 +298,7 @@ TABLES = {
     "text integers single": lambda: texts.integers(1),
     "text integers batches": lambda: texts.integers(32),
     "text integers ratios": texts.integer_ratios,
+    "text integers searches": lambda: texts.searches(single=True),
     "text integers conditions": lambda: conditions("encoder_integers"),
     "texts conditions": lambda: conditions("bottleneck_results", texts.SETTING, "latency"),
     "compiled steps": accelerators.matrix,

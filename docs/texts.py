@@ -55,14 +55,20 @@ def accuracy() -> str:
     return table(header, [cells for _, cells in sorted(rows, reverse=True)])
 
 
-def searches() -> str:
-    """Returns what every search found under its requirement, and its cost."""
+def searches(single: bool = False) -> str:
+    """Returns what every search found under its requirement, and its cost.
+
+    Args:
+      single: those for single texts in a runtime, in place of those for batches in JAX.
+    """
     rows = []
-    for line in part("accuracy").values():
+    for name, line in part("accuracy").items():
+        if ("single" in name) != single:
+            continue
         for search, model in zip(line["searches"], line["models"], strict=False):
             plan = found_networks({"models": [model]})
             ms = [search["found"]["predicted_ms"], search["found"]["measured_ms"]]
-            ms = [f"{t:.0f}" for t in (*ms, search["full"]["measured_ms"])]
+            ms = [f"{t:.{2 * single}f}" for t in (*ms, search["full"]["measured_ms"])]
             scores = [f"{100 * search[which]['accuracy']:.1f}" for which in ("found", "full")]
             spent = [f"{search['seconds'][what]:.0f}" for what in ("measuring", "all")]
             asked = search["requirement"]
