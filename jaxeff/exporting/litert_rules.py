@@ -8,17 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxeff.exporting import litert_graph
+from jaxeff.exporting import convolutions, litert_graph
 from jaxeff.ops import anchors
 from jaxeff.programs.rewriting import Pattern, Rule, largest_so_far, zeros_between
 from jaxeff.typing import Array
 
 
 def _without_input_dilation(x: Array, kernel: Array, **parameters: Any) -> list[Array] | None:
-    """Writes zeros between the inputs of a transposed convolution, which LiteRT gets wrong."""
+    """Writes no zeros between the inputs of a transposed convolution, which LiteRT gets wrong."""
+    written = convolutions.of_images(x, kernel, **parameters)
     dilation = parameters["lhs_dilation"]
-    if set(dilation) == {1}:
-        return None
+    if written is not None or set(dilation) == {1}:
+        return written
     axes = parameters["dimension_numbers"].lhs_spec[2:]
     for axis, factor in zip(axes, dilation, strict=True):
         x = zeros_between(x, axis, factor)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from jaxeff.exporting import convolutions
 from jaxeff.exporting.entry import Artifact, Entry
 from jaxeff.exporting.formats import FORMATS, Runtime, refused, require_package
 from jaxeff.exporting.onnx_integers import quantised
@@ -155,7 +156,10 @@ def converted(entry: Entry, sizes: Mapping[str, int]) -> bytes:
 
 def _plane_by_plane(x: Array, kernel: Array, **parameters: Any) -> list[Array] | None:
     """Writes a convolution of volumes as a sum of convolutions of planes, which alone are known."""
+    written = convolutions.of_images(x, kernel, **parameters)
     layout = parameters["dimension_numbers"]
+    if written is not None:
+        return written
     if x.ndim != 5 or layout.lhs_spec != (0, 4, 1, 2, 3) or parameters["rhs_dilation"][0] != 1:
         return None
     strides, padding, dilation = (

@@ -13,8 +13,10 @@ from typing import Any
 import jax
 from jax import export
 
+from jaxeff.exporting import convolutions
 from jaxeff.exporting.entry import Artifact, Entry
 from jaxeff.exporting.formats import FORMATS, Runtime, refused
+from jaxeff.programs.rewriting import Rule, rewritten
 
 #: Platforms that a file runs on.
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -63,9 +65,14 @@ class StableHLO:
         return lambda: runtime(*on_device)
 
 
+#: Operations that one of the platforms has faster ones for.
+_RULES: dict[str, Rule] = {"conv_general_dilated": convolutions.on_cpus}
+
+
 def serialized(entry: Entry, shapes: Sequence[jax.ShapeDtypeStruct]) -> bytes:
     """Returns the program of an entry for shapes, whose axes may have names."""
-    program = export.export(jax.jit(entry.reference), platforms=PLATFORMS)(*shapes)
+    function = rewritten(entry.reference, _RULES)
+    program = export.export(jax.jit(function), platforms=PLATFORMS)(*shapes)
     return bytes(program.serialize())
 
 

@@ -16,6 +16,7 @@ from jaxeff.errors import ConfigError, UserError
 from jaxeff.exporting import Entry, ExportError, Input, Options, entries, verify, write_entries
 from jaxeff.exporting.formats import require_package
 from jaxeff.models import MODELS, SequenceModel
+from jaxeff.ops import strided
 
 TEXT = {"layers": 2, "width": 8, "heads": 2, "hidden": 16, "vocabulary": 20, "positions": 16}
 NETWORK = {"name": "resnet", "depth": 8, "widths": (4, 4, 4)}
@@ -63,6 +64,43 @@ def test_a_program_is_read_by_jax_alone(exportable, options, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_program_has_other_convolutions_on_cpus_than_on_other_devices(tmp_path):
+    """XLA convolves channels by themselves slowly on CPUs, and well on the others."""
+    x = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype(np.float32)
+    network = nn.Conv(3, (3, 3), feature_group_count=3)
+    variables = network.init(jax.random.key(0), x)
+    entry = Entry(
+        "e",
+        lambda x: (network.apply(variables, x),),
+        {"x": Input(("b", 6, 6, 3))},
+        ("y",),
+        {"x": x},
+    )
+    options = Options(rounds=0, batch_sizes=(1, 3))
+    (row,) = write_entries([entry], tmp_path, options).rows
+    assert row.files == ["e.stablehlo"]
+    program = export.deserialize(bytearray((tmp_path / "e.stablehlo").read_bytes()))
+    here = jax.jit(program.call).lower(x).compile().as_text()
+    assert " convolution(" not in here
+    assert program.mlir_module().count("stablehlo.convolution(") == 2  # of two platforms
+    np.testing.assert_allclose(program.call(x)[0], entry.function(x)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["stablehlo", "onnx"])
+def test_transposed_convolutions_of_any_batch(name, options, tmp_path):
+    for shape in ((5, 4), (3, 4, 5)):
+        x = np.random.default_rng(0).normal(size=(4, *shape, 3)).astype(np.float32)
+        kernel = np.random.default_rng(1).normal(size=(*(3,) * len(shape), 3, 2)).astype(np.float32)
+
+        def function(x, kernel=kernel):
+            return (strided.transposed_conv(x, kernel, 2, 1, 1),)
+
+        entry = Entry("e", function, {"x": Input(("batch", *shape, 3))}, ("y",), {"x": x})
+        (row,) = write_entries([entry], tmp_path, options(name, batch_sizes=(1, 3))).rows
+        assert row.files == [f"e.{name}"]
+        assert row.difference < 1e-4
+
+
 @pytest.mark.parametrize("name", ["litert", "onnx"])
 def test_a_step_in_another_runtime(name, exportable, options, tmp_path):
     model = small(ode.TARNN(5))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxeff.exporting import convolutions
 from jaxeff.exporting.litert_rules import PATTERNS, RULES
 from jaxeff.exporting.onnx import _RULES as OF_ONNX
 from jaxeff.exporting.onnx import _plane_by_plane
@@ -35,6 +36,80 @@ def test_transposed_convolutions(dimensions, strides, padding):
     assert "lhs_dilation=(2" not in primitives(plain, x)
     planes = rewritten(function, {"conv_general_dilated": _plane_by_plane})
     assert "lhs_dilation=(2, 2, 2)" not in primitives(planes, x)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize(
+    ("side", "strides", "padding"), [(3, 1, 1), (3, 2, 1), (5, 2, 0), (2, 3, 1)]
+)
+@pytest.mark.parametrize("longer", [0, 1])
+def test_convolutions_without_zeros_between_inputs(dimensions, side, strides, padding, longer):
+    x = jax.random.normal(KEY, (2, *(4, 5, 6)[:dimensions], 3))
+    kernel = jax.random.normal(KEY, (*(side,) * dimensions, 3, 2))
+
+    def function(x):
+        with platform("reference"):
+            back = strided.transposed_conv(x, kernel, strides, padding, longer)
+            return back, strided.conv(back, kernel[..., :2, :], strides, padding)
+
+    other = rewritten(function, {"conv_general_dilated": convolutions.of_images})
+    for given, expected in zip(jax.jit(other)(x), jax.jit(function)(x), strict=True):
+        np.testing.assert_allclose(given, expected, atol=2e-6 * np.abs(expected).max())
+    text = primitives(other, x)
+    assert "lhs_dilation=(2" not in text
+    assert "lhs_dilation=(3" not in text
+    if dimensions == 3 and (strides > 1 or not longer):
+        assert "lhs_spec=(0, 4" not in text
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1), (3, 3)])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", [(2, 0), (0, 3)]])
+def test_depthwise_convolutions_as_shifted_images(strides, padding):
+    x = jax.random.normal(KEY, (2, 7, 8, 5))
+    kernel = jax.random.normal(KEY, (3, 2, 1, 5))
+
+    def function(x):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, strides, padding, dimension_numbers=layout, feature_group_count=5
+        )
+
+    other = rewritten(function, {"conv_general_dilated": convolutions.of_shifts})
+    np.testing.assert_allclose(jax.jit(other)(x), jax.jit(function)(x), atol=1e-5)
+    assert "conv_general_dilated" not in primitives(other, x)
+
+
+@pytest.mark.parametrize(
+    ("groups", "options"),
+    [
+        (1, {}),
+        (2, {}),  # of two inputs each
+        (4, {"lhs_dilation": (2, 2)}),
+        (4, {"rhs_dilation": (1, 2)}),
+        (4, {"dimension_numbers": ("NHWC", "HWIO", "NCHW")}),
+        (4, {"padding": [(-1, 1), (1, 1)]}),
+        (1, {"lhs_dilation": (2, 1)}),
+        (1, {"lhs_dilation": (2, 2), "window_strides": (2, 2)}),
+        (1, {"lhs_dilation": (2, 2), "padding": [(1, 1), (2, 2)]}),
+    ],
+)
+def test_other_convolutions_stay(groups, options):
+    x = jax.random.normal(KEY, (2, 7, 8, 4))
+    kernel = jax.random.normal(KEY, (3, 3, 4 // groups, 4))
+    asked = {
+        "window_strides": (1, 1),
+        "padding": [(1, 1), (1, 1)],
+        "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+        **options,
+    }
+
+    def function(x):
+        return jax.lax.conv_general_dilated(x, kernel, **asked, feature_group_count=groups)
+
+    other = rewritten(function, {"conv_general_dilated": convolutions.on_cpus})
+    assert primitives(other, x).count("conv_general_dilated[") == 1
+    assert "platform_index" not in primitives(other, x)
+    np.testing.assert_array_equal(other(x), function(x))
 
 
 def test_largest_values_and_their_places():

@@ -10,11 +10,11 @@ Where there is a compiled library, it computes them in single precision (``volum
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 
+from jaxeff.ops import strided_forms
 from jaxeff.ops.cpu import volumes
 from jaxeff.ops.cpu.windows import product, sum_over_images, windows
 from jaxeff.ops.platforms import is_forward_mode
@@ -69,7 +69,7 @@ def _conv(x: Array, kernel: Array, strides: int, padding: int) -> Array:
     if channels == 1:
         seen = jnp.stack(windows(x[..., 0], (side,) * count, strides, (padding,) * count))
         return jnp.einsum("t...,to->...o", seen, kernel.reshape(-1, outputs))
-    return _planes(x, kernel, strides, padding)
+    return strided_forms.plane_by_plane(x, kernel, strides, padding)
 
 
 _conv_with_gradient = jax.custom_vjp(_conv, nondiff_argnums=(2, 3))
@@ -104,7 +104,9 @@ def _transposed_conv(
     if outputs > 1 and max(more) < strides and volumes.is_computable(x, kernel):
         shape = (x.shape[0], *sizes, outputs)
         return volumes.input_gradient(x, jnp.swapaxes(kernel, -1, -2), shape, strides, padding)
-    return _phases(x, kernel, strides, padding, sizes)
+    return strided_forms.in_phases(
+        x, kernel, strides, padding, sizes, lambda x, kernel: _conv(x, kernel, 1, 0)
+    )
 
 
 _transposed_with_gradient = jax.custom_vjp(_transposed_conv, nondiff_argnums=(2, 3, 4))
@@ -126,46 +128,6 @@ def _transposed_backward(
 
 
 _transposed_with_gradient.defvjp(_transposed_forward, _transposed_backward)
-
-
-def _planes(x: Array, kernel: Array, strides: int, padding: int) -> Array:
-    """Convolves volumes plane by plane: neighbouring planes become channels."""
-    batch, depth, *plane, channels = x.shape
-    side, outputs = kernel.shape[0], kernel.shape[-1]
-    count = (depth + 2 * padding - side) // strides + 1
-    x = jnp.pad(x, ((0, 0), (padding, padding), (0, 0), (0, 0), (0, 0)))
-    around = [x[:, t : t + strides * (count - 1) + 1 : strides] for t in range(side)]
-    stacked = jnp.concatenate(around, -1).reshape(-1, *plane, side * channels)
-    flat = jnp.moveaxis(kernel, 0, 2).reshape(side, side, side * channels, outputs)
-    y = padded_conv(stacked, flat, strides, padding)
-    return y.reshape(batch, count, *y.shape[1:])
-
-
-def _phases(x: Array, kernel: Array, strides: int, padding: int, sizes: tuple[int, ...]) -> Array:
-    """Computes an output of ``sizes`` with its phases as channels, then interleaves them."""
-    count, (inputs, outputs) = x.ndim - 2, kernel.shape[-2:]
-    taps = math.ceil(kernel.shape[0] / strides)
-    missing = taps * strides - kernel.shape[0]
-    kernel = jnp.pad(kernel, ((0, missing),) * count + ((0, 0), (0, 0)))
-    # [taps, phase, taps, phase, ..., inputs, outputs] to [taps..., inputs, phase..., outputs]
-    kernel = kernel.reshape(*(taps, strides) * count, inputs, outputs)
-    even, odd = range(0, 2 * count, 2), range(1, 2 * count, 2)
-    kernel = kernel.transpose(*even, 2 * count, *odd, 2 * count + 1)
-    kernel = jnp.flip(kernel, tuple(range(count)))
-    kernel = kernel.reshape(*(taps,) * count, inputs, strides**count * outputs)
-    # Only the groups of `strides` output pixels that are not cropped.
-    first = padding // strides
-    groups = [(padding + size - 1) // strides - first + 1 for size in sizes]
-    low = taps - 1 - first
-    ends = [m + taps - 1 - n - low for n, m in zip(x.shape[1:-1], groups, strict=True)]
-    edges = ((0, 0, 0), *((low, end, 0) for end in ends), (0, 0, 0))
-    y = _conv(jax.lax.pad(x, jnp.zeros((), x.dtype), edges), kernel, 1, 0)
-    y = y.reshape(x.shape[0], *groups, *(strides,) * count, outputs)
-    pairs = (axis for i in range(count) for axis in (1 + i, 1 + count + i))
-    y = y.transpose(0, *pairs, 1 + 2 * count)
-    y = y.reshape(x.shape[0], *(n * strides for n in groups), outputs)
-    start = padding % strides
-    return y[(slice(None), *(slice(start, start + size) for size in sizes))]
 
 
 def _kernel_gradient(x: Array, g: Array, side: int, strides: int, padding: int) -> Array:
