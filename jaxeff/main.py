@@ -117,6 +117,7 @@ def _fail(error: UserError, debug: bool) -> NoReturn:
 
 
 def _leave(status: int) -> NoReturn:
+    """Ends the process, one of several by `processes.end`."""
     if signals.several_processes():
         from jaxeff.train import processes
 

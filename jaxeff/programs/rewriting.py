@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -145,10 +146,14 @@ def _evaluate(
             known[equation.outvars[0]] = replacement(read(argument))
             continue
         values = [read(v) for v in equation.invars]
-        with jax.named_scope(str(equation.source_info.name_stack)):
+        with _scope(str(equation.source_info.name_stack)):
             results = _results(equation, values, rules, patterns)
         known.update(zip(equation.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def _scope(name: str) -> contextlib.AbstractContextManager[Any]:
+    return jax.named_scope(name) if name else contextlib.nullcontext()
 
 
 def _results(

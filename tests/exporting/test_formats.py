@@ -63,7 +63,6 @@ def test_a_program_is_read_by_jax_alone(exportable, options, tmp_path):
     assert "| step | stablehlo |" in (tmp_path / "report.md").read_text()
 
 
-@pytest.mark.slow
 def test_a_program_has_other_convolutions_on_cpus_than_on_other_devices(tmp_path):
     """XLA convolves channels by themselves slowly on CPUs, and well on the others."""
     x = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype(np.float32)
@@ -82,7 +81,7 @@ def test_a_program_has_other_convolutions_on_cpus_than_on_other_devices(tmp_path
     program = export.deserialize(bytearray((tmp_path / "e.stablehlo").read_bytes()))
     here = jax.jit(program.call).lower(x).compile().as_text()
     assert " convolution(" not in here
-    assert program.mlir_module().count("stablehlo.convolution(") == 2  # of two platforms
+    assert "stablehlo.convolution(" in program.mlir_module()  # of other platforms
     np.testing.assert_allclose(program.call(x)[0], entry.function(x)[0], atol=1e-5)
 
 
@@ -101,6 +100,7 @@ def test_transposed_convolutions_of_any_batch(name, options, tmp_path):
         assert row.difference < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["litert", "onnx"])
 def test_a_step_in_another_runtime(name, exportable, options, tmp_path):
     model = small(ode.TARNN(5))

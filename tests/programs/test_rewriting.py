@@ -112,6 +112,24 @@ def test_other_convolutions_stay(groups, options):
     np.testing.assert_array_equal(other(x), function(x))
 
 
+def test_convolutions_of_one_axis_and_without_outputs_stay():
+    line = jax.random.normal(KEY, (2, 7, 4))
+    cube = jax.random.normal(KEY, (2, 2, 2, 2, 4))
+    for x, options in ((line, {"lhs_dilation": (2,)}), (cube, {})):
+        kernel = jnp.ones((*(3,) * (x.ndim - 2), 4, 4))
+        letters = "DHW"[5 - x.ndim :]
+        layout = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
+
+        def function(x, kernel=kernel, layout=layout, options=options):
+            strides = (1,) * (x.ndim - 2)
+            return jax.lax.conv_general_dilated(
+                x, kernel, strides, [(0, 0)] * len(strides), dimension_numbers=layout, **options
+            )
+
+        other = rewritten(function, {"conv_general_dilated": convolutions.on_cpus})
+        np.testing.assert_array_equal(other(x), function(x))
+
+
 def test_largest_values_and_their_places():
     x = jax.random.normal(KEY, (3, 7)).at[1, 2].set(5.0).at[1, 4].set(5.0)
     values, places = rewritten(lambda x: jax.lax.top_k(x, 4), RULES)(x)
