@@ -1,4 +1,4 @@
-"""What stands for strided and transposed convolutions in files.
+"""What stands for strided, transposed and depthwise convolutions in files.
 
 Runtimes multiply all zeros that a transposed convolution has between its inputs, or lack it, and
 have slow convolutions of volumes, or none; XLA has slow depthwise ones on CPUs.
@@ -80,7 +80,7 @@ def of_shifts(x: Array, kernel: Array, **parameters: Any) -> list[Array] | None:
 
 
 def on_cpus(x: Array, kernel: Array, **parameters: Any) -> list[Array] | None:
-    """Writes a convolution as either for CPUs, and for other devices as it is."""
+    """Writes a convolution as `of_images` or `of_shifts` does for CPUs; for others it stays."""
 
     def small(x: Array, kernel: Array) -> Array:
         return _written(x, kernel, parameters)[0]

@@ -155,11 +155,14 @@ def converted(entry: Entry, sizes: Mapping[str, int]) -> bytes:
 
 
 def _plane_by_plane(x: Array, kernel: Array, **parameters: Any) -> list[Array] | None:
-    """Writes a convolution of volumes as a sum of convolutions of planes, which alone are known."""
+    """Writes a convolution as `convolutions.of_images`, or as a sum of convolutions of planes.
+
+    The converter knows no convolutions of volumes.
+    """
     written = convolutions.of_images(x, kernel, **parameters)
-    layout = parameters["dimension_numbers"]
     if written is not None:
         return written
+    layout = parameters["dimension_numbers"]
     if x.ndim != 5 or layout.lhs_spec != (0, 4, 1, 2, 3) or parameters["rhs_dilation"][0] != 1:
         return None
     strides, padding, dilation = (
